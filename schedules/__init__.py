@@ -1,0 +1,28 @@
+"""Schedule templates. A template is named by where it lies: "module:class"."""
+
+from __future__ import annotations
+
+from tvmops.errors import NoTemplateError
+from tvmops.schedules.cpu.gemm import CpuGemm
+from tvmops.schedules.template import GenericKernel, Template
+from tvmops.targets import Target
+from tvmops.workloads import Workload
+
+TEMPLATES: tuple[Template, ...] = (CpuGemm(),)
+
+
+def templates_for(workload: Workload, target: Target) -> list[Template]:
+    """Return the templates that can schedule `workload` on `target`, the usual one first.
+
+    Raises
+    ------
+    NoTemplateError
+        There is none.
+    """
+    fitting = [template for template in TEMPLATES if template.covers(workload, target)]
+    if not fitting:
+        raise NoTemplateError(workload=workload, target=target.name)
+    return fitting
+
+
+__all__ = ["TEMPLATES", "GenericKernel", "Template", "templates_for"]

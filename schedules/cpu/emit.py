@@ -1,0 +1,115 @@
+"""Small words for writing loops over vectors of floats: extents, lanes, masks, branches.
+
+An `Extent` is a Python int where the shape is known and a TIR expression where it is not;
+the helpers fold ints at once, so that a known shape leaves no trace of the general case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from tvm import DataType, tirx
+from tvm.tirx.script.builder import ir as T
+
+Extent: TypeAlias = "int | tirx.Expr"
+
+
+@dataclass(frozen=True)
+class Span:
+    """`count` things from `start` on."""
+
+    start: Extent
+    count: Extent
+
+
+def ceildiv(a: Extent, b: int) -> Extent:
+    return -(-a // b) if isinstance(a, int) else tirx.ceildiv(a, b)
+
+
+def minimum(a: Extent, b: Extent) -> Extent:
+    return min(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.min(a, b)
+
+
+def divides(step: int, extent: Extent) -> bool:
+    """True if `step` is known to divide `extent`."""
+    return isinstance(extent, int) and extent % step == 0
+
+
+ALL = 0  # a chunk size that stands for the whole
+
+
+def chunks(whole: Span, size: int) -> Extent:
+    """Count the chunks of `size` in `whole`."""
+    return 1 if size == ALL else ceildiv(whole.count, size)
+
+
+def chunk(whole: Span, index: Extent, size: int) -> Span:
+    """Return the `index`-th chunk of `size` of `whole`, cut short at its end."""
+    if size == ALL or (isinstance(whole.count, int) and size >= whole.count):
+        return whole
+    start = whole.start + index * size
+    if divides(size, whole.count):
+        return Span(start, size)
+    return Span(start, minimum(size, whole.count - index * size))
+
+
+def lanes(start: Extent, width: int) -> tirx.Expr:
+    """Return the index of `width` neighbouring elements."""
+    return tirx.Ramp(start, 1, width) if width > 1 else start
+
+
+def broadcast(value: tirx.Expr, width: int) -> tirx.Expr:
+    return tirx.Broadcast(value, width) if width > 1 else value
+
+
+def zeros(dtype: str, width: int) -> tirx.Expr:
+    return broadcast(tirx.const(0, dtype), width)
+
+
+def load(buffer: Any, indices: list[Extent], start: Extent, width: int, limit: Extent | None) -> tirx.Expr:
+    """Load `width` elements from `start` of the last axis; those from `limit` on are not read."""
+    if limit is None:
+        return buffer[(*indices, lanes(start, width))]
+    mask = T.get_active_lane_mask(f"boolx{width}", start, limit)
+    return T.masked_load(f"{buffer.dtype}x{width}", buffer, *indices, lanes(start, width), mask)
+
+
+def store(
+    buffer: Any, value: tirx.Expr, indices: list[Extent], start: Extent, width: int, limit: Extent | None
+) -> None:
+    """Store `width` elements at `start` of the last axis; those from `limit` on are left alone."""
+    if limit is None:
+        T.buffer_store(buffer, value, [*indices, lanes(start, width)])
+        return
+    mask = T.get_active_lane_mask(f"boolx{width}", start, limit)
+    T.evaluate(T.masked_store(buffer, value, *indices, lanes(start, width), mask))
+
+
+def branch(condition: tirx.Expr, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
+    with T.If(condition):
+        with T.Then():
+            then()
+        with T.Else():
+            otherwise()
+
+
+def refuse_overlap(output: Any, inputs: dict[str, Any]) -> None:
+    """Make the kernel fail where `output` shares memory with an input, before it writes any."""
+    begin, end = _bounds(output)
+    for name, buffer in inputs.items():
+        other_begin, other_end = _bounds(buffer)
+        apart = tirx.any(end <= other_begin, other_end <= begin)
+        with T.Assert(
+            apart, f"argument 'out' shares memory with '{name}'; expected memory of its own", "ValueError"
+        ):
+            pass
+
+
+def _bounds(buffer: Any) -> tuple[tirx.Expr, tirx.Expr]:
+    size: Extent = tirx.const(DataType(buffer.dtype).itemsize, "int64")
+    for extent in buffer.shape:
+        size = size * tirx.Cast("int64", extent)
+    begin = tirx.reinterpret("int64", tirx.address_of(buffer[tuple(0 for _ in buffer.shape)]))
+    return begin, begin + size

@@ -1,0 +1,70 @@
+"""`Template`: how to schedule a family of ops on a kind of machine."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tvm import IRModule
+
+from tvmops.space import Config, Space
+from tvmops.targets import Target
+from tvmops.workloads import Workload
+
+
+@dataclass(frozen=True)
+class GenericKernel:
+    """A config for symbolic shapes, and the shapes it is meant for."""
+
+    ranges: Mapping[str, tuple[int, int]]  # smallest and largest size of a dimension; others are free
+    config: Config
+
+
+class Template(ABC):
+    """A parametrised schedule. A template never measures."""
+
+    name: ClassVar[str]  # "cpu.gemm"
+    version: ClassVar[int]  # raised when a config comes to mean other code; older records are stale then
+
+    @property
+    def label(self) -> str:
+        """Name and version, as records and manifests state them."""
+        return f"{self.name}@{self.version}"
+
+    @property
+    def path(self) -> str:
+        """Where a worker process finds this template."""
+        return f"{type(self).__module__}:{type(self).__qualname__}"
+
+    @abstractmethod
+    def covers(self, workload: Workload, target: Target) -> bool:
+        """Say whether this template can schedule `workload` on `target`."""
+
+    @abstractmethod
+    def space(self, workload: Workload, target: Target) -> Space:
+        """Return the knobs and their limits, for a workload that is covered."""
+
+    @abstractmethod
+    def default(self, workload: Workload, target: Target) -> Config:
+        """Return a config that is right and reasonable without any tuning."""
+
+    @abstractmethod
+    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        """Return the kernels that together answer every shape of `workload`'s op, narrowest first."""
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        """Guess the time of `config` in any unit; it orders the first batch of a search."""
+        return 0.0
+
+    def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
+        """Describe `config` to a cost model, in terms that hold across shapes."""
+        return {name: float(value) for name, value in config.items if not isinstance(value, str)}
+
+    @abstractmethod
+    def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
+        """Return a module with one function, `main(inputs..., output)`.
+
+        Dimensions of `workload` that are `*` become symbolic.
+        """

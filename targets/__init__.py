@@ -1,0 +1,125 @@
+"""`Target`: a machine as data. One TOML file a machine lies beside this module."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tvmops.errors import TargetFileError, UnknownTargetError
+from tvmops.machine import Machine, missing_features, this_machine
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A machine to tune for. Sizes in bytes; caches as one core sees them."""
+
+    name: str  # "znver4"
+    kind: str  # "cpu"
+    tvm: Mapping[str, Any]  # the dict that makes a tvm.target.Target, without the core count
+    arch: str  # as `uname -m` prints it
+    needs: tuple[str, ...]  # CPU features that compiled code relies on
+    vector_bits: int
+    vector_registers: int
+    cores: int  # physical; what kernels are split over
+    l1_bytes: int
+    l2_bytes: int
+    l3_bytes: int
+    fallbacks: tuple[str, ...] = ()  # targets whose code and records serve here too, nearest first
+    models: tuple[Mapping[str, Any], ...] = ()  # the CPUs that this file describes by name
+
+    def vector_width(self, dtype: str) -> int:
+        """Return how many elements of `dtype` a vector register holds."""
+        return (
+            self.vector_bits // {"float32": 32, "int32": 32, "bfloat16": 16, "float16": 16, "int8": 8}[dtype]
+        )
+
+    def describes(self, machine: Machine) -> bool:
+        """True if `machine` is one of the CPUs that this file names."""
+        return any(
+            machine.vendor == model["vendor"]
+            and machine.family == model["family"]
+            and model["low"] <= machine.model <= model["high"]
+            for model in self.models
+        )
+
+    def missing(self, machine: Machine) -> list[str]:
+        """Return what `machine` lacks to run code built for this target."""
+        if machine.arch != self.arch:
+            return [f"architecture {self.arch}"]
+        return missing_features(self.needs, machine)
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all described targets."""
+    return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
+
+
+def target(name: str) -> Target:
+    """Return the target called `name`; "native" describes the machine at hand.
+
+    Raises
+    ------
+    UnknownTargetError
+        No file describes it.
+    """
+    if name == "native":
+        return native()
+    if name not in names():
+        raise UnknownTargetError(name=name, known=", ".join(names()))
+    path = _FOLDER / f"{name}.toml"
+    return _from_table(path, tomllib.loads(path.read_text()))
+
+
+def native() -> Target:
+    """Describe this machine: the file that names its CPU, with its own cores and caches.
+
+    A CPU that no file names gets the most capable generic target that it can run.
+    """
+    machine = this_machine()
+    runnable = [known for known in map(target, names()) if not known.missing(machine)]
+    if not runnable:
+        raise UnknownTargetError(name=f"native ({machine.cpu}, {machine.arch})", known=", ".join(names()))
+    named = [known for known in runnable if known.describes(machine)]
+    generic = [known for known in runnable if not known.models]
+    best = max(named or generic or runnable, key=lambda known: (known.vector_bits, len(known.needs)))
+    return dataclasses.replace(
+        best,
+        cores=machine.cores,
+        l1_bytes=machine.l1_bytes or best.l1_bytes,
+        l2_bytes=machine.l2_bytes or best.l2_bytes,
+        l3_bytes=machine.l3_bytes or best.l3_bytes,
+    )
+
+
+_TYPES = {field.name: str(field.type) for field in dataclasses.fields(Target)}
+_REQUIRED = [
+    field.name
+    for field in dataclasses.fields(Target)
+    if field.default is dataclasses.MISSING and field.name != "name"
+]
+
+
+def _from_table(path: Path, table: dict[str, Any]) -> Target:
+    for field in table:
+        if field not in _TYPES or field == "name":
+            raise TargetFileError(path=path, field=field, value=table[field], expected="a field of Target")
+    for field in _REQUIRED:
+        if field not in table:
+            raise TargetFileError(path=path, field=field, value="missing", expected=_TYPES[field])
+    for field, value in table.items():
+        if _TYPES[field] == "int" and not (isinstance(value, int) and value > 0):
+            raise TargetFileError(path=path, field=field, value=value, expected="a positive integer")
+        if _TYPES[field].startswith("tuple"):
+            table[field] = tuple(value)
+    return Target(name=path.stem, **table)

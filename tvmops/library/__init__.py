@@ -1,0 +1,1 @@
+"""Make a library folder: compiled kernels, their manifest, the runtime they need."""

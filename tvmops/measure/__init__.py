@@ -1,0 +1,1 @@
+"""Build, verify and time candidates, each in a process that may die without harm."""

@@ -1,0 +1,54 @@
+"""What goes to the workers and what comes back: plain data, no compiler, no arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tvmops.space import Config
+from tvmops.targets import Target
+from tvmops.workloads import Workload
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One config of one template for one workload."""
+
+    workload: Workload
+    target: Target
+    template: str  # where the builder finds it, "tvmops.schedules.cpu.gemm:CpuGemm"
+    config: Config
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The inputs of a workload, its float64 result, and how far from that is still right.
+
+    The arrays lie in files, so that a worker that is replaced finds them again.
+    """
+
+    inputs: tuple[Path, ...]
+    expected: Path
+    output_dtype: str
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to time a candidate. Times in seconds."""
+
+    samples: int = 5
+    sample_seconds: float = 0.002  # a sample repeats the call until it lasts that long
+    give_up_above: float = float("inf")  # a first run longer than this is the only one
+    timeout: float = 60.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a candidate; the fields are those of a `Record`."""
+
+    status: str
+    seconds: tuple[float, ...] = ()
+    error: float | None = None
+    detail: str = ""
+    clock: str = field(default="perf_counter_ns")

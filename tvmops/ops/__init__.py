@@ -1,0 +1,20 @@
+"""The operators, by name."""
+
+from __future__ import annotations
+
+from tvmops.errors import UnknownOpError
+from tvmops.ops.base import Array, Op, TensorSpec
+from tvmops.ops.matmul import MatMul
+from tvmops.workloads import Workload
+
+_OPS: dict[str, Op] = {op.name: op for op in (MatMul(),)}
+
+
+def op_of(workload: Workload) -> Op:
+    """Return the op that `workload` names."""
+    if workload.op not in _OPS:
+        raise UnknownOpError(op=workload.op, known=", ".join(_OPS))
+    return _OPS[workload.op]
+
+
+__all__ = ["Array", "Op", "TensorSpec", "op_of"]

@@ -1,0 +1,189 @@
+"""`Record`: one measured config, one line of a log; and the log, which is append-only."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import statistics
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from tvmops.errors import LogReadError, LogWriteError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """One trial.
+
+    `seconds` holds the raw samples, one a timed call, empty unless it ran. `status` is
+    "ok", "slow" (right, but given up after its first run), or why there is no time:
+    "wrong", "crash", "timeout", "compile", "memory".
+    """
+
+    workload: str
+    target: str
+    machine: str
+    template: str  # name and version, "cpu.gemm@1"
+    config: Mapping[str, Any]
+    status: str
+    stage: str = "search"  # or "final": compared turn by turn with the other leaders
+    seconds: tuple[float, ...] = ()
+    error: float | None = None  # largest absolute one against float64
+    detail: str = ""  # of a failure
+    kind: str = "measured"
+    strategy: str = ""
+    seed: int = 0
+    toolchain: Mapping[str, str] = field(default_factory=dict)
+    clock: str = ""
+    when: str = ""  # ISO 8601, UTC
+    schema: int = SCHEMA
+
+    @property
+    def ran(self) -> bool:
+        """True if this config computed the right result and has a time."""
+        return self.status in ("ok", "slow") and bool(self.seconds)
+
+    @property
+    def time(self) -> float:
+        """The median sample in seconds; infinite for a config that did not run."""
+        return statistics.median(self.seconds) if self.ran else float("inf")
+
+    @property
+    def fastest(self) -> float:
+        """The smallest sample in seconds: what a search compares, since noise only adds."""
+        return min(self.seconds) if self.ran else float("inf")
+
+    @property
+    def config_key(self) -> str:
+        return json.dumps(dict(self.config), sort_keys=True)
+
+    @property
+    def identity(self) -> tuple[str, str, str, str]:
+        """What makes two records trials of the same thing."""
+        return self.workload, self.target, self.template, self.config_key
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> Record:
+        """Read one line; fields of newer schemas that this one does not know are dropped."""
+        table = json.loads(line)
+        known = {f.name for f in dataclasses.fields(cls)}
+        table = {name: value for name, value in table.items() if name in known}
+        table["seconds"] = tuple(table.get("seconds", ()))
+        return cls(**table)
+
+
+def read_log(path: str | os.PathLike[str]) -> list[Record]:
+    """Read all records of a log.
+
+    A last line that was cut short (its writer died) is skipped with a warning, as is any
+    other line that is no record; the rest is used.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise LogReadError(path=path, detail=error.strerror) from None
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(Record.from_json(line.decode()))
+        except (ValueError, TypeError, AttributeError):
+            what = "is cut short" if number == len(lines) else "is no record"
+            warnings.warn(f"tuning log {path}: line {number} {what}; skipped", stacklevel=2)
+    return records
+
+
+class LogWriter:
+    """Appends records to a log, each flushed to the disk before the call returns.
+
+    Several writers may share a file: a lock is held for each line. A line that an earlier
+    writer left unfinished is ended first, so that it can't swallow the next.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.written = 0
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: IO[bytes] = self.path.open("ab+")
+        except OSError as error:
+            raise LogWriteError(path=self.path, detail=error.strerror, kept=0) from None
+
+    def append(self, record: Record) -> None:
+        line = record.to_json().encode() + b"\n"
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            try:
+                self._write_whole(line)
+            finally:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+        except OSError as error:
+            raise LogWriteError(path=self.path, detail=error.strerror, kept=self.written) from None
+        self.written += 1
+
+    def _write_whole(self, line: bytes) -> None:
+        """Write `line` or nothing: a full disk must not leave half of it."""
+        descriptor = self._file.fileno()
+        end = os.lseek(descriptor, 0, os.SEEK_END)
+        if end and os.pread(descriptor, 1, end - 1) != b"\n":
+            line = b"\n" + line
+        try:
+            rest = line
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, end)
+            raise
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> LogWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def best_records(records: Iterable[Record], targets: Sequence[str] | None = None) -> dict[str, Record]:
+    """Return the best record of each workload.
+
+    A final comparison, where leaders were timed turn by turn, goes before times taken
+    apart; then the smallest median wins, and of equal ones the smallest config text, so
+    that the choice does not depend on the order of lines.
+
+    Parameters
+    ----------
+    targets
+        Names of targets that count, nearest first; a record of a nearer one wins over a
+        faster one of a farther. All count where it is None.
+    """
+    best: dict[str, Record] = {}
+    for record in records:
+        if not record.ran or (targets is not None and record.target not in targets):
+            continue
+        known = best.get(record.workload)
+        if known is None or _rank(record, targets) < _rank(known, targets):
+            best[record.workload] = record
+    return best
+
+
+def _rank(record: Record, targets: Sequence[str] | None) -> tuple[int, bool, float, str]:
+    distance = targets.index(record.target) if targets is not None else 0
+    return distance, record.stage != "final", record.time, record.config_key

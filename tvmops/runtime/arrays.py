@@ -1,0 +1,118 @@
+"""Arrays of other libraries, as kernels take them: dense, row-major, on the CPU.
+
+NumPy arrays and torch tensors go to kernels as they are. Anything else that speaks DLPack
+is viewed as NumPy. An input that is strided or transposed is copied, never misread.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from tvmops.errors import CallError, CallTypeError
+
+
+def as_input(op: str, name: str, array: Any, dtype: str) -> Any:
+    """Return `array` in the form that a kernel reads, copied only where it must be.
+
+    Raises
+    ------
+    CallTypeError
+        It is no array, or one of another dtype.
+    CallError
+        It is not on the CPU, or needs a gradient, which kernels don't compute.
+    """
+    if _is_torch(array):
+        _check_torch(op, name, array)
+        _check_dtype(op, name, str(array.dtype).removeprefix("torch."), dtype)
+        return array.contiguous()
+    viewed = _as_numpy(op, name, array)
+    _check_dtype(op, name, viewed.dtype.name, dtype)
+    return np.ascontiguousarray(viewed) if viewed.ndim else viewed
+
+
+def as_output(op: str, out: Any, shape: tuple[int, ...], dtype: str) -> Any:
+    """Check that a kernel may write to `out` and return it; it is never copied."""
+    if _is_torch(out):
+        _check_torch(op, "out", out)
+        found, dense = str(out.dtype).removeprefix("torch."), out.is_contiguous()
+    elif isinstance(out, np.ndarray):
+        found, dense = out.dtype.name, out.flags.c_contiguous
+        if not out.flags.writeable:
+            raise CallError(op=op, argument="out", value="read-only", expected="a writeable array")
+    else:
+        raise CallTypeError(
+            op=op, argument="out", value=type(out).__name__, expected="a NumPy array or torch tensor"
+        )
+    _check_dtype(op, "out", found, dtype)
+    if tuple(out.shape) != shape:
+        raise CallError(
+            op=op, argument="out", value=f"of shape {tuple(out.shape)}", expected=f"shape {shape}"
+        )
+    if not dense:
+        raise CallError(op=op, argument="out", value="strided", expected="a dense row-major array")
+    return out
+
+
+def new_output(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
+    """Return an uninitialised array of the library that `like` comes from."""
+    if _is_torch(like):
+        return like.new_empty(shape)
+    return np.empty(shape, dtype)
+
+
+def overlap(first: Any, second: Any) -> bool:
+    """True if two dense arrays share memory."""
+    begin, end = _bounds(first)
+    other_begin, other_end = _bounds(second)
+    return begin < other_end and other_begin < end
+
+
+def _bounds(array: Any) -> tuple[int, int]:
+    begin = array.data_ptr() if _is_torch(array) else array.ctypes.data
+    return begin, begin + array.nbytes
+
+
+def _is_torch(array: Any) -> bool:
+    torch = sys.modules.get("torch")  # a tensor can't come from a torch that is not imported
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
+def _check_torch(op: str, name: str, tensor: Any) -> None:
+    if tensor.device.type != "cpu":
+        raise CallError(
+            op=op, argument=name, value=f"on device {tensor.device}", expected="a tensor on the CPU"
+        )
+    torch = sys.modules["torch"]
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise CallError(
+            op=op,
+            argument=name,
+            value="a tensor that requires grad",
+            expected="a call under torch.no_grad() or inference_mode(), or a detached tensor",
+        )
+
+
+def _check_dtype(op: str, name: str, found: str, dtype: str) -> None:
+    if found != dtype:
+        raise CallTypeError(op=op, argument=name, value=f"of dtype {found}", expected=f"dtype {dtype}")
+
+
+def _as_numpy(op: str, name: str, array: Any) -> Any:
+    if isinstance(array, np.ndarray):
+        return array
+    if not hasattr(array, "__dlpack__"):
+        raise CallTypeError(
+            op=op,
+            argument=name,
+            value=type(array).__name__,
+            expected="a NumPy array, torch tensor or DLPack exporter",
+        )
+    try:
+        return np.from_dlpack(array)
+    except (RuntimeError, ValueError, BufferError, TypeError) as error:
+        raise CallError(
+            op=op, argument=name, value=f"not readable ({error})", expected="an array on the CPU"
+        ) from None

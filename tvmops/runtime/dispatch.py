@@ -1,0 +1,117 @@
+"""Which kernel answers a workload: the one built for it, else a shape-generic one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvmops.errors import NotInLibraryError
+from tvmops.manifest import KernelEntry, Manifest
+from tvmops.workloads import Workload
+
+_INDEX_LIMIT = 2**31  # kernels index in 32 bits
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which kernel answers a workload, and why."""
+
+    workload: Workload
+    tier: str  # "exact" or "generic"
+    kernel: KernelEntry
+    why: str
+
+    def __str__(self) -> str:
+        kernel = self.kernel
+        measured = (
+            "not measured at this shape" if kernel.seconds is None else f"{kernel.seconds * 1e6:.2f} us"
+        )
+        bound = "as the op states" if kernel.tolerance is None else f"{kernel.tolerance:.2g}"
+        seen = "" if kernel.error is None else f" (seen: {kernel.error:.2g})"
+        config = " ".join(f"{name}={value}" for name, value in kernel.config.items())
+        return "\n".join(
+            [
+                f"{self.workload}",
+                f"  kernel       {kernel.function} ({self.tier}: {self.why})",
+                f"  schedule     {kernel.template} {config}",
+                f"  time         {measured}",
+                f"  error bound  {bound}{seen}",
+                f"  measured     {kernel.measured or 'never; a default schedule'}",
+            ]
+        )
+
+
+class Dispatcher:
+    """Finds kernels by workload and counts what the generic ones answer."""
+
+    def __init__(self, path: str, manifest: Manifest, function: Callable[[str], Callable[..., None]]) -> None:
+        self._path = path
+        self._function = function
+        self._exact: dict[Workload, KernelEntry] = {}
+        self._generic: list[KernelEntry] = []
+        for entry in manifest.kernels:
+            workload = Workload.parse(entry.workload)
+            if workload.is_generic:
+                self._generic.append(entry)
+            else:
+                self._exact[workload] = entry
+        self._misses: dict[Workload, int] = {}
+
+    def explain(self, workload: Workload) -> Explanation:
+        """Say which kernel answers `workload`.
+
+        Raises
+        ------
+        NotInLibraryError
+            None does.
+        """
+        exact = self._exact.get(workload)
+        if exact is not None:
+            return Explanation(workload, "exact", exact, "built for this shape")
+        for entry in self._generic:
+            if _covers(entry, workload):
+                reason = "this shape was not tuned"
+                return Explanation(workload, "generic", entry, reason)
+        holds = ", ".join(sorted({str(w) for w in self._exact} | {entry.workload for entry in self._generic}))
+        raise NotInLibraryError(path=self._path, workload=workload, holds=holds or "no kernels")
+
+    def find(self, workload: Workload) -> Callable[..., None]:
+        """Return the kernel for `workload`; a generic one counts each of its calls."""
+        explanation = self.explain(workload)
+        kernel = self._function(explanation.kernel.function)
+        if explanation.tier == "exact":
+            return kernel
+        return self._counted(workload, kernel)
+
+    def misses(self) -> dict[str, int]:
+        """Return how often generic kernels answered, by workload, most often first."""
+        ordered = sorted(self._misses.items(), key=lambda item: (-item[1], str(item[0])))
+        return {str(workload): count for workload, count in ordered}
+
+    def _counted(self, workload: Workload, kernel: Callable[..., None]) -> Callable[..., None]:
+        if workload not in self._misses:
+            self._misses[workload] = 0
+            warnings.warn(
+                f"library {self._path}: '{workload}' was not tuned; a generic kernel answers", stacklevel=5
+            )
+        misses = self._misses
+
+        def call(*arguments: Any) -> None:
+            kernel(*arguments)
+            misses[workload] += 1
+
+        return call
+
+
+def _covers(entry: KernelEntry, workload: Workload) -> bool:
+    pattern = Workload.parse(entry.workload)
+    if pattern != workload.generic():
+        return False
+    return all(low <= int(workload[name]) <= high for name, (low, high) in entry.ranges.items())
+
+
+def fits_index(*sizes: int) -> bool:
+    """True if arrays of these many elements can be indexed by a kernel."""
+    return all(size < _INDEX_LIMIT for size in sizes)

@@ -1,0 +1,1 @@
+"""Search: strategies propose, the measurer measures, the log keeps."""

@@ -1,0 +1,115 @@
+"""`Job`: the search for one workload. Asks a strategy, takes results from log or measurer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from tvmops.measure.candidate import Candidate, Plan
+from tvmops.measure.peak import Peak
+from tvmops.ops import op_of
+from tvmops.records import Record
+from tvmops.schedules import Template
+from tvmops.space import Config
+from tvmops.targets import Target
+from tvmops.tuner.progress import JobStatus
+from tvmops.tuner.strategy import SearchSpace, Strategy, Trial, make_strategy
+from tvmops.workloads import Workload
+
+FINALISTS = 4  # besides the default config
+_SLOW = 3.0  # a candidate that takes this many times the best is given up after one run
+_AT_ROOFLINE = 0.97
+_START_SECONDS = 3.0  # for a runner to read large inputs, and for a machine that stalls
+
+
+@dataclass
+class Job:
+    """One workload, the template that schedules it, and what is known of its configs."""
+
+    workload: Workload
+    target: Target
+    template: Template
+    strategy: Strategy
+    roofline: float
+    weight: float = 1.0
+    known: dict[str, Record] = field(default_factory=dict)  # from the log, by config
+    finals: dict[str, Record] = field(default_factory=dict)
+    records: dict[Config, Record] = field(default_factory=dict)
+    state: str = "waiting"
+    stale_trials: int = 0  # since the best last improved by more than noise
+
+    @classmethod
+    def start(
+        cls, workload: Workload, target: Target, template: Template, strategy: str, seed: int, peak: Peak
+    ) -> Job:
+        op = op_of(workload)
+        search = SearchSpace(
+            space=template.space(workload, target),
+            default=template.default(workload, target),
+            estimate=lambda config: template.estimate(workload, target, config),
+            features=lambda config: template.features(workload, target, config),
+        )
+        roofline = peak.seconds(op.flops(workload), op.nbytes(workload))
+        return cls(workload, target, template, make_strategy(strategy, search, seed), roofline)
+
+    def remember(self, records: Iterable[Record], machine: str) -> None:
+        """Take results of earlier runs of this very search from a log."""
+        for record in records:
+            same = (str(self.workload), self.target.name, self.template.label, machine)
+            if (record.workload, record.target, record.template, record.machine) == same:
+                kept = self.finals if record.stage == "final" else self.known
+                kept[record.config_key] = record
+
+    def candidate(self, config: Config) -> Candidate:
+        return Candidate(self.workload, self.target, self.template.path, config)
+
+    @property
+    def best(self) -> Record | None:
+        ran = [record for record in self.records.values() if record.ran]
+        return min(ran, key=lambda r: (r.status != "ok", r.fastest, r.config_key), default=None)
+
+    @property
+    def best_time(self) -> float:
+        best = self.best
+        return best.fastest if best else float("inf")
+
+    def take(self, results: dict[Config, Record]) -> None:
+        """Note the results of a batch and pass them to the strategy."""
+        before = self.best_time
+        self.records.update(results)
+        self.strategy.tell([Trial(config, record.fastest) for config, record in results.items()])
+        improved = self.best_time < 0.995 * before
+        self.stale_trials = 0 if improved else self.stale_trials + len(results)
+
+    def plan(self) -> Plan:
+        """Say how long to time a candidate, from the roofline and from the best so far."""
+        guess = min(self.best_time, 100 * self.roofline)
+        give_up = _SLOW * self.best_time + 20e-6
+        samples = 5 if guess < 0.05 else 3
+        patience = _START_SECONDS + 20 * guess + samples * max(_SLOW * guess, 0.002)
+        return Plan(samples=samples, give_up_above=give_up, timeout=patience)
+
+    def finalists(self) -> list[Config]:
+        """Return the configs to compare turn by turn: the fastest few, and the default."""
+        ran = [(r.fastest, r.config_key, c) for c, r in self.records.items() if r.status == "ok"]
+        leaders = [config for _, _, config in sorted(ran, key=lambda item: item[:2])[:FINALISTS]]
+        default = self.strategy.search.default
+        return leaders if default in leaders or self.records[default].status != "ok" else [*leaders, default]
+
+    def at_roofline(self) -> bool:
+        return self.best_time * _AT_ROOFLINE <= self.roofline
+
+    def status(self) -> JobStatus:
+        op = op_of(self.workload)
+        default = self.records.get(self.strategy.search.default)
+        return JobStatus(
+            workload=self.workload,
+            trials=len(self.records),
+            failures=sum(not record.ran for record in self.records.values()),
+            best=self.best_time,
+            default=default.fastest if default else float("inf"),
+            flops=op.flops(self.workload),
+            nbytes=op.nbytes(self.workload),
+            roofline=self.roofline,
+            state=self.state,
+        )

@@ -1,0 +1,45 @@
+"""What a tuning run tells whoever watches it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from tvmops.workloads import Workload
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """Where the search for one workload stands. Times in seconds."""
+
+    workload: Workload
+    trials: int
+    failures: int
+    best: float  # infinite before anything ran
+    default: float  # of the template's default config
+    flops: int
+    nbytes: int
+    roofline: float  # the least time on this machine
+    state: str  # "waiting", "searching", "comparing", or why it ended
+
+    @property
+    def gflops(self) -> float:
+        return self.flops / self.best / 1e9
+
+    @property
+    def roofline_share(self) -> float:
+        """How much of the machine's measured limit the best config reaches."""
+        return self.roofline / self.best
+
+
+class Observer(Protocol):
+    """Called whenever something changed; `elapsed` and `budget` in seconds, None without a limit."""
+
+    def update(self, jobs: list[JobStatus], running: str, elapsed: float, budget: float | None) -> None: ...
+
+
+class Silent:
+    """Watches nothing."""
+
+    def update(self, jobs: list[JobStatus], running: str, elapsed: float, budget: float | None) -> None:
+        return

@@ -1,0 +1,260 @@
+"""`tune`: search schedules for workloads on this machine, each trial in the log at once."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+
+import numpy
+import tvm
+
+from tvmops.errors import ArgumentError
+from tvmops.machine import this_machine
+from tvmops.measure.candidate import Outcome, Plan
+from tvmops.measure.local import LocalMeasurer
+from tvmops.measure.peak import machine_peak
+from tvmops.records import LogWriter, Record, read_log
+from tvmops.schedules import templates_for
+from tvmops.space import Config
+from tvmops.targets import Target
+from tvmops.targets import target as target_named
+from tvmops.tuner.job import Job
+from tvmops.tuner.progress import Observer, Silent
+from tvmops.version import VERSION
+from tvmops.workloads import Workload
+
+_BATCH = 8  # configs that are built side by side before any is run
+_FINAL_ROUNDS = 15
+_FINAL_SAMPLE_SECONDS = 0.002
+_CONVERGED = 96  # trials without a better config, after which a search has ended
+
+
+def tune(
+    work: Sequence[Workload] | Workload,
+    target: Target | str = "native",
+    log: str | os.PathLike[str] = "tuning.jsonl",
+    trials: int = 64,
+    seconds: float | None = None,
+    strategy: str = "auto",
+    seed: int = 0,
+    observer: Observer | None = None,
+) -> dict[Workload, Record]:
+    """Find a fast schedule for each workload and log every trial.
+
+    Each candidate is verified against float64 before it is timed; the template's default
+    config is always among them. Results that `log` holds already are not measured again:
+    a run that was broken off goes on where it was.
+
+    Parameters
+    ----------
+    target
+        A `Target` or its name. It must be one that this machine can run.
+    log
+        JSON lines, appended to; made if it is not there.
+    trials
+        Most configs to measure for each workload.
+    seconds
+        Budget for the whole run, all workloads together; no limit if None.
+    strategy
+        "auto", "template", "xgboost", "random" or "grid".
+    seed
+        Fixes the sequence of proposals.
+
+    Returns
+    -------
+    dict
+        The winner of each workload, as its record. A workload of which no config ran,
+        the default included, is not in it.
+
+    Raises
+    ------
+    LogWriteError
+        The log can't be written: the disk is full, say. All records before are kept.
+    """
+    target = target_named(target) if isinstance(target, str) else target
+    work = [work] if isinstance(work, Workload) else list(dict.fromkeys(work))
+    _check_arguments(work, target, trials, seconds)
+    with LogWriter(log) as writer:
+        session = Session(work, target, writer, trials, seconds, strategy, seed, observer or Silent())
+        try:
+            return session.run()
+        finally:
+            session.close()
+
+
+def _check_arguments(work: Sequence[Workload], target: Target, trials: int, seconds: float | None) -> None:
+    if not work:
+        raise ArgumentError(argument="work", value=[], expected="at least one workload")
+    for workload in work:
+        if workload.is_generic:
+            raise ArgumentError(argument="work", value=str(workload), expected="sizes that are all known")
+    missing = target.missing(this_machine())
+    if missing:
+        needs = f"a target that this machine can run; it lacks {', '.join(missing)}"
+        raise ArgumentError(argument="target", value=target.name, expected=needs)
+    if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
+        raise ArgumentError(argument="trials", value=trials, expected="an integer of at least 1")
+    if seconds is not None and not seconds > 0:
+        raise ArgumentError(argument="seconds", value=seconds, expected="a number above 0, or none")
+
+
+class Session:
+    """One run over several workloads."""
+
+    def __init__(
+        self,
+        work: Sequence[Workload],
+        target: Target,
+        writer: LogWriter,
+        trials: int,
+        seconds: float | None,
+        strategy: str,
+        seed: int,
+        observer: Observer,
+    ) -> None:
+        self._started = time.monotonic()
+        self._target, self._writer = target, writer
+        self._trials, self._seconds = trials, seconds
+        self._strategy, self._seed = strategy, seed
+        self._observer = observer
+        self._measurer = LocalMeasurer(target)
+        peak = machine_peak(target, self._measurer)
+        past = read_log(writer.path)
+        machine = this_machine().fingerprint
+        self._jobs = []
+        for workload in work:
+            job = Job.start(workload, target, templates_for(workload, target)[0], strategy, seed, peak)
+            job.remember(past, machine)
+            self._jobs.append(job)
+
+    def run(self) -> dict[Workload, Record]:
+        while (job := self._next_job()) is not None:
+            self._batch(job)
+        winners = {}
+        for job in self._jobs:
+            winner = self._finish(job)
+            if winner is not None:
+                winners[job.workload] = winner
+        return winners
+
+    def close(self) -> None:
+        self._measurer.close()
+
+    def _next_job(self) -> Job | None:
+        """Return the job whose next batch promises to save the most time."""
+        if self._out_of_time():
+            for job in self._jobs:
+                job.state = "out of time" if job.state == "searching" else job.state
+        open_jobs = [job for job in self._jobs if job.state in ("waiting", "searching")]
+        if not open_jobs or (self._out_of_time() and all(job.records for job in self._jobs)):
+            return None
+        fresh = [job for job in open_jobs if not job.records]
+        return fresh[0] if fresh else max(open_jobs, key=_expected_gain)
+
+    def _batch(self, job: Job) -> None:
+        """Ask for one batch, measure what the log does not know, tell the strategy."""
+        job.state = "searching"
+        size = min(_BATCH, self._trials - len(job.records))
+        if self._out_of_time():  # the default at least
+            size = 1
+        configs = job.strategy.ask(size)
+        results = {config: job.known[config.key] for config in configs if config.key in job.known}
+        unknown = [config for config in configs if config not in results]
+        plan = job.plan()
+        outcomes = self._measurer.measure([job.candidate(config) for config in unknown], plan)
+        for config, outcome in zip(unknown, outcomes):
+            results[config] = self._log(job, config, outcome, "search")
+            self._tell_observer(f"{job.workload}: {config}")
+            if self._out_of_time() and job.records:
+                break
+        job.take({config: results[config] for config in configs if config in results})
+        job.state = self._stop_reason(job, exhausted=not configs)
+        self._tell_observer("")
+
+    def _stop_reason(self, job: Job, exhausted: bool) -> str:
+        if exhausted:
+            return "whole space measured"
+        if job.at_roofline():
+            return "at the machine's roofline"
+        if len(job.records) >= self._trials:
+            return "all trials used"
+        if job.stale_trials >= _CONVERGED:
+            return "converged"
+        return "searching"
+
+    def _finish(self, job: Job) -> Record | None:
+        """Compare the leaders turn by turn; return the winner."""
+        ended, job.state = job.state, "comparing"
+        self._tell_observer(str(job.workload))
+        finalists = job.finalists()
+        if any(config.key not in job.finals for config in finalists):
+            plan = Plan(
+                _FINAL_ROUNDS,
+                _FINAL_SAMPLE_SECONDS,
+                timeout=10 + 60 * len(finalists) * max(job.best_time, 0.002),
+            )
+            outcomes = self._measurer.compare([job.candidate(config) for config in finalists], plan)
+            for config, outcome in zip(finalists, outcomes):
+                job.finals[config.key] = self._log(job, config, outcome, "final")
+        finals = [job.finals[config.key] for config in finalists]
+        job.state = ended
+        self._tell_observer("")
+        ran = [record for record in finals if record.ran]
+        return min(ran, key=lambda record: (record.time, record.config_key), default=None)
+
+    def _log(self, job: Job, config: Config, outcome: Outcome, stage: str) -> Record:
+        record = Record(
+            workload=str(job.workload),
+            target=self._target.name,
+            machine=this_machine().fingerprint,
+            template=job.template.label,
+            config=config.as_dict(),
+            status=outcome.status,
+            stage=stage,
+            seconds=outcome.seconds,
+            error=outcome.error,
+            detail=outcome.detail,
+            strategy=job.strategy.name,
+            seed=self._seed,
+            toolchain=toolchain(),
+            clock=outcome.clock,
+            when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+        self._writer.append(record)
+        return record
+
+    def _out_of_time(self) -> bool:
+        """True once what is left of the budget is needed to compare the leaders."""
+        if self._seconds is None:
+            return False
+        comparing = sum(
+            0.3 + 6 * _FINAL_ROUNDS * max(min(job.best_time, 1.0), _FINAL_SAMPLE_SECONDS)
+            for job in self._jobs
+        )
+        return time.monotonic() - self._started + comparing > self._seconds
+
+    def _tell_observer(self, running: str) -> None:
+        elapsed = time.monotonic() - self._started
+        self._observer.update([job.status() for job in self._jobs], running, elapsed, self._seconds)
+
+
+def _expected_gain(job: Job) -> float:
+    """Guess what another batch saves: distance to the roofline, less with each trial that found nothing."""
+    return job.weight * (job.best_time - job.roofline) / (1 + job.stale_trials / _BATCH)
+
+
+def toolchain() -> dict[str, str]:
+    """Return the versions that a measured time depends on."""
+    return {
+        "tvmops": VERSION,
+        "tvm": tvm.__version__,
+        "llvm": str(tvm.get_global_func("target.llvm_version_major")()),
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }
+
+
+__all__ = ["Session", "toolchain", "tune"]

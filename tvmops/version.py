@@ -1,0 +1,3 @@
+"""The version of tvmops, stated once."""
+
+VERSION = "0.1.0"
