@@ -21,7 +21,7 @@ from tvmops.schedules import templates_for
 from tvmops.space import Config
 from tvmops.targets import Target
 from tvmops.targets import target as target_named
-from tvmops.tuner.job import Job
+from tvmops.tuner.job import FINALISTS, Job
 from tvmops.tuner.progress import Observer, Silent
 from tvmops.version import VERSION
 from tvmops.workloads import Workload
@@ -191,11 +191,7 @@ class Session:
         self._tell_observer(str(job.workload))
         finalists = job.finalists()
         if any(config.key not in job.finals for config in finalists):
-            plan = Plan(
-                _FINAL_ROUNDS,
-                _FINAL_SAMPLE_SECONDS,
-                timeout=10 + 60 * len(finalists) * max(job.best_time, 0.002),
-            )
+            plan = Plan(_final_rounds(job), _FINAL_SAMPLE_SECONDS, timeout=10 + 5 * _comparing_seconds(job))
             outcomes = self._measurer.compare([job.candidate(config) for config in finalists], plan)
             for config, outcome in zip(finalists, outcomes):
                 job.finals[config.key] = self._log(job, config, outcome, "final")
@@ -230,15 +226,23 @@ class Session:
         """True once what is left of the budget is needed to compare the leaders."""
         if self._seconds is None:
             return False
-        comparing = sum(
-            0.3 + 6 * _FINAL_ROUNDS * max(min(job.best_time, 1.0), _FINAL_SAMPLE_SECONDS)
-            for job in self._jobs
-        )
+        comparing = sum(_comparing_seconds(job) for job in self._jobs)
         return time.monotonic() - self._started + comparing > self._seconds
 
     def _tell_observer(self, running: str) -> None:
         elapsed = time.monotonic() - self._started
         self._observer.update([job.status() for job in self._jobs], running, elapsed, self._seconds)
+
+
+def _final_rounds(job: Job) -> int:
+    """Return how often leaders are timed in turn: less often where a call takes long."""
+    return max(5, min(_FINAL_ROUNDS, round(0.15 / max(job.best_time, 1e-9))))
+
+
+def _comparing_seconds(job: Job) -> float:
+    """Guess how long comparing the leaders of `job` takes: two samples each a round, and building."""
+    sample = max(job.best_time, _FINAL_SAMPLE_SECONDS) if job.best else 0.0
+    return 0.3 + 2.5 * sample * _final_rounds(job) * (FINALISTS + 1)
 
 
 def _expected_gain(job: Job) -> float:
