@@ -58,7 +58,7 @@ class CpuGemm(Template):
         m, n, k = workload.dims("m", "n", "k")
         wanted = _default(m, n, k, target, target.vector_width(str(workload["dtype"])))
         values = {knob.name: knob.values for knob in self.space(workload, target).knobs}
-        return Config(tuple((name, _nearest(values[name], value)) for name, value in wanted.items))
+        return Config(tuple((name, _fit(values[name], value)) for name, value in wanted.items))
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         width = target.vector_width(str(workload["dtype"]))
@@ -101,25 +101,24 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
 
 def _default(m: int, n: int, k: int, target: Target, width: int) -> Config:
     """Choose blocks from the register file and the caches."""
-    if m <= 2:
-        # Memory-bound: stream b, keep a strip of c in L1.
-        return Config.of(
-            mr=m, nv=4, kc=8, nc=ALL, mc=1, ku=8, pack_a=False, pack_b=False, split_m=1, split_n=target.cores
-        )
-    nv = 2
-    mr = min(m, (target.vector_registers - nv - 1) // nv, 8)
+    streams = m <= 2  # memory-bound: read b once, keep a strip of c in L1
+    nv = 4 if streams else 2
+    mr = m if streams else min(m, (target.vector_registers - nv - 1) // nv, 8)
     serial = 2 * m * n * k < 500_000  # below, starting threads costs more than they save
+    cores = 1 if serial else target.cores
+    panels = -(-n // (nv * width))
+    split_n = max(parts for parts in _splits(target.cores) if parts <= min(cores, panels))
     return Config.of(
         mr=mr,
         nv=nv,
-        kc=512,
-        nc=8,
+        kc=8 if streams else 512,
+        nc=ALL if streams else 8,
         mc=1,
-        ku=4,
-        pack_a=m * n * k > 1 << 20,
+        ku=8 if streams else 4,
+        pack_a=not streams and m * n * k > 1 << 20,
         pack_b=m > 2 * mr,
-        split_m=1,
-        split_n=1 if serial else target.cores,
+        split_m=min(cores // split_n, -(-m // mr)),
+        split_n=split_n,
     )
 
 
@@ -133,10 +132,11 @@ def _splits(cores: int) -> tuple[int, ...]:
     return tuple(parts for parts in range(1, 2 * cores + 1) if (2 * cores) % parts == 0)
 
 
-def _nearest(values: tuple[int | str | bool, ...], wanted: int | str | bool) -> int | str | bool:
+def _fit(values: tuple[int | str | bool, ...], wanted: int | str | bool) -> int | str | bool:
+    """Return `wanted`; where it is beyond the extent, `ALL` of that or the next value below."""
     if wanted in values:
         return wanted
-    return min(values, key=lambda value: abs(int(value) - int(wanted)))
+    return ALL if ALL in values else max(value for value in values if int(value) <= int(wanted))
 
 
 def _extent(workload: Workload, name: str) -> Extent:
