@@ -31,16 +31,25 @@ class Job:
     template: Template
     strategy: Strategy
     roofline: float
+    memory_bound: bool
     weight: float = 1.0
     known: dict[str, Record] = field(default_factory=dict)  # from the log, by config
     finals: dict[str, Record] = field(default_factory=dict)
     records: dict[Config, Record] = field(default_factory=dict)
+    winner: Record | None = None
     state: str = "waiting"
     stale_trials: int = 0  # since the best last improved by more than noise
 
     @classmethod
     def start(
-        cls, workload: Workload, target: Target, template: Template, strategy: str, seed: int, peak: Peak
+        cls,
+        workload: Workload,
+        target: Target,
+        template: Template,
+        strategy: str,
+        seed: int,
+        peak: Peak,
+        weight: float = 1.0,
     ) -> Job:
         op = op_of(workload)
         search = SearchSpace(
@@ -49,8 +58,11 @@ class Job:
             estimate=lambda config: template.estimate(workload, target, config),
             features=lambda config: template.features(workload, target, config),
         )
-        roofline = peak.seconds(op.flops(workload), op.nbytes(workload))
-        return cls(workload, target, template, make_strategy(strategy, search, seed), roofline)
+        flops, nbytes = op.flops(workload), op.nbytes(workload)
+        roofline = peak.seconds(flops, nbytes)
+        memory_bound = peak.seconds(flops, 0) < roofline
+        made = make_strategy(strategy, search, seed)
+        return cls(workload, target, template, made, roofline, memory_bound, weight)
 
     def remember(self, records: Iterable[Record], machine: str) -> None:
         """Take results of earlier runs of this very search from a log."""
@@ -101,15 +113,18 @@ class Job:
 
     def status(self) -> JobStatus:
         op = op_of(self.workload)
-        default = self.records.get(self.strategy.search.default)
+        default = self.strategy.search.default
+        record = self.finals.get(default.key) if self.winner else self.records.get(default)
         return JobStatus(
             workload=self.workload,
             trials=len(self.records),
             failures=sum(not record.ran for record in self.records.values()),
-            best=self.best_time,
-            default=default.fastest if default else float("inf"),
+            best=self.winner.time if self.winner else self.best_time,
+            default=(record.time if self.winner else record.fastest) if record else float("inf"),
+            winner=self.winner,
             flops=op.flops(self.workload),
             nbytes=op.nbytes(self.workload),
             roofline=self.roofline,
+            memory_bound=self.memory_bound,
             state=self.state,
         )

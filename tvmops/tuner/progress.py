@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from tvmops.records import Record
 from tvmops.workloads import Workload
 
 
@@ -16,15 +17,22 @@ class JobStatus:
     trials: int
     failures: int
     best: float  # infinite before anything ran
-    default: float  # of the template's default config
+    default: float  # of the template's default config; of the same comparison once there is a winner
+    winner: Record | None
     flops: int
     nbytes: int
     roofline: float  # the least time on this machine
+    memory_bound: bool  # what sets it: memory, or arithmetic
     state: str  # "waiting", "searching", "comparing", or why it ended
 
     @property
-    def gflops(self) -> float:
-        return self.flops / self.best / 1e9
+    def rate(self) -> float:
+        """What the best config does a second, in units of 1e9 bytes or operations: whichever bounds it."""
+        return (self.nbytes if self.memory_bound else self.flops) / self.best / 1e9
+
+    @property
+    def unit(self) -> str:
+        return "GB/s" if self.memory_bound else "GFLOP/s"
 
     @property
     def roofline_share(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 
 import numpy
@@ -41,6 +41,7 @@ def tune(
     strategy: str = "auto",
     seed: int = 0,
     observer: Observer | None = None,
+    weights: Mapping[Workload, float] | None = None,
 ) -> dict[Workload, Record]:
     """Find a fast schedule for each workload and log every trial.
 
@@ -62,6 +63,10 @@ def tune(
         "auto", "template", "xgboost", "random" or "grid".
     seed
         Fixes the sequence of proposals.
+    observer
+        Is told of every trial.
+    weights
+        How much a second saved on a workload counts; 1 where none is given.
 
     Returns
     -------
@@ -76,16 +81,25 @@ def tune(
     """
     target = target_named(target) if isinstance(target, str) else target
     work = [work] if isinstance(work, Workload) else list(dict.fromkeys(work))
-    _check_arguments(work, target, trials, seconds)
+    weights = weights or {}
+    _check_arguments(work, target, trials, seconds, weights)
     with LogWriter(log) as writer:
-        session = Session(work, target, writer, trials, seconds, strategy, seed, observer or Silent())
+        session = Session(
+            work, target, writer, trials, seconds, strategy, seed, observer or Silent(), weights
+        )
         try:
             return session.run()
         finally:
             session.close()
 
 
-def _check_arguments(work: Sequence[Workload], target: Target, trials: int, seconds: float | None) -> None:
+def _check_arguments(
+    work: Sequence[Workload],
+    target: Target,
+    trials: int,
+    seconds: float | None,
+    weights: Mapping[Workload, float],
+) -> None:
     if not work:
         raise ArgumentError(argument="work", value=[], expected="at least one workload")
     for workload in work:
@@ -99,6 +113,10 @@ def _check_arguments(work: Sequence[Workload], target: Target, trials: int, seco
         raise ArgumentError(argument="trials", value=trials, expected="an integer of at least 1")
     if seconds is not None and not seconds > 0:
         raise ArgumentError(argument="seconds", value=seconds, expected="a number above 0, or none")
+    for workload, weight in weights.items():
+        if workload not in work or not weight > 0:
+            expected = "a number above 0 for workloads of `work`"
+            raise ArgumentError(argument="weights", value=f"{workload}: {weight}", expected=expected)
 
 
 class Session:
@@ -114,6 +132,7 @@ class Session:
         strategy: str,
         seed: int,
         observer: Observer,
+        weights: Mapping[Workload, float],
     ) -> None:
         self._started = time.monotonic()
         self._target, self._writer = target, writer
@@ -126,7 +145,8 @@ class Session:
         machine = this_machine().fingerprint
         self._jobs = []
         for workload in work:
-            job = Job.start(workload, target, templates_for(workload, target)[0], strategy, seed, peak)
+            template, weight = templates_for(workload, target)[0], weights.get(workload, 1.0)
+            job = Job.start(workload, target, template, strategy, seed, peak, weight)
             job.remember(past, machine)
             self._jobs.append(job)
 
@@ -195,11 +215,11 @@ class Session:
             outcomes = self._measurer.compare([job.candidate(config) for config in finalists], plan)
             for config, outcome in zip(finalists, outcomes):
                 job.finals[config.key] = self._log(job, config, outcome, "final")
-        finals = [job.finals[config.key] for config in finalists]
+        ran = [record for config in finalists if (record := job.finals[config.key]).ran]
+        job.winner = min(ran, key=lambda record: (record.time, record.config_key), default=None)
         job.state = ended
         self._tell_observer("")
-        ran = [record for record in finals if record.ran]
-        return min(ran, key=lambda record: (record.time, record.config_key), default=None)
+        return job.winner
 
     def _log(self, job: Job, config: Config, outcome: Outcome, stage: str) -> Record:
         record = Record(
