@@ -34,7 +34,7 @@ class Record:
     template: str  # name and version, "cpu.gemm@1"
     config: Mapping[str, Any]
     status: str
-    stage: str = "search"  # or "final": compared turn by turn with the other leaders
+    stage: str = "search"  # "final": compared turn by turn with the other leaders; "verify": later, again
     seconds: tuple[float, ...] = ()
     error: float | None = None  # largest absolute one against float64
     detail: str = ""  # of a failure
@@ -84,7 +84,12 @@ class Record:
 
 
 def read_log(path: str | os.PathLike[str]) -> list[Record]:
-    """Read all records of a log.
+    """Read all records of a log; see `read_lines` for lines that are none."""
+    return [record for _, record in read_lines(path)]
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[tuple[str, Record]]:
+    """Read all lines of a log, each as it stands and as a record.
 
     A last line that was cut short (its writer died) is skipped with a warning, as is any
     other line that is no record; the rest is used.
@@ -94,16 +99,17 @@ def read_log(path: str | os.PathLike[str]) -> list[Record]:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise LogReadError(path=path, detail=error.strerror) from None
-    records = []
+    read = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            records.append(Record.from_json(line.decode()))
+            text = line.decode()
+            read.append((text, Record.from_json(text)))
         except (ValueError, TypeError, AttributeError):
             what = "is cut short" if number == len(lines) else "is no record"
-            warnings.warn(f"tuning log {path}: line {number} {what}; skipped", stacklevel=2)
-    return records
+            warnings.warn(f"tuning log {path}: line {number} {what}; skipped", stacklevel=3)
+    return read
 
 
 class LogWriter:
@@ -166,7 +172,8 @@ def best_records(records: Iterable[Record], targets: Sequence[str] | None = None
 
     A final comparison, where leaders were timed turn by turn, goes before times taken
     apart; then the smallest median wins, and of equal ones the smallest config text, so
-    that the choice does not depend on the order of lines.
+    that the choice does not depend on the order of lines. What `logs verify --mark` found
+    to fail on its machine does not count.
 
     Parameters
     ----------
@@ -174,9 +181,13 @@ def best_records(records: Iterable[Record], targets: Sequence[str] | None = None
         Names of targets that count, nearest first; a record of a nearer one wins over a
         faster one of a farther. All count where it is None.
     """
+    records = list(records)
+    verified = {(r.machine, r.identity): r.ran for r in records if r.stage == "verify"}
     best: dict[str, Record] = {}
     for record in records:
-        if not record.ran or (targets is not None and record.target not in targets):
+        if not record.ran or not verified.get((record.machine, record.identity), True):
+            continue
+        if targets is not None and record.target not in targets:
             continue
         known = best.get(record.workload)
         if known is None or _rank(record, targets) < _rank(known, targets):
