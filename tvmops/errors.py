@@ -42,6 +42,10 @@ class WorkloadSyntaxError(TvmopsError, ValueError):
     message = "workload text {text!r}: {detail}; expected a form such as 'matmul m=8 n=8 k=8'"
 
 
+class SuiteError(TvmopsError, ValueError):
+    message = "suite file {path}: {detail}"
+
+
 # --- where to run it ------------------------------------------------------------------
 
 

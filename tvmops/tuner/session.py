@@ -105,10 +105,7 @@ def _check_arguments(
     for workload in work:
         if workload.is_generic:
             raise ArgumentError(argument="work", value=str(workload), expected="sizes that are all known")
-    missing = target.missing(this_machine())
-    if missing:
-        needs = f"a target that this machine can run; it lacks {', '.join(missing)}"
-        raise ArgumentError(argument="target", value=target.name, expected=needs)
+    check_runs_here(target)
     if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
         raise ArgumentError(argument="trials", value=trials, expected="an integer of at least 1")
     if seconds is not None and not seconds > 0:
@@ -117,6 +114,14 @@ def _check_arguments(
         if workload not in work or not weight > 0:
             expected = "a number above 0 for workloads of `work`"
             raise ArgumentError(argument="weights", value=f"{workload}: {weight}", expected=expected)
+
+
+def check_runs_here(target: Target) -> None:
+    """Raise ArgumentError unless this machine can run code built for `target`."""
+    missing = target.missing(this_machine())
+    if missing:
+        needs = f"a target that this machine can run; it lacks {', '.join(missing)}"
+        raise ArgumentError(argument="target", value=target.name, expected=needs)
 
 
 class Session:
@@ -281,4 +286,4 @@ def toolchain() -> dict[str, str]:
     }
 
 
-__all__ = ["Session", "toolchain", "tune"]
+__all__ = ["Session", "check_runs_here", "toolchain", "tune"]
