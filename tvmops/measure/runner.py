@@ -19,7 +19,7 @@ import numpy as np
 from tvmops.measure.candidate import Outcome, Plan, Problem
 from tvmops.measure.timing import interleave, sample
 from tvmops.measure.verify import poison, verify
-from tvmops.runtime.backend import load_backend, load_kernels
+from tvmops.runtime.backend import load_backend, load_kernels, ready_threads
 
 _MEMORY_SHARE = 0.8  # of what is free when the worker starts
 
@@ -40,6 +40,7 @@ class TimeRequest:
 
 def setup() -> None:
     load_backend()
+    ready_threads()
     limit = int(_MEMORY_SHARE * _free_memory()) + _own_memory()
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

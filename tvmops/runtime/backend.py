@@ -2,6 +2,9 @@
 
 Kernels reach the runtime through slots that are filled when their module is loaded; the
 runtime must be in the process before. A slot left empty is a crash without a word.
+
+TVM keeps a pool of threads for each Python thread that runs kernels, of a size that is
+fixed when the pool is made; how many of the pool are used can change.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ import ctypes
 import importlib.util
 import os
 import sys
+import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +24,19 @@ from tvmops.errors import ArgumentError, RuntimeMissingError
 from tvmops.machine import this_machine
 
 RUNTIME_FILE = "libtvm_runtime.so"
-_THREADS_VARIABLES = ("TVMOPS_NUM_THREADS", "TVM_NUM_THREADS", "OMP_NUM_THREADS")
+_THREADS_VARIABLES = ("TVMOPS_NUM_THREADS", "OMP_NUM_THREADS")
 _BIG_CORES = 1  # TVM's name for "use the fastest cores first"
+
+
+class _Pool(threading.local):
+    """What is known of the calling Python thread's pool."""
+
+    wanted = 0  # how many threads it was last told to use; 0 before it is made
+    is_dead = False  # its threads stayed behind when the process forked
+
+
+_pool = _Pool()
+_wanted = 0  # what `set_threads` said, or the default; 0 before it is known
 
 
 def load_backend(folder: Path | None = None) -> None:
@@ -34,19 +50,25 @@ def load_backend(folder: Path | None = None) -> None:
     RuntimeMissingError
         Neither has it.
     """
+    _prepare_pools()
     if _is_loaded():
         return
     places = [place for place in (_installed_runtime(), folder and folder / RUNTIME_FILE) if place]
     for path in places:
         if path.is_file():
-            # TVM's pool reads both when its first worker starts. It would take half of the
-            # cores that it sees (it assumes hyper-threads); and it would bind workers to
-            # cores, and the caller with them: then two threads often share one core.
-            os.environ["TVM_NUM_THREADS"] = str(default_threads())
-            os.environ.setdefault("TVM_BIND_THREADS", "0")
             ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
             return
     raise RuntimeMissingError(path=folder, file=RUNTIME_FILE)
+
+
+def _prepare_pools() -> None:
+    """Set what TVM reads when it makes a pool, and again when it starts a parallel loop.
+
+    It would take half of the CPUs that it sees (it assumes hyper-threads), and bind workers
+    to CPUs, and the caller with them: then two threads often share one.
+    """
+    os.environ["TVM_NUM_THREADS"] = str(most_threads())
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
 
 
 def load_kernels(path: Path) -> Any:
@@ -55,7 +77,7 @@ def load_kernels(path: Path) -> Any:
 
 
 def default_threads() -> int:
-    """Return $TVMOPS_NUM_THREADS, else TVM's or OpenMP's variable, else all physical cores."""
+    """Return $TVMOPS_NUM_THREADS, else $OMP_NUM_THREADS, else all physical cores."""
     for variable in _THREADS_VARIABLES:
         value = os.environ.get(variable, "")
         if value.isdecimal() and int(value) > 0:
@@ -64,11 +86,51 @@ def default_threads() -> int:
 
 
 def set_threads(count: int) -> None:
-    """Make kernels of this process run on `count` threads, the calling one included."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ArgumentError(argument="count", value=count, expected="an integer of at least 1")
-    os.environ["TVM_NUM_THREADS"] = str(count)  # for Python threads that have no pool yet
-    tvm_ffi.get_global_func("runtime.config_threadpool")(_BIG_CORES, count)
+    """Make kernels of this process run on `count` threads, the calling one included.
+
+    Raises
+    ------
+    ArgumentError
+        `count` is no number of CPUs that this process has.
+    """
+    global _wanted
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= most_threads():
+        expected = f"an integer from 1 to {most_threads()}, the CPUs of this process"
+        raise ArgumentError(argument="count", value=count, expected=expected)
+    _wanted = count
+    ready_threads()
+
+
+def most_threads() -> int:
+    """Return how many threads a pool is made with, of which `set_threads` takes some."""
+    return max(default_threads(), len(os.sched_getaffinity(0)))
+
+
+def ready_threads() -> None:
+    """Give the calling Python thread's pool the wanted size; to be called before a kernel."""
+    if not _pool.wanted or _pool.wanted != _wanted:
+        _configure()
+
+
+def _configure() -> None:
+    global _wanted
+    _wanted = _pool.wanted = _wanted or default_threads()
+    tvm_ffi.get_global_func("runtime.config_threadpool")(_BIG_CORES, 1 if _pool.is_dead else _wanted)
+    found = tvm_ffi.get_global_func("runtime.NumThreads")()
+    if found < _wanted:
+        dead = "this process was forked after kernels had run; start it by 'spawn', or fork earlier"
+        small = "TVM ran kernels before the library was loaded; load it first"
+        reason = dead if _pool.is_dead else small
+        warnings.warn(f"kernels use {found} of {_wanted} threads: {reason}", stacklevel=5)
+
+
+def _after_fork() -> None:
+    """Remember in a forked child that the threads of its pool did not come along."""
+    if _pool.wanted:
+        _pool.wanted, _pool.is_dead = 0, True
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _is_loaded() -> bool:
