@@ -10,36 +10,38 @@ import sys
 from typing import Any
 
 import numpy as np
+import tvm_ffi
 
 from tvmops.errors import CallError, CallTypeError
 
 
 def as_input(op: str, name: str, array: Any, dtype: str) -> Any:
-    """Return `array` in the form that a kernel reads, copied only where it must be.
+    """Return `array` dense and in this machine's byte order, copied only where it must be.
 
     Raises
     ------
     CallTypeError
         It is no array, or one of another dtype.
     CallError
-        It is not on the CPU, or needs a gradient, which kernels don't compute.
+        It is not on the CPU, not strided, or needs a gradient, which kernels don't compute.
     """
     if _is_torch(array):
         _check_torch(op, name, array)
         _check_dtype(op, name, str(array.dtype).removeprefix("torch."), dtype)
-        return array.contiguous()
+        return array.contiguous().resolve_neg()
     viewed = _as_numpy(op, name, array)
     _check_dtype(op, name, viewed.dtype.name, dtype)
-    return np.ascontiguousarray(viewed) if viewed.ndim else viewed
+    return np.ascontiguousarray(viewed, viewed.dtype.newbyteorder("=")) if viewed.ndim else viewed
 
 
 def as_output(op: str, out: Any, shape: tuple[int, ...], dtype: str) -> Any:
     """Check that a kernel may write to `out` and return it; it is never copied."""
     if _is_torch(out):
         _check_torch(op, "out", out)
-        found, dense = str(out.dtype).removeprefix("torch."), out.is_contiguous()
+        found, dense = str(out.dtype).removeprefix("torch."), out.is_contiguous() and not out.is_neg()
     elif isinstance(out, np.ndarray):
-        found, dense = out.dtype.name, out.flags.c_contiguous
+        found = out.dtype.name if out.dtype.isnative else out.dtype.str
+        dense = out.flags.c_contiguous
         if not out.flags.writeable:
             raise CallError(op=op, argument="out", value="read-only", expected="a writeable array")
     else:
@@ -61,6 +63,16 @@ def new_output(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
     if _is_torch(like):
         return like.new_empty(shape)
     return np.empty(shape, dtype)
+
+
+def as_argument(array: Any) -> Any:
+    """Return an input in the form that tvm-ffi takes: NumPy lends read-only memory by request alone."""
+    if not isinstance(array, np.ndarray) or array.flags.writeable:
+        return array
+    try:
+        return tvm_ffi.from_dlpack(array.__dlpack__(max_version=(1, 0)))
+    except TypeError:  # NumPy before 2.1
+        return array.copy()
 
 
 def overlap(first: Any, second: Any) -> bool:
@@ -86,6 +98,9 @@ def _check_torch(op: str, name: str, tensor: Any) -> None:
             op=op, argument=name, value=f"on device {tensor.device}", expected="a tensor on the CPU"
         )
     torch = sys.modules["torch"]
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        layout = "nested" if tensor.is_nested else tensor.layout
+        raise CallError(op=op, argument=name, value=f"of layout {layout}", expected="a dense tensor")
     if tensor.requires_grad and torch.is_grad_enabled():
         raise CallError(
             op=op,

@@ -19,7 +19,8 @@ from tvmops.errors import (
 from tvmops.machine import missing_features, this_machine
 from tvmops.manifest import Manifest
 from tvmops.runtime import backend
-from tvmops.runtime.arrays import as_input, as_output, new_output, overlap
+from tvmops.runtime.arrays import as_argument, as_input, as_output, new_output, overlap
+from tvmops.runtime.backend import ready_threads
 from tvmops.runtime.dispatch import Dispatcher, Explanation, fits_index
 from tvmops.workloads import Workload, workload
 
@@ -85,12 +86,14 @@ class Library:
             # Kernels check shapes, dtypes, strides and overlap of all arguments before they
             # touch memory, so a known pair of shapes goes straight to its kernel. What a
             # kernel refuses, and what may need a gradient, takes the careful way.
-            kernel = self._matmuls.get((a.shape, b.shape)) if type(a) is type(b) is _ndarray else None
+            plain = type(a) is type(b) is type(out) is _ndarray
+            kernel = self._matmuls.get((a.shape, b.shape)) if plain else None
             if kernel is not None:
                 try:
+                    ready_threads()
                     kernel(a, b, out)
                     return out
-                except (ValueError, TypeError):
+                except (ValueError, TypeError, BufferError):
                     pass
         return self._matmul(a, b, out)
 
@@ -108,38 +111,23 @@ class Library:
             raise ArgumentError(argument="op", value=op, expected="'matmul'")
         if len(arrays) != 2:
             raise ArgumentError(argument="arrays", value=f"{len(arrays)} arrays", expected="a and b")
-        return self._dispatcher.explain(_matmul_workload(*arrays))
+        return self._dispatcher.explain(_matmul_workload(*_matmul_inputs(*arrays)))
 
     def misses(self) -> dict[str, int]:
         """Return the workloads that generic kernels answered, and how often."""
         return self._dispatcher.misses()
 
     def set_threads(self, count: int) -> None:
-        """Run kernels on `count` threads. The default is all physical cores.
+        """Run kernels of this process on `count` threads. The default is all physical cores.
 
-        It holds for the calling Python thread and for those that have not called a kernel
-        yet. $TVMOPS_NUM_THREADS, $TVM_NUM_THREADS and $OMP_NUM_THREADS, in this order, set
-        the default before a process starts.
+        $TVMOPS_NUM_THREADS, else $OMP_NUM_THREADS, sets the default before a process starts.
         """
         backend.set_threads(count)
 
     def _matmul(self, a: Any, b: Any, out: Any) -> Any:
         op, dtype = "matmul", "float32"
-        a = as_input(op, "a", a, dtype)
-        b = as_input(op, "b", b, dtype)
-        for name, array in (("a", a), ("b", b)):
-            if array.ndim != 2:
-                raise CallError(
-                    op=op, argument=name, value=f"of shape {tuple(array.shape)}", expected="two dimensions"
-                )
-        (m, k), (rows, n) = a.shape, b.shape
-        if rows != k:
-            raise CallError(
-                op=op,
-                argument="b",
-                value=f"of shape {tuple(b.shape)}",
-                expected=f"{k} rows, the columns of a",
-            )
+        a, b = _matmul_inputs(a, b)
+        (m, k), n = a.shape, b.shape[1]
         if out is None:
             out = new_output(a, (m, n), dtype)
         else:
@@ -149,7 +137,7 @@ class Library:
                     raise CallError(
                         op=op,
                         argument="out",
-                        value=f"shares memory with {name}",
+                        value=f"an array that shares memory with '{name}'",
                         expected="memory of its own",
                     )
         if m == 0 or n == 0 or k == 0:
@@ -166,8 +154,24 @@ class Library:
                 )
             kernel = self._dispatcher.find(_matmul_workload(a, b))
             self._matmuls[a.shape, b.shape] = kernel
-        kernel(a, b, out)
+        ready_threads()
+        kernel(as_argument(a), as_argument(b), out)
         return out
+
+
+def _matmul_inputs(a: Any, b: Any) -> tuple[Any, Any]:
+    """Return `a` and `b` as kernels read them, once they are known to fit each other."""
+    op, dtype = "matmul", "float32"
+    a, b = as_input(op, "a", a, dtype), as_input(op, "b", b, dtype)
+    for name, array in (("a", a), ("b", b)):
+        if array.ndim != 2:
+            raise CallError(
+                op=op, argument=name, value=f"of shape {tuple(array.shape)}", expected="two dimensions"
+            )
+    if a.shape[1] != b.shape[0]:
+        expected = f"{a.shape[1]} rows, the columns of a"
+        raise CallError(op=op, argument="b", value=f"of shape {tuple(b.shape)}", expected=expected)
+    return a, b
 
 
 def _matmul_workload(a: Any, b: Any) -> Workload:
