@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,7 +46,8 @@ class Manifest:
     schema: int = SCHEMA
 
     def write(self, folder: Path) -> None:
-        (folder / FILE).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        table = dataclasses.asdict(self)
+        (folder / FILE).write_text(json.dumps({**table, "digest": _digest(table)}, indent=1) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -67,10 +69,21 @@ class Manifest:
             raise LibraryDamagedError(path=folder, file=FILE, detail="is no manifest") from None
         if schema != SCHEMA:
             raise LibraryVersionError(path=folder, schema=schema, expected=SCHEMA)
+        if table.pop("digest", None) != _digest(table):
+            raise LibraryDamagedError(path=folder, file=FILE, detail="was altered")
         try:
-            kernels = tuple(KernelEntry(**entry) for entry in table.pop("kernels"))
+            kernels = tuple(_kernel(entry) for entry in table.pop("kernels"))
             return cls(**{**table, "kernels": kernels, "needs": tuple(table["needs"])})
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError, AttributeError):
             raise LibraryDamagedError(
                 path=folder, file=FILE, detail="lacks a field or has one too many"
             ) from None
+
+
+def _kernel(entry: Mapping[str, Any]) -> KernelEntry:
+    ranges = {name: (low, high) for name, (low, high) in entry["ranges"].items()}
+    return KernelEntry(**{**entry, "ranges": ranges})
+
+
+def _digest(table: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
