@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tvmops.errors import NotInLibraryError
+from tvmops.errors import ArgumentError, NotInLibraryError
 from tvmops.manifest import KernelEntry, Manifest
 from tvmops.workloads import Workload
 
@@ -58,6 +59,7 @@ class Dispatcher:
             else:
                 self._exact[workload] = entry
         self._misses: dict[Workload, int] = {}
+        self._counting = threading.Lock()
 
     def explain(self, workload: Workload) -> Explanation:
         """Say which kernel answers `workload`.
@@ -66,7 +68,11 @@ class Dispatcher:
         ------
         NotInLibraryError
             None does.
+        ArgumentError
+            A size of it is `*`.
         """
+        if workload.is_generic:
+            raise ArgumentError(argument="workload", value=str(workload), expected="sizes that are all known")
         exact = self._exact.get(workload)
         if exact is not None:
             return Explanation(workload, "exact", exact, "built for this shape")
@@ -91,16 +97,19 @@ class Dispatcher:
         return {str(workload): count for workload, count in ordered}
 
     def _counted(self, workload: Workload, kernel: Callable[..., None]) -> Callable[..., None]:
-        if workload not in self._misses:
-            self._misses[workload] = 0
+        misses, counting = self._misses, self._counting
+        with counting:
+            is_new = workload not in misses
+            misses.setdefault(workload, 0)
+        if is_new:
             warnings.warn(
                 f"library {self._path}: '{workload}' was not tuned; a generic kernel answers", stacklevel=5
             )
-        misses = self._misses
 
         def call(*arguments: Any) -> None:
             kernel(*arguments)
-            misses[workload] += 1
+            with counting:
+                misses[workload] += 1
 
         return call
 
