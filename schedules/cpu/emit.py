@@ -55,6 +55,17 @@ def chunk(whole: Span, index: Extent, size: int) -> Span:
     return Span(start, minimum(size, whole.count - index * size))
 
 
+def share(whole: Span, index: Extent, parts: int) -> Span:
+    """Return the `index`-th of `parts` nearly equal parts of `whole`; the last may be short or empty."""
+    if parts == 1:
+        return whole
+    each = ceildiv(whole.count, parts)
+    if divides(parts, whole.count):
+        return Span(index * each, each)
+    rest = tirx.max(whole.count - index * each, 0)
+    return Span(index * each, minimum(each, rest))
+
+
 def lanes(start: Extent, width: int) -> tirx.Expr:
     """Return the index of `width` neighbouring elements."""
     return tirx.Ramp(start, 1, width) if width > 1 else start
@@ -66,6 +77,15 @@ def broadcast(value: tirx.Expr, width: int) -> tirx.Expr:
 
 def zeros(dtype: str, width: int) -> tirx.Expr:
     return broadcast(tirx.const(0, dtype), width)
+
+
+def registers(shape: tuple[int, ...], dtype: str) -> Any:
+    """Allocate a small array that the compiler keeps in registers.
+
+    TVM would take any array of scope "local" from the heap on a CPU; the annotation makes it
+    a stack variable, which LLVM splits into registers where all its indices are constants.
+    """
+    return T.alloc_buffer(shape, dtype, scope="local", annotations={"disable_lower_builtin": True})
 
 
 def load(buffer: Any, indices: list[Extent], start: Extent, width: int, limit: Extent | None) -> tirx.Expr:

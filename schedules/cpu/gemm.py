@@ -4,6 +4,7 @@ The nest, outermost first (K. Goto and R. van de Geijn, Anatomy of High-Performa
 Multiplication, ACM TOMS 34(3), 2008), with the knob that sets each block:
 
     task            split_m x split_n   run side by side; they share nothing, so no barriers
+                    x split_k           (each adds up a stretch of k apart, for small m and n)
       column block  nc panels           of nr = nv vectors
         k block     kc                  b is packed here, [panel][k][nr]        (pack_b)
           row block mc tiles            of mr rows; a is packed here, [row][k]  (pack_a)
@@ -43,7 +44,7 @@ class CpuGemm(Template):
         knobs = (
             Knob("mr", tuple(mr for mr in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 17, 20) if mr <= m)),
             Knob("nv", tuple(nv for nv in (1, 2, 3, 4, 6, 8) if nv <= panels or nv == 1)),
-            Knob("kc", _up_to(k, (8, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096))),
+            Knob("kc", _up_to(k, (1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096))),
             Knob("nc", _up_to(panels, (1, 2, 4, 8, 16, 32, 64))),
             Knob("mc", _up_to(m, (1, 2, 4, 8, 16, 32, 64))),
             Knob("ku", tuple(ku for ku in (1, 2, 4, 8) if ku <= k)),
@@ -51,6 +52,7 @@ class CpuGemm(Template):
             Knob("pack_b", (False, True)),
             Knob("split_m", _splits(target.cores)),
             Knob("split_n", _splits(target.cores)),
+            Knob("split_k", _splits(target.cores)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
@@ -93,7 +95,8 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         registers <= target.vector_registers
         and knobs.split_m <= tiles
         and knobs.split_n <= panels
-        and knobs.split_m * knobs.split_n <= 2 * target.cores
+        and knobs.split_k <= max(1, k // 64)
+        and knobs.split_m * knobs.split_n * knobs.split_k <= 2 * target.cores
         and packed <= max(target.l2_bytes, target.l3_bytes // 2)
         and knobs.mr * knobs.nv * knobs.ku <= 128  # beyond, compiling takes long and gains nothing
     )
@@ -101,25 +104,54 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
 
 def _default(m: int, n: int, k: int, target: Target, width: int) -> Config:
     """Choose blocks from the register file and the caches."""
-    streams = m <= 2  # memory-bound: read b once, keep a strip of c in L1
-    nv = 4 if streams else 2
-    mr = m if streams else min(m, (target.vector_registers - nv - 1) // nv, 8)
-    serial = 2 * m * n * k < 500_000  # below, starting threads costs more than they save
-    cores = 1 if serial else target.cores
+    if m <= 2:
+        return _streaming(m, n, k, target, width)
+    nv = 2
+    mr = min(m, (target.vector_registers - nv - 1) // nv, 8)
+    cores = _useful_cores(m, n, k, target)
     panels = -(-n // (nv * width))
     split_n = max(parts for parts in _splits(target.cores) if parts <= min(cores, panels))
     return Config.of(
         mr=mr,
         nv=nv,
-        kc=8 if streams else 512,
-        nc=ALL if streams else 8,
+        kc=512,
+        nc=8,
         mc=1,
-        ku=8 if streams else 4,
-        pack_a=not streams and m * n * k > 1 << 20,
+        ku=4,
+        pack_a=m * n * k > 1 << 20,
         pack_b=m > 2 * mr,
         split_m=min(cores // split_n, -(-m // mr)),
         split_n=split_n,
+        split_k=1,
     )
+
+
+def _streaming(m: int, n: int, k: int, target: Target, width: int) -> Config:
+    """Choose blocks for a product that is bound by reading b: whole rows of it, in order.
+
+    Each core takes a stretch of k, since hardware prefetches along a row: two cores that
+    share its columns read at half the speed of one that reads it whole.
+    """
+    cores = _useful_cores(m, n, k, target)
+    split_k = max(parts for parts in _splits(target.cores) if parts <= min(cores, max(1, k // 64)))
+    return Config.of(
+        mr=m,
+        nv=min(4, -(-n // width)),
+        kc=4,
+        nc=ALL,
+        mc=1,
+        ku=4,
+        pack_a=False,
+        pack_b=False,
+        split_m=1,
+        split_n=1,
+        split_k=split_k,
+    )
+
+
+def _useful_cores(m: int, n: int, k: int, target: Target) -> int:
+    """Return 1 for a product so small that starting threads costs more than they save."""
+    return 1 if 2 * m * n * k < 500_000 else target.cores
 
 
 def _up_to(extent: int, values: tuple[int, ...]) -> tuple[int, ...]:

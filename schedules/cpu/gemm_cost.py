@@ -46,20 +46,21 @@ class _Work:
 
     @classmethod
     def of(cls, shape: Shape, target: Target, blocking: Blocking) -> _Work:
-        depth = min(blocking.kc or shape.k, shape.k)
+        stretch = ceil(shape.k / blocking.split_k)
+        depth = min(blocking.kc or stretch, stretch)
         return cls(
             tiles=ceil(ceil(shape.m / blocking.mr) / blocking.split_m),
             panels=ceil(ceil(shape.n / (blocking.nv * shape.width)) / blocking.split_n),
             depth=depth,
-            k_blocks=ceil(shape.k / depth),
-            waves=ceil(blocking.split_m * blocking.split_n / target.cores),
+            k_blocks=ceil(stretch / depth),
+            waves=ceil(blocking.split_m * blocking.split_n * blocking.split_k / target.cores),
         )
 
 
 def cost(shape: Shape, target: Target, blocking: Blocking) -> float:
     """Estimate the cycles of `blocking`."""
     work = _Work.of(shape, target, blocking)
-    parallel = blocking.split_m * blocking.split_n > 1
+    parallel = blocking.split_m * blocking.split_n * blocking.split_k > 1
     task = _multiply(shape, target, blocking, work) + _pack(shape, blocking, work)
     return work.waves * task + parallel * _LAUNCH_CYCLES
 
@@ -90,12 +91,15 @@ def _b_bandwidth(shape: Shape, target: Target, blocking: Blocking, work: _Work) 
 def _pack(shape: Shape, blocking: Blocking, work: _Work) -> float:
     cycles = 0.0
     if blocking.pack_b:
-        b_bytes = 4 * shape.k * work.panels * blocking.nv * shape.width
+        b_bytes = 4 * work.depth * work.k_blocks * work.panels * blocking.nv * shape.width
         cycles += 2 * b_bytes / _L3_BYTES_A_CYCLE
     if blocking.pack_a:
         sweeps = ceil(work.panels / (blocking.nc or work.panels))
         cycles += (
-            sweeps * work.tiles * blocking.mr * (2 * 4 * shape.k / _L2_BYTES_A_CYCLE + 10 * work.k_blocks)
+            sweeps
+            * work.tiles
+            * blocking.mr
+            * (8 * work.depth * work.k_blocks / _L2_BYTES_A_CYCLE + 10 * work.k_blocks)
         )
     return cycles
 
@@ -115,6 +119,7 @@ def features(shape: Shape, target: Target, blocking: Blocking) -> dict[str, floa
         "pack_b": float(blocking.pack_b),
         "split_m": blocking.split_m,
         "split_n": blocking.split_n,
+        "split_k": blocking.split_k,
         "log_depth": log2(work.depth),
         "log_k_blocks": log2(work.k_blocks),
         "log_rows": log2(min(blocking.mc or work.tiles, work.tiles)),

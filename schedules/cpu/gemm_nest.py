@@ -27,6 +27,8 @@ from tvmops.schedules.cpu.emit import (
     load,
     minimum,
     refuse_overlap,
+    registers,
+    share,
     store,
     zeros,
 )
@@ -47,6 +49,7 @@ class Blocking:
     pack_b: bool
     split_m: int
     split_n: int
+    split_k: int
 
     @classmethod
     def of(cls, config: Config) -> Blocking:
@@ -78,29 +81,58 @@ class GemmNest:
         return IRModule({"main": builder.get()})
 
     def _tasks(self) -> None:
-        """Give each task a rectangle of c: some row tiles by some panels."""
-        split_m, split_n = self.blocking.split_m, self.blocking.split_n
-        tiles = Span(0, ceildiv(self.m, self.blocking.mr))
-        panels = Span(0, ceildiv(self.n, self.nr))
-        if split_m * split_n == 1:
-            self._task(tiles, panels)
-            return
-        with T.parallel(split_m * split_n) as task:
-            self._task(_share(tiles, task // split_n, split_m), _share(panels, task % split_n, split_n))
-
-    def _task(self, tiles: Span, panels: Span) -> None:
+        """Give each task a rectangle of c and a stretch of k."""
         blocking = self.blocking
-        whole_k = Span(0, self.k)
+        tiles = Span(0, ceildiv(self.m, blocking.mr))
+        panels = Span(0, ceildiv(self.n, self.nr))
+        depth = Span(0, self.k)
+        split_m, split_n, split_k = blocking.split_m, blocking.split_n, blocking.split_k
+        if split_k > 1:
+            self.partial = T.alloc_buffer((split_k, self.m, self.n), self.dtype)
+        if split_m * split_n * split_k == 1:
+            self._task(tiles, panels, depth, 0)
+            return
+        with T.parallel(split_m * split_n * split_k) as task:
+            part, rectangle = task % split_k, task // split_k
+            self._task(
+                share(tiles, rectangle // split_n, split_m),
+                share(panels, rectangle % split_n, split_n),
+                share(depth, part, split_k),
+                part,
+            )
+        if split_k > 1:
+            self._add_parts()
+
+    def _task(self, tiles: Span, panels: Span, whole_k: Span, part: Extent) -> None:
+        blocking = self.blocking
         with T.serial(chunks(panels, blocking.nc)) as column_block:
             block = chunk(panels, column_block, blocking.nc)
-            with T.serial(chunks(whole_k, blocking.kc)) as k_block:
+            k_blocks = chunks(whole_k, blocking.kc)
+            if not isinstance(k_blocks, int):
+                k_blocks = tirx.max(k_blocks, 1)  # a task whose stretch of k is empty stores zeros
+            with T.serial(k_blocks) as k_block:
                 depth = chunk(whole_k, k_block, blocking.kc)
+                # later blocks of k add to what earlier ones stored
+                adds = None if k_blocks == 1 else k_block > 0
                 packed_b = self._pack_b(block, depth) if blocking.pack_b else None
                 with T.serial(chunks(tiles, blocking.mc)) as row_block:
                     rows = chunk(tiles, row_block, blocking.mc)
                     packed_a = self._pack_a(rows, depth) if blocking.pack_a else None
                     with T.serial(block.count) as panel, T.serial(rows.count) as tile:
-                        Tile(self, rows, tile, block, panel, depth, packed_a, packed_b).emit()
+                        Tile(self, rows, tile, block, panel, depth, packed_a, packed_b, part, adds).emit()
+
+    def _add_parts(self) -> None:
+        """Add up what the tasks along k computed; few elements, so one thread does it."""
+        with T.serial(self.m) as i, T.serial(ceildiv(self.n, self.width)) as v:
+            column = v * self.width
+
+            def add(limit: Extent | None) -> None:
+                total = load(self.partial, [0, i], column, self.width, limit)
+                for part in range(1, self.blocking.split_k):
+                    total += load(self.partial, [part, i], column, self.width, limit)
+                store(self.c, total, [i], column, self.width, limit)
+
+            add(None if divides(self.width, self.n) else self.n)
 
     def _pack_b(self, panels: Span, depth: Span) -> Any:
         """Copy b[depth, panels] to [panel][k][nr]; columns beyond n become whatever loads give."""
@@ -164,8 +196,11 @@ class Tile:
         depth: Span,
         packed_a: Any | None,
         packed_b: Any | None,
+        part: Extent,
+        adds: tirx.Expr | None,
     ) -> None:
         self.nest = nest
+        self.part, self.adds = part, adds
         self.panel, self.depth = panel, depth
         self.packed_a, self.packed_b = packed_a, packed_b
         mr = nest.blocking.mr
@@ -183,7 +218,7 @@ class Tile:
 
     def _sum(self, limit: Extent | None) -> Any:
         nest, blocking = self.nest, self.nest.blocking
-        accumulators = T.alloc_buffer((blocking.mr, nest.nr), nest.dtype, scope="local")
+        accumulators = registers((blocking.mr, nest.nr), nest.dtype)
         for i in range(blocking.mr):
             for v in range(blocking.nv):
                 T.buffer_store(accumulators, zeros(nest.dtype, nest.width), [i, self._lanes(v)])
@@ -227,24 +262,18 @@ class Tile:
 
     def _store_row(self, accumulators: Any, i: int, limit: Extent | None) -> None:
         nest = self.nest
+        split = nest.blocking.split_k > 1
+        buffer, indices = (nest.partial, [self.part, self.rows[i]]) if split else (nest.c, [self.rows[i]])
         for v in range(nest.blocking.nv):
             at = self.column + v * nest.width
             total = accumulators[i, self._lanes(v)]
-            if chunks(Span(0, nest.k), nest.blocking.kc) != 1:  # later blocks of k add to earlier
-                earlier = load(nest.c, [self.rows[i]], at, nest.width, limit)
-                total += tirx.if_then_else(self.depth.start > 0, earlier, zeros(nest.dtype, nest.width))
-            store(nest.c, total, [self.rows[i]], at, nest.width, limit)
+            if self.adds is not None:
+                earlier = load(buffer, indices, at, nest.width, limit)
+                total += tirx.if_then_else(self.adds, earlier, zeros(nest.dtype, nest.width))
+            store(buffer, total, indices, at, nest.width, limit)
 
     def _lanes(self, v: int) -> tirx.Expr:
         return lanes(v * self.nest.width, self.nest.width)
-
-
-def _share(whole: Span, index: Extent, parts: int) -> Span:
-    """Return the `index`-th of `parts` nearly equal parts of `whole`; the last may be short."""
-    each = ceildiv(whole.count, parts)
-    if divides(parts, whole.count):
-        return Span(index * each, each)
-    return Span(index * each, minimum(each, whole.count - index * each))
 
 
 def _at_most(size: int, extent: Extent) -> int:

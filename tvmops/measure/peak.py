@@ -20,7 +20,7 @@ from tvmops.machine import this_machine
 from tvmops.measure.build import compile_object
 from tvmops.measure.link import link
 from tvmops.measure.local import LocalMeasurer
-from tvmops.schedules.cpu.emit import broadcast, lanes
+from tvmops.schedules.cpu.emit import broadcast, lanes, registers
 from tvmops.targets import Target
 
 _CHAINS = 12  # independent sums: more than latency times issue width of any core here
@@ -87,7 +87,7 @@ def _fma_module(cores: int, width: int) -> IRModule:
         x = T.match_buffer(x_arg, (cores * _CHAINS * width,), "float32", align=4)
         factors = T.match_buffer(f_arg, (2,), "float32", align=4)
         with T.parallel(cores) as core:
-            sums = T.alloc_buffer((_CHAINS * width,), "float32", scope="local")
+            sums = registers((_CHAINS * width,), "float32")
             for chain in range(_CHAINS):
                 at = lanes(chain * width, width)
                 T.buffer_store(sums, x[lanes((core * _CHAINS + chain) * width, width)], [at])
@@ -113,7 +113,7 @@ def _read_module(cores: int, width: int) -> IRModule:
         x = T.match_buffer(x_arg, (_STREAM_ELEMENTS,), "float32", align=4)
         out = T.match_buffer(s_arg, (cores * row,), "float32", align=4)
         with T.parallel(cores) as core:
-            sums = T.alloc_buffer((row,), "float32", scope="local")
+            sums = registers((row,), "float32")
             for chain in range(_CHAINS):
                 T.buffer_store(
                     sums, broadcast(tirx.const(0, "float32"), width), [lanes(chain * width, width)]
