@@ -113,7 +113,7 @@ class GemmNest:
             with T.serial(k_blocks) as k_block:
                 depth = chunk(whole_k, k_block, blocking.kc)
                 # later blocks of k add to what earlier ones stored
-                adds = None if k_blocks == 1 else k_block > 0
+                adds = None if isinstance(k_blocks, int) and k_blocks == 1 else k_block > 0
                 packed_b = self._pack_b(block, depth) if blocking.pack_b else None
                 with T.serial(chunks(tiles, blocking.mc)) as row_block:
                     rows = chunk(tiles, row_block, blocking.mc)
