@@ -1,0 +1,65 @@
+"""`tvmops tune`: search schedules on this machine, watched."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tvmops.cli.parser import Commands
+from tvmops.cli.watch import JsonLines, LiveTable, PlainLines, Watcher
+from tvmops.suites import read_specs
+from tvmops.targets import target
+
+
+def add_to(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "tune",
+        help="search fast schedules on this machine",
+        description="Search fast schedules for workloads on this machine. Every trial is in the log "
+        "before the next starts; the same command goes on where an earlier one stopped.",
+        example='tvmops tune "matmul m=1024 n=1024 k=1024 dtype=float32" --log my.jsonl --seconds 60',
+    )
+    parser.add_specs()
+    parser.add_target()
+    parser.add_argument("--log", default="tuning.jsonl", metavar="FILE", help="appended to (%(default)s)")
+    parser.add_argument(
+        "--trials", type=int, default=64, metavar="N", help="most configs to measure a workload (%(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, metavar="S", help="budget for the whole run; no limit if not given"
+    )
+    parser.add_argument(
+        "--strategy",
+        default="auto",
+        metavar="NAME",
+        help="how to search; an unknown name lists those there are (%(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="fixes the sequence of proposals (%(default)s)"
+    )
+    parser.add_json()
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    weights, machine = read_specs(arguments.specs), target(arguments.target)  # before the slow import
+    watcher: Watcher = JsonLines() if arguments.json else LiveTable() if sys.stdout.isatty() else PlainLines()
+    try:
+        with watcher:
+            from tvmops.tuner.session import tune
+
+            winners = tune(
+                list(weights),
+                machine,
+                arguments.log,
+                trials=arguments.trials,
+                seconds=arguments.seconds,
+                strategy=arguments.strategy,
+                seed=arguments.seed,
+                observer=watcher,
+                weights=weights,
+            )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{arguments.log} holds every finished trial") from None
+    watcher.conclude()
+    return 0 if len(winners) == len(weights) else 1

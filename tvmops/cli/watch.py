@@ -1,0 +1,172 @@
+"""What a tuning run shows: a live table, plain lines, or JSON lines."""
+
+from __future__ import annotations
+
+import math
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from tvmops.cli.text import duration, json_line
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tvmops.tuner.progress import JobStatus
+
+_STARTING = "starting: loading the compiler; on a machine's first run, measuring its peak"
+_QUIET_SECONDS = 5.0  # plain lines: how long a job that finds nothing new keeps silent
+_NEWS = 0.99  # a best time below this share of the last one shown is news
+
+
+class Watcher:
+    """An `Observer` that is shown from entering it to leaving it; keeps the latest status."""
+
+    def __init__(self) -> None:
+        self.jobs: list[JobStatus] = []
+
+    def update(self, jobs: list[JobStatus], running: str, elapsed: float, budget: float | None) -> None:
+        self.jobs = jobs
+
+    def conclude(self) -> None:
+        """Print a line a workload: the winner and why the search ended."""
+        for job in self.jobs:
+            print(_conclusion(job))
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return
+
+
+class LiveTable(Watcher):
+    """A table that redraws itself in a terminal."""
+
+    def __init__(self) -> None:
+        from rich.live import Live
+
+        super().__init__()
+        self._running = _STARTING
+        self._budget: float | None = None
+        self._started = time.monotonic()
+        self._live = Live(get_renderable=self._table, refresh_per_second=4)
+
+    def update(self, jobs: list[JobStatus], running: str, elapsed: float, budget: float | None) -> None:
+        super().update(jobs, running, elapsed, budget)
+        self._running, self._budget = running, budget
+        self._started = time.monotonic() - elapsed
+
+    def __enter__(self) -> Watcher:
+        self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._running = ""
+        self._live.stop()
+
+    def _table(self) -> Table:
+        from rich.table import Table
+
+        table = Table(caption=self._caption(), caption_justify="left")
+        table.add_column("workload", overflow="fold")
+        for title in ("trials", "failures", "best", "of roofline"):
+            table.add_column(title, justify="right", no_wrap=True)
+        table.add_column("state")
+        for job in self.jobs:
+            table.add_row(
+                str(job.workload), str(job.trials), str(job.failures), _rate(job), _share(job), job.state
+            )
+        return table
+
+    def _caption(self) -> str:
+        elapsed = time.monotonic() - self._started
+        left = f"{elapsed:.0f} s" if self._budget is None else f"{max(0, self._budget - elapsed):.0f} s left"
+        return f"{left}  {self._running}"
+
+
+class PlainLines(Watcher):
+    """A line whenever a search starts, finds something faster, ends, or was silent for long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: dict[str, tuple[str, float, float]] = {}  # state, best, when
+
+    def __enter__(self) -> Watcher:
+        print(_STARTING, flush=True)
+        return self
+
+    def update(self, jobs: list[JobStatus], running: str, elapsed: float, budget: float | None) -> None:
+        super().update(jobs, running, elapsed, budget)
+        for job in jobs:
+            state, best, when = self._shown.get(str(job.workload), ("waiting", math.inf, elapsed))
+            silent = elapsed - when > _QUIET_SECONDS and job.state in ("searching", "comparing")
+            if job.state != state or job.best < _NEWS * best or silent:
+                self._shown[str(job.workload)] = job.state, job.best, elapsed
+                print(
+                    f"{elapsed:6.1f} s  {job.workload}: {job.trials} trials, {job.failures} failures, "
+                    f"best {_rate(job)}, {_share(job)} of the roofline; {job.state}",
+                    flush=True,
+                )
+
+
+class JsonLines(Watcher):
+    """A JSON object for each workload whose status changed, and one for each at the end."""
+
+    def update(self, jobs: list[JobStatus], running: str, elapsed: float, budget: float | None) -> None:
+        known = {job.workload: job for job in self.jobs}
+        super().update(jobs, running, elapsed, budget)
+        for job in jobs:
+            if known.get(job.workload) != job:
+                self._print("progress", job, elapsed=round(elapsed, 3), running=running)
+
+    def conclude(self) -> None:
+        for job in self.jobs:
+            winner = job.winner
+            template, config = (winner.template, dict(winner.config)) if winner else (None, None)
+            self._print("result", job, template=template, config=config)
+
+    def _print(self, event: str, job: JobStatus, **more: object) -> None:
+        line = json_line(
+            event=event,
+            workload=str(job.workload),
+            trials=job.trials,
+            failures=job.failures,
+            seconds=job.best,
+            default_seconds=job.default,
+            rate=job.rate,
+            unit=job.unit,
+            roofline_share=job.roofline_share,
+            state=job.state,
+            **more,
+        )
+        print(line, flush=True)
+
+
+def _conclusion(job: JobStatus) -> str:
+    if job.winner is None:
+        return f"{job.workload}: no config ran, {job.failures} failed; the log says why; {job.state}"
+    winner = job.winner
+    config = " ".join(f"{name}={value}" for name, value in winner.config.items())
+    return (
+        f"{job.workload}: {duration(winner.time)}, {_rate(job)} ({_share(job)} of the roofline), "
+        f"{_gain(job)}; {job.state}; {winner.template} {config}"
+    )
+
+
+def _gain(job: JobStatus) -> str:
+    if not math.isfinite(job.default):
+        return "the default config did not run"
+    return f"{job.default / job.best:.2f} times the default's speed"
+
+
+def _rate(job: JobStatus) -> str:
+    return f"{job.rate:.4g} {job.unit}" if job.rate else "-"
+
+
+def _share(job: JobStatus) -> str:
+    return f"{job.roofline_share:.0%}" if job.rate else "-"

@@ -1,0 +1,1 @@
+"""Compare what was made: with peers, with the machine's limits."""

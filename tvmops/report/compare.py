@@ -1,0 +1,95 @@
+"""A library against its peers: the same data, turn by turn in one process, results checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tvmops.measure.verify import largest_error, poison
+from tvmops.ops import op_of
+from tvmops.report.peers import Call, peer_call
+from tvmops.report.turns import Timing, take_turns
+from tvmops.runtime.load import Library
+from tvmops.workloads import Workload
+
+OURS = "tvmops"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How long each took for one workload, and how far its result was from float64."""
+
+    workload: Workload
+    tier: str  # of the kernel that answered: "exact" or "generic"
+    kernel: str
+    flops: int
+    tolerance: float
+    timings: Mapping[str, Timing]  # ours first
+    errors: Mapping[str, float]  # the largest absolute one
+
+    def gflops(self, name: str) -> float:
+        return self.flops / self.timings[name].median / 1e9
+
+    @property
+    def best_peer(self) -> str | None:
+        """The fastest of the peers; None without peers."""
+        peers = [name for name in self.timings if name != OURS]
+        return max(peers, key=self.gflops, default=None)
+
+    @property
+    def ratio(self) -> float | None:
+        """Our speed over that of the fastest peer."""
+        return self.gflops(OURS) / self.gflops(self.best_peer) if self.best_peer else None
+
+    @property
+    def wrong(self) -> list[str]:
+        """Those whose result was not within the op's tolerance."""
+        return [name for name, error in self.errors.items() if not error <= self.tolerance]
+
+
+def compare(
+    library: Library, work: Iterable[Workload], peers: Sequence[str], rounds: int
+) -> Iterator[Comparison]:
+    """Yield a comparison for each workload; peers that are not installed are left out."""
+    for workload in work:
+        yield _compare(library, workload, peers, rounds)
+
+
+def _compare(library: Library, workload: Workload, peers: Sequence[str], rounds: int) -> Comparison:
+    op = op_of(workload)
+    inputs = op.random_inputs(workload, seed=1)
+    expected = op.reference(workload, *inputs)
+    explanation = library.explain(str(workload))
+    output, calls = op.output(workload), {}
+    outputs = {name: np.empty(output.shape, output.dtype) for name in (OURS, *peers)}
+    for name, out in outputs.items():
+        poison(out)
+        call = (
+            _our_call(library, workload, inputs, out)
+            if name == OURS
+            else peer_call(name, workload, inputs, out)
+        )
+        if call is not None:
+            calls[name] = call
+    timings = take_turns(calls, rounds)
+    return Comparison(
+        workload,
+        explanation.tier,
+        explanation.kernel.function,
+        op.flops(workload),
+        op.tolerance(workload),
+        timings,
+        {name: largest_error(outputs[name], expected) for name in calls},
+    )
+
+
+def _our_call(library: Library, workload: Workload, inputs: Sequence[object], out: object) -> Call:
+    method = getattr(library, workload.op)
+    return lambda: method(*inputs, out=out)
+
+
+def geometric_mean(ratios: Sequence[float]) -> float:
+    return math.exp(sum(map(math.log, ratios)) / len(ratios))

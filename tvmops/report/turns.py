@@ -1,0 +1,51 @@
+"""Time several ways to do one thing turn by turn, each undisturbed by the one before."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from tvmops.measure.timing import time_call
+
+_PAUSE_SECONDS = 0.06  # thread pools of BLAS libraries and of TVM spin that long for more work
+_TURN_SECONDS = 0.03
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call, one sample a round."""
+
+    samples: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+    @property
+    def spread(self) -> float:
+        """Half the range of the middle half of the samples, as a share of the median."""
+        low, _, high = statistics.quantiles(self.samples, n=4)
+        return (high - low) / 2 / self.median
+
+
+def take_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
+    """Time each of `calls` once a round, after a pause and a warm call; rounds rotate the order."""
+    names = list(calls)
+    repeats = {name: _repeats(calls[name]) for name in names}
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            time.sleep(_PAUSE_SECONDS)
+            calls[name]()
+            samples[name].append(time_call(calls[name], repeats[name]))
+    return {name: Timing(tuple(own)) for name, own in samples.items()}
+
+
+def _repeats(call: Callable[[], object]) -> int:
+    """Return how many calls make a turn."""
+    time.sleep(_PAUSE_SECONDS)
+    call()
+    return max(1, round(_TURN_SECONDS / max(time_call(call), 1e-7)))
