@@ -6,6 +6,8 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
 import numpy
@@ -13,9 +15,10 @@ import tvm
 
 from tvmops.errors import ArgumentError
 from tvmops.machine import this_machine
+from tvmops.measure.base import Measurer
 from tvmops.measure.candidate import Outcome, Plan
 from tvmops.measure.local import LocalMeasurer
-from tvmops.measure.peak import machine_peak
+from tvmops.measure.peak import Peak, machine_peak
 from tvmops.records import LogWriter, Record, read_log
 from tvmops.schedules import templates_for
 from tvmops.space import Config
@@ -42,6 +45,8 @@ def tune(
     seed: int = 0,
     observer: Observer | None = None,
     weights: Mapping[Workload, float] | None = None,
+    measurer: Measurer | None = None,
+    peak: Peak | None = None,
 ) -> dict[Workload, Record]:
     """Find a fast schedule for each workload and log every trial.
 
@@ -67,6 +72,10 @@ def tune(
         Is told of every trial.
     weights
         How much a second saved on a workload counts; 1 where none is given.
+    measurer
+        What measures, left open at the end; workers on this machine if None.
+    peak
+        The machine's limits; measured if None.
 
     Returns
     -------
@@ -82,20 +91,23 @@ def tune(
     target = target_named(target) if isinstance(target, str) else target
     work = [work] if isinstance(work, Workload) else list(dict.fromkeys(work))
     weights = weights or {}
-    _check_arguments(work, target, trials, seconds, weights)
-    with LogWriter(log) as writer:
-        session = Session(
-            work, target, writer, trials, seconds, strategy, seed, observer or Silent(), weights
-        )
-        try:
-            return session.run()
-        finally:
-            session.close()
+    _check_arguments(work, trials, seconds, weights)
+    if measurer is None:
+        check_runs_here(target)
+    budget = Budget(trials, seconds)
+    with ExitStack() as stack:
+        writer = stack.enter_context(LogWriter(log))
+        if measurer is None:
+            measurer = local = stack.enter_context(closing(LocalMeasurer(target)))
+            peak = peak or machine_peak(target, local)
+        peak = peak or machine_peak(target)
+        observer = observer or Silent()
+        session = Session(work, target, writer, measurer, peak, budget, strategy, seed, observer, weights)
+        return session.run()
 
 
 def _check_arguments(
     work: Sequence[Workload],
-    target: Target,
     trials: int,
     seconds: float | None,
     weights: Mapping[Workload, float],
@@ -105,7 +117,6 @@ def _check_arguments(
     for workload in work:
         if workload.is_generic:
             raise ArgumentError(argument="work", value=str(workload), expected="sizes that are all known")
-    check_runs_here(target)
     if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
         raise ArgumentError(argument="trials", value=trials, expected="an integer of at least 1")
     if seconds is not None and not seconds > 0:
@@ -124,6 +135,23 @@ def check_runs_here(target: Target) -> None:
         raise ArgumentError(argument="target", value=target.name, expected=needs)
 
 
+@dataclass(frozen=True)
+class Budget:
+    """Trials a workload, and seconds for the whole run, counted from when this was made."""
+
+    trials: int
+    seconds: float | None = None  # no limit
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.started
+
+    def is_spent(self, reserve: float) -> bool:
+        """True once no more than `reserve` seconds are left."""
+        return self.seconds is not None and self.elapsed + reserve > self.seconds
+
+
 class Session:
     """One run over several workloads."""
 
@@ -132,20 +160,16 @@ class Session:
         work: Sequence[Workload],
         target: Target,
         writer: LogWriter,
-        trials: int,
-        seconds: float | None,
+        measurer: Measurer,
+        peak: Peak,
+        budget: Budget,
         strategy: str,
         seed: int,
         observer: Observer,
         weights: Mapping[Workload, float],
     ) -> None:
-        self._started = time.monotonic()
-        self._target, self._writer = target, writer
-        self._trials, self._seconds = trials, seconds
-        self._strategy, self._seed = strategy, seed
-        self._observer = observer
-        self._measurer = LocalMeasurer(target)
-        peak = machine_peak(target, self._measurer)
+        self._target, self._writer, self._measurer = target, writer, measurer
+        self._budget, self._seed, self._observer = budget, seed, observer
         past = read_log(writer.path)
         machine = this_machine().fingerprint
         self._jobs = []
@@ -165,9 +189,6 @@ class Session:
                 winners[job.workload] = winner
         return winners
 
-    def close(self) -> None:
-        self._measurer.close()
-
     def _next_job(self) -> Job | None:
         """Return the job whose next batch promises to save the most time."""
         if self._out_of_time():
@@ -182,7 +203,7 @@ class Session:
     def _batch(self, job: Job) -> None:
         """Ask for one batch, measure what the log does not know, tell the strategy."""
         job.state = "searching"
-        size = min(_BATCH, self._trials - len(job.records))
+        size = min(_BATCH, self._budget.trials - len(job.records))
         if self._out_of_time():  # the default at least
             size = 1
         configs = job.strategy.ask(size)
@@ -204,7 +225,7 @@ class Session:
             return "whole space measured"
         if job.at_roofline():
             return "at the machine's roofline"
-        if len(job.records) >= self._trials:
+        if len(job.records) >= self._budget.trials:
             return "all trials used"
         if job.stale_trials >= _CONVERGED:
             return "converged"
@@ -249,14 +270,11 @@ class Session:
 
     def _out_of_time(self) -> bool:
         """True once what is left of the budget is needed to compare the leaders."""
-        if self._seconds is None:
-            return False
-        comparing = sum(_comparing_seconds(job) for job in self._jobs)
-        return time.monotonic() - self._started + comparing > self._seconds
+        return self._budget.is_spent(reserve=sum(_comparing_seconds(job) for job in self._jobs))
 
     def _tell_observer(self, running: str) -> None:
-        elapsed = time.monotonic() - self._started
-        self._observer.update([job.status() for job in self._jobs], running, elapsed, self._seconds)
+        jobs, budget = [job.status() for job in self._jobs], self._budget
+        self._observer.update(jobs, running, budget.elapsed, budget.seconds)
 
 
 def _final_rounds(job: Job) -> int:

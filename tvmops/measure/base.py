@@ -1,0 +1,27 @@
+"""`Measurer`: what a search needs of whoever measures. Workers do it, or a replay of records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from tvmops.measure.candidate import Candidate, Outcome, Plan
+
+
+class Measurer(Protocol):
+    """Tells what becomes of candidates. A candidate that fails is an outcome, never an exception."""
+
+    def measure(self, candidates: Sequence[Candidate], plan: Plan) -> Iterator[Outcome]:
+        """Yield the outcome of each candidate, in order, as soon as it is known."""
+        ...
+
+    def compare(self, candidates: Sequence[Candidate], plan: Plan) -> list[Outcome]:
+        """Time candidates of one workload turn by turn, `plan.samples` turns.
+
+        Sample i of each was taken in the same turn, so their ratios are free of drift.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of processes and files."""
+        ...
