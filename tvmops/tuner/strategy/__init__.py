@@ -13,12 +13,17 @@ STRATEGIES: dict[str, type[Strategy]] = {
 }
 
 
-def make_strategy(name: str, search: SearchSpace, seed: int) -> Strategy:
+def strategy_class(name: str) -> type[Strategy]:
     """Return the strategy called `name`; "auto" and "template" are the best one over templates."""
     name = "xgboost" if name in ("auto", "template") else name
     if name not in STRATEGIES:
         raise UnknownStrategyError(name=name, known=", ".join(["auto", "template", *STRATEGIES]))
-    return STRATEGIES[name](search, seed)
+    return STRATEGIES[name]
 
 
-__all__ = ["STRATEGIES", "SearchSpace", "Strategy", "Trial", "make_strategy"]
+def make_strategy(name: str, search: SearchSpace, seed: int) -> Strategy:
+    """Start a search with the strategy called `name`."""
+    return strategy_class(name)(search, seed)
+
+
+__all__ = ["STRATEGIES", "SearchSpace", "Strategy", "Trial", "make_strategy", "strategy_class"]
