@@ -61,6 +61,10 @@ class NoTemplateError(TvmopsError, ValueError):
     message = "no schedule template covers '{workload}' on target '{target}'"
 
 
+class NoSketchError(TvmopsError, ValueError):
+    message = "the sketch rules find no schedule for '{workload}' on target '{target}'"
+
+
 # --- how to schedule it ---------------------------------------------------------------
 
 

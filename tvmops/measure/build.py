@@ -1,8 +1,9 @@
 """Compile a module to an object file.
 
-TVM's own pipeline serves every backend at once. Kernels of our templates need a third of
-its passes, so compiling a candidate takes about half the time; modules of sketch search,
-which hold schedule blocks, take the whole of it.
+TVM's own pipeline serves every backend at once. Kernels of our templates, plain loops, need
+a third of its passes, so compiling a candidate takes about half the time. Functions of sketch
+search hold schedule blocks; they take those of its passes that serve a CPU. (The rest of it
+fails on a function that looks at addresses, as ours do to refuse overlapping arguments.)
 """
 
 from __future__ import annotations
@@ -28,15 +29,23 @@ def compile_object(module: IRModule, target: Target, path: Path) -> None:
 def compile_module(module: IRModule, target: Target) -> tvm.runtime.Module:
     """Compile all functions of `module` for the CPU `target`; nothing is written."""
     machine = tvm_target(target)
-    module = tirx.transform.BindTarget(machine.with_host(machine))(module)
-    lower = s_tir.pipeline.default_s_tir_pipeline() if _has_blocks(module) else _lower_plain_loops()
-    module = _finish_host()(lower(module))
+    transform = tirx.transform
+    module = transform.BindTarget(machine.with_host(machine))(module)
+    loops = _lower_loops()(transform.Filter(lambda function: not has_blocks(function))(module))
+    loops.update(_lower_blocks()(transform.Filter(has_blocks)(module)))
     generate = tvm.get_global_func(f"target.build.{machine.kind.name}")
-    built: tvm.runtime.Module = generate(module, machine)
+    built: tvm.runtime.Module = generate(_finish()(loops), machine)
     return built
 
 
-def _lower_plain_loops() -> tvm.transform.Pass:
+def has_blocks(function: tirx.PrimFunc) -> bool:
+    """True if `function` is made of schedule blocks: it ends with the one at their root."""
+    body = function.body
+    last = body.seq[-1] if isinstance(body, tirx.SeqStmt) else body
+    return isinstance(last, s_tir.SBlockRealize)
+
+
+def _lower_loops() -> tvm.transform.Pass:
     transform = tirx.transform
     return tvm.transform.Sequential(
         [
@@ -45,19 +54,49 @@ def _lower_plain_loops() -> tvm.transform.Pass:
             transform.UnrollLoop(),
             transform.StmtSimplify(),
             transform.RemoveNoOp(),
+        ]
+    )
+
+
+def _lower_blocks() -> tvm.transform.Pass:
+    blocks, loops = s_tir.transform, tirx.transform
+    return tvm.transform.Sequential(
+        [
+            blocks.CanonicalizeLoop(),
+            blocks.LowerInitBlock(),
+            blocks.PlanAndUpdateBufferAllocationLocation(),
+            blocks.ConvertBlocksToOpaque(),
+            blocks.CompactBufferAllocation(),
+            blocks.LowerMatchBuffer(),
+            blocks.StmtSimplify(),
+            blocks.AnnotateIrregularLoop(),
+            blocks.LowerOpaqueBlock(),
+            loops.FlattenBuffer(),
+            loops.BF16ComputeLegalize(),
+            loops.NarrowDataType(32),
+            blocks.LoopPartition(),
+            loops.VectorizeLoop(True),
+            loops.StorageRewrite(),
+            blocks.HoistIfThenElse(),
+            loops.UnrollLoop(),
+            blocks.RenormalizeSplitPattern(),
+            loops.StmtSimplify(),
+            loops.RemoveNoOp(),
+            blocks.RewriteUnsafeSelect(),
+        ]
+    )
+
+
+def _finish() -> tvm.transform.Pass:
+    transform = tirx.transform
+    return tvm.transform.Sequential(
+        [
             transform.CommonSubexprElim(),
             transform.VerifyMemory(),
             transform.AnnotateEntryFunc(),
             transform.SplitHostDevice(),
             transform.MakePackedAPI(),
+            transform.LowerTVMBuiltin(),
+            transform.LowerIntrin(),
         ]
     )
-
-
-def _finish_host() -> tvm.transform.Pass:
-    return tvm.transform.Sequential([tirx.transform.LowerTVMBuiltin(), tirx.transform.LowerIntrin()])
-
-
-def _has_blocks(module: IRModule) -> bool:
-    """True if any function is made of schedule blocks; those have one at their root."""
-    return any(isinstance(function.body, tvm.s_tir.SBlockRealize) for function in module.functions.values())

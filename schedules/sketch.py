@@ -1,0 +1,130 @@
+"""Schedules that MetaSchedule's sketch rules derive from an op's tensor expression alone.
+
+A config is a trace: the steps of a schedule and the decisions drawn for them, as JSON text.
+Replayed on the expression it gives the same program again, so a record needs nothing else.
+
+The rules are those for any LLVM target (L. Zheng et al., Ansor, OSDI 2020, section 4; J. Shao
+et al., Tensor Program Optimization with Probabilistic Programs, NeurIPS 2022).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import tvm
+import tvm_ffi
+from tvm import IRModule, s_tir, te, tirx
+from tvm.s_tir import meta_schedule
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from tvmops.errors import KnobError, NoSketchError
+from tvmops.ops import op_of
+from tvmops.schedules.cpu.emit import refuse_overlap
+from tvmops.schedules.template import GenericKernel, Template
+from tvmops.space import Config, KnobValue, Space
+from tvmops.targets import Target
+from tvmops.workloads import Workload
+
+_DEFAULT_DRAWS = 32  # before a default is given up; a draw seldom fails
+
+
+@dataclass(frozen=True)
+class TraceSpace(Space):
+    """All traces that the sketch rules can draw for `module`: too many to list."""
+
+    module: IRModule
+    target: Target
+
+    def __contains__(self, config: object) -> bool:
+        return isinstance(config, Config) and [name for name, _ in config.items] == ["trace"]
+
+    def config(self, knobs: Mapping[str, KnobValue]) -> Config:
+        if list(knobs) != ["trace"] or not isinstance(knobs["trace"], str):
+            raise KnobError(
+                template=self.template, knob="all", value=", ".join(knobs), expected="'trace', a JSON text"
+            )
+        return Config.of(trace=knobs["trace"])
+
+
+class Sketch(Template):
+    name = "sketch"
+    version = 1
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        return target.kind == "cpu"
+
+    def space(self, workload: Workload, target: Target) -> TraceSpace:
+        return TraceSpace(self.name, (), lambda config: True, tensor_program(workload), target)
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        """Return the first draw from the rules' own distribution, with a seed of its own."""
+        module = tensor_program(workload)
+        context = tune_context(module, target, seed=0)
+        sketches = context.generate_design_space()
+        for draw in range(_DEFAULT_DRAWS):
+            schedule = s_tir.Schedule(module, seed=draw + 1)
+            steps = sketches[draw % len(sketches)].trace.simplified(remove_postproc=True).insts
+            s_tir.schedule.Trace(steps, {}).apply_to_schedule(schedule, remove_postproc=True)
+            schedule.enter_postproc()
+            if all(postproc.apply(schedule) for postproc in context.space_generator.postprocs):
+                return config_of(schedule)
+        raise NoSketchError(workload=workload, target=target.name)
+
+    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        return []  # the rules need known sizes
+
+    def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
+        function = replay(tensor_program(workload), config).mod["main"]
+        *inputs, output = function.params
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name("main")
+            refuse_overlap(output, {buffer.name: buffer for buffer in inputs})
+        checks = builder.get().body
+        return IRModule({"main": function.with_body(tirx.SeqStmt([checks, function.body]))})
+
+
+def tensor_program(workload: Workload) -> IRModule:
+    """Return the op's tensor expression as a function `main` of plain loops over blocks."""
+    function = te.create_prim_func(op_of(workload).expression(workload))
+    # align=4: a caller's array may start at any element
+    unaligned = {
+        buffer: tirx.decl_buffer(buffer.shape, buffer.dtype, buffer.name, data_alignment=4)
+        for buffer in function.params
+    }
+    function = tvm_ffi.structural_map(function, (tvm.ir.Var, lambda var: unaligned.get(var, var)))
+    return IRModule({"main": function.with_attr("global_symbol", "main")})
+
+
+def tune_context(
+    module: IRModule, target: Target, seed: int, search: meta_schedule.SearchStrategy | None = None
+) -> meta_schedule.TuneContext:
+    """Return MetaSchedule's view of a search for schedules of `module`.
+
+    It is made without `TuneContext`'s own constructor, which imports the tensor intrinsics of
+    every machine TVM knows: 10 s and more, and these rules use none. It logs nothing.
+    """
+    rules = meta_schedule.space_generator.PostOrderApply(
+        sch_rules="llvm", postprocs="llvm", mutator_probs="llvm"
+    )
+    machine = tvm.target.Target({**target.tvm, "num-cores": target.cores})
+    make = tvm.get_global_func("s_tir.meta_schedule.TuneContext")
+    threads = 1  # with more, which of them draws what depends on the weather
+    context = make(module, machine, rules, search, "main", threads, seed + 1, lambda *message: None)
+    tvm.get_global_func("s_tir.meta_schedule.TuneContextInitialize")(context)
+    return context
+
+
+def config_of(schedule: s_tir.Schedule) -> Config:
+    """Return the config that `replay` turns into `schedule`."""
+    steps = schedule.trace.as_json()
+    return Config.of(trace=json.dumps(steps, default=lambda number: number.value, separators=(",", ":")))
+
+
+def replay(module: IRModule, config: Config) -> s_tir.Schedule:
+    """Return `module` scheduled as `config` says."""
+    schedule = s_tir.Schedule(module)
+    s_tir.schedule.Trace.apply_json_to_schedule(json.loads(str(config["trace"])), schedule)
+    return schedule

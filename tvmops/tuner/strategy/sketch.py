@@ -1,0 +1,120 @@
+"""Sketch search: MetaSchedule's rules, evolution and cost model propose; we measure.
+
+A generation is drawn at once and handed out in batches. What the measurer found is passed
+on when the next one is drawn, so proposals do not depend on the size of batches.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import s_tir
+from tvm.ir.utils import derived_object
+from tvm.s_tir import meta_schedule
+from tvm.s_tir.meta_schedule.cost_model import PyCostModel, XGBModel
+from tvm.s_tir.meta_schedule.cost_model.xgb_model import XGBConfig
+
+from tvmops.schedules.sketch import TraceSpace, config_of, replay, tune_context
+from tvmops.space import Config
+from tvmops.tuner.strategy.base import SearchSpace, Strategy, Trial
+
+_GENERATION = 32  # configs that are drawn at once
+_POPULATION = 128  # traces that evolve into them
+_WARM_UP = 24  # results before the cost model says anything
+_EMPTY_DRAWS = 5  # generations without a new config, after which a space counts as exhausted
+_UNLIMITED = 1 << 30
+
+
+class SketchStrategy(Strategy):
+    name = "sketch"
+
+    def __init__(self, search: SearchSpace, seed: int) -> None:
+        super().__init__(search, seed)
+        assert isinstance(search.space, TraceSpace)
+        self._space = search.space
+        self._context = tune_context(
+            self._space.module,
+            self._space.target,
+            seed,
+            meta_schedule.search_strategy.EvolutionarySearch(population_size=_POPULATION),
+        )
+        self._model = SeededModel(seed)
+        self._database = meta_schedule.database.MemoryDatabase()
+        self._context.pre_tuning(
+            _UNLIMITED, _GENERATION, None, database=self._database, cost_model=self._model
+        )
+        self._workload = self._database.commit_workload(self._space.module)
+        self._drawn: list[Config] = []  # and not proposed yet
+        self._news: list[Trial] = []  # that the cost model does not know yet
+
+    def tell(self, trials: list[Trial]) -> None:  # type: ignore[override]
+        super().tell(trials)
+        self._news.extend(trials)
+
+    def _propose(self, count: int) -> list[Config]:
+        for _ in range(_EMPTY_DRAWS):
+            if len(self._drawn) >= count:
+                break
+            self._learn()
+            self._drawn += self._generation()
+        batch, self._drawn = self._drawn[:count], self._drawn[count:]
+        return batch
+
+    def _generation(self) -> list[Config]:
+        candidates = self._context.generate_measure_candidates() or []
+        configs = [config_of(candidate.sch) for candidate in candidates]
+        return [config for config in configs if config not in self._proposed]
+
+    def _learn(self) -> None:
+        """Pass on what was measured since the last generation."""
+        candidates = [self._candidate(trial.config) for trial in self._news]
+        results = [_result(trial) for trial in self._news]
+        self._news = []
+        if not candidates:
+            return
+        self._model.update(self._context, candidates, results)
+        for candidate, result in zip(candidates, results):
+            if result.run_secs:
+                self._database.commit_tuning_record(
+                    meta_schedule.database.TuningRecord(
+                        candidate.sch.trace,
+                        self._workload,
+                        result.run_secs,
+                        self._context.target,
+                        candidate.args_info,
+                    )
+                )
+        self._context.notify_runner_results(candidates, results)
+
+    def _candidate(self, config: Config) -> meta_schedule.MeasureCandidate:
+        schedule: s_tir.Schedule = replay(self._space.module, config)
+        arguments = meta_schedule.arg_info.ArgInfo.from_entry_func(schedule.mod, remove_preproc=True)
+        return meta_schedule.MeasureCandidate(schedule, arguments)
+
+
+@derived_object
+class SeededModel(PyCostModel):  # type: ignore[misc]
+    """MetaSchedule's XGBoost model over features of the lowered code, with its chance seeded."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._model = XGBModel(num_warmup_samples=_WARM_UP, config=XGBConfig(seed=seed, nthread=1))
+        self._rng = np.random.default_rng(seed)
+
+    def update(self, context: Any, candidates: list[Any], results: list[Any]) -> None:
+        self._model.update(context, candidates, results)
+
+    def predict(self, context: Any, candidates: list[Any]) -> NDArray[np.float64]:
+        if self._model.data_size < _WARM_UP:  # its own guesses come from a generator we can't seed
+            return self._rng.random(len(candidates))
+        scores: NDArray[np.float64] = self._model.predict(context, candidates)
+        return scores
+
+
+def _result(trial: Trial) -> meta_schedule.runner.RunnerResult:
+    if math.isfinite(trial.seconds):
+        return meta_schedule.runner.RunnerResult([trial.seconds], None)
+    return meta_schedule.runner.RunnerResult(None, "did not run")
