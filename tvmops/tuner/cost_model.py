@@ -53,7 +53,7 @@ class CostModel:
         assert self._booster is not None
         if not features:
             return []
-        return [float(s) for s in self._booster.predict(xgboost.DMatrix(self._matrix(features)))]
+        return [float(s) for s in self._booster.inplace_predict(self._matrix(features))]
 
     def _matrix(
         self, features: Sequence[Mapping[str, float]]

@@ -11,11 +11,11 @@ from tvmops.space import Config
 from tvmops.tuner.cost_model import CostModel
 from tvmops.tuner.strategy.base import SearchSpace, Strategy, Trial
 
-_POOL = 512  # random configs that the model ranks each round
+_POOL = 256  # random configs that the model ranks each round
 _LEADERS = 16  # whose neighbourhoods are searched
-_STEPS = 6  # of local search
+_STEPS = 4  # of local search
 _EXPLORE = 0.15  # share of a batch left to chance
-_FIRST_POOL = 2000  # random configs that the estimate ranks for the first batch
+_FIRST_POOL = 1000  # random configs that the estimate ranks for the first batch
 
 
 class XGBoostStrategy(Strategy):
@@ -24,6 +24,7 @@ class XGBoostStrategy(Strategy):
     def __init__(self, search: SearchSpace, seed: int) -> None:
         super().__init__(search, seed)
         self._model = CostModel(seed)
+        self._known_features: dict[Config, dict[str, float]] = {}
 
     def _propose(self, count: int) -> list[Config]:
         if not self._model.ready:
@@ -34,18 +35,18 @@ class XGBoostStrategy(Strategy):
     def tell(self, trials: list[Trial]) -> None:  # type: ignore[override]
         super().tell(trials)
         self._model.fit(
-            [self.search.features(trial.config) for trial in self.trials],
+            [self._features(trial.config) for trial in self.trials],
             [trial.seconds for trial in self.trials],
         )
 
     def _by_estimate(self, count: int) -> list[Config]:
         """Take the better half of the batch from the estimate's favourites, the rest at random."""
-        favourites = sorted(self._fresh_samples(_FIRST_POOL), key=lambda c: (self.search.estimate(c), c.key))
+        favourites = sorted(self._fresh_samples(_FIRST_POOL), key=self.search.estimate)
         return favourites[: count - count // 4] + self._fresh_samples(count // 4)
 
     def _by_model(self, count: int) -> list[Config]:
         pool = dict.fromkeys(self._fresh_samples(_POOL))
-        front = [t.config for t in sorted(self.trials, key=lambda t: (t.seconds, t.config.key))[:_LEADERS]]
+        front = [t.config for t in sorted(self.trials, key=lambda t: t.seconds)[:_LEADERS]]
         for _ in range(_STEPS):
             near = [n for config in front for n in self.search.space.neighbours(config) if n not in pool]
             pool.update(dict.fromkeys(near))
@@ -54,11 +55,11 @@ class XGBoostStrategy(Strategy):
         return self._ranked(fresh)[:count]
 
     def _ranked(self, configs: list[Config]) -> list[Config]:
-        """Return `configs`, the most promising first."""
-        scores = self._model.score([self.search.features(config) for config in configs])
-        return [
-            config
-            for _, _, config in sorted(
-                zip(scores, (c.key for c in configs), configs), key=lambda s: (-s[0], s[1])
-            )
-        ]
+        """Return `configs`, the most promising first; of equal ones the earlier first."""
+        scores = self._model.score([self._features(config) for config in configs])
+        return [configs[i] for i in sorted(range(len(configs)), key=lambda i: -scores[i])]
+
+    def _features(self, config: Config) -> dict[str, float]:
+        if config not in self._known_features:
+            self._known_features[config] = self.search.features(config)
+        return self._known_features[config]
