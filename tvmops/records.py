@@ -36,6 +36,8 @@ class Record:
     status: str
     stage: str = "search"  # "final": compared turn by turn with the other leaders; "verify": later, again
     seconds: tuple[float, ...] = ()
+    cold_seconds: tuple[float, ...] = ()  # of a final: on arrays that no cache holds
+    rank: int | None = None  # of a final: place in its comparison, 0 for the winner
     error: float | None = None  # largest absolute one against float64
     detail: str = ""  # of a failure
     kind: str = "measured"
@@ -79,7 +81,8 @@ class Record:
         table = json.loads(line)
         known = {f.name for f in dataclasses.fields(cls)}
         table = {name: value for name, value in table.items() if name in known}
-        table["seconds"] = tuple(table.get("seconds", ()))
+        for name in ("seconds", "cold_seconds"):
+            table[name] = tuple(table.get(name, ()))
         return cls(**table)
 
 
@@ -115,7 +118,7 @@ def read_lines(path: str | os.PathLike[str]) -> list[tuple[str, Record]]:
 class LogWriter:
     """Appends records to a log, each flushed to the disk before the call returns.
 
-    Several writers may share a file: a lock is held for each line. A line that an earlier
+    Several writers may share a file: a lock is held for each call. A line that an earlier
     writer left unfinished is ended first, so that it can't swallow the next.
     """
 
@@ -128,26 +131,27 @@ class LogWriter:
         except OSError as error:
             raise LogWriteError(path=self.path, detail=error.strerror, kept=0) from None
 
-    def append(self, record: Record) -> None:
-        line = record.to_json().encode() + b"\n"
+    def append(self, *records: Record) -> None:
+        """Write all of `records`, one after the other, or none."""
+        lines = b"".join(record.to_json().encode() + b"\n" for record in records)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX)
             try:
-                self._write_whole(line)
+                self._write_whole(lines)
             finally:
                 fcntl.flock(self._file, fcntl.LOCK_UN)
         except OSError as error:
             raise LogWriteError(path=self.path, detail=error.strerror, kept=self.written) from None
-        self.written += 1
+        self.written += len(records)
 
-    def _write_whole(self, line: bytes) -> None:
-        """Write `line` or nothing: a full disk must not leave half of it."""
+    def _write_whole(self, lines: bytes) -> None:
+        """Write `lines` or nothing: a full disk must not leave half of one."""
         descriptor = self._file.fileno()
         end = os.lseek(descriptor, 0, os.SEEK_END)
         if end and os.pread(descriptor, 1, end - 1) != b"\n":
-            line = b"\n" + line
+            lines = b"\n" + lines
         try:
-            rest = line
+            rest = lines
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
             os.fsync(descriptor)
@@ -170,8 +174,9 @@ class LogWriter:
 def best_records(records: Iterable[Record], targets: Sequence[str] | None = None) -> dict[str, Record]:
     """Return the best record of each workload.
 
-    A final comparison, where leaders were timed turn by turn, goes before times taken
-    apart; then the smallest median wins, and of equal ones the smallest config text, so
+    The winner of a final comparison, where leaders were timed turn by turn, goes before
+    times taken apart; a later comparison on the same machine supersedes an earlier one.
+    Then the smallest median wins, and of equal ones the smallest config text, so
     that the choice does not depend on the order of lines. What `logs verify --mark` found
     to fail on its machine does not count.
 
@@ -183,18 +188,31 @@ def best_records(records: Iterable[Record], targets: Sequence[str] | None = None
     """
     records = list(records)
     verified = {(r.machine, r.identity): r.ran for r in records if r.stage == "verify"}
+    usable = [
+        record
+        for record in records
+        if record.ran
+        and verified.get((record.machine, record.identity), True)
+        and (targets is None or record.target in targets)
+    ]
+    winners = set(map(id, _last_winners(usable)))
+
+    def order(record: Record) -> tuple[int, bool, bool, float, str]:
+        distance = targets.index(record.target) if targets is not None else 0
+        won, final = id(record) in winners, record.stage == "final"
+        return distance, not won, not final, record.time, record.config_key
+
     best: dict[str, Record] = {}
-    for record in records:
-        if not record.ran or not verified.get((record.machine, record.identity), True):
-            continue
-        if targets is not None and record.target not in targets:
-            continue
-        known = best.get(record.workload)
-        if known is None or _rank(record, targets) < _rank(known, targets):
-            best[record.workload] = record
+    for record in usable:
+        best[record.workload] = min(best.get(record.workload, record), record, key=order)
     return best
 
 
-def _rank(record: Record, targets: Sequence[str] | None) -> tuple[int, bool, float, str]:
-    distance = targets.index(record.target) if targets is not None else 0
-    return distance, record.stage != "final", record.time, record.config_key
+def _last_winners(records: Iterable[Record]) -> list[Record]:
+    """Return the winner of the last comparison of each workload, target, machine and template."""
+    last: dict[tuple[str, str, str, str], Record] = {}
+    for record in records:
+        if record.rank == 0:
+            place = record.workload, record.target, record.machine, record.template
+            last[place] = max(last.get(place, record), record, key=lambda r: (r.when, -r.time, r.config_key))
+    return list(last.values())
