@@ -130,7 +130,7 @@ class Workload:
         return workload(words[0], **fields)
 
 
-def workload(op: str, **fields: object) -> Workload:
+def workload(op: str, /, **fields: object) -> Workload:
     """Return the validated `Workload` of `op`.
 
     Raises
