@@ -72,9 +72,7 @@ def prune(path: str | os.PathLike[str], keep: int) -> list[str]:
             searches[search].append((record.fastest, number))
     fastest = {number for trials in searches.values() for _, number in sorted(trials)[:keep]}
     return [
-        line
-        for number, (line, record) in enumerate(lines)
-        if record.stage != "search" or number in fastest
+        line for number, (line, record) in enumerate(lines) if record.stage != "search" or number in fastest
     ]
 
 

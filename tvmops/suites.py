@@ -1,5 +1,7 @@
 """Suites: workloads and their weights, from workload texts and TOML files.
 
+A suite file holds tables such as
+
     [[workload]]
     op = "matmul"
     m = 1024

@@ -70,9 +70,12 @@ class LiveTable(Watcher):
         self._live.stop()
 
     def _table(self) -> Table:
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(caption=self._caption(), caption_justify="left")
+        caption = Text(self._caption(), style="dim", no_wrap=True, overflow="ellipsis")
+        table = Table(box=SIMPLE_HEAD, caption=caption, caption_justify="left")
         table.add_column("workload", overflow="fold")
         for title in ("trials", "failures", "best", "of roofline"):
             table.add_column(title, justify="right", no_wrap=True)

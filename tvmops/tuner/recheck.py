@@ -36,10 +36,6 @@ class Verdict:
         """How many times longer it takes now."""
         return self.fresh.time / self.record.time if self.fresh and self.fresh.ran else None
 
-    @property
-    def holds(self) -> bool:
-        return self.status == "holds"
-
 
 def recheck(records: Iterable[Record], target: Target, tolerance: float) -> Iterator[Verdict]:
     """Verify and time again the best record of each workload and template version.

@@ -26,6 +26,7 @@ from tvmops.targets import Target
 from tvmops.targets import target as target_named
 from tvmops.tuner.job import FINALISTS, Job
 from tvmops.tuner.progress import Observer, Silent
+from tvmops.tuner.strategy import strategy_class
 from tvmops.version import VERSION
 from tvmops.workloads import Workload
 
@@ -92,6 +93,7 @@ def tune(
     work = [work] if isinstance(work, Workload) else list(dict.fromkeys(work))
     weights = weights or {}
     _check_arguments(work, trials, seconds, weights)
+    strategy_class(strategy)  # an unknown one is refused now, not when the workers have started
     if measurer is None:
         check_runs_here(target)
     budget = Budget(trials, seconds)
