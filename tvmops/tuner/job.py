@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tvmops.measure.candidate import Candidate, Plan
@@ -12,6 +12,7 @@ from tvmops.records import Record
 from tvmops.schedules import Template
 from tvmops.space import Config
 from tvmops.targets import Target
+from tvmops.tuner.cost_model import Experience
 from tvmops.tuner.progress import JobStatus
 from tvmops.tuner.strategy import SearchSpace, Strategy, Trial, make_strategy
 from tvmops.workloads import Workload
@@ -50,6 +51,7 @@ class Job:
         seed: int,
         peak: Peak,
         weight: float = 1.0,
+        prior: Sequence[Experience] = (),
     ) -> Job:
         op = op_of(workload)
         search = SearchSpace(
@@ -57,6 +59,7 @@ class Job:
             default=template.default(workload, target),
             estimate=lambda config: template.estimate(workload, target, config),
             features=lambda config: template.features(workload, target, config),
+            prior=prior,
         )
         flops, nbytes = op.flops(workload), op.nbytes(workload)
         roofline = peak.seconds(flops, nbytes)

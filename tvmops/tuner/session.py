@@ -27,6 +27,7 @@ from tvmops.targets import target as target_named
 from tvmops.tuner.job import FINALISTS, Job
 from tvmops.tuner.progress import Observer, Silent
 from tvmops.tuner.strategy import strategy_class
+from tvmops.tuner.transfer import experiences
 from tvmops.version import VERSION
 from tvmops.workloads import Workload
 
@@ -177,7 +178,8 @@ class Session:
         self._jobs = []
         for workload in work:
             template, weight = templates_for(workload, target)[0], weights.get(workload, 1.0)
-            job = Job.start(workload, target, template, strategy, seed, peak, weight)
+            prior = experiences(past, template, target, excluded=work)
+            job = Job.start(workload, target, template, strategy, seed, peak, weight, prior)
             job.remember(past, machine)
             self._jobs.append(job)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tvmops.space import Config, Space
+from tvmops.tuner.cost_model import Experience
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class SearchSpace:
     default: Config
     estimate: Callable[[Config], float]
     features: Callable[[Config], dict[str, float]]
+    prior: Sequence[Experience] = ()  # from earlier searches of other shapes
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ share of each batch left to chance. The first batch follows the template's own e
 from __future__ import annotations
 
 from tvmops.space import Config
-from tvmops.tuner.cost_model import CostModel
+from tvmops.tuner.cost_model import CostModel, Experience
 from tvmops.tuner.strategy.base import SearchSpace, Strategy, Trial
 
 _POOL = 256  # random configs that the model ranks each round
@@ -23,7 +23,7 @@ class XGBoostStrategy(Strategy):
 
     def __init__(self, search: SearchSpace, seed: int) -> None:
         super().__init__(search, seed)
-        self._model = CostModel(seed)
+        self._model = CostModel(seed, search.prior)
         self._known_features: dict[Config, dict[str, float]] = {}
 
     def _propose(self, count: int) -> list[Config]:
@@ -34,10 +34,8 @@ class XGBoostStrategy(Strategy):
 
     def tell(self, trials: list[Trial]) -> None:  # type: ignore[override]
         super().tell(trials)
-        self._model.fit(
-            [self._features(trial.config) for trial in self.trials],
-            [trial.seconds for trial in self.trials],
-        )
+        features = [self._features(trial.config) for trial in self.trials]
+        self._model.fit(Experience(features, [trial.seconds for trial in self.trials]))
 
     def _by_estimate(self, count: int) -> list[Config]:
         """Take the better half of the batch from the estimate's favourites, the rest at random."""
