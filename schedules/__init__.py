@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from tvmops.errors import NoTemplateError
 from tvmops.schedules.cpu.gemm import CpuGemm
+from tvmops.schedules.sketch import Sketch
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-TEMPLATES: tuple[Template, ...] = (CpuGemm(),)
+TEMPLATES: tuple[Template, ...] = (CpuGemm(), Sketch())
 
 
 def templates_for(workload: Workload, target: Target) -> list[Template]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import random
@@ -45,7 +46,13 @@ class Config:
         return json.dumps(self.as_dict(), sort_keys=True)
 
     def __str__(self) -> str:
-        return " ".join(f"{name}={value}" for name, value in self.items)
+        return " ".join(f"{name}={_shown(value)}" for name, value in self.items)
+
+
+def _shown(value: KnobValue) -> str:
+    """Return `value` as text; a long one, such as a trace, by its digest."""
+    text = str(value)
+    return text if len(text) <= 40 else "#" + hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)

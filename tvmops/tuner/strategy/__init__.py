@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from tvmops.errors import UnknownStrategyError
+from tvmops.errors import NoTemplateError, UnknownStrategyError
+from tvmops.schedules import Template, templates_for
+from tvmops.schedules.sketch import Sketch, TraceSpace
+from tvmops.targets import Target
 from tvmops.tuner.strategy.base import SearchSpace, Strategy, Trial
 from tvmops.tuner.strategy.grid import GridStrategy
 from tvmops.tuner.strategy.random import RandomStrategy
+from tvmops.tuner.strategy.sketch import SketchStrategy
 from tvmops.tuner.strategy.xgboost import XGBoostStrategy
+from tvmops.workloads import Workload
 
 STRATEGIES: dict[str, type[Strategy]] = {
-    strategy.name: strategy for strategy in (XGBoostStrategy, RandomStrategy, GridStrategy)
+    strategy.name: strategy for strategy in (XGBoostStrategy, RandomStrategy, GridStrategy, SketchStrategy)
 }
 
 
@@ -22,8 +27,33 @@ def strategy_class(name: str) -> type[Strategy]:
 
 
 def make_strategy(name: str, search: SearchSpace, seed: int) -> Strategy:
-    """Start a search with the strategy called `name`."""
-    return strategy_class(name)(search, seed)
+    """Start a search with the strategy called `name`; "auto" over traces is sketch search."""
+    over_traces = isinstance(search.space, TraceSpace)
+    return strategy_class("sketch" if over_traces else name)(search, seed)
 
 
-__all__ = ["STRATEGIES", "SearchSpace", "Strategy", "Trial", "make_strategy", "strategy_class"]
+def template_for(workload: Workload, target: Target, strategy: str) -> Template:
+    """Return what `strategy` searches for `workload`.
+
+    Raises
+    ------
+    NoTemplateError
+        It needs a template, and none covers `workload`.
+    """
+    fitting = templates_for(workload, target)
+    if strategy != "auto":
+        fitting = [t for t in fitting if isinstance(t, Sketch) == (strategy == SketchStrategy.name)]
+    if not fitting:
+        raise NoTemplateError(workload=workload, target=target.name)
+    return fitting[0]
+
+
+__all__ = [
+    "STRATEGIES",
+    "SearchSpace",
+    "Strategy",
+    "Trial",
+    "make_strategy",
+    "strategy_class",
+    "template_for",
+]
