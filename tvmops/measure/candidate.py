@@ -49,6 +49,7 @@ class Outcome:
 
     status: str
     seconds: tuple[float, ...] = ()
+    cold_seconds: tuple[float, ...] = ()  # of a comparison: each call on arrays that no cache holds
     error: float | None = None
     detail: str = ""
     clock: str = field(default="perf_counter_ns")

@@ -75,7 +75,7 @@ def _run(request: RunRequest) -> list[Outcome]:
     calls = [_call(kernels[index], arrays) for index in right]
     timings = interleave(calls, request.plan.samples, request.plan.sample_seconds)
     for index, seconds in zip(right, timings):
-        outcomes[index] = Outcome("ok", seconds, outcomes[index].error)
+        outcomes[index] = Outcome("ok", seconds, error=outcomes[index].error)
     return outcomes
 
 
@@ -135,9 +135,9 @@ def _measure(kernel: Any, arrays: _Arrays, request: RunRequest) -> Outcome:
     if outcome.status != "ok":
         return outcome
     if first > request.plan.give_up_above:
-        return Outcome("slow", (first,), outcome.error)
+        return Outcome("slow", (first,), error=outcome.error)
     seconds = sample(_call(kernel, arrays), request.plan.samples, request.plan.sample_seconds)
-    return Outcome("ok", seconds, outcome.error)
+    return Outcome("ok", seconds, error=outcome.error)
 
 
 def _free_memory() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from tvmops.machine import this_machine
 from tvmops.measure.candidate import Candidate, Plan
 from tvmops.measure.peak import Peak
 from tvmops.ops import op_of
@@ -67,15 +68,22 @@ class Job:
         made = make_strategy(strategy, search, seed)
         return cls(workload, target, template, made, roofline, memory_bound, weight)
 
-    def remember(self, records: Iterable[Record], machine: str) -> None:
-        """Take results of earlier runs of this very search from a log."""
+    def remember(self, records: Iterable[Record]) -> None:
+        """Take results of earlier runs of this very search on this machine, e.g. from a log.
+
+        Of final comparisons the last one counts; it begins with its winner.
+        """
+        machine = this_machine().fingerprint
+        search = (str(self.workload), self.target.name, self.template.label, machine)
         for record in records:
-            same = (str(self.workload), self.target.name, self.template.label, machine)
-            if record.stage == "verify" and record.ran:
-                continue  # what the search was told stands
-            if (record.workload, record.target, record.template, record.machine) == same:
-                kept = self.finals if record.stage == "final" else self.known
-                kept[record.config_key] = record
+            if (record.workload, record.target, record.template, record.machine) != search:
+                continue
+            if record.stage == "final":
+                if record.rank == 0:
+                    self.finals.clear()
+                self.finals[record.config_key] = record
+            elif record.stage == "search" or not record.ran:  # a later check that held changes nothing
+                self.known[record.config_key] = record
 
     def candidate(self, config: Config) -> Candidate:
         return Candidate(self.workload, self.target, self.template.path, config)
@@ -107,8 +115,10 @@ class Job:
         return Plan(samples=samples, give_up_above=give_up, timeout=patience)
 
     def finalists(self) -> list[Config]:
-        """Return the configs to compare turn by turn: the fastest few, and the default."""
-        ran = [(r.fastest, r.config_key, c) for c, r in self.records.items() if r.status == "ok"]
+        """Return the configs to compare turn by turn: the fastest few known, and the default."""
+        logged = {Config(tuple(record.config.items())): record for record in self.known.values()}
+        results = {**logged, **self.records}
+        ran = [(r.fastest, r.config_key, c) for c, r in results.items() if r.status == "ok"]
         leaders = [config for _, _, config in sorted(ran, key=lambda item: item[:2])[:FINALISTS]]
         default = self.strategy.search.default
         return leaders if default in leaders or self.records[default].status != "ok" else [*leaders, default]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import time
@@ -20,14 +21,14 @@ from tvmops.measure.candidate import Outcome, Plan
 from tvmops.measure.local import LocalMeasurer
 from tvmops.measure.peak import Peak, machine_peak
 from tvmops.records import LogWriter, Record, read_log
-from tvmops.schedules import templates_for
 from tvmops.space import Config
 from tvmops.targets import Target
 from tvmops.targets import target as target_named
 from tvmops.tuner.job import FINALISTS, Job
 from tvmops.tuner.progress import Observer, Silent
-from tvmops.tuner.strategy import strategy_class
+from tvmops.tuner.strategy import strategy_class, template_for
 from tvmops.tuner.transfer import experiences
+from tvmops.tuner.winner import pick_winner
 from tvmops.version import VERSION
 from tvmops.workloads import Workload
 
@@ -67,7 +68,7 @@ def tune(
     seconds
         Budget for the whole run, all workloads together; no limit if None.
     strategy
-        "auto", "template", "xgboost", "random" or "grid".
+        "auto", "template", "xgboost", "random", "grid" or "sketch".
     seed
         Fixes the sequence of proposals.
     observer
@@ -174,13 +175,12 @@ class Session:
         self._target, self._writer, self._measurer = target, writer, measurer
         self._budget, self._seed, self._observer = budget, seed, observer
         past = read_log(writer.path)
-        machine = this_machine().fingerprint
         self._jobs = []
         for workload in work:
-            template, weight = templates_for(workload, target)[0], weights.get(workload, 1.0)
+            template, weight = template_for(workload, target, strategy), weights.get(workload, 1.0)
             prior = experiences(past, template, target, excluded=work)
             job = Job.start(workload, target, template, strategy, seed, peak, weight, prior)
-            job.remember(past, machine)
+            job.remember(past)
             self._jobs.append(job)
 
     def run(self) -> dict[Workload, Record]:
@@ -207,16 +207,16 @@ class Session:
     def _batch(self, job: Job) -> None:
         """Ask for one batch, measure what the log does not know, tell the strategy."""
         job.state = "searching"
-        size = min(_BATCH, self._budget.trials - len(job.records))
-        if self._out_of_time():  # the default at least
-            size = 1
-        configs = job.strategy.ask(size)
+        configs = job.strategy.ask(_BATCH)  # always as many: a run that is resumed asks the same
+        left = 1 if self._out_of_time() else self._budget.trials - len(job.records)  # the default at least
+        configs = configs[:left]
         results = {config: job.known[config.key] for config in configs if config.key in job.known}
         unknown = [config for config in configs if config not in results]
         plan = job.plan()
         outcomes = self._measurer.measure([job.candidate(config) for config in unknown], plan)
         for config, outcome in zip(unknown, outcomes):
-            results[config] = self._log(job, config, outcome, "search")
+            results[config] = self._record(job, config, outcome, "search")
+            self._writer.append(results[config])
             self._tell_observer(f"{job.workload}: {config}")
             if self._out_of_time() and job.records:
                 break
@@ -243,16 +243,23 @@ class Session:
         if any(config.key not in job.finals for config in finalists):
             plan = Plan(_final_rounds(job), _FINAL_SAMPLE_SECONDS, timeout=10 + 5 * _comparing_seconds(job))
             outcomes = self._measurer.compare([job.candidate(config) for config in finalists], plan)
-            for config, outcome in zip(finalists, outcomes):
-                job.finals[config.key] = self._log(job, config, outcome, "final")
-        ran = [record for config in finalists if (record := job.finals[config.key]).ran]
-        job.winner = min(ran, key=lambda record: (record.time, record.config_key), default=None)
+            self._log_finals(job, finalists, outcomes)
+        job.winner = pick_winner(job.finals[config.key] for config in finalists) or job.best
         job.state = ended
         self._tell_observer("")
         return job.winner
 
-    def _log(self, job: Job, config: Config, outcome: Outcome, stage: str) -> Record:
-        record = Record(
+    def _log_finals(self, job: Job, finalists: list[Config], outcomes: list[Outcome]) -> None:
+        """Log a comparison as a whole, so that none is ever half there: the winner first, then by time."""
+        records = [self._record(job, c, outcome, "final") for c, outcome in zip(finalists, outcomes)]
+        winner = pick_winner(records)
+        records.sort(key=lambda record: (record is not winner, record.time, record.config_key))
+        ranked = [dataclasses.replace(record, rank=rank) for rank, record in enumerate(records)]
+        self._writer.append(*ranked)
+        job.remember(ranked)
+
+    def _record(self, job: Job, config: Config, outcome: Outcome, stage: str) -> Record:
+        return Record(
             workload=str(job.workload),
             target=self._target.name,
             machine=this_machine().fingerprint,
@@ -261,6 +268,7 @@ class Session:
             status=outcome.status,
             stage=stage,
             seconds=outcome.seconds,
+            cold_seconds=outcome.cold_seconds,
             error=outcome.error,
             detail=outcome.detail,
             strategy=job.strategy.name,
@@ -269,8 +277,6 @@ class Session:
             clock=outcome.clock,
             when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
-        self._writer.append(record)
-        return record
 
     def _out_of_time(self) -> bool:
         """True once what is left of the budget is needed to compare the leaders."""

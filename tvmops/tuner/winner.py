@@ -1,0 +1,31 @@
+"""Who won a final comparison? Ties within noise are broken by a fixed order."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+
+from tvmops.records import Record
+
+_NOISE = 0.01  # two builds of one config differ by as much
+
+
+def pick_winner(records: Iterable[Record]) -> Record | None:
+    """Return the winner among `records` of one comparison, or None if none ran.
+
+    The fastest by its median is the yardstick. Sample i of each record was taken in the
+    same turn, so the ratio to the yardstick's sample i is free of the machine's drift. A
+    record is tied with it if the median ratio is within 1%, or if it was as fast in a
+    quarter of the turns: one that is truly slower, by more than turns scatter, is not. Of
+    those tied the smallest config text wins, so that two runs agree.
+    """
+    ran = [record for record in records if record.ran]
+    if not ran:
+        return None
+    fastest = min(ran, key=lambda record: (record.time, record.config_key))
+    return min((r for r in ran if _is_tied(r, fastest)), key=lambda record: record.config_key)
+
+
+def _is_tied(record: Record, fastest: Record) -> bool:
+    ratios = sorted(ours / theirs for ours, theirs in zip(record.seconds, fastest.seconds))
+    return statistics.median(ratios) <= 1 + _NOISE or ratios[len(ratios) // 4] <= 1
