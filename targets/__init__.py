@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,7 @@ def target(name: str) -> Target:
         return native()
     if name not in names():
         raise UnknownTargetError(name=name, known=", ".join(names()))
-    path = _FOLDER / f"{name}.toml"
-    return _from_table(path, tomllib.loads(path.read_text()))
+    return _from_file(_FOLDER / f"{name}.toml")
 
 
 def native() -> Target:
@@ -102,24 +101,38 @@ def native() -> Target:
     )
 
 
-_TYPES = {field.name: str(field.type) for field in dataclasses.fields(Target)}
-_REQUIRED = [
-    field.name
-    for field in dataclasses.fields(Target)
-    if field.default is dataclasses.MISSING and field.name != "name"
-]
+_FIELDS = {field.name: field for field in dataclasses.fields(Target) if field.name != "name"}
+
+# What a field of each annotated type may hold, in words and as a test.
+_KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "str": ("a string", lambda value: isinstance(value, str)),
+    "int": ("a positive integer", lambda value: type(value) is int and value > 0),
+    "Mapping[str, Any]": ("a table", lambda value: isinstance(value, dict)),
+    "tuple[str, ...]": ("a list of strings", lambda value: _is_list_of(str, value)),
+    "tuple[Mapping[str, Any], ...]": ("a list of tables", lambda value: _is_list_of(dict, value)),
+}
 
 
-def _from_table(path: Path, table: dict[str, Any]) -> Target:
-    for field in table:
-        if field not in _TYPES or field == "name":
-            raise TargetFileError(path=path, field=field, value=table[field], expected="a field of Target")
-    for field in _REQUIRED:
-        if field not in table:
-            raise TargetFileError(path=path, field=field, value="missing", expected=_TYPES[field])
-    for field, value in table.items():
-        if _TYPES[field] == "int" and not (isinstance(value, int) and value > 0):
-            raise TargetFileError(path=path, field=field, value=value, expected="a positive integer")
-        if _TYPES[field].startswith("tuple"):
-            table[field] = tuple(value)
-    return Target(name=path.stem, **table)
+def _is_list_of(kind: type, value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+
+
+def _from_file(path: Path) -> Target:
+    try:
+        table = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise TargetFileError(path=path, field="all", value=str(error), expected="TOML") from None
+    for name, value in table.items():
+        if name not in _FIELDS:
+            raise TargetFileError(path=path, field=name, value=value, expected="a field of Target")
+        expected, fits = _KINDS[str(_FIELDS[name].type)]
+        if not fits(value):
+            raise TargetFileError(path=path, field=name, value=value, expected=expected)
+    for name, field in _FIELDS.items():
+        if name not in table and field.default is dataclasses.MISSING:
+            expected = _KINDS[str(field.type)][0]
+            raise TargetFileError(path=path, field=name, value="missing", expected=expected)
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in table.items()
+    }
+    return Target(name=path.stem, **fields)
