@@ -15,7 +15,6 @@ import pytest
 from tvmops.errors import LogReadError, LogWriteError
 from tvmops.records import LogWriter, Record, best_records, read_log
 
-
 ROOT = Path(__file__).parents[1]
 
 
