@@ -99,9 +99,15 @@ def tensor_program(workload: Workload) -> IRModule:
 
 
 def tune_context(
-    module: IRModule, target: Target, seed: int, search: meta_schedule.SearchStrategy | None = None
+    module: IRModule,
+    target: Target,
+    seed: int,
+    search: meta_schedule.SearchStrategy | None = None,
+    threads: int = 1,
 ) -> meta_schedule.TuneContext:
     """Return MetaSchedule's view of a search for schedules of `module`.
+
+    With more than one thread, what a seed draws depends on which of them was first.
 
     It is made without `TuneContext`'s own constructor, which imports the tensor intrinsics of
     every machine TVM knows: 10 s and more, and these rules use none. It logs nothing.
@@ -111,7 +117,6 @@ def tune_context(
     )
     machine = tvm.target.Target({**target.tvm, "num-cores": target.cores})
     make = tvm.get_global_func("s_tir.meta_schedule.TuneContext")
-    threads = 1  # with more, which of them draws what depends on the weather
     context = make(module, machine, rules, search, "main", threads, seed + 1, lambda *message: None)
     tvm.get_global_func("s_tir.meta_schedule.TuneContextInitialize")(context)
     return context

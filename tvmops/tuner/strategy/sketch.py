@@ -34,19 +34,15 @@ class SketchStrategy(Strategy):
     def __init__(self, search: SearchSpace, seed: int) -> None:
         super().__init__(search, seed)
         assert isinstance(search.space, TraceSpace)
-        self._space = search.space
-        self._context = tune_context(
-            self._space.module,
-            self._space.target,
-            seed,
-            meta_schedule.search_strategy.EvolutionarySearch(population_size=_POPULATION),
-        )
-        self._model = SeededModel(seed)
+        self._module, target = search.space.module, search.space.target
+        evolution = meta_schedule.search_strategy.EvolutionarySearch(population_size=_POPULATION)
+        self._context = tune_context(self._module, target, seed, evolution)
+        self._model = SeededModel(seed, tune_context(self._module, target, seed, threads=target.cores))
         self._database = meta_schedule.database.MemoryDatabase()
         self._context.pre_tuning(
             _UNLIMITED, _GENERATION, None, database=self._database, cost_model=self._model
         )
-        self._workload = self._database.commit_workload(self._space.module)
+        self._workload = self._database.commit_workload(self._module)
         self._drawn: list[Config] = []  # and not proposed yet
         self._news: list[Trial] = []  # that the cost model does not know yet
 
@@ -90,27 +86,32 @@ class SketchStrategy(Strategy):
         self._context.notify_runner_results(candidates, results)
 
     def _candidate(self, config: Config) -> meta_schedule.MeasureCandidate:
-        schedule: s_tir.Schedule = replay(self._space.module, config)
+        schedule: s_tir.Schedule = replay(self._module, config)
         arguments = meta_schedule.arg_info.ArgInfo.from_entry_func(schedule.mod, remove_preproc=True)
         return meta_schedule.MeasureCandidate(schedule, arguments)
 
 
 @derived_object
 class SeededModel(PyCostModel):  # type: ignore[misc]
-    """MetaSchedule's XGBoost model over features of the lowered code, with its chance seeded."""
+    """MetaSchedule's XGBoost model over features of the lowered code, with its chance seeded.
 
-    def __init__(self, seed: int) -> None:
+    `context` is one of several threads: extracting features takes longer than all else here,
+    and their order has no part in it.
+    """
+
+    def __init__(self, seed: int, context: meta_schedule.TuneContext) -> None:
         super().__init__()
+        self._context = context
         self._model = XGBModel(num_warmup_samples=_WARM_UP, config=XGBConfig(seed=seed, nthread=1))
         self._rng = np.random.default_rng(seed)
 
     def update(self, context: Any, candidates: list[Any], results: list[Any]) -> None:
-        self._model.update(context, candidates, results)
+        self._model.update(self._context, candidates, results)
 
     def predict(self, context: Any, candidates: list[Any]) -> NDArray[np.float64]:
         if self._model.data_size < _WARM_UP:  # its own guesses come from a generator we can't seed
             return self._rng.random(len(candidates))
-        scores: NDArray[np.float64] = self._model.predict(context, candidates)
+        scores: NDArray[np.float64] = self._model.predict(self._context, candidates)
         return scores
 
 
