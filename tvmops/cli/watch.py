@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tvmops.tuner.progress import JobStatus
+    from tvmops.workloads import Workload
 
 _STARTING = "starting: loading the compiler; on a machine's first run, measuring its peak"
 _QUIET_SECONDS = 5.0  # plain lines: how long a job that finds nothing new keeps silent
@@ -93,11 +94,11 @@ class LiveTable(Watcher):
 
 
 class PlainLines(Watcher):
-    """A line whenever a search starts, finds something faster, ends, or was silent for long."""
+    """A line whenever a search starts, finds something faster or ends, and now and then between."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._shown: dict[str, tuple[str, float, float]] = {}  # state, best, when
+        self._shown: dict[Workload, tuple[JobStatus, float]] = {}  # and when
 
     def __enter__(self) -> Watcher:
         print(_STARTING, flush=True)
@@ -106,15 +107,11 @@ class PlainLines(Watcher):
     def update(self, jobs: list[JobStatus], running: str, elapsed: float, budget: float | None) -> None:
         super().update(jobs, running, elapsed, budget)
         for job in jobs:
-            state, best, when = self._shown.get(str(job.workload), ("waiting", math.inf, elapsed))
-            silent = elapsed - when > _QUIET_SECONDS and job.state in ("searching", "comparing")
-            if job.state != state or job.best < _NEWS * best or silent:
-                self._shown[str(job.workload)] = job.state, job.best, elapsed
-                print(
-                    f"{elapsed:6.1f} s  {job.workload}: {job.trials} trials, {job.failures} failures, "
-                    f"best {_rate(job)}, {_share(job)} of the roofline; {job.state}",
-                    flush=True,
-                )
+            last, when = self._shown.setdefault(job.workload, (job, elapsed))
+            late = job.trials != last.trials and elapsed - when > _QUIET_SECONDS
+            if job.state != last.state or job.best < _NEWS * last.best or late:
+                self._shown[job.workload] = job, elapsed
+                print(_progress(job, elapsed), flush=True)
 
 
 class JsonLines(Watcher):
@@ -148,6 +145,13 @@ class JsonLines(Watcher):
             **more,
         )
         print(line, flush=True)
+
+
+def _progress(job: JobStatus, elapsed: float) -> str:
+    found = f"best {_rate(job)}, {_share(job)} of the roofline; " if job.rate else ""
+    return (
+        f"{elapsed:6.1f} s  {job.workload}: {job.trials} trials, {job.failures} failures; {found}{job.state}"
+    )
 
 
 def _conclusion(job: JobStatus) -> str:
