@@ -137,8 +137,8 @@ class GemmNest:
     def _pack_b(self, panels: Span, depth: Span) -> Any:
         """Copy b[depth, panels] to [panel][k][nr]; columns beyond n become whatever loads give."""
         blocking = self.blocking
-        shape = _at_most(blocking.nc, panels.count), _at_most(blocking.kc, self.k), self.nr
-        packed = T.alloc_buffer(shape, self.dtype)
+        most = _at_most(blocking.nc, ceildiv(ceildiv(self.n, self.nr), blocking.split_n))
+        packed = T.alloc_buffer((most, _at_most(blocking.kc, self.k), self.nr), self.dtype)
         with T.serial(depth.count) as kk, T.serial(panels.count) as panel:
             column = (panels.start + panel) * self.nr
 
@@ -159,7 +159,8 @@ class GemmNest:
         blocking = self.blocking
         deepest = _at_most(blocking.kc, self.k)
         pitch = -(-deepest // self.width) * self.width + 16
-        packed = T.alloc_buffer((_at_most(blocking.mc, tiles.count) * blocking.mr, pitch), self.dtype)
+        most = _at_most(blocking.mc, ceildiv(ceildiv(self.m, blocking.mr), blocking.split_m))
+        packed = T.alloc_buffer((most * blocking.mr, pitch), self.dtype)
         with T.serial(tiles.count * blocking.mr) as i:
             row = self.row(tiles.start * blocking.mr + i)
             with T.serial(depth.count // self.width) as kv:
@@ -279,5 +280,6 @@ class Tile:
 def _at_most(size: int, extent: Extent) -> int:
     """Return how large a chunk of `size` of `extent` can be."""
     if not isinstance(extent, int):
+        assert size != ALL, "a buffer for all of an unknown extent has no size"
         return size
     return extent if size == ALL else min(size, extent)
