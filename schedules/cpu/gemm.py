@@ -64,8 +64,11 @@ class CpuGemm(Template):
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         width = target.vector_width(str(workload["dtype"]))
+        small = {"m": (1, 64), "n": (1, 128), "k": (1, 128)}  # too small to start threads or to pack for
         return [
+            GenericKernel(small, _default(48, 48, 48, target, width)),
             GenericKernel({"m": (1, 2)}, _default(1, 4096, 4096, target, width)),
+            GenericKernel({"m": (3, _FEW_ROWS)}, _default(_FEW_ROWS, 4096, 4096, target, width)),
             GenericKernel({}, _default(1024, 1024, 1024, target, width)),
         ]
 
@@ -102,9 +105,12 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     )
 
 
+_FEW_ROWS = 16  # up to this many, b is read once and not packed
+
+
 def _default(m: int, n: int, k: int, target: Target, width: int) -> Config:
     """Choose blocks from the register file and the caches."""
-    if m <= 2:
+    if m <= _FEW_ROWS:
         return _streaming(m, n, k, target, width)
     nv = 2
     mr = min(m, (target.vector_registers - nv - 1) // nv, 8)
@@ -119,7 +125,7 @@ def _default(m: int, n: int, k: int, target: Target, width: int) -> Config:
         mc=1,
         ku=4,
         pack_a=m * n * k > 1 << 20,
-        pack_b=m > 2 * mr,
+        pack_b=m > 2 * mr and not _is_small(m, n, k),
         split_m=min(cores // split_n, -(-m // mr)),
         split_n=split_n,
         split_k=1,
@@ -129,29 +135,39 @@ def _default(m: int, n: int, k: int, target: Target, width: int) -> Config:
 def _streaming(m: int, n: int, k: int, target: Target, width: int) -> Config:
     """Choose blocks for a product that is bound by reading b: whole rows of it, in order.
 
-    Each core takes a stretch of k, since hardware prefetches along a row: two cores that
-    share its columns read at half the speed of one that reads it whole.
+    A few rows of b at a time are added to all of c, which stays in the caches. With one or
+    two rows of a each core takes a stretch of k, since hardware prefetches along a row: two
+    cores that share its columns can read at half the speed of one that reads it whole.
     """
     cores = _useful_cores(m, n, k, target)
-    split_k = max(parts for parts in _splits(target.cores) if parts <= min(cores, max(1, k // 64)))
+    mr = min(m, 4)
+    panels = -(-n // width)
+    nv = max(nv for nv in (1, 2, 3, 4, 6) if mr * nv + 3 <= target.vector_registers and nv <= panels)
+    few = m <= 2
+    along_k = max(parts for parts in _splits(target.cores) if parts <= min(cores, max(1, k // 64)))
+    along_n = max(parts for parts in _splits(target.cores) if parts <= min(cores, -(-panels // nv)))
     return Config.of(
-        mr=m,
-        nv=min(4, -(-n // width)),
-        kc=4,
+        mr=mr,
+        nv=min(nv, 4) if few else nv,
+        kc=4 if few else 16,
         nc=ALL,
-        mc=1,
+        mc=ALL,
         ku=4,
         pack_a=False,
         pack_b=False,
         split_m=1,
-        split_n=1,
-        split_k=split_k,
+        split_n=1 if few else along_n,
+        split_k=along_k if few else 1,
     )
 
 
 def _useful_cores(m: int, n: int, k: int, target: Target) -> int:
-    """Return 1 for a product so small that starting threads costs more than they save."""
-    return 1 if 2 * m * n * k < 500_000 else target.cores
+    return 1 if _is_small(m, n, k) else target.cores
+
+
+def _is_small(m: int, n: int, k: int) -> bool:
+    """True where starting threads, or packing, costs more than it saves."""
+    return 2 * m * n * k < 500_000
 
 
 def _up_to(extent: int, values: tuple[int, ...]) -> tuple[int, ...]:

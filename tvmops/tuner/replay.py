@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from tvmops.errors import LogReadError
 from tvmops.schedules import templates_for
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target, target
+from tvmops.tuner.cost_model import Experience
 from tvmops.tuner.strategy import SearchSpace, Trial, make_strategy
 from tvmops.workloads import Workload
 
@@ -39,7 +42,7 @@ class Recording:
     def best(self) -> float:
         return min(self.seconds.values())
 
-    def search_space(self) -> SearchSpace:
+    def search_space(self, prior: Sequence[Experience] = ()) -> SearchSpace:
         """Return the recorded space as strategies see spaces; features are computed once."""
         template = templates_for(self.workload, self.target)[0]
         space = Space(template.name, self.knobs, self.seconds.__contains__)
@@ -47,7 +50,7 @@ class Recording:
         default = wanted if wanted in self.seconds else min(self.seconds, key=lambda c: _distance(c, wanted))
         features = functools.cache(lambda c: template.features(self.workload, self.target, c))
         estimate = functools.cache(lambda c: template.estimate(self.workload, self.target, c))
-        return SearchSpace(space, default, estimate, features)
+        return SearchSpace(space, default, estimate, features, prior)
 
     def write(self, path: Path) -> None:
         """Write compactly: a config is the positions of its values among the knobs' values."""
@@ -85,6 +88,13 @@ class Recording:
 def recordings() -> list[Recording]:
     """Return all recordings that ship with the package."""
     return [Recording.read(path) for path in sorted(LAB.glob("*.json"))]
+
+
+def experience_of(recording: Recording, trials: int = 64, seed: int = 0) -> Experience:
+    """Return what a random search of so many trials learned of a recorded workload."""
+    search = recording.search_space()
+    configs = random.Random(seed).sample(list(recording.seconds), trials)
+    return Experience([search.features(c) for c in configs], [recording.seconds[c] for c in configs])
 
 
 def trials_to_reach(

@@ -6,6 +6,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar
 
 from tvmops.space import Config, Space
@@ -68,12 +69,14 @@ class Strategy(ABC):
         """Return up to `count` configs; those proposed before are dropped by the caller."""
 
     def _fresh_samples(self, count: int) -> list[Config]:
-        """Draw up to `count` different configs that were not proposed."""
+        """Draw up to `count` different configs that were not proposed; fewer only if no more are left."""
         fresh: dict[Config, None] = {}
         for _ in range(count * 20):
             if len(fresh) == count:
-                break
+                return list(fresh)
             config = self.search.space.sample(self.rng)
             if config is not None and config not in self._proposed:
                 fresh[config] = None
-        return list(fresh)
+        # Drawing hardly finds new ones: the space is small or nearly used up, so walk it.
+        rest = (c for c in self.search.space if c not in self._proposed and c not in fresh)
+        return [*fresh, *islice(rest, count - len(fresh))]
