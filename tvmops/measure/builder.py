@@ -6,10 +6,15 @@ import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from tvmops.machine import physical_cores
 from tvmops.measure.build import compile_object
 from tvmops.measure.candidate import Candidate, Outcome
+from tvmops.measure.failure import describe, tells_of_memory
+from tvmops.measure.limits import limit_memory
 from tvmops.measure.link import link
 from tvmops.schedules.template import Template
+
+_MEMORY_SHARE = 0.8  # for all builders together
 
 
 @dataclass(frozen=True)
@@ -19,23 +24,24 @@ class BuildRequest:
 
 
 def setup() -> None:
-    """Nothing: importing this module imported the compiler."""
+    """Limit the memory; importing this module imported the compiler."""
+    limit_memory(_MEMORY_SHARE / physical_cores())
 
 
 def handle(request: BuildRequest) -> Outcome:
-    """Build one candidate; "built", or "compile" and why not."""
+    """Build one candidate; "built", or "compile" or "memory" and why not."""
     candidate = request.candidate
+    object_path = request.path.with_suffix(".o")
     try:
         template = load_template(candidate.template)
         module = template.build(candidate.workload, candidate.target, candidate.config)
-        object_path = request.path.with_suffix(".o")
         compile_object(module, candidate.target, object_path)
         link([object_path], request.path, bare=True)
-        object_path.unlink()
-    except MemoryError:
-        return Outcome("memory", detail="the compiler ran out of memory")
     except Exception as error:
-        return Outcome("compile", detail=f"{type(error).__name__}: {error}"[:500])
+        detail = describe(error)
+        return Outcome("memory" if tells_of_memory(detail) else "compile", detail=detail)
+    finally:
+        object_path.unlink(missing_ok=True)
     return Outcome("built")
 
 

@@ -40,6 +40,7 @@ class Plan:
     samples: int = 5
     sample_seconds: float = 0.002  # a sample repeats the call until it lasts that long
     give_up_above: float = float("inf")  # a first run longer than this is the only one
+    promising_below: float = float("inf")  # two samples above this are all
     timeout: float = 60.0
 
 

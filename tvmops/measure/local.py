@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -15,25 +14,37 @@ from tvmops.measure.builder import BuildRequest
 from tvmops.measure.candidate import Candidate, Outcome, Plan, Problem
 from tvmops.measure.problem import make_problem
 from tvmops.measure.runner import RunRequest, TimeRequest
+from tvmops.measure.scratch import Scratch
 from tvmops.measure.worker import Worker, WorkerDiedError, WorkerTimeoutError
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-_BUILD_SECONDS = 60.0  # no template here takes a tenth of it
+_BUILD_SECONDS = 60.0  # at most; see `_build_limit`
+
+
+@dataclass(frozen=True)
+class _Build:
+    """What a builder is busy with."""
+
+    candidate: Candidate
+    path: Path
+    started: float
 
 
 class LocalMeasurer:
     """Measures candidates: all of a batch are built first, side by side, then run in turn.
 
-    Nothing is built while a candidate runs, so that its times are its own.
+    Nothing is built while a candidate runs, so that its times are its own. A worker that
+    died, or ran a candidate that did anything wrong, is replaced.
     """
 
     def __init__(self, target: Target, builders: int | None = None) -> None:
         self.target = target
-        self._folder = Path(tempfile.mkdtemp(prefix="tvmops-"))
+        self._scratch = Scratch()
         self._names = itertools.count()
         self._built: dict[Candidate, Path] = {}
         self._problems: dict[Workload, Problem] = {}
+        self._slowest_build = 0.0
         module = "tvmops.measure"
         self._builders = [
             Worker("builder", f"{module}.builder:setup", f"{module}.builder:handle")
@@ -44,11 +55,16 @@ class LocalMeasurer:
         for worker in (*self._builders, self._runner):
             worker.start()
 
+    def await_ready(self) -> None:
+        """Wait until all workers have started; they do when first used, too."""
+        for worker in (*self._builders, self._runner):
+            worker.await_ready()
+
     def problem(self, workload: Workload) -> Problem:
         """Return inputs and expected result of `workload`, made at its first use."""
         if workload not in self._problems:
             name = f"problem{len(self._problems)}"
-            self._problems[workload] = make_problem(workload, self._folder / name, seed=0)
+            self._problems[workload] = make_problem(workload, self._scratch.path / name, seed=0)
         return self._problems[workload]
 
     def measure(self, candidates: Sequence[Candidate], plan: Plan) -> Iterator[Outcome]:
@@ -57,16 +73,21 @@ class LocalMeasurer:
         for candidate in candidates:
             outcome = built[candidate]
             if outcome.status == "built":
-                outcome = self._run([candidate], plan)[0]
+                outcome = self._run([candidate], plan, compare=False)[candidate]
             yield outcome
 
     def compare(self, candidates: Sequence[Candidate], plan: Plan) -> list[Outcome]:
         """Time candidates of one workload turn by turn, `plan.samples` turns."""
-        built = self._build(candidates)
-        bad = {c: outcome for c, outcome in built.items() if outcome.status != "built"}
-        good = [candidate for candidate in candidates if candidate not in bad]
-        outcomes = dict(zip(good, self._run(good, plan))) if good else {}
-        return [bad[candidate] if candidate in bad else outcomes[candidate] for candidate in candidates]
+        outcomes = self._build(candidates)
+        fit = [candidate for candidate in candidates if outcomes[candidate].status == "built"]
+        outcomes.update(self._run(fit, plan, compare=True))
+        if fit and not any(outcomes[candidate].seconds for candidate in fit):  # one spoilt it for all
+            for candidate in fit:
+                outcomes.update(self._run([candidate], plan, compare=False))
+            fit = [candidate for candidate in fit if outcomes[candidate].seconds]
+            together = self._run(fit, plan, compare=True)
+            outcomes.update({c: outcome for c, outcome in together.items() if outcome.seconds})
+        return [outcomes[candidate] for candidate in candidates]
 
     def time_kernel(self, library: Path, elements: Sequence[int], samples: int) -> tuple[float, ...]:
         """Time the `main` of a library on arrays of float32 of these lengths."""
@@ -76,53 +97,76 @@ class LocalMeasurer:
         )
         return timings
 
-    def _run(self, candidates: Sequence[Candidate], plan: Plan) -> list[Outcome]:
+    def _run(self, candidates: Sequence[Candidate], plan: Plan, compare: bool) -> dict[Candidate, Outcome]:
+        if not candidates:
+            return {}
         problem = self.problem(candidates[0].workload)
         libraries = tuple(self._built[candidate] for candidate in candidates)
         self._settle()
         try:
-            outcomes: list[Outcome] = self._runner.call(RunRequest(libraries, problem, plan), plan.timeout)
-            return outcomes
+            answer = self._runner.call(RunRequest(libraries, problem, plan, compare), plan.timeout)
+            outcomes: dict[Candidate, Outcome] = dict(zip(candidates, answer))
         except WorkerDiedError as death:
-            return [Outcome("crash", detail=str(death))] * len(candidates)
-        except WorkerTimeoutError as timeout:
-            return [Outcome("timeout", detail=str(timeout))] * len(candidates)
+            status = "memory" if death.out_of_memory else "crash"
+            outcomes = dict.fromkeys(candidates, Outcome(status, detail=str(death)))
+        except WorkerTimeoutError as late:
+            outcomes = dict.fromkeys(candidates, Outcome("timeout", detail=str(late)))
+        if not all(outcome.seconds for outcome in outcomes.values()):
+            self._runner.stop()  # who knows what else such a candidate wrote to
+            self._runner.start()
+        return outcomes
 
     def _build(self, candidates: Sequence[Candidate]) -> dict[Candidate, Outcome]:
         """Build what is not built yet, as many at once as there are builders."""
         outcomes = {c: Outcome("built") for c in candidates if c in self._built}
         queue = [c for c in dict.fromkeys(candidates) if c not in outcomes]
         idle = list(self._builders)
-        busy: dict[Worker, tuple[Candidate, Path, float]] = {}
-        while queue or busy:
-            while queue and idle:
-                worker, candidate = idle.pop(), queue.pop(0)
-                path = self._folder / f"k{next(self._names)}.so"
-                worker.send(BuildRequest(candidate, path))
-                busy[worker] = candidate, path, time.monotonic() + _BUILD_SECONDS
-            for worker in self._finished(busy):
-                candidate, path, deadline = busy.pop(worker)
-                outcomes[candidate] = self._collect(worker, deadline)
-                if outcomes[candidate].status == "built":
-                    self._built[candidate] = path
-                idle.append(worker)
+        busy: dict[Worker, _Build] = {}
+        try:
+            while queue or busy:
+                idle.sort(key=lambda worker: worker.is_ready)
+                while queue and idle:
+                    worker, candidate, path = idle.pop(), queue.pop(0), self._new_path()
+                    worker.send(BuildRequest(candidate, path))
+                    busy[worker] = _Build(candidate, path, time.monotonic())
+                for worker in self._finished(busy):
+                    build = busy.pop(worker)
+                    outcomes[build.candidate] = self._collect(worker, build)
+                    idle.append(worker)
+        finally:
+            for worker in busy:  # or its answer would be taken for that to a later request
+                worker.stop()
         return outcomes
 
-    def _finished(self, busy: dict[Worker, tuple[Candidate, Path, float]]) -> list[Worker]:
-        """Wait until a builder has answered, died or run out of time; return all such."""
-        nearest = min(deadline for _, _, deadline in busy.values())
-        readable = wait([w.connection for w in busy], timeout=max(0.0, nearest - time.monotonic()))
-        now = time.monotonic()
-        return [w for w, (_, _, deadline) in busy.items() if w.connection in readable or deadline <= now]
+    def _new_path(self) -> Path:
+        return self._scratch.path / f"k{next(self._names)}.so"
 
-    def _collect(self, worker: Worker, deadline: float) -> Outcome:
+    def _build_limit(self) -> float:
+        """Return the seconds that a build may take: many times the slowest so far."""
+        return min(_BUILD_SECONDS, 5 + 20 * self._slowest_build) if self._slowest_build else _BUILD_SECONDS
+
+    def _finished(self, busy: dict[Worker, _Build]) -> list[Worker]:
+        """Wait until a builder has answered, died or run out of time; return all such."""
+        oldest = min(build.started for build in busy.values())
+        patience = max(0.0, oldest + self._build_limit() - time.monotonic())
+        answered = wait([worker.connection for worker in busy], timeout=patience)
+        late = time.monotonic() - self._build_limit()
+        return [w for w, build in busy.items() if w.connection in answered or build.started <= late]
+
+    def _collect(self, worker: Worker, build: _Build) -> Outcome:
+        limit = self._build_limit()
         try:
-            outcome: Outcome = worker.receive(max(0.0, deadline - time.monotonic()))
-            return outcome
+            outcome: Outcome = worker.receive(max(0.0, build.started + limit - time.monotonic()))
         except WorkerDiedError as death:
-            return Outcome("compile", detail=f"the compiler was {death}")
+            status = "memory" if death.out_of_memory else "compile"
+            outcome = Outcome(status, detail=f"the compiler died: {death}")
         except WorkerTimeoutError:
-            return Outcome("compile", detail=f"compiling took over {_BUILD_SECONDS:.0f} s")
+            outcome = Outcome("timeout", detail=f"compiling took over {limit:.0f} s")
+        if outcome.status == "built":
+            self._built[build.candidate] = build.path
+            self._slowest_build = max(self._slowest_build, time.monotonic() - build.started)
+        worker.start()
+        return outcome
 
     def _settle(self) -> None:
         """Wait for builders that are starting: importing the compiler keeps a core busy."""
@@ -132,4 +176,4 @@ class LocalMeasurer:
     def close(self) -> None:
         for worker in (*self._builders, self._runner):
             worker.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._scratch.close()

@@ -6,9 +6,11 @@ is there in a fraction of a second.
 
 from __future__ import annotations
 
-import resource
+import dataclasses
+import itertools
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,19 +18,24 @@ from typing import Any
 
 import numpy as np
 
+from tvmops.machine import this_machine
+from tvmops.measure.arguments import Arguments
 from tvmops.measure.candidate import Outcome, Plan, Problem
+from tvmops.measure.failure import describe, tells_of_memory
+from tvmops.measure.limits import limit_memory
 from tvmops.measure.timing import interleave, sample
-from tvmops.measure.verify import poison, verify
 from tvmops.runtime.backend import load_backend, load_kernels, ready_threads
 
-_MEMORY_SHARE = 0.8  # of what is free when the worker starts
+_MEMORY_SHARE = 0.8
+_SOME_CACHE = 32 << 20  # bytes, where the system does not say
 
 
 @dataclass(frozen=True)
 class RunRequest:
-    libraries: tuple[Path, ...]  # one: verify and time it; several: compare them turn by turn
+    libraries: tuple[Path, ...]
     problem: Problem
     plan: Plan
+    compare: bool  # turn by turn; else each apart
 
 
 @dataclass(frozen=True)
@@ -41,9 +48,7 @@ class TimeRequest:
 def setup() -> None:
     load_backend()
     ready_threads()
-    limit = int(_MEMORY_SHARE * _free_memory()) + _own_memory()
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit_memory(_MEMORY_SHARE)
 
 
 def handle(request: RunRequest | TimeRequest) -> Any:
@@ -64,89 +69,76 @@ def _random(length: int) -> Any:
     return np.random.default_rng(0).random(length, dtype=np.float32)
 
 
-def _run(request: RunRequest) -> list[Outcome]:
-    """Verify each library; time one alone, several turn by turn."""
-    arrays = _arrays(request.problem)
-    kernels = [load_kernels(path)["main"] for path in request.libraries]
-    if len(kernels) == 1:
-        return [_measure(kernels[0], arrays, request)]
-    outcomes = [_check(kernel, arrays, request.problem)[0] for kernel in kernels]
-    right = [index for index, outcome in enumerate(outcomes) if outcome.status == "ok"]
-    calls = [_call(kernels[index], arrays) for index in right]
-    timings = interleave(calls, request.plan.samples, request.plan.sample_seconds)
-    for index, seconds in zip(right, timings):
-        outcomes[index] = Outcome("ok", seconds, error=outcomes[index].error)
-    return outcomes
+_arguments = lru_cache(maxsize=1)(Arguments)
 
 
 @dataclass(frozen=True)
-class _Arrays:
-    inputs: list[Any]
-    pristine: list[Any]
-    expected: Any
-    output: Any
+class _Checked:
+    """A kernel that ran once."""
+
+    outcome: Outcome  # "ok", or what is wrong with it
+    call: Callable[..., object]
+    seconds: float  # of that first run
 
 
-@lru_cache(maxsize=1)
-def _arrays(problem: Problem) -> _Arrays:
-    pristine = [np.load(path) for path in problem.inputs]
-    expected = np.load(problem.expected)
-    output = np.empty(expected.shape, problem.output_dtype)
-    return _Arrays([array.copy() for array in pristine], pristine, expected, output)
-
-
-def _call(kernel: Any, arrays: _Arrays) -> Callable[[], object]:
-    arguments = (*arrays.inputs, arrays.output)
-    return lambda: kernel(*arguments)
-
-
-def _check(kernel: Any, arrays: _Arrays, problem: Problem) -> tuple[Outcome, float]:
-    """Run the kernel once; return what it is, and how long that run took."""
-    poison(arrays.output)
-    start = time.perf_counter()
-    elapsed = 0.0
-
-    def timed(*arguments: Any) -> None:
-        nonlocal start, elapsed
-        start = time.perf_counter()
-        kernel(*arguments)
-        elapsed = time.perf_counter() - start
-
+def _run(request: RunRequest) -> list[Outcome]:
+    """Verify each library, and time those that are right."""
+    arguments, plan = _arguments(request.problem), request.plan
+    checked = [_check(path, arguments) for path in request.libraries]
     try:
-        error, complaint = verify(
-            timed, arrays.inputs, arrays.pristine, arrays.output, arrays.expected, problem.tolerance
-        )
-    except MemoryError as failure:
-        return Outcome("memory", detail=str(failure)[:500]), 0.0
+        if request.compare:
+            return _compare(checked, arguments, plan)
+        return [_time_alone(each, arguments, plan) for each in checked]
+    except Exception as failure:  # right at first, and then not
+        detail = describe(failure)
+        return [Outcome("memory" if tells_of_memory(detail) else "crash", detail=detail)] * len(checked)
+
+
+def _check(library: Path, arguments: Arguments) -> _Checked:
+    """Load a kernel, run it once and judge what it did."""
+    try:
+        kernel = load_kernels(library)["main"]
     except Exception as failure:
-        text = f"{type(failure).__name__}: {failure}"[:500]
-        return Outcome(
-            "memory" if "bad_alloc" in text or "alloc" in text.lower() else "wrong", detail=text
-        ), 0.0
-    if complaint:
-        for array, original in zip(arrays.inputs, arrays.pristine):
-            array[...] = original
-        return Outcome("wrong", error=error, detail=complaint), elapsed
-    return Outcome("ok", error=error), elapsed
+        return _Checked(Outcome("compile", detail=describe(failure)), print, 0.0)
+    arguments.poison()
+    start = time.perf_counter()
+    try:
+        kernel(*arguments.arrays)
+        seconds = time.perf_counter() - start
+        error, complaint = arguments.judge()
+        status = "wrong" if complaint else "ok"
+    except Exception as failure:
+        seconds, error, complaint = 0.0, math.inf, describe(failure)
+        status = "memory" if tells_of_memory(complaint) else "crash"
+    if status != "ok":
+        arguments.restore()
+    outcome = Outcome(status, error=error if math.isfinite(error) else None, detail=complaint)
+    return _Checked(outcome, kernel, seconds)
 
 
-def _measure(kernel: Any, arrays: _Arrays, request: RunRequest) -> Outcome:
-    outcome, first = _check(kernel, arrays, request.problem)
+def _time_alone(checked: _Checked, arguments: Arguments, plan: Plan) -> Outcome:
+    outcome, arrays = checked.outcome, arguments.arrays
     if outcome.status != "ok":
         return outcome
-    if first > request.plan.give_up_above:
-        return Outcome("slow", (first,), error=outcome.error)
-    seconds = sample(_call(kernel, arrays), request.plan.samples, request.plan.sample_seconds)
-    return Outcome("ok", seconds, error=outcome.error)
+    if checked.seconds > plan.give_up_above:
+        return dataclasses.replace(outcome, status="slow", seconds=(checked.seconds,))
+    seconds = sample(lambda: checked.call(*arrays), plan.samples, plan.sample_seconds, plan.promising_below)
+    return dataclasses.replace(outcome, seconds=seconds)
 
 
-def _free_memory() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 1 << 40
+def _compare(checked: list[_Checked], arguments: Arguments, plan: Plan) -> list[Outcome]:
+    """Time those that are right turn by turn: on the same arrays each time, and on rotating ones."""
+    right = [each for each in checked if each.outcome.status == "ok"]
+    rotation = arguments.rotation(this_machine().l3_bytes or _SOME_CACHE)
+    warm = [_calling(each.call, itertools.repeat(arguments.arrays)) for each in right]
+    cold = [_calling(each.call, rotation) for each in right]
+    timings = interleave([*warm, *cold], plan.samples, plan.sample_seconds)
+    timed = {
+        id(each): dataclasses.replace(each.outcome, seconds=seconds, cold_seconds=cold_seconds)
+        for each, seconds, cold_seconds in zip(right, timings, timings[len(right) :])
+    }
+    return [timed.get(id(each), each.outcome) for each in checked]
 
 
-def _own_memory() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    return pages * resource.getpagesize()
+def _calling(kernel: Callable[..., object], arguments: Iterator[tuple[Any, ...]]) -> Callable[[], object]:
+    return lambda: kernel(*next(arguments))

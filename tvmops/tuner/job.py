@@ -20,6 +20,7 @@ from tvmops.workloads import Workload
 
 FINALISTS = 4  # besides the default config
 _SLOW = 3.0  # a candidate that takes this many times the best is given up after one run
+_PROMISING = 1.3  # one that takes more is timed no longer than it takes to see that
 _AT_ROOFLINE = 0.97
 _START_SECONDS = 3.0  # for a runner to read large inputs, and for a machine that stalls
 
@@ -112,7 +113,8 @@ class Job:
         give_up = _SLOW * self.best_time + 20e-6
         samples = 5 if guess < 0.05 else 3
         patience = _START_SECONDS + 20 * guess + samples * max(_SLOW * guess, 0.002)
-        return Plan(samples=samples, give_up_above=give_up, timeout=patience)
+        promising = _PROMISING * self.best_time
+        return Plan(samples, give_up_above=give_up, promising_below=promising, timeout=patience)
 
     def finalists(self) -> list[Config]:
         """Return the configs to compare turn by turn: the fastest few known, and the default."""
