@@ -68,6 +68,7 @@ class LiveTable(Watcher):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._running = ""
+        self._live.transient = not self.jobs  # a run that was refused leaves no empty table
         self._live.stop()
 
     def _table(self) -> Table:
