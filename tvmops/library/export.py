@@ -15,7 +15,7 @@ from pathlib import Path
 import tvm
 from tvm import IRModule
 
-from tvmops.errors import ArgumentError, NoRecordError
+from tvmops.errors import ArgumentError, KnobError, NoRecordError
 from tvmops.manifest import FILE, KernelEntry, Manifest
 from tvmops.measure.build import compile_object
 from tvmops.measure.link import link
@@ -23,13 +23,11 @@ from tvmops.ops import op_of
 from tvmops.records import Record, best_records, read_log
 from tvmops.runtime.backend import RUNTIME_FILE
 from tvmops.schedules import Template, templates_for
-from tvmops.space import Config
+from tvmops.space import Config, Space
 from tvmops.targets import Target
 from tvmops.targets import target as target_named
 from tvmops.tuner.session import toolchain
 from tvmops.workloads import Workload
-
-_MODULE_FILE = "kernels.so"
 
 
 @dataclass(frozen=True)
@@ -78,9 +76,11 @@ def export(
     try:
         _write(staging, target, kernels)
         staging.chmod(0o755)
+        earlier = staging.with_name(f"{staging.name}-earlier")
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(earlier)
         staging.rename(folder)
+        shutil.rmtree(earlier, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return folder
@@ -90,7 +90,7 @@ def _kernels(
     work: Sequence[Workload], target: Target, logs: Sequence[str | os.PathLike[str]]
 ) -> list[_Kernel]:
     records = [record for log in logs for record in read_log(log)]
-    best = best_records(_current(records, work, target), (target.name, *target.fallbacks))
+    best = best_records(_usable(records, work, target), (target.name, *target.fallbacks))
     kernels = []
     for workload in work:
         if str(workload) not in best:
@@ -101,14 +101,39 @@ def _kernels(
     return kernels
 
 
-def _current(records: Sequence[Record], work: Sequence[Workload], target: Target) -> list[Record]:
-    """Drop records of `work` that a template made which has changed since, and say so once."""
-    labels = {str(w): {t.label for t in templates_for(w, target)} for w in work}
-    current = [r for r in records if r.template in labels.get(r.workload, ())]
-    stale = {r.template for r in records if r.workload in labels} - {r.template for r in current}
+def _usable(records: Sequence[Record], work: Sequence[Workload], target: Target) -> list[Record]:
+    """Drop records of `work` that a template has outgrown or that `target` can't follow, and say so."""
+    spaces = {
+        (str(workload), template.label): template.space(workload, target)
+        for workload in work
+        for template in templates_for(workload, target)
+    }
+    wanted = {str(workload) for workload in work}
+    usable, stale, alien = [], set(), 0
+    for record in records:
+        space = spaces.get((record.workload, record.template))
+        if space is not None and _fits(record, space):
+            usable.append(record)
+        elif space is None and record.workload in wanted:
+            stale.add(record.template)
+        elif space is not None and record.target == target.name:
+            alien += 1
     for template in sorted(stale):
         warnings.warn(f"records of template {template} are stale and not used; tune again", stacklevel=4)
-    return current
+    if alien:
+        warnings.warn(
+            f"{alien} records of target {target.name} are not used: made with other cores or caches",
+            stacklevel=4,
+        )
+    return usable
+
+
+def _fits(record: Record, space: Space) -> bool:
+    try:
+        space.config(record.config)
+    except KnobError:
+        return False
+    return True
 
 
 def _tuned(workload: Workload, target: Target, record: Record) -> _Kernel:
@@ -159,19 +184,21 @@ def _name(text: str) -> str:
 
 def _write(folder: Path, target: Target, kernels: Sequence[_Kernel]) -> None:
     merged = IRModule({name: function for k in kernels for name, function in k.module.functions.items()})
-    object_path = folder / "kernels.o"
+    object_path, linked = folder / "kernels.o", folder / "kernels.so"
     compile_object(merged, target, object_path)
-    link([object_path], folder / _MODULE_FILE)
+    link([object_path], linked)
     object_path.unlink()
+    # A name of its own: a process that holds an earlier module of this folder would get that again.
+    module = linked.rename(folder / f"kernels-{_digest(linked)[:12]}.so").name
     shutil.copy(Path(tvm.__file__).parent / "lib" / RUNTIME_FILE, folder / RUNTIME_FILE)
     manifest = Manifest(
         target=target.name,
         arch=target.arch,
         needs=target.needs,
-        module=_MODULE_FILE,
+        module=module,
         runtime=RUNTIME_FILE,
         kernels=tuple(kernel.entry for kernel in kernels),
-        files={name: _digest(folder / name) for name in (_MODULE_FILE, RUNTIME_FILE)},
+        files={name: _digest(folder / name) for name in (module, RUNTIME_FILE)},
         toolchain=toolchain(),
     )
     manifest.write(folder)
