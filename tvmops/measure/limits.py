@@ -13,8 +13,8 @@ _LARGEST_FILE = 1 << 30  # bytes; a candidate that prints without end must not f
 
 def limit_harm() -> None:
     """Write no core dump and no endless file, and be the first to go when memory runs out."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (_LARGEST_FILE, _LARGEST_FILE))
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_FSIZE, _LARGEST_FILE)
     with contextlib.suppress(OSError):
         (_PROC / "self" / "oom_score_adj").write_text("1000")
 
@@ -22,13 +22,20 @@ def limit_harm() -> None:
 def limit_memory(share: float) -> None:
     """Let this process take no more than `share` of the memory that is free now."""
     own = int((_PROC / "self" / "statm").read_text().split()[0]) * resource.getpagesize()
-    limit = own + int(share * _count("meminfo", r"MemAvailable:\s+(\d+) kB", default=1 << 30) * 1024)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    free = 1024 * _count("meminfo", r"MemAvailable:\s+(\d+) kB", default=1 << 30)
+    _limit(resource.RLIMIT_AS, own + int(share * free))
 
 
 def kills_for_memory() -> int:
     """Count the processes that the kernel has killed so far because memory ran out."""
     return _count("vmstat", r"^oom_kill (\d+)", default=0)
+
+
+def _limit(what: int, value: int) -> None:
+    """Set a limit, or leave it where it is lower already."""
+    _, hard = resource.getrlimit(what)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(what, (value, value))
 
 
 def _count(file: str, pattern: str, default: int) -> int:

@@ -30,6 +30,7 @@ _ACKNOWLEDGE_SECONDS = 20.0  # reading a request on a machine that stalls
 _ATTEMPTS = 3  # to start a child, or to hand it a request
 _LAST_WORDS = 4096  # bytes of what a child printed before it died
 _PR_SET_PDEATHSIG = 1
+_TAKEN = b"\x06"  # ASCII's word for it; read past the buffer, so that `wait` sees what follows
 
 
 class WorkerDiedError(Exception):
@@ -143,10 +144,11 @@ class Worker:
             try:
                 self._child.socket.settimeout(_ACKNOWLEDGE_SECONDS)
                 self._child.socket.sendall(message)
-                self._child.read(_ACKNOWLEDGE_SECONDS)
-                return
-            except Exception:  # it died since it last answered
-                self.stop()
+                if self._child.socket.recv(1) == _TAKEN:
+                    return
+            except OSError:
+                pass
+            self.stop()  # it died since it last answered
         raise WorkerError(role=self.role, detail=f"it died {_ATTEMPTS} times before it took a request")
 
     def receive(self, timeout: float) -> Any:
@@ -257,7 +259,8 @@ def _main(descriptor: int, parent: int, setup: str, handle: str) -> None:
             request = pickle.load(stream)
         except EOFError:
             return
-        send(True)
+        stream.write(_TAKEN)
+        stream.flush()
         try:
             answer = serve(request)
         except Exception as error:
