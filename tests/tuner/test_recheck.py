@@ -83,7 +83,8 @@ def test_a_stale_record_says_why(verdict: Any) -> None:
 def test_marking_a_failure_takes_the_record_out_of_the_running(verdict: Any) -> None:
     second = dataclasses.replace(GOOD, config={**GOOD.config, "ku": 1}, seconds=(5e-3,))
     assert best_records([GOOD, second])[str(WORK)] == GOOD
-    failed = verdict(GOOD, Outcome("wrong")).fresh
+    failed = verdict(dataclasses.replace(GOOD, stage="final", rank=0), Outcome("wrong")).fresh
+    assert failed.rank is None
     assert best_records([GOOD, second, failed])[str(WORK)] == second
     mended = verdict(GOOD, Outcome("ok", (2e-3,))).fresh
     assert best_records([GOOD, second, failed, mended])[str(WORK)] == GOOD

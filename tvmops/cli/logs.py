@@ -6,7 +6,7 @@ import argparse
 
 from tvmops import logs
 from tvmops.cli.parser import Commands
-from tvmops.cli.text import columns, duration, json_line
+from tvmops.cli.text import columns, config_text, duration, json_line
 from tvmops.records import LogWriter, Record, read_log
 from tvmops.targets import target
 
@@ -41,7 +41,9 @@ def _best(arguments: argparse.Namespace) -> int:
         for record in best.values():
             print(record.to_json())
         return 0
-    rows = [[r.workload, r.target, duration(r.time), r.stage, r.template, _config(r)] for r in best.values()]
+    rows = [
+        [r.workload, r.target, duration(r.time), r.stage, r.template, config_text(r)] for r in best.values()
+    ]
     print(columns(["workload", "target", "time", "stage", "template", "config"], rows))
     return 0
 
@@ -169,10 +171,6 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", required=True, metavar="FILE", help="the log to write; it must not exist yet"
     )
-
-
-def _config(record: Record) -> str:
-    return " ".join(f"{name}={value}" for name, value in record.config.items())
 
 
 def _time(record: Record | None) -> str:

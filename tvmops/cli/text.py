@@ -7,6 +7,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from tvmops.records import Record
+from tvmops.space import Config
+
 
 def duration(seconds: float) -> str:
     """Return a time to four digits in the unit that suits it."""
@@ -33,6 +36,11 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _is_number(cell: str) -> bool:
     return cell == "-" or cell[:1].isdigit()
+
+
+def config_text(record: Record) -> str:
+    """Return the knobs of a record; a trace is shown by its digest."""
+    return str(Config(tuple(record.config.items())))
 
 
 def json_line(**fields: Any) -> str:

@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from tvmops.cli.text import duration, json_line
+from tvmops.cli.text import config_text, duration, json_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -158,11 +158,9 @@ def _progress(job: JobStatus, elapsed: float) -> str:
 def _conclusion(job: JobStatus) -> str:
     if job.winner is None:
         return f"{job.workload}: no config ran, {job.failures} failed; the log says why; {job.state}"
-    winner = job.winner
-    config = " ".join(f"{name}={value}" for name, value in winner.config.items())
     return (
-        f"{job.workload}: {duration(winner.time)}, {_rate(job)} ({_share(job)} of the roofline), "
-        f"{_gain(job)}; {job.state}; {winner.template} {config}"
+        f"{job.workload}: {duration(job.winner.time)}, {_rate(job)} ({_share(job)} of the roofline), "
+        f"{_gain(job)}; {job.state}; {job.winner.template} {config_text(job.winner)}"
     )
 
 

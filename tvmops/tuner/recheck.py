@@ -79,6 +79,8 @@ def _recheck(record: Record, target: Target, tolerance: float, measurer: LocalMe
         stage="verify",
         status=outcome.status,
         seconds=outcome.seconds,
+        cold_seconds=outcome.cold_seconds,
+        rank=None,
         error=outcome.error,
         detail=outcome.detail,
         toolchain=toolchain(),
