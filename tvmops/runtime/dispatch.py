@@ -10,6 +10,7 @@ from typing import Any
 
 from tvmops.errors import ArgumentError, NotInLibraryError
 from tvmops.manifest import KernelEntry, Manifest
+from tvmops.space import Config
 from tvmops.workloads import Workload
 
 _INDEX_LIMIT = 2**31  # kernels index in 32 bits
@@ -31,7 +32,7 @@ class Explanation:
         )
         bound = "as the op states" if kernel.tolerance is None else f"{kernel.tolerance:.2g}"
         seen = "" if kernel.error is None else f" (seen: {kernel.error:.2g})"
-        config = " ".join(f"{name}={value}" for name, value in kernel.config.items())
+        config = Config(tuple(kernel.config.items()))
         return "\n".join(
             [
                 f"{self.workload}",
