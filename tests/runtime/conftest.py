@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+import tvmops
+
+LIBRARY = "TVMOPS_TEST_LIBRARY"  # where a parent test run has exported one
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a library that holds `tests.libraries.TUNED`."""
+    if LIBRARY in os.environ:
+        return Path(os.environ[LIBRARY])
+    from tests.libraries import TUNED, exported
+
+    return exported(tmp_path_factory.mktemp("exported") / "library", list(TUNED), tvmops.target("native"))
+
+
+@pytest.fixture
+def lib(library: Path) -> tvmops.Library:
+    """That library, loaded anew: nothing was called on it yet."""
+    return tvmops.load(library)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a test run that was given its library, nothing may have imported the compiler."""
+    if LIBRARY in os.environ and "tvm" in sys.modules:
+        session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
