@@ -4,12 +4,12 @@ from itertools import product
 
 import numpy as np
 import pytest
-from tvm import IRModule, te
 
 from tvmops.errors import UnknownOpError
 from tvmops.measure.build import compile_module
 from tvmops.ops import op_of
 from tvmops.ops.matmul import UNIT_ROUNDOFF, MatMul
+from tvmops.schedules.sketch import tensor_program
 from tvmops.targets import target
 from tvmops.workloads import SIGNATURES, Workload, workload
 
@@ -54,8 +54,7 @@ def test_the_reference_is_the_sum_over_k_in_float64() -> None:
 def test_the_expression_says_the_same_as_the_reference() -> None:
     a, b = MATMUL.random_inputs(W, seed=1)
     result = np.full((3, 5), np.nan, "float32")
-    module = IRModule({"main": te.create_prim_func(MATMUL.expression(W)).with_attr("global_symbol", "main")})
-    compile_module(module, target("native"))["main"](a, b, result)
+    compile_module(tensor_program(W), target("native"))["main"](a, b, result)
     assert np.abs(result - MATMUL.reference(W, a, b)).max() <= MATMUL.tolerance(W)
 
 
