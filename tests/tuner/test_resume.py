@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import multiprocessing
 import random
 import warnings
@@ -79,6 +80,19 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(
     assert winners(read_whole(log)) == {str(work): plain(record) for work, record in returned.items()}
 
 
+def test_a_kill_while_leaders_are_compared_costs_that_comparison(tmp_path: Path) -> None:
+    log, seen = tmp_path / "log.jsonl", tmp_path / "seen"
+    for comparisons in (1, 2):
+        process = start(log, seen, 3, 8, "random", 0.02)
+        wait_until(lambda n=comparisons: [stage for stage, _ in seen_by(seen)].count("final") >= n)
+        process.kill()
+        process.join()
+    returned = replaying.run(log, seen, 3, 8, "random", 0.0)
+    finals = [record for record in read_whole(log) if record.stage == "final"]
+    assert len({key(record) for record in finals}) == len(finals)
+    assert winners(finals) == {str(work): plain(record) for work, record in returned.items()}
+
+
 def check_life(before: list[Record], after: list[Record], measured: list[tuple[str, list[str]]]) -> None:
     """Check what one life of a run did, from its start to its kill."""
     known = {(record.stage, key(record)) for record in before}
@@ -131,5 +145,5 @@ def test_two_runs_on_one_log_at_once_lose_and_tear_nothing(tmp_path: Path) -> No
     measured = [(stage, k) for path in seen for stage, keys in seen_by(path) for k in keys]
     assert Counter((record.stage, key(record)) for record in records) == Counter(measured)
     assert min(Counter(record.seed for record in records).values()) > 100
-    assert sum(a.seed != b.seed for a, b in zip(records, records[1:])) > 2  # they did run at once
+    assert sum(a.seed != b.seed for a, b in itertools.pairwise(records)) > 2  # they did run at once
     assert {record.workload for record in records if record.rank == 0} == set(map(str, WORK))
