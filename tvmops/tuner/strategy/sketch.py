@@ -1,7 +1,7 @@
 """Sketch search: MetaSchedule's rules, evolution and cost model propose; we measure.
 
-A generation is drawn at once and handed out in batches. What the measurer found is passed
-on when the next one is drawn, so proposals do not depend on the size of batches.
+A generation is drawn at once and handed out in batches. The next is drawn when all of it was,
+knowing what became of it; so proposals do not depend on the size of batches.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from tvmops.schedules.sketch import TraceSpace, config_of, replay, tune_context
 from tvmops.space import Config
 from tvmops.tuner.strategy.base import SearchSpace, Strategy, Trial
 
-_GENERATION = 32  # configs that are drawn at once
-_POPULATION = 128  # traces that evolve into them
-_WARM_UP = 24  # results before the cost model says anything
+_GENERATION = 16  # configs that are drawn at once
+_POPULATION = 64  # traces that evolve into them
+_WARM_UP = 16  # results before the cost model says anything
+_CHANCE = 0.1  # share of a generation that is left to it
 _EMPTY_DRAWS = 5  # generations without a new config, after which a space counts as exhausted
 _UNLIMITED = 1 << 30
 
@@ -35,7 +36,9 @@ class SketchStrategy(Strategy):
         super().__init__(search, seed)
         assert isinstance(search.space, TraceSpace)
         self._module, target = search.space.module, search.space.target
-        evolution = meta_schedule.search_strategy.EvolutionarySearch(population_size=_POPULATION)
+        evolution = meta_schedule.search_strategy.EvolutionarySearch(
+            population_size=_POPULATION, init_min_unmeasured=_POPULATION // 2, eps_greedy=_CHANCE
+        )
         self._context = tune_context(self._module, target, seed, evolution)
         self._model = SeededModel(seed, tune_context(self._module, target, seed, threads=target.cores))
         self._database = meta_schedule.database.MemoryDatabase()
@@ -52,10 +55,10 @@ class SketchStrategy(Strategy):
 
     def _propose(self, count: int) -> list[Config]:
         for _ in range(_EMPTY_DRAWS):
-            if len(self._drawn) >= count:
+            if self._drawn:
                 break
             self._learn()
-            self._drawn += self._generation()
+            self._drawn = self._generation()
         batch, self._drawn = self._drawn[:count], self._drawn[count:]
         return batch
 
