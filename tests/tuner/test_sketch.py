@@ -61,7 +61,8 @@ class Gated(Op):
 
     def reference(self, workload: Workload, *inputs: Array) -> NDArray[np.float64]:
         x = inputs[0].astype(np.float64)
-        return x * x.sum(axis=1, keepdims=True)
+        product: NDArray[np.float64] = x * x.sum(axis=1, keepdims=True)
+        return product
 
     def flops(self, workload: Workload) -> int:
         rows, cols = workload.dims("rows", "cols")
@@ -75,7 +76,7 @@ class Gated(Op):
 def gated(monkeypatch: pytest.MonkeyPatch) -> Workload:
     """A workload of an op that tvmops does not have."""
     monkeypatch.setitem(_OPS, "gated", Gated())
-    monkeypatch.setitem(SIGNATURES, "gated", (Field("rows", Dim()), Field("cols", Dim())))  # type: ignore[arg-type]
+    monkeypatch.setitem(SIGNATURES, "gated", (Field("rows", Dim()), Field("cols", Dim())))
     return workload("gated", rows=33, cols=70)
 
 
