@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -32,12 +33,14 @@ def find_linker(bare: bool = False) -> tuple[str, ...]:
     NoLinkerError
         There is none.
     """
-    compilers = (*((os.environ["CC"],) if os.environ.get("CC") else ()), *_COMPILERS)
+    own = os.environ.get("CC", "").strip()  # may hold arguments, "ccache gcc"
+    compilers = (own, *_COMPILERS) if own else _COMPILERS
     ordered = (*_LINKERS, *compilers) if bare else (*compilers, *_LINKERS)
     for name in ordered:
-        found = shutil.which(name)
+        program, *arguments = shlex.split(name)
+        found = shutil.which(program)
         if found:
-            return (found, "-flavor", "gnu") if name == "lld" else (found,)
+            return (found, "-flavor", "gnu") if name == "lld" else (found, *arguments)
     if importlib.util.find_spec("ziglang"):
         return (sys.executable, "-m", "ziglang", "cc")
     raise NoLinkerError(tried=", ".join((*ordered, "python package ziglang")))
