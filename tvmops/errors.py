@@ -61,10 +61,6 @@ class NoTemplateError(TvmopsError, ValueError):
     message = "no schedule template covers '{workload}' on target '{target}'"
 
 
-class NoSketchError(TvmopsError, ValueError):
-    message = "the sketch rules find no schedule for '{workload}' on target '{target}'"
-
-
 # --- how to schedule it ---------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import hashlib
 import math
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ import tvmops
 from tvmops.errors import KnobError, NoTemplateError
 from tvmops.library.export import export
 from tvmops.measure.build import compile_object
+from tvmops.measure.candidate import Candidate, Outcome, Plan
 from tvmops.measure.link import link
 from tvmops.measure.local import LocalMeasurer
 from tvmops.measure.peak import Peak
-from tvmops.ops import _OPS
+from tvmops.ops import _OPS, op_of
 from tvmops.ops.base import Array, Op, TensorSpec
 from tvmops.records import read_log
 from tvmops.runtime.backend import load_backend, load_kernels
@@ -31,7 +33,7 @@ from tvmops.schedules import templates_for
 from tvmops.schedules.sketch import Sketch, config_of, replay, tensor_program, tune_context
 from tvmops.space import Config
 from tvmops.tuner.session import tune
-from tvmops.tuner.strategy import SearchSpace, Trial, make_strategy, template_for
+from tvmops.tuner.strategy import SearchSpace, Trial, make_strategy, templates_of
 from tvmops.tuner.strategy.sketch import SketchStrategy
 from tvmops.workloads import SIGNATURES, Dim, Field, Workload, workload
 
@@ -248,11 +250,54 @@ def test_an_op_without_a_template_is_searched(gated: Workload, tmp_path: Path) -
 
 
 def test_each_strategy_searches_its_own_kind_of_schedule(gated: Workload) -> None:
-    assert template_for(W, TARGET, "sketch").label == SKETCH.label
-    assert template_for(W, TARGET, "auto").name == template_for(W, TARGET, "random").name == "cpu.gemm"
-    assert template_for(gated, TARGET, "auto").label == SKETCH.label
+    def labels(strategy: str, w: Workload) -> list[str]:
+        return [template.label for template in templates_of(strategy, w, TARGET)]
+
+    template = templates_for(W, TARGET)[0].label
+    assert labels("auto", W) == [template, SKETCH.label]
+    assert labels("random", W) == labels("template", W) == [template]
+    assert labels("sketch", W) == labels("sketch", gated) == labels("auto", gated) == [SKETCH.label]
     with pytest.raises(NoTemplateError):
-        template_for(gated, TARGET, "xgboost")
+        labels("xgboost", gated)
+
+
+class Faked:
+    """Measures nothing: a config of `fast` takes a microsecond, another a millisecond and more."""
+
+    def __init__(self, fast: str) -> None:
+        self.fast = fast
+        self.measured = 0
+
+    def seconds(self, candidate: Candidate) -> float:
+        return 1e-6 if candidate.template.endswith(self.fast) else 1e-3 * (1 + len(candidate.config.key) % 7)
+
+    def measure(self, candidates: Sequence[Candidate], plan: Plan) -> Iterator[Outcome]:
+        self.measured += len(candidates)
+        return iter([Outcome("ok", (self.seconds(candidate),) * 3) for candidate in candidates])
+
+    def compare(self, candidates: Sequence[Candidate], plan: Plan) -> list[Outcome]:
+        return [Outcome("ok", (self.seconds(candidate),) * 3) for candidate in candidates]
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("fast", "winner"), [("Sketch", "sketch"), ("CpuGemm", "cpu.gemm")])
+def test_auto_asks_the_sketch_for_a_second_opinion(fast: str, winner: str, tmp_path: Path) -> None:
+    log, measurer = tmp_path / "log.jsonl", Faked(fast)
+    for _ in range(2):  # the second time, all is in the log
+        won = tune(W, TARGET, log, trials=24, strategy="auto", measurer=measurer, peak=PEAK)[W]
+        assert won.template.partition("@")[0] == winner
+        assert measurer.measured == 24
+    searched = [record.template for record in read_log(log) if record.stage == "search"]
+    assert searched == [templates_for(W, TARGET)[0].label] * 16 + [SKETCH.label] * 8
+
+
+def test_auto_leaves_a_good_template_alone(tmp_path: Path) -> None:
+    log, measurer = tmp_path / "log.jsonl", Faked("CpuGemm")
+    near = Peak(flops=op_of(W).flops(W) / 0.8e-6, bandwidth=1e15)
+    tune(W, TARGET, log, trials=24, strategy="auto", measurer=measurer, peak=near)
+    assert not any(record.template == SKETCH.label for record in read_log(log))
 
 
 class Counting(LocalMeasurer):

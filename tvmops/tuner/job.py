@@ -22,20 +22,48 @@ FINALISTS = 4  # besides the default config
 _SLOW = 3.0  # a candidate that takes this many times the best is given up after one run
 _PROMISING = 1.3  # one that takes more is timed no longer than it takes to see that
 _AT_ROOFLINE = 0.97
+_FAR = 0.7  # of the roofline: a best below this share of it leaves room for another template
 _START_SECONDS = 3.0  # for a runner to read large inputs, and for a machine that stalls
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A template to search, and what a strategy may know of it."""
+
+    template: Template
+    search: SearchSpace
+
+    @classmethod
+    def of(
+        cls, template: Template, workload: Workload, target: Target, prior: Sequence[Experience] = ()
+    ) -> Stage:
+        search = SearchSpace(
+            space=template.space(workload, target),
+            default=template.default(workload, target),
+            estimate=lambda config: template.estimate(workload, target, config),
+            features=lambda config: template.features(workload, target, config),
+            prior=prior,
+        )
+        return cls(template, search)
 
 
 @dataclass
 class Job:
-    """One workload, the template that schedules it, and what is known of its configs."""
+    """One workload, the templates that may schedule it, and what is known of their configs.
+
+    Templates are searched one after the other, each with an equal share of the trials; the
+    next only where the best so far is far from the roofline.
+    """
 
     workload: Workload
     target: Target
-    template: Template
-    strategy: Strategy
+    stages: Sequence[Stage]
+    strategy: Strategy  # of the stage at hand
+    seed: int
     roofline: float
     memory_bound: bool
     weight: float = 1.0
+    stage: int = 0
     known: dict[str, Record] = field(default_factory=dict)  # from the log, by config
     finals: dict[str, Record] = field(default_factory=dict)
     records: dict[Config, Record] = field(default_factory=dict)
@@ -48,36 +76,51 @@ class Job:
         cls,
         workload: Workload,
         target: Target,
-        template: Template,
+        stages: Sequence[Stage],
         strategy: str,
         seed: int,
         peak: Peak,
         weight: float = 1.0,
-        prior: Sequence[Experience] = (),
     ) -> Job:
         op = op_of(workload)
-        search = SearchSpace(
-            space=template.space(workload, target),
-            default=template.default(workload, target),
-            estimate=lambda config: template.estimate(workload, target, config),
-            features=lambda config: template.features(workload, target, config),
-            prior=prior,
-        )
         flops, nbytes = op.flops(workload), op.nbytes(workload)
         roofline = peak.seconds(flops, nbytes)
         memory_bound = peak.seconds(flops, 0) < roofline
-        made = make_strategy(strategy, search, seed)
-        return cls(workload, target, template, made, roofline, memory_bound, weight)
+        made = make_strategy(strategy, stages[0].search, seed)
+        return cls(workload, target, stages, made, seed, roofline, memory_bound, weight)
+
+    @property
+    def default(self) -> Config:
+        return self.stages[0].search.default
+
+    def template_of(self, config: Config) -> Template:
+        """Return the template that `config` is one of."""
+        owners = [stage.template for stage in self.stages if config in stage.search.space]
+        return owners[0] if owners else self.stages[0].template
+
+    def needs_next_stage(self, trials: int) -> bool:
+        """True if the next template should have what is left of so many trials."""
+        last = self.stage + 1 == len(self.stages)
+        had_its_share = len(self.records) >= trials * (self.stage + 1) // len(self.stages)
+        ended = had_its_share or self.state in ("converged", "whole space measured")
+        left = len(self.records) < trials
+        return ended and left and not last and self.roofline < _FAR * self.best_time
+
+    def next_stage(self) -> None:
+        """Turn to the next template; what the one before found stays."""
+        self.stage += 1
+        self.strategy = make_strategy("auto", self.stages[self.stage].search, self.seed)
+        self.state, self.stale_trials = "searching", 0
 
     def remember(self, records: Iterable[Record]) -> None:
         """Take results of earlier runs of this very search on this machine, e.g. from a log.
 
         Of final comparisons the last one counts; it begins with its winner.
         """
-        machine = this_machine().fingerprint
-        search = (str(self.workload), self.target.name, self.template.label, machine)
+        search = (str(self.workload), self.target.name, this_machine().fingerprint)
+        labels = {stage.template.label for stage in self.stages}
         for record in records:
-            if (record.workload, record.target, record.template, record.machine) != search:
+            if (record.workload, record.target, record.machine) != search or record.template not in labels:
                 continue
             if record.stage == "final":
                 if record.rank == 0:
@@ -87,7 +130,7 @@ class Job:
                 self.known[record.config_key] = record
 
     def candidate(self, config: Config) -> Candidate:
-        return Candidate(self.workload, self.target, self.template.path, config)
+        return Candidate(self.workload, self.target, self.template_of(config).path, config)
 
     @property
     def best(self) -> Record | None:
@@ -122,7 +165,7 @@ class Job:
         results = {**logged, **self.records}
         ran = [(r.fastest, r.config_key, c) for c, r in results.items() if r.status == "ok"]
         leaders = [config for _, _, config in sorted(ran, key=lambda item: item[:2])[:FINALISTS]]
-        default = self.strategy.search.default
+        default = self.default
         return leaders if default in leaders or self.records[default].status != "ok" else [*leaders, default]
 
     def at_roofline(self) -> bool:
@@ -130,7 +173,7 @@ class Job:
 
     def status(self) -> JobStatus:
         op = op_of(self.workload)
-        default = self.strategy.search.default
+        default = self.default
         record = self.finals.get(default.key) if self.winner else self.records.get(default)
         return JobStatus(
             workload=self.workload,

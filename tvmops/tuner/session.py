@@ -24,9 +24,9 @@ from tvmops.records import LogWriter, Record, read_log
 from tvmops.space import Config
 from tvmops.targets import Target
 from tvmops.targets import target as target_named
-from tvmops.tuner.job import FINALISTS, Job
+from tvmops.tuner.job import FINALISTS, Job, Stage
 from tvmops.tuner.progress import Observer, Silent
-from tvmops.tuner.strategy import strategy_class, template_for
+from tvmops.tuner.strategy import strategy_class, templates_of
 from tvmops.tuner.transfer import experiences
 from tvmops.tuner.winner import pick_winner
 from tvmops.version import VERSION
@@ -177,9 +177,11 @@ class Session:
         past = read_log(writer.path)
         self._jobs = []
         for workload in work:
-            template, weight = template_for(workload, target, strategy), weights.get(workload, 1.0)
-            prior = experiences(past, template, target, excluded=work)
-            job = Job.start(workload, target, template, strategy, seed, peak, weight, prior)
+            stages = [
+                Stage.of(template, workload, target, experiences(past, template, target, excluded=work))
+                for template in templates_of(strategy, workload, target)
+            ]
+            job = Job.start(workload, target, stages, strategy, seed, peak, weights.get(workload, 1.0))
             job.remember(past)
             self._jobs.append(job)
 
@@ -222,6 +224,8 @@ class Session:
                 break
         job.take({config: results[config] for config in configs if config in results})
         job.state = self._stop_reason(job, exhausted=not configs)
+        if job.needs_next_stage(self._budget.trials):
+            job.next_stage()
         self._tell_observer("")
 
     def _stop_reason(self, job: Job, exhausted: bool) -> str:
@@ -263,7 +267,7 @@ class Session:
             workload=str(job.workload),
             target=self._target.name,
             machine=this_machine().fingerprint,
-            template=job.template.label,
+            template=job.template_of(config).label,
             config=config.as_dict(),
             status=outcome.status,
             stage=stage,

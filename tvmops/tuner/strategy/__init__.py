@@ -32,8 +32,8 @@ def make_strategy(name: str, search: SearchSpace, seed: int) -> Strategy:
     return strategy_class("sketch" if over_traces else name)(search, seed)
 
 
-def template_for(workload: Workload, target: Target, strategy: str) -> Template:
-    """Return what `strategy` searches for `workload`.
+def templates_of(strategy: str, workload: Workload, target: Target) -> list[Template]:
+    """Return what `strategy` searches for `workload`, in this order; "auto" tries all that fit.
 
     Raises
     ------
@@ -41,11 +41,12 @@ def template_for(workload: Workload, target: Target, strategy: str) -> Template:
         It needs a template, and none covers `workload`.
     """
     fitting = templates_for(workload, target)
-    if strategy != "auto":
-        fitting = [t for t in fitting if isinstance(t, Sketch) == (strategy == SketchStrategy.name)]
-    if not fitting:
+    if strategy == "auto":
+        return fitting
+    of_its_kind = [t for t in fitting if isinstance(t, Sketch) == (strategy == SketchStrategy.name)]
+    if not of_its_kind:
         raise NoTemplateError(workload=workload, target=target.name)
-    return fitting[0]
+    return of_its_kind[:1]
 
 
 __all__ = [
@@ -55,5 +56,5 @@ __all__ = [
     "Trial",
     "make_strategy",
     "strategy_class",
-    "template_for",
+    "templates_of",
 ]
