@@ -1,0 +1,173 @@
+"""One search: what it takes from a log, when it gives up, whom it sends to the final."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from tests.libraries import default_record, matmul
+from tvmops.measure.peak import Peak
+from tvmops.records import Record
+from tvmops.schedules.cpu.gemm import CpuGemm
+from tvmops.space import Config
+from tvmops.targets import Target, target
+from tvmops.tuner.job import FINALISTS, Job, Stage
+
+WORK = matmul(64, 64, 64)
+PEAK = Peak(flops=1e11, bandwidth=1e10)
+ROOFLINE = 2 * 64**3 / 1e11
+TEMPLATE = CpuGemm()
+
+
+@pytest.fixture
+def here() -> Target:
+    return target("native")
+
+
+@pytest.fixture
+def job(here: Target) -> Job:
+    return Job.start(WORK, here, [Stage.of(TEMPLATE, WORK, here)], "random", seed=0, peak=PEAK)
+
+
+def ran(job: Job, config: Config, *seconds: float, **changes: object) -> Record:
+    record = default_record(WORK, job.target, config=config.as_dict(), seconds=seconds)
+    return dataclasses.replace(record, **changes)  # type: ignore[arg-type]
+
+
+def search(job: Job, times: list[float]) -> list[Config]:
+    """Ask for as many configs as there are times, and take these as their results."""
+    configs = job.strategy.ask(len(times))
+    assert len(configs) == len(times)
+    job.take({config: ran(job, config, time) for config, time in zip(configs, times)})
+    return configs
+
+
+def test_the_roofline_is_the_larger_of_arithmetic_and_memory(here: Target) -> None:
+    stages = [Stage.of(TEMPLATE, WORK, here)]
+    for peak, expected, bound in [
+        (PEAK, ROOFLINE, False),
+        (Peak(flops=1e15, bandwidth=1e10), 3 * 4 * 64**2 / 1e10, True),
+    ]:
+        job = Job.start(WORK, here, stages, "random", 0, peak)
+        assert job.roofline == pytest.approx(expected)
+        assert job.memory_bound is bound
+
+
+def test_before_anything_ran(job: Job) -> None:
+    assert job.best is None
+    assert job.best_time == math.inf
+    plan = job.plan()
+    assert plan.give_up_above == math.inf
+    assert math.isfinite(plan.timeout)
+    status = job.status()
+    assert (status.trials, status.failures, status.best, status.state) == (0, 0, math.inf, "waiting")
+
+
+def test_the_best_is_the_fastest_that_ran(job: Job) -> None:
+    configs = search(job, [3e-5, 1e-5, 2e-5])
+    assert job.best is not None
+    assert job.best.config == configs[1].as_dict()
+    failed = job.strategy.ask(1)[0]
+    job.take({failed: ran(job, failed, 1e-9, status="wrong")})
+    assert job.best_time == 1e-5
+    assert (job.status().trials, job.status().failures) == (4, 1)
+    assert job.status().default == 3e-5
+
+
+def test_what_was_given_up_is_no_best_where_anything_was_timed(job: Job) -> None:
+    slow, timed = job.strategy.ask(2)
+    job.take({slow: ran(job, slow, 1e-6, status="slow")})
+    assert job.best_time == 1e-6
+    job.take({timed: ran(job, timed, 2e-6)})
+    assert job.best_time == 2e-6
+
+
+def test_trials_without_a_better_config_are_counted(job: Job) -> None:
+    search(job, [2e-5])
+    assert job.stale_trials == 0
+    search(job, [3e-5, 4e-5])
+    assert job.stale_trials == 2
+    search(job, [1.999e-5])  # within noise
+    assert job.stale_trials == 3
+    search(job, [5e-5, 1e-5])
+    assert job.stale_trials == 0
+
+
+def test_limits_follow_from_the_best_so_far(job: Job) -> None:
+    search(job, [1e-3])
+    loose = job.plan()
+    search(job, [1e-5])
+    tight = job.plan()
+    assert 1e-3 < loose.give_up_above < 1e-2
+    assert 1e-5 < tight.give_up_above < loose.give_up_above
+    assert tight.timeout < loose.timeout
+
+
+def test_the_roofline_ends_a_search(job: Job) -> None:
+    search(job, [2 * ROOFLINE])
+    assert not job.at_roofline()
+    search(job, [1.01 * ROOFLINE])
+    assert job.at_roofline()
+    assert job.status().roofline_share == pytest.approx(1 / 1.01)
+
+
+def test_the_final_holds_the_fastest_few_and_the_default(job: Job) -> None:
+    times = [9e-5, *(index * 1e-5 for index in (5, 3, 1, 4, 2, 6))]
+    configs = search(job, times)
+    by_time = [config for _, config in sorted(zip(times, configs), key=lambda item: item[0])]
+    assert job.finalists() == [*by_time[:FINALISTS], job.default]
+
+
+def test_a_default_among_the_leaders_is_there_once(job: Job) -> None:
+    configs = search(job, [1e-5, 2e-5])
+    assert job.finalists() == configs
+    assert configs[0] == job.default
+
+
+def test_a_default_that_failed_is_not_compared(job: Job) -> None:
+    default, other = job.strategy.ask(2)
+    job.take({default: ran(job, default, status="crash"), other: ran(job, other, 1e-5)})
+    assert job.finalists() == [other]
+
+
+def test_equal_times_are_told_apart_by_a_fixed_order(job: Job, here: Target) -> None:
+    configs = search(job, [1e-5] * 8)
+    turned = Job.start(WORK, here, job.stages, "random", seed=0, peak=PEAK)
+    turned.take({config: ran(job, config, 1e-5) for config in reversed(configs)})
+    assert job.finalists() == turned.finalists()
+
+
+def test_only_results_of_this_very_search_are_remembered(job: Job, here: Target) -> None:
+    config = job.default
+    mine = ran(job, config, 1e-5)
+    others = [
+        default_record(matmul(32, 64, 64), here),
+        dataclasses.replace(mine, target="another"),
+        dataclasses.replace(mine, machine="another"),
+        dataclasses.replace(mine, template="cpu.gemm@0"),
+    ]
+    job.remember(others)
+    assert not job.known
+    job.remember([*others, mine])
+    assert job.known == {config.key: mine}
+
+
+def test_a_result_is_found_whatever_the_order_of_knobs_in_the_log(job: Job) -> None:
+    config = job.default
+    job.remember([ran(job, Config(config.items[::-1]), 1e-5)])
+    assert config.key in job.known
+
+
+def test_finals_are_kept_apart(job: Job) -> None:
+    final = ran(job, job.default, 1e-5, stage="final")
+    job.remember([final])
+    assert not job.known
+    assert job.finals == {job.default.key: final}
+
+
+def test_a_candidate_names_its_template(job: Job) -> None:
+    candidate = job.candidate(job.default)
+    assert candidate.template == "tvmops.schedules.cpu.gemm:CpuGemm"
+    assert (candidate.workload, candidate.config) == (WORK, job.default)
