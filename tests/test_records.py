@@ -242,12 +242,15 @@ def test_the_winner_of_a_comparison_is_best_whatever_its_median() -> None:
     assert best_records([tied, winner]) == best_records([winner, tied]) == {winner.workload: winner}
 
 
-def test_a_later_comparison_supersedes_an_earlier_one_on_the_same_machine() -> None:
+def test_a_winner_that_lost_a_later_comparison_is_best_no_more() -> None:
     early = record("a", 1.0, stage="final", rank=0, when="2026-01-01")
     late = record("b", 1.1, stage="final", rank=0, when="2026-01-02")
-    elsewhere = record("c", 1.05, stage="final", rank=0, when="2026-01-03", machine="there")
-    assert best_records([late, early])[early.workload] == late
-    assert best_records([late, early, elsewhere])[early.workload] == elsewhere
+    assert best_records([late, early])[early.workload] == early  # they have not met
+    met = record("a", 1.2, stage="final", rank=1, when="2026-01-02")
+    for order in ([early, late, met], [met, late, early]):
+        assert best_records(order)[early.workload] == late
+    elsewhere = record("a", 1.05, stage="final", rank=0, when="2026-01-01", machine="there")
+    assert best_records([early, late, met, elsewhere])[early.workload] == elsewhere
 
 
 def test_several_records_are_written_together(tmp_path: Path) -> None:

@@ -90,6 +90,10 @@ class LinkError(TvmopsError):
     message = "linking {path} with {linker} failed: {detail}"
 
 
+class ScratchError(TvmopsError):
+    message = "scratch folder {path}: cannot write ({detail}); $TMPDIR names another place for it"
+
+
 class WorkerError(TvmopsError):
     message = "the {role} worker could not start: {detail}"
 

@@ -175,9 +175,9 @@ def best_records(records: Iterable[Record], targets: Sequence[str] | None = None
     """Return the best record of each workload.
 
     The winner of a final comparison, where leaders were timed turn by turn, goes before
-    times taken apart; a later comparison on the same machine supersedes an earlier one.
-    Then the smallest median wins, and of equal ones the smallest config text, so
-    that the choice does not depend on the order of lines. What `logs verify --mark` found
+    times taken apart, unless it lost a later one on the same machine. Then the smallest
+    median wins, and of equal ones the smallest config text, so that the choice does not
+    depend on the order of lines. What `logs verify --mark` found
     to fail on its machine does not count.
 
     Parameters
@@ -209,10 +209,9 @@ def best_records(records: Iterable[Record], targets: Sequence[str] | None = None
 
 
 def _last_winners(records: Iterable[Record]) -> list[Record]:
-    """Return the winner of the last comparison of each workload, target, machine and template."""
-    last: dict[tuple[str, str, str, str], Record] = {}
-    for record in records:
-        if record.rank == 0:
-            place = record.workload, record.target, record.machine, record.template
-            last[place] = max(last.get(place, record), record, key=lambda r: (r.when, -r.time, r.config_key))
-    return list(last.values())
+    """Return the records that won the last comparison in which they took part."""
+    finals = [(record.machine, record.identity, record) for record in records if record.rank is not None]
+    last: dict[tuple[str, tuple[str, ...]], str] = {}
+    for machine, identity, record in finals:
+        last[machine, identity] = max(last.get((machine, identity), ""), record.when)
+    return [r for machine, identity, r in finals if r.rank == 0 and r.when == last[machine, identity]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import tempfile
@@ -13,6 +14,7 @@ import pytest
 
 from tests.processes import children, is_running, wait_until
 from tests.tuner.faulty_templates import MARKER, STATUSES, Faulty, faulty
+from tvmops.errors import ScratchError
 from tvmops.measure import local
 from tvmops.measure.candidate import Candidate, Outcome, Plan
 from tvmops.measure.local import LocalMeasurer
@@ -162,6 +164,23 @@ def test_a_wrong_kernel_costs_the_runner_its_place(measurer: LocalMeasurer) -> N
     assert measurer._runner.pid == before
     measure(measurer, faulty("overwrites inputs"))
     assert measurer._runner.pid != before
+
+
+def test_a_full_disk_is_one_error_and_no_candidates_fault(
+    measurer: LocalMeasurer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "make_problem", fail)
+        with pytest.raises(ScratchError, match=r"scratch folder .*No space left on device"):
+            measurer.problem(workload("matmul", m=2, n=2, k=2))
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "_ROOM", 1 << 62)
+        with pytest.raises(ScratchError, match="No space left on device"):
+            measure(measurer, faulty("raises"), faulty("", 1))
+    assert [outcome.status for outcome in measure(measurer, faulty("", 1))] == ["ok"]
 
 
 class Raises:

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
+from shutil import disk_usage
 
+from tvmops.errors import ScratchError
 from tvmops.machine import physical_cores
 from tvmops.measure.builder import BuildRequest
 from tvmops.measure.candidate import Candidate, Outcome, Plan, Problem
@@ -20,6 +22,7 @@ from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 _BUILD_SECONDS = 60.0  # at most; see `_build_limit`
+_ROOM = 1 << 20  # bytes that a build may need
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,11 @@ class LocalMeasurer:
     def problem(self, workload: Workload) -> Problem:
         """Return inputs and expected result of `workload`, made at its first use."""
         if workload not in self._problems:
-            name = f"problem{len(self._problems)}"
-            self._problems[workload] = make_problem(workload, self._scratch.path / name, seed=0)
+            folder = self._scratch.path / f"problem{len(self._problems)}"
+            try:
+                self._problems[workload] = make_problem(workload, folder, seed=0)
+            except OSError as error:
+                raise ScratchError(path=folder.parent, detail=error.strerror) from None
         return self._problems[workload]
 
     def measure(self, candidates: Sequence[Candidate], plan: Plan) -> Iterator[Outcome]:
@@ -165,6 +171,8 @@ class LocalMeasurer:
         if outcome.status == "built":
             self._built[build.candidate] = build.path
             self._slowest_build = max(self._slowest_build, time.monotonic() - build.started)
+        elif disk_usage(self._scratch.path).free < _ROOM:  # no candidate is to blame for that
+            raise ScratchError(path=self._scratch.path, detail="No space left on device")
         worker.start()
         return outcome
 

@@ -297,9 +297,9 @@ def _final_rounds(job: Job) -> int:
 
 
 def _comparing_seconds(job: Job) -> float:
-    """Guess how long comparing the leaders of `job` takes: two samples each a round, and building."""
+    """Guess how long comparing the leaders of `job` takes: each warm and cold, twice a round."""
     sample = max(job.best_time, _FINAL_SAMPLE_SECONDS) if job.best else 0.0
-    return 0.3 + 2.5 * sample * _final_rounds(job) * (FINALISTS + 1)
+    return 0.3 + 5 * sample * _final_rounds(job) * (FINALISTS + 1)
 
 
 def _expected_gain(job: Job) -> float:
