@@ -18,6 +18,7 @@ from tvmops.library.export import export
 from tvmops.manifest import Manifest
 from tvmops.runtime.backend import RUNTIME_FILE
 from tvmops.schedules import templates_for
+from tvmops.schedules.cpu.gemm import CpuGemm
 from tvmops.targets import Target, target
 from tvmops.tuner.session import toolchain
 from tvmops.workloads import Workload
@@ -35,6 +36,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the compiler out, for tests of what is chosen and where it is written."""
     monkeypatch.setattr(exporting, "compile_object", lambda module, target, path: path.write_bytes(b"o"))
     monkeypatch.setattr(exporting, "link", lambda objects, path: path.write_bytes(b"so"))
+
+
+@pytest.fixture
+def one_generic_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile the widest generic kernel alone, for tests that call none."""
+    every = CpuGemm.generic
+    monkeypatch.setattr(CpuGemm, "generic", lambda *given: every(*given)[-1:])
 
 
 def same(lib: tvmops.Library, work: Workload) -> bool:
@@ -62,6 +70,7 @@ def test_a_library_holds_what_was_asked_for_and_generic_kernels(tmp_path: Path, 
         assert entry.function in names
 
 
+@pytest.mark.usefixtures("one_generic_kernel")
 def test_a_new_export_is_what_a_running_process_loads_next(tmp_path: Path, here: Target) -> None:
     """The system would hand out again a module that is open under the same name."""
     path = tmp_path / "library"
@@ -188,6 +197,7 @@ class TestRefusals:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["library", "log.jsonl"]
 
 
+@pytest.mark.usefixtures("one_generic_kernel")
 @pytest.mark.parametrize("name", ["x86-64-v3", "sapphirerapids"])
 def test_a_library_for_another_machine_is_built_here(tmp_path: Path, name: str) -> None:
     there = target(name)
