@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -143,6 +145,24 @@ with LogWriter(path) as writer:
     assert [n for n in names if n[0] == "a"] == [f"a {index}" for index in range(60)]
 
 
+def test_a_writer_waits_for_the_one_at_work(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    write(path, record("first"))
+    with path.open("ab") as other, LogWriter(path) as writer:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.write(b'{"half": ')
+        other.flush()
+        waiting = threading.Thread(target=writer.append, args=[record("third")])
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+        other.write(b"1}\n")
+        other.flush()
+        fcntl.flock(other, fcntl.LOCK_UN)
+        waiting.join()
+    assert [line[:7] for line in path.read_text().splitlines()] == ['{"workl', '{"half"', '{"workl']
+
+
 FILL = """
 with LogWriter(path) as writer:
     for index in range(10_000):
@@ -170,6 +190,21 @@ def test_a_file_that_may_not_grow_loses_nothing(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
     check_full(path, in_child(limit + FILL, path), "File too large")
+
+
+def test_records_that_belong_together_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    code = """
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+writer = LogWriter(path)
+writer.append(record("alone"))
+try:
+    writer.append(*(record(str(index)) for index in range(5)))
+except LogWriteError as error:
+    print(error.fields["kept"])
+"""
+    assert in_child(code, path).stdout == "1\n"
+    assert [r.config["name"] for r in read_log(path)] == ["alone"]
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
