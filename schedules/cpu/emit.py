@@ -90,10 +90,11 @@ def registers(shape: tuple[int, ...], dtype: str) -> Any:
 
 def load(buffer: Any, indices: list[Extent], start: Extent, width: int, limit: Extent | None) -> tirx.Expr:
     """Load `width` elements from `start` of the last axis; those from `limit` on are not read."""
+    at = (*indices, lanes(start, width))
     if limit is None:
-        return buffer[(*indices, lanes(start, width))]
+        return buffer[at]
     mask = T.get_active_lane_mask(f"boolx{width}", start, limit)
-    return T.masked_load(f"{buffer.dtype}x{width}", buffer, *indices, lanes(start, width), mask)
+    return T.masked_load(f"{buffer.dtype}x{width}", buffer, *at, mask)
 
 
 def store(
