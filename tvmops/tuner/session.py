@@ -215,6 +215,7 @@ class Session:
         results = {config: job.known[config.key] for config in configs if config.key in job.known}
         unknown = [config for config in configs if config not in results]
         plan = job.plan()
+        self._tell_observer(f"{job.workload}: building {len(unknown)} configs")
         outcomes = self._measurer.measure([job.candidate(config) for config in unknown], plan)
         for config, outcome in zip(unknown, outcomes):
             results[config] = self._record(job, config, outcome, "search")
