@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -130,6 +132,32 @@ def test_what_no_kernel_answers_is_said_with_what_there_is() -> None:
     assert "it holds matmul m=1 n=2 k=3" in str(caught.value)
     with pytest.raises(NotInLibraryError, match="it holds no kernels"):
         dispatcher().explain(workload("matmul", m=4, n=5, k=6))
+
+
+@pytest.fixture
+def hasty_threads() -> Iterator[None]:
+    """Let Python turn from thread to thread as often as it can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-7)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("hasty_threads")
+def test_threads_share_a_count() -> None:
+    generic = dispatcher("matmul m=* n=* k=*")
+    work, calls, workers = workload("matmul", m=1, n=2, k=3), 3000, 8
+
+    def call(_: int) -> None:
+        for _ in range(calls // 100):
+            kernel = generic.find(work)
+            for _ in range(100):
+                kernel()
+
+    with pytest.warns(UserWarning) as said, ThreadPoolExecutor(workers) as pool:
+        list(pool.map(call, range(workers)))
+    assert generic.misses() == {str(work): calls * workers}
+    assert len(said) == 1
 
 
 def test_threads_share_a_library(lib: tvmops.Library) -> None:
