@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+import tvmops
 from tvmops.errors import LinkError, NoLinkerError
 from tvmops.measure.link import find_linker, link
+from tvmops.workloads import workload
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +96,15 @@ def test_without_any_the_error_says_what_to_install(tmp_path: Path) -> None:
         assert "install a C compiler (gcc or clang), or lld, or `pip install ziglang`" in text
         for tried in ("cc", "gcc", "clang", "ld.lld", "ziglang"):
             assert tried in text
+
+
+@pytest.mark.usefixtures("tools")
+def test_without_any_nothing_is_tuned(tmp_path: Path) -> None:
+    """One error, not a log of configs that could not be built."""
+    work = workload("matmul", m=8, n=8, k=8)
+    with pytest.raises(NoLinkerError):
+        tvmops.tune(work, log=tmp_path / "log.jsonl", trials=2)
+    assert (tmp_path / "log.jsonl").read_text() == ""
 
 
 def test_a_tool_installed_later_is_found(tools: Path) -> None:

@@ -14,6 +14,7 @@ from tvmops.errors import ScratchError
 from tvmops.machine import physical_cores
 from tvmops.measure.builder import BuildRequest
 from tvmops.measure.candidate import Candidate, Outcome, Plan, Problem
+from tvmops.measure.link import find_linker
 from tvmops.measure.problem import make_problem
 from tvmops.measure.runner import RunRequest, TimeRequest
 from tvmops.measure.scratch import Scratch
@@ -42,6 +43,7 @@ class LocalMeasurer:
     """
 
     def __init__(self, target: Target, builders: int | None = None) -> None:
+        find_linker(bare=True)  # where there is none, no candidate could be built
         self.target = target
         self._scratch = Scratch()
         self._names = itertools.count()
