@@ -171,6 +171,16 @@ def test_a_mismatched_k_is_refused(lib: tvmops.Library) -> None:
             lib.matmul(random(8, 8), random(9, 8), out=out)
 
 
+def test_an_array_too_large_to_index_is_refused(lib: tvmops.Library) -> None:
+    try:
+        a = np.empty((2**16, 2**15), "float32")  # 8 GiB that nobody touches
+    except MemoryError:
+        pytest.skip("this machine does not promise so much memory")
+    with pytest.raises(CallError, match=r"m=65536 n=1 k=32768; expected fewer than 2\*\*31 elements"):
+        lib.matmul(a, random(2**15, 1))
+    assert lib.misses() == {}
+
+
 class Elsewhere(Exporter):
     def __dlpack_device__(self) -> Any:
         return 2, 0  # a GPU
