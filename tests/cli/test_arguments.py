@@ -34,6 +34,16 @@ def test_help_ends_with_an_example_that_parses(each: Parser) -> None:
     assert example.strip().startswith(each.prog)
 
 
+README = (Path(__file__).parents[2] / "README.md").read_text()
+COMMANDS = [line for line in README.splitlines() if line.startswith("    tvmops ")]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_commands_of_the_readme_parse(line: str) -> None:
+    _, *arguments = shlex.split(line, comments=True)
+    assert callable(parser().parse_args(arguments).run)
+
+
 def test_all_commands_are_there() -> None:
     assert {each.prog.removeprefix("tvmops").strip() for each in parsers(parser())} == {
         "", "tune", "export", "explain", "bench", "targets",

@@ -6,6 +6,9 @@ import argparse
 from pathlib import Path
 
 from tvmops.cli.parser import Commands
+from tvmops.manifest import Manifest
+from tvmops.suites import read_specs
+from tvmops.targets import target
 
 
 def add_to(commands: Commands) -> None:
@@ -26,12 +29,8 @@ def add_to(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from tvmops.suites import read_specs
-    from tvmops.targets import target
-
     work, machine = list(read_specs(arguments.specs)), target(arguments.target)  # before the slow import
     from tvmops.library.export import export
-    from tvmops.manifest import Manifest
 
     folder = export(work, machine, arguments.log, arguments.output)
     manifest = Manifest.read(folder)
