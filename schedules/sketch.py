@@ -23,12 +23,11 @@ from tvm.tirx.script.builder import ir as T
 from tvmops.errors import KnobError
 from tvmops.ops import op_of
 from tvmops.schedules.cpu.emit import refuse_overlap
+from tvmops.schedules.cpu.plain import plain_schedule
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.space import Config, KnobValue, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
-
-_DEFAULT_DRAWS = 32  # a draw seldom fails
 
 
 @dataclass(frozen=True)
@@ -60,18 +59,7 @@ class Sketch(Template):
         return TraceSpace(self.name, (), lambda config: True, tensor_program(workload), target)
 
     def default(self, workload: Workload, target: Target) -> Config:
-        """Return the first draw from the rules' own distribution; plain loops if they find nothing."""
-        module = tensor_program(workload)
-        context = tune_context(module, target, seed=0)
-        sketches = context.generate_design_space()
-        for draw in range(_DEFAULT_DRAWS):
-            schedule = s_tir.Schedule(module, seed=draw + 1)
-            steps = sketches[draw % len(sketches)].trace.simplified(remove_postproc=True).insts
-            s_tir.schedule.Trace(steps, {}).apply_to_schedule(schedule, remove_postproc=True)
-            schedule.enter_postproc()
-            if all(postproc.apply(schedule) for postproc in context.space_generator.postprocs):
-                return config_of(schedule)
-        return config_of(s_tir.Schedule(module))
+        return config_of(plain_schedule(tensor_program(workload), target.vector_width("float32")))
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         return []  # the rules need known sizes

@@ -133,9 +133,30 @@ def test_a_trace_compiles_to_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "one.o").read_bytes() == (tmp_path / "two.o").read_bytes()
 
 
-def test_the_default_is_always_the_same() -> None:
-    assert SKETCH.default(W, TARGET) == SKETCH.default(W, TARGET)
-    assert SKETCH.default(W, TARGET) in SKETCH.space(W, TARGET)
+def test_the_default_is_parallel_and_vectorised() -> None:
+    default = SKETCH.default(W, TARGET)
+    assert default in SKETCH.space(W, TARGET)
+    text = SKETCH.build(W, TARGET, default)["main"].script()
+    assert "T.parallel" in text
+    assert "T.vectorized" in text
+
+
+class Total(Gated):
+    """out[] = sum over i of x[i]: no axis to run in parallel or in vectors."""
+
+    name = "total"
+
+    def expression(self, workload: Workload) -> list[Any]:
+        (length,) = workload.dims("rows")
+        x = te.placeholder((length,), "float32", name="x")
+        r = te.reduce_axis((0, length), name="r")
+        return [x, te.compute((), lambda: te.sum(x[r], axis=r), name="out")]
+
+
+def test_a_block_that_the_default_does_not_fit_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_OPS, "total", Total())
+    w = Workload("total", (("rows", 7),))
+    assert replay(tensor_program(w), SKETCH.default(w, TARGET)).mod["main"].script().count("T.parallel") == 0
 
 
 @pytest.mark.parametrize("knobs", [{}, {"trace": 3}, {"mr": 6}, {"trace": "[]", "mr": 6}])
