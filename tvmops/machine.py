@@ -69,6 +69,14 @@ def physical_cores() -> int:
     return max(1, min(len(cores), _quota()))
 
 
+def one_cpu_a_core() -> list[int]:
+    """Return a CPU of each physical core that this process may run on, lowest first."""
+    first: dict[tuple[str, str], int] = {}
+    for cpu in sorted(os.sched_getaffinity(0)):
+        first.setdefault(_core_id(cpu), cpu)
+    return sorted(first.values())
+
+
 def _core_id(cpu: int) -> tuple[str, str]:
     topology = _CPUS / f"cpu{cpu}" / "topology"
     try:

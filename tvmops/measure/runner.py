@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tvmops.machine import this_machine
+from tvmops.machine import one_cpu_a_core, this_machine
 from tvmops.measure.arguments import Arguments
 from tvmops.measure.candidate import Outcome, Plan, Problem
 from tvmops.measure.failure import describe, tells_of_memory
@@ -47,8 +48,27 @@ class TimeRequest:
 
 def setup() -> None:
     load_backend()
-    ready_threads()
+    _start_pinned_threads()
     limit_memory(_MEMORY_SHARE)
+
+
+def _start_pinned_threads() -> None:
+    """Start the kernels' threads, each on a core of its own.
+
+    Left to itself, the system now and then lets two share a core for as long as a candidate
+    is measured, which halves its speed and says nothing about it.
+    """
+    before = _threads()
+    ready_threads()
+    workers = sorted(_threads() - before)
+    cpus = one_cpu_a_core()
+    if len(workers) < len(cpus):
+        for thread, cpu in zip([os.getpid(), *workers], cpus):
+            os.sched_setaffinity(thread, {cpu})
+
+
+def _threads() -> set[int]:
+    return {int(path.name) for path in Path("/proc/self/task").iterdir()}
 
 
 def handle(request: RunRequest | TimeRequest) -> Any:
