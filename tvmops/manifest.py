@@ -29,6 +29,7 @@ class KernelEntry:
     error: float | None  # largest absolute error seen then, against float64
     tolerance: float | None  # what it was held to
     measured: str  # when and where the record behind it was made
+    parallel: bool = True  # whether it may start threads
 
 
 @dataclass(frozen=True)

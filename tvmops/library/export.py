@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -150,7 +151,7 @@ def _tuned(workload: Workload, target: Target, record: Record) -> _Kernel:
         tolerance=op_of(workload).tolerance(workload),
         measured=f"{record.when} on {record.machine}",
     )
-    return _Kernel(entry, _build(template, workload, target, config, entry.function))
+    return _build(entry, template, workload, target, config)
 
 
 def _generic(pattern: Workload, target: Target) -> list[_Kernel]:
@@ -168,13 +169,16 @@ def _generic(pattern: Workload, target: Target) -> list[_Kernel]:
             tolerance=None,
             measured="",
         )
-        kernels.append(_Kernel(entry, _build(template, pattern, target, generic.config, entry.function)))
+        kernels.append(_build(entry, template, pattern, target, generic.config))
     return kernels
 
 
-def _build(template: Template, workload: Workload, target: Target, config: Config, name: str) -> IRModule:
-    function = template.build(workload, target, config)["main"]
-    return IRModule({name: function.with_attr("global_symbol", name)})
+def _build(
+    entry: KernelEntry, template: Template, workload: Workload, target: Target, config: Config
+) -> _Kernel:
+    function = template.build(workload, target, config)["main"].with_attr("global_symbol", entry.function)
+    parallel = "parallel" in function.script()  # as a loop's kind, or as a sketch's annotation
+    return _Kernel(dataclasses.replace(entry, parallel=parallel), IRModule({entry.function: function}))
 
 
 def _name(text: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tvmops.errors import ArgumentError, NotInLibraryError
 from tvmops.manifest import KernelEntry, Manifest
+from tvmops.runtime.backend import ready_threads
 from tvmops.space import Config
 from tvmops.workloads import Workload
 
@@ -88,6 +89,8 @@ class Dispatcher:
         """Return the kernel for `workload`; a generic one counts each of its calls."""
         explanation = self.explain(workload)
         kernel = self._function(explanation.kernel.function)
+        if explanation.kernel.parallel:
+            kernel = _on_ready_threads(kernel)
         if explanation.tier == "exact":
             return kernel
         return self._counted(workload, kernel)
@@ -113,6 +116,14 @@ class Dispatcher:
                 misses[workload] += 1
 
         return call
+
+
+def _on_ready_threads(kernel: Callable[..., None]) -> Callable[..., None]:
+    def call(*arguments: Any) -> None:
+        ready_threads()
+        kernel(*arguments)
+
+    return call
 
 
 def _covers(entry: KernelEntry, workload: Workload) -> bool:

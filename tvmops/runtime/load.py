@@ -20,7 +20,6 @@ from tvmops.machine import missing_features, this_machine
 from tvmops.manifest import Manifest
 from tvmops.runtime import backend
 from tvmops.runtime.arrays import as_argument, as_input, as_output, new_output, overlap
-from tvmops.runtime.backend import ready_threads
 from tvmops.runtime.dispatch import Dispatcher, Explanation, fits_index
 from tvmops.workloads import Workload, workload
 
@@ -90,7 +89,6 @@ class Library:
             kernel = self._matmuls.get((a.shape, b.shape)) if plain else None
             if kernel is not None:
                 try:
-                    ready_threads()
                     kernel(a, b, out)
                     return out
                 except (ValueError, TypeError, BufferError):
@@ -154,7 +152,6 @@ class Library:
                 )
             kernel = self._dispatcher.find(_matmul_workload(a, b))
             self._matmuls[a.shape, b.shape] = kernel
-        ready_threads()
         kernel(as_argument(a), as_argument(b), out)
         return out
 
