@@ -51,7 +51,8 @@ class SketchStrategy(Strategy):
 
     def tell(self, trials: list[Trial]) -> None:  # type: ignore[override]
         super().tell(trials)
-        self._news.extend(trials)
+        # The default was not drawn: it has no decisions that evolution could vary.
+        self._news.extend(trial for trial in trials if trial.config != self.search.default)
 
     def _propose(self, count: int) -> list[Config]:
         for _ in range(_EMPTY_DRAWS):
