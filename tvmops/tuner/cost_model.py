@@ -68,8 +68,9 @@ class CostModel:
         self._names = sorted(experiences[-1].features[0])
         rows = [row for experience in experiences for row in experience.features]
         labels = [label for experience in experiences for label in _relative_speed(experience.seconds)]
-        last = len(experiences[-1].seconds)  # this search's own results count in full
-        weights = [_PRIOR_WEIGHT] * (len(rows) - last) + [1.0] * last
+        last = len(experiences[-1].seconds)
+        earlier = len(rows) - last  # all together count as much as half of the last, at most
+        weights = [min(_PRIOR_WEIGHT, 0.5 * last / max(earlier, 1))] * earlier + [1.0] * last
         data = xgboost.DMatrix(self._matrix(rows), np.array(labels), weight=np.array(weights))
         self._booster = xgboost.train({**_PARAMETERS, "seed": self._seed}, data, num_boost_round=_ROUNDS)
 

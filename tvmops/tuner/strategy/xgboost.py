@@ -14,7 +14,8 @@ from tvmops.tuner.strategy.base import SearchSpace, Strategy, Trial
 _POOL = 256  # random configs that the model ranks each round
 _LEADERS = 16  # whose neighbourhoods are searched
 _STEPS = 4  # of local search
-_EXPLORE = 0.15  # share of a batch left to chance
+_EXPLORE = 0.1  # share of a batch left to chance
+_BY_ESTIMATE = 0.1  # share of the rest that the template's estimate chooses
 _FIRST_POOL = 1000  # random configs that the estimate ranks for the first batch
 
 
@@ -27,10 +28,22 @@ class XGBoostStrategy(Strategy):
         self._known_features: dict[Config, dict[str, float]] = {}
 
     def _propose(self, count: int) -> list[Config]:
+        """Share a batch among the model, the template's estimate and chance.
+
+        Before there are results of this very search, estimate and prior knowledge are worth
+        the same; after, the model leads, and what it dislikes still gets a look now and then.
+        """
         if not self._model.ready:
-            return self._by_estimate(count)
-        chance = sum(self.rng.random() < _EXPLORE for _ in range(count))
-        return self._by_model(count - chance) + self._fresh_samples(chance)
+            chance, guessed = count // 4, count - count // 4
+        elif not self.trials:
+            chance, guessed = 0, count // 2
+        else:
+            chance = sum(self.rng.random() < _EXPLORE for _ in range(count))
+            guessed = sum(self.rng.random() < _BY_ESTIMATE for _ in range(count - chance))
+        batch = self._by_estimate(guessed) if guessed else []
+        if self._model.ready:
+            batch = self._by_model(count - guessed - chance) + batch
+        return batch + self._fresh_samples(chance)
 
     def tell(self, trials: list[Trial]) -> None:  # type: ignore[override]
         super().tell(trials)
@@ -38,9 +51,7 @@ class XGBoostStrategy(Strategy):
         self._model.fit(Experience(features, [trial.seconds for trial in self.trials]))
 
     def _by_estimate(self, count: int) -> list[Config]:
-        """Take the better half of the batch from the estimate's favourites, the rest at random."""
-        favourites = sorted(self._fresh_samples(_FIRST_POOL), key=self.search.estimate)
-        return favourites[: count - count // 4] + self._fresh_samples(count // 4)
+        return sorted(self._fresh_samples(_FIRST_POOL), key=self.search.estimate)[:count]
 
     def _by_model(self, count: int) -> list[Config]:
         pool = dict.fromkeys(self._fresh_samples(_POOL))
