@@ -25,6 +25,9 @@ from tvmops.tuner.winner import pick_winner
 ROOT = Path(__file__).parents[2]
 
 
+DEFAULT = '{"name": "default"}'
+
+
 def final(name: str, *seconds: float, **changes: object) -> Record:
     plain = Record(
         workload=str(WORK[0]),
@@ -40,7 +43,8 @@ def final(name: str, *seconds: float, **changes: object) -> Record:
 
 
 def winner_name(*records: Record) -> str:
-    names = {str(pick_winner(order).config["name"]) for order in (records, records[::-1])}
+    winners = [pick_winner(order, default=DEFAULT) for order in (records, records[::-1])]
+    names = {str(winner.config["name"]) for winner in winners if winner}
     assert len(names) == 1, "the order of records decides"
     return names.pop()
 
@@ -64,6 +68,17 @@ def test_a_config_that_is_faster_every_third_turn_is_tied() -> None:
     assert winner_name(final("b", *QUIET), final("a", *slower)) == "a"
 
 
+def test_a_winner_must_beat_the_default() -> None:
+    default = final("default", *QUIET)
+    assert winner_name(default, final("a", *[0.992 * t for t in QUIET])) == "default"
+    assert winner_name(default, final("a", *[0.9 * t for t in QUIET])) == "a"
+
+
+def test_one_that_is_much_slower_by_the_median_is_not_tied() -> None:
+    slower = [t * (0.98 if turn % 3 == 0 else 1.08) for turn, t in enumerate(QUIET)]
+    assert winner_name(final("b", *QUIET), final("a", *slower)) == "b"
+
+
 def test_a_stall_in_a_few_turns_does_not_decide() -> None:
     stalled = [t * (3.0 if turn in (1, 5) else 0.9) for turn, t in enumerate(QUIET)]
     assert winner_name(final("a", *QUIET), final("b", *stalled)) == "b"
@@ -72,8 +87,8 @@ def test_a_stall_in_a_few_turns_does_not_decide() -> None:
 def test_what_did_not_run_is_no_winner() -> None:
     crashed = final("a", status="crash")
     assert winner_name(crashed, final("b", *QUIET)) == "b"
-    assert pick_winner([crashed]) is None
-    assert pick_winner([]) is None
+    assert pick_winner([crashed], DEFAULT) is None
+    assert pick_winner([], DEFAULT) is None
 
 
 class Watching:

@@ -169,7 +169,10 @@ class Job:
         return leaders if default in leaders or self.records[default].status != "ok" else [*leaders, default]
 
     def at_roofline(self) -> bool:
-        return self.best_time * _AT_ROOFLINE <= self.roofline
+        """True if nothing can be gained; memory's bandwidth is no limit to what the caches hold."""
+        in_cache = op_of(self.workload).nbytes(self.workload) <= self.target.l3_bytes
+        limited = not (self.memory_bound and in_cache)
+        return limited and self.best_time * _AT_ROOFLINE <= self.roofline
 
     def status(self) -> JobStatus:
         op = op_of(self.workload)

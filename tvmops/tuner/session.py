@@ -249,7 +249,9 @@ class Session:
             plan = Plan(_final_rounds(job), _FINAL_SAMPLE_SECONDS, timeout=10 + 5 * _comparing_seconds(job))
             outcomes = self._measurer.compare([job.candidate(config) for config in finalists], plan)
             self._log_finals(job, finalists, outcomes)
-        job.winner = pick_winner(job.finals[config.key] for config in finalists) or job.best
+        job.winner = (
+            pick_winner((job.finals[config.key] for config in finalists), job.default.key) or job.best
+        )
         job.state = ended
         self._tell_observer("")
         return job.winner
@@ -257,7 +259,7 @@ class Session:
     def _log_finals(self, job: Job, finalists: list[Config], outcomes: list[Outcome]) -> None:
         """Log a comparison as a whole, so that none is ever half there: the winner first, then by time."""
         records = [self._record(job, c, outcome, "final") for c, outcome in zip(finalists, outcomes)]
-        winner = pick_winner(records)
+        winner = pick_winner(records, job.default.key)
         records.sort(key=lambda record: (record is not winner, record.time, record.config_key))
         ranked = [dataclasses.replace(record, rank=rank) for rank, record in enumerate(records)]
         self._writer.append(*ranked)
