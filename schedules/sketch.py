@@ -101,13 +101,25 @@ def tune_context(
     every machine TVM knows: 10 s and more, and these rules use none. It logs nothing.
     """
     rules = meta_schedule.space_generator.PostOrderApply(
-        sch_rules="llvm", postprocs="llvm", mutator_probs="llvm"
+        sch_rules=_rules(), postprocs="llvm", mutator_probs="llvm"
     )
     machine = tvm.target.Target({**target.tvm, "num-cores": target.cores})
     make = tvm.get_global_func("s_tir.meta_schedule.TuneContext")
     context = make(module, machine, rules, search, "main", threads, seed + 1, lambda *message: None)
     tvm.get_global_func("s_tir.meta_schedule.TuneContextInitialize")(context)
     return context
+
+
+def _rules() -> list[meta_schedule.ScheduleRule]:
+    """Return TVM's rules for LLVM targets, but unroll to 256 steps at most, not to 512.
+
+    512 steps of 64 lanes take seconds to compile, do not fit the instruction cache and never win.
+    """
+    unroll = meta_schedule.schedule_rule.ParallelizeVectorizeUnroll(
+        max_jobs_per_core=16, max_vectorize_extent=64, unroll_max_steps=[0, 16, 64, 256], unroll_explicit=True
+    )
+    rules = meta_schedule.ScheduleRule.create("llvm")
+    return [unroll if isinstance(rule, type(unroll)) else rule for rule in rules]
 
 
 def config_of(schedule: s_tir.Schedule) -> Config:

@@ -124,6 +124,7 @@ def test_a_trace_rebuilds_the_program_that_was_proposed() -> None:
         rebuilt = replay(tensor_program(W), config)
         tvm.ir.assert_structural_equal(rebuilt.mod, candidate.sch.mod)
         assert config_of(rebuilt) == config
+        assert "[0,16,64,256]" in str(config["trace"])  # steps to unroll: not TVM's own 512
 
 
 def test_a_trace_compiles_to_the_same_bytes(tmp_path: Path) -> None:
@@ -190,7 +191,7 @@ def test_results_change_what_is_proposed() -> None:
 
 def test_it_survives_when_nothing_ran() -> None:
     strategy = search()
-    for _ in range(3):
+    for _ in range(2):
         configs = strategy.ask(17)
         assert len(configs) >= 16
         strategy.tell([Trial(config, math.inf) for config in configs])
@@ -212,8 +213,8 @@ from tvmops.schedules.sketch import Sketch
 from tvmops.tuner.strategy import SearchSpace, Trial, make_strategy
 w, t, s = tvmops.workload("matmul", m=16, n=32, k=16), tvmops.target("native"), Sketch()
 search = make_strategy("sketch", SearchSpace(s.space(w, t), s.default(w, t), None, None), 0)
-for _ in range(3):
-    search.tell([Trial(c, 1e-6) for c in search.ask(17)])
+search.tell([Trial(c, 1e-6) for c in search.ask(17)])
+assert search.ask(1)  # by the cost model
 assert not any(name.startswith("tvm.s_tir.tensor_intrin") for name in sys.modules)
 """
     root = Path(tvmops.__file__).parent.parent
