@@ -21,20 +21,27 @@ def tvm_target(target: Target) -> tvm.target.Target:
     return tvm.target.Target({**target.tvm, "num-cores": target.cores})
 
 
-def compile_object(module: IRModule, target: Target, path: Path) -> None:
-    """Compile all functions of `module` into the object file `path`."""
-    compile_module(module, target).write_to_file(str(path))
+def compile_object(module: IRModule, target: Target, path: Path, checked: bool = True) -> None:
+    """Compile all functions of `module` into the object file `path`; see `compile_module`."""
+    compile_module(module, target, checked).write_to_file(str(path))
 
 
-def compile_module(module: IRModule, target: Target) -> tvm.runtime.Module:
-    """Compile all functions of `module` for the CPU `target`; nothing is written."""
+def compile_module(module: IRModule, target: Target, checked: bool = True) -> tvm.runtime.Module:
+    """Compile all functions of `module` for the CPU `target`; nothing is written.
+
+    Parameters
+    ----------
+    checked
+        Let functions check their arguments. It is a sixth of the work, the same for each
+        candidate, and the code that computes does not depend on it.
+    """
     machine = tvm_target(target)
     transform = tirx.transform
     module = transform.BindTarget(machine.with_host(machine))(module)
     loops = _lower_loops()(transform.Filter(lambda function: not has_blocks(function))(module))
     loops.update(_lower_blocks()(transform.Filter(has_blocks)(module)))
     generate = tvm.get_global_func(f"target.build.{machine.kind.name}")
-    built: tvm.runtime.Module = generate(_finish()(loops), machine)
+    built: tvm.runtime.Module = generate(_finish(checked)(loops), machine)
     return built
 
 
@@ -87,7 +94,7 @@ def _lower_blocks() -> tvm.transform.Pass:
     )
 
 
-def _finish() -> tvm.transform.Pass:
+def _finish(checked: bool) -> tvm.transform.Pass:
     transform = tirx.transform
     return tvm.transform.Sequential(
         [
@@ -96,6 +103,7 @@ def _finish() -> tvm.transform.Pass:
             transform.AnnotateEntryFunc(),
             transform.SplitHostDevice(),
             transform.MakePackedAPI(),
+            *(() if checked else (transform.SkipAssert(),)),
             transform.LowerTVMBuiltin(),
             transform.LowerIntrin(),
         ]
