@@ -59,7 +59,7 @@ class Sketch(Template):
         return TraceSpace(self.name, (), lambda config: True, tensor_program(workload), target)
 
     def default(self, workload: Workload, target: Target) -> Config:
-        return config_of(plain_schedule(tensor_program(workload), target.vector_width("float32")))
+        return config_of(plain_schedule(tensor_program(workload), target.vector_width("float32")).trace)
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         return []  # the rules need known sizes
@@ -122,9 +122,9 @@ def _rules() -> list[meta_schedule.ScheduleRule]:
     return [unroll if isinstance(rule, type(unroll)) else rule for rule in rules]
 
 
-def config_of(schedule: s_tir.Schedule) -> Config:
-    """Return the config that `replay` turns into `schedule`."""
-    steps = schedule.trace.as_json()
+def config_of(trace: s_tir.schedule.Trace) -> Config:
+    """Return the config that `replay` turns into a schedule with this trace."""
+    steps = trace.as_json()
     return Config.of(trace=json.dumps(steps, default=lambda number: number.value, separators=(",", ":")))
 
 

@@ -120,10 +120,10 @@ def test_a_trace_rebuilds_the_program_that_was_proposed() -> None:
     context = tune_context(module, TARGET, 3, evolution)
     context.pre_tuning(64, 16)
     for candidate in context.generate_measure_candidates():
-        config = SKETCH.space(W, TARGET).config(config_of(candidate.sch).as_dict())
+        config = SKETCH.space(W, TARGET).config(config_of(candidate.sch.trace).as_dict())
         rebuilt = replay(tensor_program(W), config)
         tvm.ir.assert_structural_equal(rebuilt.mod, candidate.sch.mod)
-        assert config_of(rebuilt) == config
+        assert config_of(rebuilt.trace) == config
         assert "[0,16,64,256]" in str(config["trace"])  # steps to unroll: not TVM's own 512
 
 

@@ -65,7 +65,7 @@ class SketchStrategy(Strategy):
 
     def _generation(self) -> list[Config]:
         candidates = self._context.generate_measure_candidates() or []
-        configs = [config_of(candidate.sch) for candidate in candidates]
+        configs = [config_of(candidate.sch.trace) for candidate in candidates]
         return [config for config in configs if config not in self._proposed]
 
     def _learn(self) -> None:
