@@ -24,6 +24,7 @@ from tvmops.tuner.strategy.base import SearchSpace, Strategy, Trial
 _GENERATION = 16  # configs that are drawn at once
 _POPULATION = 64  # traces that evolve into them
 _WARM_UP = 16  # results before the cost model says anything
+_ROUNDS = 2  # of evolution; twice as many cost as much again and find nothing better
 _CHANCE = 0.1  # share of a generation that is left to it
 _EMPTY_DRAWS = 5  # generations without a new config, after which a space counts as exhausted
 _UNLIMITED = 1 << 30
@@ -37,7 +38,10 @@ class SketchStrategy(Strategy):
         assert isinstance(search.space, TraceSpace)
         self._module, target = search.space.module, search.space.target
         evolution = meta_schedule.search_strategy.EvolutionarySearch(
-            population_size=_POPULATION, init_min_unmeasured=_POPULATION // 2, eps_greedy=_CHANCE
+            population_size=_POPULATION,
+            init_min_unmeasured=_POPULATION // 2,
+            genetic_num_iters=_ROUNDS,
+            eps_greedy=_CHANCE,
         )
         self._context = tune_context(self._module, target, seed, evolution)
         self._model = SeededModel(seed, tune_context(self._module, target, seed, threads=target.cores))
