@@ -16,7 +16,18 @@ import tvmops
 
 PACKAGE = Path(tvmops.__file__).parent
 
-LEAVES = {"errors", "version", "workloads", "records", "space", "manifest", "machine", "logs", "suites"}
+LEAVES = {
+    "errors",
+    "version",
+    "signatures",
+    "workloads",
+    "records",
+    "space",
+    "manifest",
+    "machine",
+    "logs",
+    "suites",
+}
 ORDER = ["leaves", "ops targets runtime", "schedules", "measure", "tuner", "library", "report", "cli"]
 RANKS = {part: rank for rank, parts in enumerate(ORDER) for part in parts.split()}
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 import tvmops
 from tvmops.errors import UnknownOpError, WorkloadError, WorkloadSyntaxError
-from tvmops.workloads import SIGNATURES, Workload, workload
+from tvmops.signatures import SIGNATURES
+from tvmops.workloads import Workload, workload
 
 SIZE = st.one_of(st.integers(1, 2**40), st.just("*"))
 
@@ -125,7 +126,7 @@ def test_any_text_is_a_workload_or_a_named_error(text: str) -> None:
 
 @pytest.mark.parametrize("op", SIGNATURES)
 def test_every_op_states_its_fields_once(op: str) -> None:
-    names = [field.name for field in SIGNATURES[op]]
+    names = [field.name for field in SIGNATURES[op].fields]
     assert len(names) == len(set(names))
-    for field in SIGNATURES[op]:
+    for field in SIGNATURES[op].fields:
         assert field.default is None or field.kind.parse(field.default) == field.default

@@ -2,8 +2,8 @@
 
     matmul m=1024 n=1024 k=1024 dtype=float32
 
-A dimension may be `*`, which stands for any size: such a workload describes a
-shape-generic kernel.
+Fields that have their default are left out of it, but for the dtype. A dimension may be
+`*`, which stands for any size: such a workload describes a shape-generic kernel.
 """
 
 from __future__ import annotations
@@ -12,65 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tvmops.errors import UnknownOpError, WorkloadError, WorkloadSyntaxError
-
-Value = int | str
-ANY = "*"
-
-
-@dataclass(frozen=True)
-class Dim:
-    """A field that holds a size: an integer of at least `low`, or `*`."""
-
-    low: int = 1
-
-    @property
-    def expected(self) -> str:
-        return f"an integer of at least {self.low}, or '{ANY}'"
-
-    def parse(self, value: object) -> Value | None:
-        """Return the canonical value, or None where `value` is no such size."""
-        if value == ANY:
-            return ANY
-        if isinstance(value, str) and value.isdecimal():
-            value = int(value)
-        if isinstance(value, int) and not isinstance(value, bool) and value >= self.low:
-            return value
-        return None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A field that holds one of a few words."""
-
-    values: tuple[str, ...]
-
-    @property
-    def expected(self) -> str:
-        return "one of " + ", ".join(self.values)
-
-    def parse(self, value: object) -> Value | None:
-        return str(value) if str(value) in self.values else None
-
-
-@dataclass(frozen=True)
-class Field:
-    """One named field of an op; a field without a default must be given."""
-
-    name: str
-    kind: Dim | Choice
-    default: Value | None = None
-
-
-# The fields of each op, in the order of the canonical text. The runtime half reads this
-# table too, so it must not import anything of the make half.
-SIGNATURES: Mapping[str, tuple[Field, ...]] = {
-    "matmul": (
-        Field("m", Dim()),
-        Field("n", Dim()),
-        Field("k", Dim()),
-        Field("dtype", Choice(("float32",)), "float32"),
-    ),
-}
+from tvmops.signatures import ANY, SIGNATURES, Dim, Field, Value
+from tvmops.signatures.fields import text_of
 
 
 @dataclass(frozen=True)
@@ -105,13 +48,16 @@ class Workload:
         return any(value == ANY for _, value in self.items)
 
     def generic(self) -> Workload:
-        """Return this workload with every dimension `*`."""
-        kinds = {field.name: field.kind for field in SIGNATURES[self.op]}
-        items = ((name, ANY if isinstance(kinds[name], Dim) else value) for name, value in self.items)
-        return Workload(self.op, tuple(items))
+        """Return this workload with every dimension `*` that one kernel can take at any size."""
+        kinds = {field.name: field.kind for field in SIGNATURES[self.op].fields}
+        free = {name for name, kind in kinds.items() if isinstance(kind, Dim) and not kind.fixed}
+        return Workload(self.op, tuple((name, ANY if name in free else value) for name, value in self.items))
 
     def __str__(self) -> str:
-        return " ".join([self.op, *(f"{name}={value}" for name, value in self.items)])
+        fields = SIGNATURES[self.op].fields if self.op in SIGNATURES else ()
+        hidden = {(field.name, field.default) for field in fields if not field.shown}
+        texts = [f"{name}={text_of(value)}" for name, value in self.items if (name, value) not in hidden]
+        return " ".join([self.op, *texts])
 
     @classmethod
     def parse(cls, text: str) -> Workload:
@@ -148,13 +94,15 @@ def workload(op: str, /, **fields: object) -> Workload:
     if op not in SIGNATURES:
         raise UnknownOpError(op=op, known=", ".join(SIGNATURES))
     signature = SIGNATURES[op]
-    names = [field.name for field in signature]
+    names = [field.name for field in signature.fields]
     for name in fields:
         if name not in names:
             raise WorkloadError(
                 op=op, field=name, value=fields[name], expected="a field among " + ", ".join(names)
             )
-    return Workload(op, tuple(_items(op, signature, fields)))
+    made = Workload(op, tuple(_items(op, signature.fields, fields)))
+    signature.check(made)
+    return made
 
 
 def _items(

@@ -76,7 +76,7 @@ def arguments(tmp_path: Path) -> Arguments:
     for name, array in (("first", first), ("second", second), ("expected", first + 1.0)):
         np.save(tmp_path / f"{name}.npy", array)
     paths = tmp_path / "first.npy", tmp_path / "second.npy"
-    return Arguments(Problem(paths, tmp_path / "expected.npy", "float32", tolerance=1e-6))
+    return Arguments(Problem(paths, (), (tmp_path / "expected.npy",), ("float32",), tolerance=1e-6))
 
 
 def around(array: np.ndarray, offset: int) -> np.ndarray:
@@ -90,7 +90,7 @@ def around(array: np.ndarray, offset: int) -> np.ndarray:
 
 
 def test_a_right_kernel_is_right(arguments: Arguments) -> None:
-    first, second, output = arguments.arrays
+    first, second, output = arguments.all
     assert (first.shape, second.shape, output.shape) == ((2, 3), (0, 5), (2, 3))
     for _ in range(2):
         arguments.poison()
@@ -101,7 +101,7 @@ def test_a_right_kernel_is_right(arguments: Arguments) -> None:
 
 @pytest.mark.parametrize("offset", [-1, 6, -1024, 1029])
 def test_a_write_outside_an_array_is_seen(arguments: Arguments, offset: int) -> None:
-    first, _, output = arguments.arrays
+    first, _, output = arguments.all
     np.add(first, 1, out=output)
     around(output, offset)[...] = 1.0
     assert arguments.judge()[1] == "wrote outside its output"
@@ -115,7 +115,7 @@ def test_a_write_outside_an_array_is_seen(arguments: Arguments, offset: int) -> 
 
 
 def test_a_write_to_an_input_is_seen_and_undone(arguments: Arguments) -> None:
-    first, _, output = arguments.arrays
+    first, _, output = arguments.all
     np.add(first, 1, out=output)
     first[1, 2] = -0.0  # equal in value to nothing that was there; so is -0.0 to 0.0
     first[0, 0] = -0.0
@@ -125,16 +125,16 @@ def test_a_write_to_an_input_is_seen_and_undone(arguments: Arguments) -> None:
 
 
 def test_what_is_read_beyond_an_array_is_not_a_number(arguments: Arguments) -> None:
-    first, _, output = arguments.arrays
+    first, _, output = arguments.all
     assert np.isnan(around(first, -1)).all()
     assert np.isnan(around(output, 6)).all()
 
 
 def test_a_rotation_is_larger_than_the_cache_and_holds_the_same_inputs(arguments: Arguments) -> None:
-    once = sum(array.nbytes for array in arguments.arrays)
+    once = sum(array.nbytes for array in arguments.all)
     rotation = arguments.rotation(cache_bytes=10 * once)
     turns = [next(rotation) for _ in range(21)]
     assert len({turn[0].ctypes.data for turn in turns[:20]}) == 20
     assert turns[20][0] is turns[0][0]
     for first, _, _ in turns:
-        np.testing.assert_array_equal(first, arguments.arrays[0])
+        np.testing.assert_array_equal(first, arguments.all[0])

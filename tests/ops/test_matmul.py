@@ -10,8 +10,9 @@ from tvmops.measure.build import compile_module
 from tvmops.ops import op_of
 from tvmops.ops.matmul import UNIT_ROUNDOFF, MatMul
 from tvmops.schedules.sketch import tensor_program
+from tvmops.signatures import SIGNATURES
 from tvmops.targets import target
-from tvmops.workloads import SIGNATURES, Workload, workload
+from tvmops.workloads import Workload, workload
 
 MATMUL = MatMul()
 W = workload("matmul", m=3, n=5, k=7)
@@ -32,8 +33,8 @@ def test_arguments_are_stated_in_calling_order() -> None:
         ("a", (3, 7), "float32"),
         ("b", (7, 5), "float32"),
     ]
-    assert MATMUL.output(W).shape == (3, 5)
-    assert MATMUL.output(W).nbytes == 4 * 3 * 5
+    (output,) = MATMUL.outputs(W)
+    assert (output.shape, output.nbytes) == ((3, 5), 4 * 3 * 5)
 
 
 def test_work_is_counted() -> None:
@@ -46,7 +47,7 @@ def test_the_reference_is_the_sum_over_k_in_float64() -> None:
     expected = np.zeros((3, 5))
     for i, j, r in product(range(3), range(5), range(7)):
         expected[i, j] += float(a[i, r]) * float(b[r, j])
-    result = MATMUL.reference(W, a, b)
+    (result,) = MATMUL.reference(W, a, b)
     assert result.dtype == np.float64
     np.testing.assert_allclose(result, expected, rtol=1e-15, atol=1e-15)
 
@@ -55,7 +56,7 @@ def test_the_expression_says_the_same_as_the_reference() -> None:
     a, b = MATMUL.random_inputs(W, seed=1)
     result = np.full((3, 5), np.nan, "float32")
     compile_module(tensor_program(W), target("native"))["main"](a, b, result)
-    assert np.abs(result - MATMUL.reference(W, a, b)).max() <= MATMUL.tolerance(W)
+    assert np.abs(result - MATMUL.reference(W, a, b)[0]).max() <= MATMUL.tolerance(W)
 
 
 def test_inputs_follow_the_seed_and_stay_in_range() -> None:
@@ -73,7 +74,7 @@ def test_the_tolerance_admits_rounding_and_nothing_more(k: int) -> None:
     """Float32 sums pass; one product left out, or inputs rounded to bfloat16, do not."""
     w = workload("matmul", m=16, n=16, k=k)
     a, b = MATMUL.random_inputs(w, seed=1)
-    expected, allowed = MATMUL.reference(w, a, b), MATMUL.tolerance(w)
+    (expected,), allowed = MATMUL.reference(w, a, b), MATMUL.tolerance(w)
     in_order = np.zeros((16, 16), "float32")
     for r in range(k):
         in_order += a[:, r : r + 1] * b[r : r + 1]

@@ -37,6 +37,7 @@ class FakeLibrary:
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(turns, "_WARM_SECONDS", 0.0)
     monkeypatch.setattr(turns, "_TURN_SECONDS", 0.0)
 
 
@@ -94,7 +95,7 @@ def test_an_unknown_peer_is_refused() -> None:
 def test_every_installed_peer_writes_to_the_array_it_is_given(peer: str) -> None:
     a, b = np.random.default_rng(0).random((2, 4, 4), dtype=np.float32)
     out = np.full((4, 4), np.nan, dtype=np.float32)
-    call = peers.peer_call(peer, workload("matmul", m=4, n=4, k=4), (a, b), out)
+    call = peers.peer_call(peer, workload("matmul", m=4, n=4, k=4), (a, b), (out,))
     if call is None:
         pytest.skip(f"{peer} is not installed")
     call()

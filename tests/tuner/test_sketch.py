@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from numpy.typing import NDArray
 from tvm import te
 from tvm.s_tir import meta_schedule
 
@@ -26,21 +25,32 @@ from tvmops.measure.link import link
 from tvmops.measure.local import LocalMeasurer
 from tvmops.measure.peak import Peak
 from tvmops.ops import _OPS, op_of
-from tvmops.ops.base import Array, Op, TensorSpec
+from tvmops.ops.base import Array, Exact, Op
 from tvmops.records import read_log
 from tvmops.runtime.backend import load_backend, load_kernels
 from tvmops.schedules import templates_for
 from tvmops.schedules.sketch import Sketch, config_of, replay, tensor_program, tune_context
+from tvmops.signatures import SIGNATURES, Dim, Field, Signature, TensorSpec
 from tvmops.space import Config
 from tvmops.tuner.session import tune
 from tvmops.tuner.strategy import SearchSpace, Trial, make_strategy, templates_of
 from tvmops.tuner.strategy.sketch import SketchStrategy
-from tvmops.workloads import SIGNATURES, Dim, Field, Workload, workload
+from tvmops.workloads import Workload, workload
 
 TARGET = tvmops.target("native")
 SKETCH = Sketch()
 W = workload("matmul", m=48, n=64, k=32)
 PEAK = Peak(flops=1e15, bandwidth=1e15)  # out of reach, so that no search ends there
+
+
+class GatedSignature(Signature):
+    fields = (Field("rows", Dim()), Field("cols", Dim()))
+
+    def inputs(self, workload: Workload) -> tuple[TensorSpec, ...]:
+        return (TensorSpec("x", workload.dims("rows", "cols"), "float32"),)
+
+    def outputs(self, workload: Workload) -> tuple[TensorSpec, ...]:
+        return (TensorSpec("out", workload.dims("rows", "cols"), "float32"),)
 
 
 class Gated(Op):
@@ -55,16 +65,9 @@ class Gated(Op):
         total = te.compute((rows,), lambda i: te.sum(x[i, r], axis=r), name="total")
         return [x, te.compute((rows, cols), lambda i, j: x[i, j] * total[i], name="out")]
 
-    def inputs(self, workload: Workload) -> tuple[TensorSpec, ...]:
-        return (TensorSpec("x", workload.dims("rows", "cols"), "float32"),)
-
-    def output(self, workload: Workload) -> TensorSpec:
-        return TensorSpec("out", workload.dims("rows", "cols"), "float32")
-
-    def reference(self, workload: Workload, *inputs: Array) -> NDArray[np.float64]:
+    def reference(self, workload: Workload, *inputs: Array) -> tuple[Exact, ...]:
         x = inputs[0].astype(np.float64)
-        product: NDArray[np.float64] = x * x.sum(axis=1, keepdims=True)
-        return product
+        return (x * x.sum(axis=1, keepdims=True),)
 
     def flops(self, workload: Workload) -> int:
         rows, cols = workload.dims("rows", "cols")
@@ -78,7 +81,7 @@ class Gated(Op):
 def gated(monkeypatch: pytest.MonkeyPatch) -> Workload:
     """A workload of an op that tvmops does not have."""
     monkeypatch.setitem(_OPS, "gated", Gated())
-    monkeypatch.setitem(SIGNATURES, "gated", (Field("rows", Dim()), Field("cols", Dim())))
+    monkeypatch.setitem(SIGNATURES, "gated", GatedSignature())
     return workload("gated", rows=33, cols=70)
 
 
@@ -265,7 +268,7 @@ def test_an_op_without_a_template_is_searched(gated: Workload, tmp_path: Path) -
         folder.mkdir()
         out = np.full(x.shape, np.nan, np.float32)
         kernel(gated, config, folder)(x, out)
-        np.testing.assert_allclose(out, op.reference(gated, x), atol=op.tolerance(gated))
+        np.testing.assert_allclose(out, op.reference(gated, x)[0], atol=op.tolerance(gated))
 
 
 # --- runs -----------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def _print_table(compared: list[Comparison], peers: list[str]) -> None:
         print(f"ratio to the best peer: geometric mean {mean:.2f}, worst {worst:.2f}")
     missing = [name for name in peers if name not in names]
     if missing:
-        print(f"not installed, so not compared: {', '.join(missing)}")
+        print(f"not installed or without these ops, so not compared: {', '.join(missing)}")
 
 
 def _cell(each: Comparison, name: str) -> str:

@@ -155,11 +155,12 @@ def _tuned(workload: Workload, target: Target, record: Record) -> _Kernel:
 
 
 def _generic(pattern: Workload, target: Target) -> list[_Kernel]:
-    template = templates_for(pattern, target)[0]
+    offers = [(template, template.generic(pattern, target)) for template in templates_for(pattern, target)]
+    template, generics = next((offer for offer in offers if offer[1]), offers[0])
     kernels = []
-    for index, generic in enumerate(template.generic(pattern, target)):
+    for index, generic in enumerate(generics):
         entry = KernelEntry(
-            function=_name(f"{pattern.op} {pattern['dtype']} generic {index}"),
+            function=_name(f"{pattern} generic {index}"),
             workload=str(pattern),
             ranges=dict(generic.ranges),
             template=template.label,

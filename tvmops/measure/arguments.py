@@ -10,6 +10,7 @@ import numpy as np
 
 from tvmops.measure.candidate import Problem
 from tvmops.measure.verify import Array, complain, largest_error, poisoned
+from tvmops.signatures.dtypes import decode
 
 _GUARD = 4096  # bytes before and behind each array
 _PATTERN = 0xFF  # NaN in any float type: a kernel that reads beyond an array shows
@@ -17,44 +18,61 @@ _MOST_COPIES = 4096
 
 
 class Arguments:
-    """The inputs and the output of a `Problem`, each between two guards."""
+    """The inputs and the outputs of a `Problem`, each between two guards, and its scalars."""
 
     def __init__(self, problem: Problem) -> None:
         self._inputs = [_Guarded(np.load(path)) for path in problem.inputs]
-        self._expected = np.load(problem.expected)
-        self._output = _Guarded(poisoned(self._expected, problem.output_dtype))
+        self._scalars = problem.scalars
+        self._expected = [np.load(path) for path in problem.expected]
+        self._dtypes = problem.output_dtypes
+        self._outputs = [
+            _Guarded(poisoned(right, dtype)) for right, dtype in zip(self._expected, self._dtypes)
+        ]
         self._tolerance = problem.tolerance
 
     @property
-    def arrays(self) -> tuple[Array, ...]:
-        """The arrays in calling order."""
-        return (*(each.array for each in self._inputs), self._output.array)
+    def all(self) -> tuple[Any, ...]:
+        """The arguments in calling order."""
+        return self._in_order([each.array for each in self._inputs], [each.array for each in self._outputs])
 
     def poison(self) -> None:
-        """Fill the output with what is right nowhere."""
-        self._output.restore()
+        """Fill the outputs with what is right nowhere."""
+        for each in self._outputs:
+            each.restore()
 
     def restore(self) -> None:
         """Undo whatever a kernel did."""
-        for each in (*self._inputs, self._output):
+        for each in (*self._inputs, *self._outputs):
             each.restore()
 
     def judge(self) -> tuple[float, str]:
-        """Return the largest error of the output, and what the kernel did wrong or ""."""
-        output = self._output.array
-        error = largest_error(output, self._expected)
+        """Return the largest error of the outputs, and what the kernel did wrong or ""."""
+        outputs = [decode(each.array, dtype) for each, dtype in zip(self._outputs, self._dtypes)]
+        errors = [largest_error(output, right) for output, right in zip(outputs, self._expected)]
         for index, each in enumerate(self._inputs):
             if not each.is_untouched():
-                return error, f"wrote to input {index}, or next to it"
-        if not self._output.has_whole_guards():
-            return error, "wrote outside its output"
-        return error, complain(output, self._expected, self._tolerance, error)
+                return max(errors), f"wrote to input {index}, or next to it"
+        if not all(each.has_whole_guards() for each in self._outputs):
+            return max(errors), "wrote outside its output"
+        complaints = [
+            complain(output, right, self._tolerance, error)
+            for output, right, error in zip(outputs, self._expected, errors)
+        ]
+        return max(errors), next(filter(None, complaints), "")
 
-    def rotation(self, cache_bytes: int) -> Iterator[tuple[Array, ...]]:
+    def rotation(self, cache_bytes: int) -> Iterator[tuple[Any, ...]]:
         """Yield copies of the arguments in turn, so many that a cache forgets each before its next turn."""
-        once = max(1, sum(array.nbytes for array in self.arrays))
+        arrays = [each.array for each in (*self._inputs, *self._outputs)]
+        once = max(1, sum(array.nbytes for array in arrays))
         count = min(max(2, -(-2 * cache_bytes // once)), _MOST_COPIES)
-        return itertools.cycle([tuple(array.copy() for array in self.arrays) for _ in range(count)])
+        return itertools.cycle([self._copies() for _ in range(count)])
+
+    def _copies(self) -> tuple[Any, ...]:
+        inputs, outputs = ([each.array.copy() for each in kind] for kind in (self._inputs, self._outputs))
+        return self._in_order(inputs, outputs)
+
+    def _in_order(self, inputs: list[Array], outputs: list[Array]) -> tuple[Any, ...]:
+        return (*inputs, *self._scalars, *outputs)
 
 
 class _Guarded:

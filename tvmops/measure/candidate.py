@@ -22,14 +22,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Problem:
-    """The inputs of a workload, its float64 result, and how far from that is still right.
+    """The arguments of a workload, its float64 results, and how far from those is still right.
 
     The arrays lie in files, so that a worker that is replaced finds them again.
     """
 
     inputs: tuple[Path, ...]
-    expected: Path
-    output_dtype: str
+    scalars: tuple[float, ...]
+    expected: tuple[Path, ...]
+    output_dtypes: tuple[str, ...]
     tolerance: float
 
 

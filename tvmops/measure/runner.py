@@ -123,7 +123,7 @@ def _check(library: Path, arguments: Arguments) -> _Checked:
     arguments.poison()
     start = time.perf_counter()
     try:
-        kernel(*arguments.arrays)
+        kernel(*arguments.all)
         seconds = time.perf_counter() - start
         error, complaint = arguments.judge()
         status = "wrong" if complaint else "ok"
@@ -137,14 +137,14 @@ def _check(library: Path, arguments: Arguments) -> _Checked:
 
 
 def _time_alone(checked: _Checked, arguments: Arguments, plan: Plan) -> Outcome:
-    outcome, arrays = checked.outcome, arguments.arrays
+    outcome, given = checked.outcome, arguments.all
     if outcome.status != "ok":
         return outcome
     if checked.seconds > plan.give_up_above:  # once more, lest a stall of the machine be its fate
-        again = time_call(lambda: checked.call(*arrays))
+        again = time_call(lambda: checked.call(*given))
         if again > plan.give_up_above:
             return dataclasses.replace(outcome, status="slow", seconds=(checked.seconds, again))
-    seconds = sample(lambda: checked.call(*arrays), plan.samples, plan.sample_seconds, plan.promising_below)
+    seconds = sample(lambda: checked.call(*given), plan.samples, plan.sample_seconds, plan.promising_below)
     return dataclasses.replace(outcome, seconds=seconds)
 
 
@@ -152,7 +152,7 @@ def _compare(checked: list[_Checked], arguments: Arguments, plan: Plan) -> list[
     """Time those that are right turn by turn: on the same arrays each time, and on rotating ones."""
     right = [each for each in checked if each.outcome.status == "ok"]
     rotation = arguments.rotation(this_machine().l3_bytes or _SOME_CACHE)
-    warm = [_calling(each.call, itertools.repeat(arguments.arrays)) for each in right]
+    warm = [_calling(each.call, itertools.repeat(arguments.all)) for each in right]
     cold = [_calling(each.call, rotation) for each in right]
     timings = interleave([*warm, *cold], plan.samples, plan.sample_seconds)
     timed = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tvmops.errors import UnknownOpError
-from tvmops.ops.base import Array, Op, TensorSpec
+from tvmops.ops.base import Array, Exact, Op
 from tvmops.ops.matmul import MatMul
 from tvmops.workloads import Workload
 
@@ -17,4 +17,4 @@ def op_of(workload: Workload) -> Op:
     return _OPS[workload.op]
 
 
-__all__ = ["Array", "Op", "TensorSpec", "op_of"]
+__all__ = ["Array", "Exact", "Op", "op_of"]

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tvmops.measure.verify import largest_error, poisoned
-from tvmops.ops import op_of
+from tvmops.ops import Array, op_of
 from tvmops.report.peers import Call, peer_call
 from tvmops.report.turns import Timing, take_turns
+from tvmops.runtime.calls import CALL_ARGUMENTS
 from tvmops.runtime.load import Library
+from tvmops.signatures.dtypes import decode
 from tvmops.workloads import Workload
 
 OURS = "tvmops"
@@ -58,20 +60,28 @@ def compare(
 
 def _compare(library: Library, workload: Workload, peers: Sequence[str], rounds: int) -> Comparison:
     op = op_of(workload)
+    specs, outputs = op.inputs(workload), op.outputs(workload)
     inputs = op.random_inputs(workload, seed=1)
-    expected = op.reference(workload, *inputs)
+    expected = op.reference(workload, *(decode(each, spec.dtype) for spec, each in zip(specs, inputs)))
     explanation = library.explain(str(workload))
-    output, calls = op.output(workload), {}
-    outputs = {name: poisoned(expected, output.dtype) for name in (OURS, *peers)}
-    for name, out in outputs.items():
+    results: dict[str, list[Array]] = {}
+    calls: dict[str, Call] = {}
+    for name in (OURS, *peers):
+        outs = [poisoned(right, spec.dtype) for right, spec in zip(expected, outputs)]
         call = (
-            _our_call(library, workload, inputs, out)
+            _our_call(library, workload, inputs, outs)
             if name == OURS
-            else peer_call(name, workload, inputs, out)
+            else peer_call(name, workload, inputs, outs)
         )
         if call is not None:
-            calls[name] = call
+            calls[name], results[name] = call, outs
     timings = take_turns(calls, rounds)
+    errors = {
+        name: max(
+            largest_error(decode(out, s.dtype), right) for out, s, right in zip(outs, outputs, expected)
+        )
+        for name, outs in results.items()
+    }
     return Comparison(
         workload,
         explanation.tier,
@@ -79,13 +89,18 @@ def _compare(library: Library, workload: Workload, peers: Sequence[str], rounds:
         op.flops(workload),
         op.tolerance(workload),
         timings,
-        {name: largest_error(outputs[name], expected) for name in calls},
+        errors,
     )
 
 
-def _our_call(library: Library, workload: Workload, inputs: Sequence[object], out: object) -> Call:
+def _our_call(
+    library: Library, workload: Workload, inputs: Sequence[Array], outputs: Sequence[Array]
+) -> Call:
+    """Return a call of the library as a user makes it."""
     method = getattr(library, workload.op)
-    return lambda: method(*inputs, out=out)
+    arguments = CALL_ARGUMENTS[workload.op](workload, inputs)
+    out = outputs[0] if len(outputs) == 1 else tuple(outputs)
+    return lambda: method(**arguments, out=out)
 
 
 def geometric_mean(ratios: Sequence[float]) -> float:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from tvmops.measure.timing import time_call
 
 _PAUSE_SECONDS = 0.06  # thread pools of BLAS libraries and of TVM spin that long for more work
+# After a pause a system may run all threads of a pool on one core, and take some 20 ms to spread them.
+_WARM_SECONDS = 0.05
 _TURN_SECONDS = 0.03
 
 
@@ -31,21 +33,28 @@ class Timing:
 
 
 def take_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
-    """Time each of `calls` once a round, after a pause and a warm call; rounds rotate the order."""
+    """Time each of `calls` once a round, after a pause and warm calls; rounds rotate the order."""
     names = list(calls)
     repeats = {name: _repeats(calls[name]) for name in names}
     samples: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            time.sleep(_PAUSE_SECONDS)
-            calls[name]()
+            _warm(calls[name])
             samples[name].append(time_call(calls[name], repeats[name]))
     return {name: Timing(tuple(own)) for name, own in samples.items()}
 
 
 def _repeats(call: Callable[[], object]) -> int:
     """Return how many calls make a turn."""
-    time.sleep(_PAUSE_SECONDS)
-    call()
+    _warm(call)
     return max(1, round(_TURN_SECONDS / max(time_call(call), 1e-7)))
+
+
+def _warm(call: Callable[[], object]) -> None:
+    """Wait until nothing else runs, then call until the caches are filled and the threads spread."""
+    time.sleep(_PAUSE_SECONDS)
+    end = time.perf_counter() + _WARM_SECONDS
+    call()
+    while time.perf_counter() < end:
+        call()

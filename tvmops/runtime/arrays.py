@@ -1,7 +1,8 @@
 """Arrays of other libraries, as kernels take them: dense, row-major, on the CPU.
 
 NumPy arrays and torch tensors go to kernels as they are. Anything else that speaks DLPack
-is viewed as NumPy. An input that is strided or transposed is copied, never misread.
+is viewed as NumPy. bfloat16 may come as uint16, its bits, since NumPy has no such dtype. An
+input that is strided or transposed is copied, never misread.
 """
 
 from __future__ import annotations
@@ -13,6 +14,28 @@ import numpy as np
 import tvm_ffi
 
 from tvmops.errors import CallError, CallTypeError
+from tvmops.signatures.dtypes import stored
+
+
+def view(op: str, name: str, array: Any) -> Any:
+    """Return `array` as a torch tensor if it is one, else as a NumPy array; nothing is copied.
+
+    Raises
+    ------
+    CallTypeError
+        It is no array.
+    CallError
+        It is not on the CPU, not strided, or needs a gradient, which kernels don't compute.
+    """
+    if _is_torch(array):
+        _check_torch(op, name, array)
+        return array
+    return _as_numpy(op, name, array)
+
+
+def dtype_of(array: Any) -> str:
+    """Return the name of the dtype of what `view` gave."""
+    return str(array.dtype).removeprefix("torch.") if _is_torch(array) else array.dtype.name
 
 
 def as_input(op: str, name: str, array: Any, dtype: str) -> Any:
@@ -23,50 +46,56 @@ def as_input(op: str, name: str, array: Any, dtype: str) -> Any:
     CallTypeError
         It is no array, or one of another dtype.
     CallError
-        It is not on the CPU, not strided, or needs a gradient, which kernels don't compute.
+        As `view` does.
     """
-    if _is_torch(array):
-        _check_torch(op, name, array)
-        _check_dtype(op, name, str(array.dtype).removeprefix("torch."), dtype)
-        return array.contiguous().resolve_neg()
-    viewed = _as_numpy(op, name, array)
-    _check_dtype(op, name, viewed.dtype.name, dtype)
+    viewed = view(op, name, array)
+    _check_dtype(op, name, dtype_of(viewed), dtype)
+    if _is_torch(viewed):
+        return viewed.contiguous().resolve_neg()
     return np.ascontiguousarray(viewed, viewed.dtype.newbyteorder("=")) if viewed.ndim else viewed
 
 
-def as_output(op: str, out: Any, shape: tuple[int, ...], dtype: str) -> Any:
+def as_output(op: str, name: str, out: Any, shape: tuple[int, ...], dtype: str) -> Any:
     """Check that a kernel may write to `out` and return it; it is never copied."""
     if _is_torch(out):
-        _check_torch(op, "out", out)
+        _check_torch(op, name, out)
         found, dense = str(out.dtype).removeprefix("torch."), out.is_contiguous() and not out.is_neg()
     elif isinstance(out, np.ndarray):
         found = out.dtype.name if out.dtype.isnative else out.dtype.str
         dense = out.flags.c_contiguous
         if not out.flags.writeable:
-            raise CallError(op=op, argument="out", value="read-only", expected="a writeable array")
+            raise CallError(op=op, argument=name, value="read-only", expected="a writeable array")
     else:
         raise CallTypeError(
-            op=op, argument="out", value=type(out).__name__, expected="a NumPy array or torch tensor"
+            op=op, argument=name, value=type(out).__name__, expected="a NumPy array or torch tensor"
         )
-    _check_dtype(op, "out", found, dtype)
+    _check_dtype(op, name, found, dtype)
     if tuple(out.shape) != shape:
-        raise CallError(
-            op=op, argument="out", value=f"of shape {tuple(out.shape)}", expected=f"shape {shape}"
-        )
+        raise CallError(op=op, argument=name, value=f"of shape {tuple(out.shape)}", expected=f"shape {shape}")
     if not dense:
-        raise CallError(op=op, argument="out", value="strided", expected="a dense row-major array")
+        raise CallError(op=op, argument=name, value="strided", expected="a dense row-major array")
     return out
 
 
 def new_output(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
-    """Return an uninitialised array of the library that `like` comes from."""
+    """Return an uninitialised array of the library that `like` comes from.
+
+    A NumPy array of a dtype that NumPy does not have holds the bits, as `signatures.dtypes` says,
+    unless `like` shows what holds the values.
+    """
     if _is_torch(like):
-        return like.new_empty(shape)
-    return np.empty(shape, dtype)
+        return like.new_empty(shape, dtype=getattr(sys.modules["torch"], dtype))
+    return np.empty(shape, like.dtype if like.dtype.name == dtype else stored(dtype))
 
 
-def as_argument(array: Any) -> Any:
-    """Return an input in the form that tvm-ffi takes: NumPy lends read-only memory by request alone."""
+def as_argument(array: Any, dtype: str) -> Any:
+    """Return a dense array of `dtype` in the form that tvm-ffi takes.
+
+    NumPy lends read-only memory by request alone. What NumPy does not have goes as its bits.
+    """
+    held = stored(dtype)
+    if held != dtype:
+        array = array.view(getattr(sys.modules["torch"], held) if _is_torch(array) else held)
     if not isinstance(array, np.ndarray) or array.flags.writeable:
         return array
     try:
@@ -111,7 +140,7 @@ def _check_torch(op: str, name: str, tensor: Any) -> None:
 
 
 def _check_dtype(op: str, name: str, found: str, dtype: str) -> None:
-    if found != dtype:
+    if found not in (dtype, stored(dtype)):
         raise CallTypeError(op=op, argument=name, value=f"of dtype {found}", expected=f"dtype {dtype}")
 
 

@@ -14,8 +14,6 @@ from tvmops.runtime.backend import ready_threads
 from tvmops.space import Config
 from tvmops.workloads import Workload
 
-_INDEX_LIMIT = 2**31  # kernels index in 32 bits
-
 
 @dataclass(frozen=True)
 class Explanation:
@@ -130,9 +128,6 @@ def _covers(entry: KernelEntry, workload: Workload) -> bool:
     pattern = Workload.parse(entry.workload)
     if pattern != workload.generic():
         return False
-    return all(low <= int(workload[name]) <= high for name, (low, high) in entry.ranges.items())
-
-
-def fits_index(*sizes: int) -> bool:
-    """True if arrays of these many elements can be indexed by a kernel."""
-    return all(size < _INDEX_LIMIT for size in sizes)
+    limits = list(entry.ranges.items())
+    sizes = workload.dims(*(name for name, _ in limits))
+    return all(low <= size <= high for size, (_, (low, high)) in zip(sizes, limits))

@@ -19,9 +19,11 @@ from tvmops.errors import (
 from tvmops.machine import missing_features, this_machine
 from tvmops.manifest import Manifest
 from tvmops.runtime import backend
-from tvmops.runtime.arrays import as_argument, as_input, as_output, new_output, overlap
-from tvmops.runtime.dispatch import Dispatcher, Explanation, fits_index
-from tvmops.workloads import Workload, workload
+from tvmops.runtime.arrays import as_argument, as_output, new_output, overlap
+from tvmops.runtime.calls import CALLS, Call
+from tvmops.runtime.dispatch import Dispatcher, Explanation
+from tvmops.signatures import SIGNATURES
+from tvmops.workloads import Workload
 
 
 def load(path: str | os.PathLike[str]) -> Library:
@@ -63,6 +65,7 @@ class Library:
         module = backend.load_kernels((folder / manifest.module).resolve())
         functions = {entry.function: module[entry.function] for entry in manifest.kernels}
         self._dispatcher = Dispatcher(str(folder), manifest, functions.__getitem__)
+        self._kernels: dict[Workload, Callable[..., None]] = {}
         self._matmuls: dict[tuple[Any, Any], Callable[..., None]] = {}
 
     def matmul(self, a: Any, b: Any, out: Any = None) -> Any:
@@ -93,23 +96,26 @@ class Library:
                     return out
                 except (ValueError, TypeError, BufferError):
                     pass
-        return self._matmul(a, b, out)
+        call = CALLS["matmul"](a, b)
+        (out,) = self._answer(call, (out,))
+        if not call.is_empty:
+            self._matmuls[tuple(each.shape for each in call.inputs)] = self._kernels[call.workload]
+        return out
 
-    def explain(self, op: str, *arrays: Any) -> Explanation:
+    def explain(self, op: str, *arrays: Any, **attributes: Any) -> Explanation:
         """Say which kernel answers a call, why, its measured time and its error bound.
 
         Parameters
         ----------
         op
-            An op's name, followed by the arrays of a call; or a workload's text alone.
+            An op's name, followed by the arguments of a call; or a workload's text alone.
         """
         if not arrays:
             return self._dispatcher.explain(Workload.parse(op))
-        if op != "matmul":
-            raise ArgumentError(argument="op", value=op, expected="'matmul'")
-        if len(arrays) != 2:
-            raise ArgumentError(argument="arrays", value=f"{len(arrays)} arrays", expected="a and b")
-        return self._dispatcher.explain(_matmul_workload(*_matmul_inputs(*arrays)))
+        if op not in CALLS:
+            expected = "one of " + ", ".join(CALLS)
+            raise ArgumentError(argument="op", value=op, expected=expected)
+        return self._dispatcher.explain(CALLS[op](*arrays, **attributes).workload)
 
     def misses(self) -> dict[str, int]:
         """Return the workloads that generic kernels answered, and how often."""
@@ -122,57 +128,44 @@ class Library:
         """
         backend.set_threads(count)
 
-    def _matmul(self, a: Any, b: Any, out: Any) -> Any:
-        op, dtype = "matmul", "float32"
-        a, b = _matmul_inputs(a, b)
-        (m, k), n = a.shape, b.shape[1]
-        if out is None:
-            out = new_output(a, (m, n), dtype)
-        else:
-            out = as_output(op, out, (m, n), dtype)
-            for name, array in (("a", a), ("b", b)):
-                if overlap(out, array):
-                    raise CallError(
-                        op=op,
-                        argument="out",
-                        value=f"an array that shares memory with '{name}'",
-                        expected="memory of its own",
-                    )
-        if m == 0 or n == 0 or k == 0:
-            out[...] = 0
-            return out
-        kernel = self._matmuls.get((a.shape, b.shape))
+    def _answer(self, call: Call, outs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Compute `call` into `outs`; those that are None are made."""
+        op, like = call.workload.op, call.inputs[0]
+        signature = SIGNATURES[op]
+        made = tuple(
+            new_output(like, spec.shape, spec.dtype)
+            if out is None
+            else as_output(op, name, out, spec.shape, spec.dtype)
+            for name, out, spec in zip(_out_names(outs), outs, call.outputs)
+        )
+        specs = signature.inputs(call.workload)
+        named = [(spec.name, array) for spec, array in zip(specs, call.inputs)]
+        for name, given, out in zip(_out_names(outs), outs, made):
+            if given is not None:
+                _refuse_overlap(op, name, out, named)
+            named.append((name, out))
+        if call.is_empty:
+            for out in made:
+                out[...] = 0
+            return made
+        kernel = self._kernels.get(call.workload)
         if kernel is None:
-            if not fits_index(m * k, k * n, m * n):
-                raise CallError(
-                    op=op,
-                    argument="a, b",
-                    value=f"of m={m} n={n} k={k}",
-                    expected="fewer than 2**31 elements an array",
-                )
-            kernel = self._dispatcher.find(_matmul_workload(a, b))
-            self._matmuls[a.shape, b.shape] = kernel
-        kernel(as_argument(a), as_argument(b), out)
-        return out
+            kernel = self._kernels[call.workload] = self._dispatcher.find(call.workload)
+        inputs = [as_argument(array, spec.dtype) for array, spec in zip(call.inputs, specs)]
+        outputs = [as_argument(array, spec.dtype) for array, spec in zip(made, call.outputs)]
+        kernel(*inputs, *call.scalars, *outputs)
+        return made
 
 
-def _matmul_inputs(a: Any, b: Any) -> tuple[Any, Any]:
-    """Return `a` and `b` as kernels read them, once they are known to fit each other."""
-    op, dtype = "matmul", "float32"
-    a, b = as_input(op, "a", a, dtype), as_input(op, "b", b, dtype)
-    for name, array in (("a", a), ("b", b)):
-        if array.ndim != 2:
-            raise CallError(
-                op=op, argument=name, value=f"of shape {tuple(array.shape)}", expected="two dimensions"
-            )
-    if a.shape[1] != b.shape[0]:
-        expected = f"{a.shape[1]} rows, the columns of a"
-        raise CallError(op=op, argument="b", value=f"of shape {tuple(b.shape)}", expected=expected)
-    return a, b
+def _out_names(outs: tuple[Any, ...]) -> tuple[str, ...]:
+    return ("out",) if len(outs) == 1 else tuple(f"out[{index}]" for index in range(len(outs)))
 
 
-def _matmul_workload(a: Any, b: Any) -> Workload:
-    return workload("matmul", m=a.shape[0], n=b.shape[1], k=a.shape[1], dtype="float32")
+def _refuse_overlap(op: str, name: str, out: Any, others: list[tuple[str, Any]]) -> None:
+    for other, array in others:
+        if overlap(out, array):
+            value = f"an array that shares memory with '{other}'"
+            raise CallError(op=op, argument=name, value=value, expected="memory of its own")
 
 
 def _check_machine(folder: Path, manifest: Manifest) -> None:

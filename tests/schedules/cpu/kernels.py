@@ -70,12 +70,12 @@ def check(kernel: Kernel, shape: Shape, offset: int = 0) -> None:
     inputs = [Banded.of(array.shape, np.nan, offset) for array in drawn]
     for banded, array in zip(inputs, drawn):
         banded.array[...] = array
-    output = Banded.of(op.output(work).shape, SENTINEL, offset)
+    output = Banded.of(op.outputs(work)[0].shape, SENTINEL, offset)
     output.array[...] = np.nan
 
     kernel(*(banded.array for banded in inputs), output.array)
 
-    error = np.abs(output.array - op.reference(work, *drawn)).max()
+    error = np.abs(output.array - op.reference(work, *drawn)[0]).max()
     assert error <= op.tolerance(work), f"off by {error}"  # False where it is NaN
     assert output.is_intact(), "wrote beyond the output"
     for banded, array in zip(inputs, drawn):

@@ -1,0 +1,87 @@
+"""`Call`: a call on a library as its kernels see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvmops.errors import CallError
+from tvmops.runtime.arrays import as_input
+from tvmops.signatures import SIGNATURES, Dim, TensorSpec
+from tvmops.workloads import Workload, workload
+
+_INDEX_LIMIT = 2**31  # kernels index in 32 bits
+
+
+@dataclass(frozen=True)
+class Call:
+    """A workload and the arguments for it, known to fit each other."""
+
+    workload: Workload
+    inputs: tuple[Any, ...]  # dense, in calling order
+    scalars: tuple[float, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @classmethod
+    def of(cls, op: str, inputs: dict[str, Any], scalars: tuple[float, ...] = (), **fields: Any) -> Call:
+        """Return the call of `op` with these arrays, by name, on the workload with these fields.
+
+        Raises
+        ------
+        CallError, CallTypeError
+            An array is none, or not of the shape and dtype that the fields ask for.
+        WorkloadError
+            The op has no such fields.
+        """
+        made = _workload(op, fields)
+        signature = SIGNATURES[op]
+        outputs = signature.outputs(made)
+        specs = signature.inputs(made)
+        checked = tuple(_checked(op, spec, inputs[spec.name]) for spec in specs)
+        for spec in (*specs, *outputs):
+            if spec.elements >= _INDEX_LIMIT:
+                raise CallError(
+                    op=op,
+                    argument=spec.name,
+                    value=f"of shape {spec.shape}",
+                    expected="fewer than 2**31 elements",
+                )
+        return cls(made, checked, scalars, outputs)
+
+    @property
+    def is_empty(self) -> bool:
+        """True if a size is zero, so that there is nothing to compute."""
+        inputs = SIGNATURES[self.workload.op].inputs(self.workload)
+        return any(spec.elements == 0 for spec in (*inputs, *self.outputs))
+
+
+def shape_of(op: str, name: str, array: Any, *ranks: int) -> tuple[int, ...]:
+    """Return the shape of `array`, as `view` gave it, which must have one of `ranks` dimensions."""
+    shape = tuple(array.shape)
+    if len(shape) not in ranks:
+        wanted = " or ".join(_NUMBERS.get(rank, str(rank)) for rank in ranks)
+        plural = "dimension" if ranks == (1,) else "dimensions"
+        raise CallError(op=op, argument=name, value=f"of shape {shape}", expected=f"{wanted} {plural}")
+    return shape
+
+
+_NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
+
+
+def _workload(op: str, fields: dict[str, Any]) -> Workload:
+    """Return the workload with these fields; its sizes may be zero, as those of a call may."""
+    sizes = {field.name for field in SIGNATURES[op].fields if isinstance(field.kind, Dim)}
+    empty = {name for name in sizes if type(fields.get(name)) is int and fields[name] == 0}
+    made = workload(op, **{name: 1 if name in empty else value for name, value in fields.items()})
+    if not empty:
+        return made
+    return Workload(op, tuple((name, 0 if name in empty else value) for name, value in made.items))
+
+
+def _checked(op: str, spec: TensorSpec, array: Any) -> Any:
+    dense = as_input(op, spec.name, array, spec.dtype)
+    if tuple(dense.shape) != spec.shape:
+        raise CallError(
+            op=op, argument=spec.name, value=f"of shape {tuple(dense.shape)}", expected=f"shape {spec.shape}"
+        )
+    return dense

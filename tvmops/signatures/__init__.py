@@ -1,0 +1,22 @@
+"""What each op takes and gives, by its name. Both halves read this table."""
+
+from __future__ import annotations
+
+from tvmops.signatures.base import Signature, TensorSpec
+from tvmops.signatures.fields import ANY, Choice, Dim, Field, Flag, Sizes, Value
+from tvmops.signatures.matmul import MatMul
+
+SIGNATURES: dict[str, Signature] = {"matmul": MatMul()}
+
+__all__ = [
+    "ANY",
+    "SIGNATURES",
+    "Choice",
+    "Dim",
+    "Field",
+    "Flag",
+    "Signature",
+    "Sizes",
+    "TensorSpec",
+    "Value",
+]
