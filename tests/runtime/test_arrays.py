@@ -176,7 +176,9 @@ def test_an_array_too_large_to_index_is_refused(lib: tvmops.Library) -> None:
         a = np.empty((2**16, 2**15), "float32")  # 8 GiB that nobody touches
     except MemoryError:
         pytest.skip("this machine does not promise so much memory")
-    with pytest.raises(CallError, match=r"'a' is of shape \(65536, 32768\); expected fewer than 2\*\*31 elements"):
+    with pytest.raises(
+        CallError, match=r"'a' is of shape \(65536, 32768\); expected fewer than 2\*\*31 elements"
+    ):
         lib.matmul(a, random(2**15, 1))
     assert lib.misses() == {}
 
