@@ -38,6 +38,16 @@ def dtype_of(array: Any) -> str:
     return str(array.dtype).removeprefix("torch.") if _is_torch(array) else array.dtype.name
 
 
+def broadcast(array: Any, shape: tuple[int, ...]) -> Any:
+    """Return what `view` gave with each size of 1 made that of `shape`; nothing is copied."""
+    return array.expand(shape) if _is_torch(array) else np.broadcast_to(array, shape)
+
+
+def as_bytes(array: Any) -> Any:
+    """Return an array of bool, as `view` gave it, as uint8 of 0 and 1; nothing is copied."""
+    return array.view(sys.modules["torch"].uint8) if _is_torch(array) else array.view("uint8")
+
+
 def as_input(op: str, name: str, array: Any, dtype: str) -> Any:
     """Return `array` dense and in this machine's byte order, copied only where it must be.
 

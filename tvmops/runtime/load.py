@@ -102,6 +102,50 @@ class Library:
             self._matmuls[tuple(each.shape for each in call.inputs)] = self._kernels[call.workload]
         return out
 
+    def attention(
+        self,
+        q: Any,
+        k: Any,
+        v: Any,
+        causal: bool = False,
+        scale: float | None = None,
+        mask: Any = None,
+        align: str = "bottom-right",
+        out: Any = None,
+    ) -> Any:
+        """Return softmax(scale * q @ k.T + mask) @ v for each head.
+
+        Parameters
+        ----------
+        q
+            Array of shape (batch, heads, q_len, head_dim), float32.
+        k, v
+            Arrays of shape (batch, kv_heads, kv_len, head_dim); kv_heads divides heads, and
+            as many neighbouring heads of q share a head of k and v.
+        causal
+            Let a query see no later key: query i sees key j where j <= i + kv_len - q_len.
+        scale
+            1 / sqrt(head_dim) by default.
+        mask
+            Bool, true where a key is seen; or float32, added to the scores. Of a shape that
+            broadcasts to (batch, heads, q_len, kv_len). May be given together with `causal`.
+        align
+            "bottom-right": as above, the last query sees all keys. "top-left": query i sees key
+            j where j <= i, as PyTorch's `is_causal`. They differ where q_len is not kv_len.
+        out
+            Where to write the result, of the shape of q: dense, not overlapping an input.
+            Without it a new array is made.
+
+        A query that sees no key has the result 0.
+
+        Raises
+        ------
+        CallError, CallTypeError
+            An argument does not fit; the message names it.
+        """
+        (out,) = self._answer(CALLS["attention"](q, k, v, causal, scale, mask, align), (out,))
+        return out
+
     def explain(self, op: str, *arrays: Any, **attributes: Any) -> Explanation:
         """Say which kernel answers a call, why, its measured time and its error bound.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from tvmops.signatures.attention import Attention
 from tvmops.signatures.base import Signature, TensorSpec
 from tvmops.signatures.fields import ANY, Choice, Dim, Field, Flag, Sizes, Value
 from tvmops.signatures.matmul import MatMul
 
-SIGNATURES: dict[str, Signature] = {"matmul": MatMul()}
+SIGNATURES: dict[str, Signature] = {"matmul": MatMul(), "attention": Attention()}
 
 __all__ = [
     "ANY",

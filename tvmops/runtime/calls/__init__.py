@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tvmops.runtime.calls import matmul
+from tvmops.runtime.calls import attention, matmul
 from tvmops.runtime.calls.base import Call
 
 # From a method's arguments to the call.
-CALLS: dict[str, Callable[..., Call]] = {"matmul": matmul.call}
+CALLS: dict[str, Callable[..., Call]] = {"matmul": matmul.call, "attention": attention.call}
 
 # And back: from a workload and the arrays of its kernels to a method's arguments.
-CALL_ARGUMENTS: dict[str, Callable[..., dict[str, object]]] = {"matmul": matmul.arguments}
+CALL_ARGUMENTS: dict[str, Callable[..., dict[str, object]]] = {
+    "matmul": matmul.arguments,
+    "attention": attention.arguments,
+}
 
 __all__ = ["CALLS", "CALL_ARGUMENTS", "Call"]

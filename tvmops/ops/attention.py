@@ -1,0 +1,167 @@
+"""Attention: out = softmax(scale * q k^T + mask) v, for each head."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Any
+
+import numpy as np
+
+from tvmops.ops.base import Array, Exact, Op
+from tvmops.ops.matmul import UNIT_ROUNDOFF
+from tvmops.signatures.attention import NO_MASK
+from tvmops.workloads import Workload
+
+_SHARPNESS = 8.0  # of random queries: scores spread so far that some keys outweigh others by thousands
+
+
+class Attention(Op):
+    """Scaled dot-product attention over heads; several query heads may share a key and value head.
+
+    Which keys a query sees. With `causal`, query i sees key j where j <= i + kv_len - q_len:
+    the last query sees all keys (align=bottom-right: what decoding against a cache needs), or
+    where j <= i (align=top-left, as PyTorch's `is_causal`). They differ only where q_len and
+    kv_len do. A boolean mask is true where a key is seen; a float mask is added to the scores.
+
+    A query that sees no key, or whose scores are all -inf, has the result 0, as in PyTorch
+    since 2.5. Where a score is NaN or +inf, the result is NaN. What k holds for keys that
+    are not seen does not matter; v must be finite there: an excluded key has weight 0, and
+    templates may multiply by it.
+
+    Scores, weights, their sum and the weighted sum of v are float32, accumulated block by block
+    of keys with a running maximum (M. Milakov and N. Gimelshein, Online normalizer calculation
+    for softmax, 2018; T. Dao et al., FlashAttention, NeurIPS 2022); no kernel holds all scores.
+
+    The relative error of a weight is the absolute error of its score, and the result is a mean
+    of v by these weights, so |v| <= 1 makes the result's error about twice that of a score. For
+    random inputs a score sums head_dim products with Sum |q k| scale ~ 2 sqrt(head_dim); its
+    worst error is head_dim u times that, u = 2**-24, and a few u for scaling and the exponential.
+    Kernels are held to 4 (head_dim + 16) u, a fraction 1 / sqrt(head_dim) of the worst case and
+    above 10 times what rounding at random reaches.
+    """
+
+    name = "attention"
+
+    def expression(self, workload: Workload) -> list[Any]:
+        from tvm import te, tirx  # here, so that flops and references need no compiler
+
+        arrays = [te.placeholder(s.shape, s.dtype, name=s.name) for s in self.inputs(workload)]
+        scale = tirx.Var("scale", "float32")
+        q, k, v = arrays[:3]
+        batch, heads, kv_heads = workload.dims("batch", "heads", "kv_heads")
+        q_len, kv_len, head_dim = workload.dims("q_len", "kv_len", "head_dim")
+        group = heads // kv_heads
+        unseen = tirx.const(-np.inf, "float32")
+        d, j, r = (te.reduce_axis((0, n), name=x) for x, n in (("d", head_dim), ("j", kv_len), ("r", kv_len)))
+
+        def masked(b: Any, h: Any, i: Any, key: Any) -> Any:
+            score = products[b, h, i, key] * scale
+            if workload["mask"] != NO_MASK:
+                mask = arrays[3]
+                at = [tirx.const(0, "int32") if n == 1 else x for n, x in zip(mask.shape, (b, h, i, key))]
+                value = mask[tuple(at)]
+                score = score + value if value.dtype == "float32" else tirx.Select(value != 0, score, unseen)
+            if workload["causal"]:
+                score = tirx.Select(key <= i + last_key(workload), score, unseen)
+            return score
+
+        rows = (batch, heads, q_len)
+        products = te.compute(
+            (*rows, kv_len),
+            lambda b, h, i, key: te.sum(q[b, h, i, d] * k[b, h // group, key, d], axis=d),
+            name="products",
+        )
+        scores = te.compute((*rows, kv_len), masked, name="scores")
+        most = te.compute(rows, lambda b, h, i: te.max(scores[b, h, i, j], axis=j), name="most")
+        weights = te.compute(
+            (*rows, kv_len),
+            lambda b, h, i, key: tirx.Select(
+                most[b, h, i] == unseen,
+                tirx.const(0, "float32"),
+                tirx.exp(scores[b, h, i, key] - most[b, h, i]),
+            ),
+            name="weights",
+        )
+        total = te.compute(rows, lambda b, h, i: te.sum(weights[b, h, i, r], axis=r), name="total")
+        s = te.reduce_axis((0, kv_len), name="s")
+        mixed = te.compute(
+            (*rows, head_dim),
+            lambda b, h, i, x: te.sum(weights[b, h, i, s] * v[b, h // group, s, x], axis=s),
+            name="mixed",
+        )
+        out = te.compute(
+            (*rows, head_dim),
+            lambda b, h, i, x: tirx.Select(
+                total[b, h, i] == 0, tirx.const(0, "float32"), mixed[b, h, i, x] / total[b, h, i]
+            ),
+            name="out",
+        )
+        return [*arrays, scale, out]
+
+    def reference(self, workload: Workload, *inputs: Array) -> tuple[Exact, ...]:
+        q, k, v = (array.astype(np.float64) for array in inputs[:3])
+        batch, heads, kv_heads = workload.dims("batch", "heads", "kv_heads")
+        (scale,) = self.scalars(workload)
+        out = np.empty(q.shape)
+        for b in range(batch):
+            for h in range(heads):
+                shared = h // (heads // kv_heads)
+                with np.errstate(invalid="ignore", over="ignore"):
+                    scores = scale * (q[b, h] @ k[b, shared].T)
+                    scores = _restrict(workload, scores, b, h, *inputs[3:])
+                    out[b, h] = _softmax(scores) @ v[b, shared]
+        return (out,)
+
+    def flops(self, workload: Workload) -> int:
+        """Count a product and a sum for each element of q k^T and of the weighted sum of v."""
+        batch, heads, q_len = workload.dims("batch", "heads", "q_len")
+        kv_len, head_dim = workload.dims("kv_len", "head_dim")
+        pairs = q_len * kv_len
+        if workload["causal"]:
+            offset = last_key(workload)
+            pairs = sum(min(max(i + offset + 1, 0), kv_len) for i in range(q_len))
+        return 4 * batch * heads * pairs * head_dim
+
+    def tolerance(self, workload: Workload) -> float:
+        (head_dim,) = workload.dims("head_dim")
+        return 4 * (head_dim + 16) * UNIT_ROUNDOFF
+
+    def scalars(self, workload: Workload) -> tuple[float, ...]:
+        (head_dim,) = workload.dims("head_dim")
+        return (float(np.float32(1 / sqrt(head_dim))),)
+
+    def random_inputs(self, workload: Workload, seed: int) -> list[Array]:
+        """Draw k and v uniformly from [-1, 1), q from a wider range; a mask excludes every fifth key."""
+        q, k, v, *masks = super().random_inputs(workload, seed)
+        excluded = [np.random.default_rng(seed + 1).random(mask.shape) < 0.2 for mask in masks]
+        if workload["mask"] == "bool":
+            masks = [np.where(out, 0, 1).astype(np.uint8) for out in excluded]
+        else:
+            masks = [np.where(out, np.float32(-np.inf), mask) for out, mask in zip(excluded, masks)]
+        return [q * np.float32(_SHARPNESS), k, v, *masks]
+
+
+def last_key(workload: Workload) -> int:
+    """Return the last key that a causal mask lets query 0 see; below 0 if it sees none."""
+    q_len, kv_len = workload.dims("q_len", "kv_len")
+    return kv_len - q_len if workload["align"] == "bottom-right" else 0
+
+
+def _restrict(workload: Workload, scores: Exact, b: int, h: int, mask: Array | None = None) -> Exact:
+    """Apply the masks to the scores of one head."""
+    if mask is not None:
+        batches, heads = mask.shape[:2]
+        own = mask[b if batches > 1 else 0, h if heads > 1 else 0]
+        scores = scores + own if own.dtype == np.float32 else np.where(own, scores, -np.inf)
+    if workload["causal"]:
+        queries, keys = np.indices(scores.shape)
+        scores = np.where(keys <= queries + last_key(workload), scores, -np.inf)
+    return scores
+
+
+def _softmax(scores: Exact) -> Exact:
+    """Return the weights of each row; all 0 for a row of -inf."""
+    most = scores.max(axis=-1, keepdims=True)
+    weights = np.exp(scores - np.where(most == -np.inf, 0.0, most))
+    total = weights.sum(axis=-1, keepdims=True)
+    return weights / np.where(total == 0.0, 1.0, total)

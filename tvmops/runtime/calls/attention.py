@@ -1,0 +1,98 @@
+"""Calls of attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+from typing import Any
+
+from tvmops.errors import CallError, CallTypeError
+from tvmops.runtime.arrays import as_bytes, broadcast, dtype_of, view
+from tvmops.runtime.calls.base import Call, shape_of
+from tvmops.signatures.attention import MASK_DTYPES, MASK_SIZES
+from tvmops.workloads import Workload
+
+OP = "attention"
+_ALIGNS = ("bottom-right", "top-left")
+
+
+def call(
+    q: Any,
+    k: Any,
+    v: Any,
+    causal: bool = False,
+    scale: float | None = None,
+    mask: Any = None,
+    align: str = "bottom-right",
+) -> Call:
+    """Return the call that `Library.attention` makes of its arguments."""
+    q, k, v = (view(OP, name, array) for name, array in (("q", q), ("k", k), ("v", v)))
+    batch, heads, q_len, head_dim = shape_of(OP, "q", q, 4)
+    kv_heads, kv_len = shape_of(OP, "k", k, 4)[1:3]
+    _check(OP, "k", k.shape, (batch, kv_heads, kv_len, head_dim))
+    _check(OP, "v", v.shape, (batch, kv_heads, kv_len, head_dim))
+    if heads % kv_heads if kv_heads else heads:
+        expected = f"a number of heads that divides the {heads} of q"
+        raise CallError(op=OP, argument="k", value=f"of shape {tuple(k.shape)}", expected=expected)
+    if align not in _ALIGNS:
+        raise CallError(op=OP, argument="align", value=repr(align), expected=" or ".join(map(repr, _ALIGNS)))
+    fields: dict[str, Any] = {
+        "batch": batch,
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "q_len": q_len,
+        "kv_len": kv_len,
+        "head_dim": head_dim,
+        "causal": bool(causal),
+        "align": align if causal and q_len != kv_len else "bottom-right",
+        "dtype": dtype_of(q),
+    }
+    inputs = {"q": q, "k": k, "v": v}
+    if mask is not None:
+        inputs["mask"], of_mask = _mask(mask, (batch, heads, q_len, kv_len))
+        if min(batch, heads, q_len, kv_len) > 0:
+            fields.update(of_mask)
+    return Call.of(OP, inputs, (_scale(scale, head_dim),), **fields)
+
+
+def arguments(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any]:
+    """Return the arguments of `Library.attention` that make it `workload` on these arrays."""
+    given = dict(zip(("q", "k", "v", "mask"), inputs))
+    if workload["mask"] == "bool":
+        given["mask"] = given["mask"].view("bool")
+    return {**given, "causal": workload["causal"], "align": workload["align"]}
+
+
+def _check(op: str, name: str, shape: Any, expected: tuple[int, ...]) -> None:
+    if tuple(shape) != expected:
+        raise CallError(op=op, argument=name, value=f"of shape {tuple(shape)}", expected=f"shape {expected}")
+
+
+def _scale(scale: float | None, head_dim: int) -> float:
+    if scale is None:
+        return 1 / sqrt(max(head_dim, 1))
+    try:
+        return float(scale)
+    except (TypeError, ValueError):
+        raise CallTypeError(op=OP, argument="scale", value=repr(scale), expected="a number") from None
+
+
+def _mask(mask: Any, scores: tuple[int, ...]) -> tuple[Any, dict[str, str]]:
+    """Return `mask` with four dimensions, each 1 or that of the scores, and its fields."""
+    mask = view(OP, "mask", mask)
+    dtype = dtype_of(mask)
+    kind = "bool" if dtype == "uint8" else dtype
+    if kind not in MASK_DTYPES:
+        expected = "dtype bool (true where a key is seen) or float32 (added to the scores)"
+        raise CallTypeError(op=OP, argument="mask", value=f"of dtype {dtype}", expected=expected)
+    given = tuple(mask.shape)
+    shape = (1,) * (4 - len(given)) + given
+    if len(given) > 4 or any(size not in (1, whole) for size, whole in zip(shape, scores)):
+        expected = f"a shape that broadcasts to {scores}"
+        raise CallError(op=OP, argument="mask", value=f"of shape {given}", expected=expected)
+    mask = mask.reshape(shape)
+    mask = broadcast(mask.reshape(shape), (*shape[:3], scores[3]))
+    if dtype == "bool":
+        mask = as_bytes(mask)
+    dims = "".join(letter for letter, size in zip(MASK_SIZES, shape) if size != 1)
+    return mask, {"mask": kind, "mask_dims": f"{dims}k"}
