@@ -32,6 +32,10 @@ class Workload:
                 return value
         raise KeyError(field)
 
+    def replace(self, **changes: Value) -> Workload:
+        """Return this workload with other values, which must be valid, of the named fields."""
+        return Workload(self.op, tuple((name, changes.get(name, value)) for name, value in self.items))
+
     def dims(self, *names: str) -> tuple[int, ...]:
         """Return the named sizes; each must be known."""
         sizes = []
@@ -51,7 +55,7 @@ class Workload:
         """Return this workload with every dimension `*` that one kernel can take at any size."""
         kinds = {field.name: field.kind for field in SIGNATURES[self.op].fields}
         free = {name for name, kind in kinds.items() if isinstance(kind, Dim) and not kind.fixed}
-        return Workload(self.op, tuple((name, ANY if name in free else value) for name, value in self.items))
+        return self.replace(**dict.fromkeys(free, ANY))
 
     def __str__(self) -> str:
         fields = SIGNATURES[self.op].fields if self.op in SIGNATURES else ()
@@ -100,7 +104,7 @@ def workload(op: str, /, **fields: object) -> Workload:
             raise WorkloadError(
                 op=op, field=name, value=fields[name], expected="a field among " + ", ".join(names)
             )
-    made = Workload(op, tuple(_items(op, signature.fields, fields)))
+    made = signature.canonical(Workload(op, tuple(_items(op, signature.fields, fields))))
     signature.check(made)
     return made
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from tvmops.errors import UnknownOpError
 from tvmops.ops.attention import Attention
 from tvmops.ops.base import Array, Exact, Op
+from tvmops.ops.conv2d import Conv2D
 from tvmops.ops.matmul import MatMul
 from tvmops.workloads import Workload
 
-_OPS: dict[str, Op] = {op.name: op for op in (MatMul(), Attention())}
+_OPS: dict[str, Op] = {op.name: op for op in (MatMul(), Attention(), Conv2D())}
 
 
 def op_of(workload: Workload) -> Op:

@@ -146,6 +146,57 @@ class Library:
         (out,) = self._answer(CALLS["attention"](q, k, v, causal, scale, mask, align), (out,))
         return out
 
+    def conv2d(
+        self,
+        x: Any,
+        w: Any,
+        bias: Any = None,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, ...] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        activation: str | None = None,
+        residual: Any = None,
+        layout: str = "NCHW",
+        out: Any = None,
+    ) -> Any:
+        """Return activation(conv(x, w) + bias + residual).
+
+        Parameters
+        ----------
+        x
+            Images, float32, of shape (n, ci, h, w); (n, h, w, ci) where `layout` is "NHWC".
+        w
+            Weights, float32, of shape (co, ci / groups, kh, kw); (co, kh, kw, ci / groups) for
+            NHWC, as torch.channels_last lays them out.
+        bias
+            Shape (co,).
+        stride, dilation
+            One number, or (h, w).
+        padding
+            Zeros around the image: one number, (h, w), or (top, left, bottom, right); "valid"
+            is none, "same" makes the output ceil(size / stride), the odd row and column of
+            zeros at the bottom and right.
+        groups
+            Into how many groups the channels are divided; ci of them for a depthwise one.
+        activation
+            "relu", "relu6", "gelu", "gelu_tanh", "silu", "hardswish", "sigmoid" or "tanh".
+        residual
+            Is added before the activation; of the result's shape.
+        layout
+            "NCHW" or "NHWC", of x, w, residual and the result.
+        out
+            Where to write the result: dense, not overlapping an input. Without it a new array is made.
+
+        Raises
+        ------
+        CallError, CallTypeError
+            An argument does not fit; the message names it.
+        """
+        call = CALLS["conv2d"](x, w, bias, stride, padding, dilation, groups, activation, residual, layout)
+        (out,) = self._answer(call, (out,))
+        return out
+
     def explain(self, op: str, *arrays: Any, **attributes: Any) -> Explanation:
         """Say which kernel answers a call, why, its measured time and its error bound.
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from tvmops.signatures.attention import Attention
 from tvmops.signatures.base import Signature, TensorSpec
+from tvmops.signatures.conv2d import Conv2D
 from tvmops.signatures.fields import ANY, Choice, Dim, Field, Flag, Sizes, Value
 from tvmops.signatures.matmul import MatMul
 
-SIGNATURES: dict[str, Signature] = {"matmul": MatMul(), "attention": Attention()}
+SIGNATURES: dict[str, Signature] = {"matmul": MatMul(), "attention": Attention(), "conv2d": Conv2D()}
 
 __all__ = [
     "ANY",

@@ -55,5 +55,9 @@ class Signature(ABC):
         """Return the names of the float arguments, which are known only when a kernel is called."""
         return ()
 
+    def canonical(self, workload: Workload) -> Workload:
+        """Return `workload` with words that stand for sizes replaced by those."""
+        return workload
+
     def check(self, workload: Workload) -> None:  # noqa: B027  most ops have nothing to check
         """Raise WorkloadError where fields, each right by itself, do not fit each other."""

@@ -69,9 +69,10 @@ class Flag:
 
 @dataclass(frozen=True)
 class Sizes:
-    """`count` integers of at least `low`: one for all, one a pair of sides, or one each.
+    """`count` integers of at least `low`: one for all, one an axis, or one each.
 
-    As text they are joined by "x"; a tuple or a list serves, too.
+    Both ends of the axes are (top, left, bottom, right), so that (h, w) is repeated: each
+    axis has the same at its ends. As text they are joined by "x"; a tuple or a list serves, too.
     """
 
     count: int
@@ -91,7 +92,7 @@ class Sizes:
         found = tuple(number for number in numbers if number is not None and number >= self.low)
         if len(found) != len(numbers):
             return None
-        return found * (self.count // len(found)) if len(found) == 1 else _spread(found, self.count)
+        return found * (self.count // len(found))
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,3 @@ def _number(value: object) -> int | None:
     if isinstance(value, str) and value.isdecimal():
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _spread(numbers: tuple[int, ...], count: int) -> tuple[int, ...]:
-    """Give each number to `count / len(numbers)` neighbours: (h, w) to (top, bottom, left, right)."""
-    each = count // len(numbers)
-    return tuple(number for number in numbers for _ in range(each))

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tvmops.runtime.calls import attention, matmul
+from tvmops.runtime.calls import attention, conv2d, matmul
 from tvmops.runtime.calls.base import Call
 
 # From a method's arguments to the call.
-CALLS: dict[str, Callable[..., Call]] = {"matmul": matmul.call, "attention": attention.call}
+CALLS: dict[str, Callable[..., Call]] = {
+    "matmul": matmul.call,
+    "attention": attention.call,
+    "conv2d": conv2d.call,
+}
 
 # And back: from a workload and the arrays of its kernels to a method's arguments.
 CALL_ARGUMENTS: dict[str, Callable[..., dict[str, object]]] = {
     "matmul": matmul.arguments,
     "attention": attention.arguments,
+    "conv2d": conv2d.arguments,
 }
 
 __all__ = ["CALLS", "CALL_ARGUMENTS", "Call"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from tvmops.errors import CallError
 from tvmops.runtime.arrays import as_input
-from tvmops.signatures import SIGNATURES, Dim, TensorSpec
+from tvmops.signatures import ANY, SIGNATURES, Dim, TensorSpec, Value
 from tvmops.workloads import Workload, workload
 
 _INDEX_LIMIT = 2**31  # kernels index in 32 bits
@@ -63,6 +63,15 @@ def shape_of(op: str, name: str, array: Any, *ranks: int) -> tuple[int, ...]:
         plural = "dimension" if ranks == (1,) else "dimensions"
         raise CallError(op=op, argument=name, value=f"of shape {shape}", expected=f"{wanted} {plural}")
     return shape
+
+
+def parsed(op: str, name: str, value: object) -> Value:
+    """Return the argument `value` as the field `name` of the op's workload holds it."""
+    kind = next(field.kind for field in SIGNATURES[op].fields if field.name == name)
+    found = None if value == ANY else kind.parse(value)
+    if found is None:
+        raise CallError(op=op, argument=name, value=value, expected=kind.expected)
+    return found
 
 
 _NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}

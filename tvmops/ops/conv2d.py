@@ -1,0 +1,119 @@
+"""Conv2D: each output pixel is a sum over the window of the image that lies under the kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tvmops.ops.activations import STEEPEST, activated, expression
+from tvmops.ops.base import Array, Exact, Op
+from tvmops.signatures.activations import NONE
+from tvmops.signatures.conv2d import output_size, windows
+from tvmops.workloads import Workload
+
+UNIT_ROUNDOFF = 2.0**-24  # of float32
+
+
+class Conv2D(Op):
+    """y = activation(conv(x, w) + bias + residual), a cross-correlation as in deep learning.
+
+        conv[n, o, i, j] = sum over c, r, s of xp[n, c, i sh + r dh, j sw + s dw] * w[o, c, r, s]
+
+    where xp is x with zeros around it, and c runs over the input channels of the group of o.
+    Zeros of the padding are multiplied like any others: an infinite weight gives NaN there.
+
+    Accumulation is float32. With k = ci / groups * kh * kw and |x|, |w|, |bias|, |residual|
+    <= 1 each kernel is held to 4 (k + 3) u, u = 2**-24, times the steepest slope of the
+    activation: far inside the worst case, k**2 u (N. Higham, Accuracy and Stability of
+    Numerical Algorithms, section 3.5), and far outside what rounding at random reaches.
+    """
+
+    name = "conv2d"
+
+    def expression(self, workload: Workload) -> list[Any]:
+        from tvm import te, topi  # here, so that flops and references need no compiler
+
+        ci, co, kh, kw, groups = workload.dims("ci", "co", "kh", "kw", "groups")
+        dtype, channels_last = str(workload["dtype"]), workload["layout"] == "NHWC"
+        down, across = windows(workload)
+        args = {spec.name: te.placeholder(spec.shape, dtype, spec.name) for spec in self.inputs(workload)}
+        (output,) = self.outputs(workload)
+        before, after = (
+            (0, *zeros, 0) if channels_last else (0, 0, *zeros)
+            for zeros in ((down.before, across.before), (down.after, across.after))
+        )
+        padded = topi.nn.pad(args["x"], before, after)
+        c, r, s = (te.reduce_axis((0, size)) for size in (ci // groups, kh, kw))
+
+        def product(*at: Any) -> Any:
+            b, o, i, j = (at[0], at[3], at[1], at[2]) if channels_last else at
+            channel = o // (co // groups) * (ci // groups) + c
+            row, column = i * down.stride + r * down.dilation, j * across.stride + s * across.dilation
+            if channels_last:
+                return te.sum(padded[b, row, column, channel] * args["w"][o, r, s, c], [r, s, c])
+            return te.sum(padded[b, channel, row, column] * args["w"][o, c, r, s], [c, r, s])
+
+        sums = te.compute(output.shape, product, "y")
+        if workload["activation"] == NONE and not workload["bias"] and not workload["residual"]:
+            return [*args.values(), sums]
+
+        def end(*at: Any) -> Any:
+            value = sums[at]
+            if workload["bias"]:
+                value = value + args["bias"][at[3 if channels_last else 1]]
+            if workload["residual"]:
+                value = value + args["residual"][at]
+            return expression(str(workload["activation"]), value, dtype)
+
+        return [*args.values(), te.compute(output.shape, end, "y")]
+
+    def reference(self, workload: Workload, *inputs: Array) -> tuple[Exact, ...]:
+        specs = self.inputs(workload)
+        given = {spec.name: array.astype(np.float64) for spec, array in zip(specs, inputs)}
+        x, w = given["x"], given["w"]
+        channels_last = workload["layout"] == "NHWC"
+        if channels_last:
+            x, w = np.moveaxis(x, 3, 1), np.moveaxis(w, 3, 1)
+        total = _convolved(workload, x, w)
+        if channels_last:
+            total = np.moveaxis(total, 1, 3)
+        if "bias" in given:
+            total = total + (given["bias"] if channels_last else given["bias"][:, None, None])
+        if "residual" in given:
+            total = total + given["residual"]
+        return (np.ascontiguousarray(activated(str(workload["activation"]), total)),)
+
+    def flops(self, workload: Workload) -> int:
+        n, co = workload.dims("n", "co")
+        oh, ow = output_size(workload)
+        return 2 * n * co * oh * ow * _terms(workload)
+
+    def tolerance(self, workload: Workload) -> float:
+        return STEEPEST[str(workload["activation"])] * 4 * (_terms(workload) + 3) * UNIT_ROUNDOFF
+
+
+def _terms(workload: Workload) -> int:
+    """Count the products that make one element of the output."""
+    ci, groups, kh, kw = workload.dims("ci", "groups", "kh", "kw")
+    return ci // groups * kh * kw
+
+
+def _convolved(workload: Workload, x: Exact, w: Exact) -> Exact:
+    """Sum, over all places in the kernel, the products of matrices: weights times pixels."""
+    down, across = windows(workload)
+    oh, ow = output_size(workload)
+    groups = workload.dims("groups")[0]
+    n, ci, co = x.shape[0], x.shape[1], w.shape[0]
+    sides = ((down.before, down.after), (across.before, across.after))
+    padded = np.pad(x, ((0, 0), (0, 0), *sides))
+    total = np.zeros((n, groups, co // groups, oh * ow))
+    with np.errstate(invalid="ignore", over="ignore"):
+        for r in range(down.size):
+            for s in range(across.size):
+                top, left = r * down.dilation, s * across.dilation
+                rows = slice(top, top + (oh - 1) * down.stride + 1, down.stride)
+                columns = slice(left, left + (ow - 1) * across.stride + 1, across.stride)
+                pixels = padded[:, :, rows, columns].reshape(n, groups, ci // groups, oh * ow)
+                total += w[:, :, r, s].reshape(groups, co // groups, ci // groups) @ pixels
+    return total.reshape(n, co, oh, ow)
