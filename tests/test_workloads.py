@@ -39,7 +39,7 @@ def test_fields_are_read_by_name() -> None:
     assert (made["m"], made["dtype"]) == (1, "float32")
     assert made.dims("k", "m") == (3, 1)
     with pytest.raises(KeyError):
-        made["batch"]
+        made["no such field"]
 
 
 def test_generic_frees_sizes_and_keeps_the_dtype() -> None:
@@ -49,6 +49,8 @@ def test_generic_frees_sizes_and_keeps_the_dtype() -> None:
     assert made.generic().is_generic
     assert made.generic().generic() == made.generic()
     assert workload("matmul", m="*", n=2, k=3).is_generic
+    batched = workload("matmul", m=1, n=2, k=3, batch=4, trans_b=True)
+    assert str(batched.generic()) == "matmul m=* n=* k=* dtype=float32 batch=* trans_b=true"
 
 
 def test_an_unknown_size_is_no_number() -> None:

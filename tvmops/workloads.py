@@ -52,9 +52,15 @@ class Workload:
         return any(value == ANY for _, value in self.items)
 
     def generic(self) -> Workload:
-        """Return this workload with every dimension `*` that one kernel can take at any size."""
-        kinds = {field.name: field.kind for field in SIGNATURES[self.op].fields}
-        free = {name for name, kind in kinds.items() if isinstance(kind, Dim) and not kind.fixed}
+        """Return this workload with every dimension `*` that one kernel can take at any size.
+
+        A dimension that has its default stays: without a batch, say, arrays have one less.
+        """
+        free = {
+            field.name
+            for field in SIGNATURES[self.op].fields
+            if isinstance(field.kind, Dim) and not field.kind.fixed and self[field.name] != field.default
+        }
         return self.replace(**dict.fromkeys(free, ANY))
 
     def __str__(self) -> str:

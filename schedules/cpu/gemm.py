@@ -28,6 +28,7 @@ from tvmops.schedules.template import GenericKernel, Template
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
+from tvmops.workloads import workload as make_workload
 
 
 class CpuGemm(Template):
@@ -35,7 +36,10 @@ class CpuGemm(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        return workload.op == "matmul" and target.kind == "cpu"
+        if workload.op != "matmul" or target.kind != "cpu":
+            return False
+        sizes = {"m": workload["m"], "n": workload["n"], "k": workload["k"], "dtype": "float32"}
+        return workload == make_workload("matmul", **sizes)
 
     def space(self, workload: Workload, target: Target) -> Space:
         m, n, k = workload.dims("m", "n", "k")

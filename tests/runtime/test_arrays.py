@@ -157,12 +157,12 @@ def test_what_is_no_such_array_is_refused(
 
 
 @pytest.mark.parametrize("argument", ["a", "b"])
-@pytest.mark.parametrize("shape", [(), (8,), (1, 8, 8)])
+@pytest.mark.parametrize("shape", [(), (8,)])
 def test_another_rank_is_refused(lib: tvmops.Library, argument: str, shape: tuple[int, ...]) -> None:
     good = random(8, 8)
     with pytest.raises(CallError) as caught:
         lib.matmul(**{"a": good, "b": good, argument: np.zeros(shape, "float32")})
-    assert f"argument '{argument}' is of shape {shape}; expected two dimensions" in str(caught.value)
+    assert f"argument '{argument}' is of shape {shape}; expected two dimensions or more" in str(caught.value)
 
 
 def test_a_mismatched_k_is_refused(lib: tvmops.Library) -> None:

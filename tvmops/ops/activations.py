@@ -75,13 +75,13 @@ def _sigmoid(x: Exact) -> Exact:
 
 def _gelu(x: Exact) -> Exact:
     erf = np.vectorize(math.erf, otypes=[np.float64])  # NumPy has none
-    half: Exact = 0.5 * x
-    return half * (1 + erf(x * math.sqrt(0.5)))
+    value: Exact = 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
+    return value
 
 
 def _gelu_tanh(x: Exact) -> Exact:
-    half: Exact = 0.5 * x
-    return half * (1 + np.tanh(SLOPE * (x + CUBIC * x**3)))
+    value: Exact = 0.5 * x * (1 + np.tanh(SLOPE * (x + CUBIC * x**3)))
+    return value
 
 
 _EXACT: dict[str, Callable[[Exact], Exact]] = {

@@ -1,24 +1,30 @@
-"""MatMul: c[m, n] = sum over k of a[m, k] * b[k, n]."""
+"""MatMul: c = activation(a @ b + bias + residual)."""
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import Any
 
 import numpy as np
 
+from tvmops.ops.activations import STEEPEST, activated, expression
 from tvmops.ops.base import Array, Exact, Op
+from tvmops.signatures.layouts import PLAIN, layout_of
 from tvmops.workloads import Workload
 
 UNIT_ROUNDOFF = 2.0**-24  # of float32
 
 
 class MatMul(Op):
-    """Row-major matrix product, all tensors `dtype`.
+    """Row-major matrix product with an epilogue, all tensors `dtype`.
 
     Accumulation is float32. Templates may split the sum over k, never widen its error:
-    for |a|, |b| <= 1 each kernel is held to 4 (k + 1) u, u = 2**-24. That is far inside
-    the worst case, k**2 u (N. Higham, Accuracy and Stability of Numerical Algorithms,
-    section 3.5), and far outside what rounding at random reaches: about k u / 4.
+    for |a|, |b| <= 1 each kernel is held to 4 (k + 1) u, u = 2**-24, where bias and residual
+    count as one product more each. That is far inside the worst case, k**2 u (N. Higham,
+    Accuracy and Stability of Numerical Algorithms, section 3.5), and far outside what
+    rounding at random reaches: about k u / 4. An activation multiplies this error by its
+    steepest slope at most. It adds 8 u of its argument, of which 2 sqrt(k) is six standard
+    deviations, and of one: the error of a polynomial or a quotient is a few roundings.
     """
 
     name = "matmul"
@@ -26,22 +32,64 @@ class MatMul(Op):
     def expression(self, workload: Workload) -> list[Any]:
         from tvm import te  # here, so that flops and references need no compiler
 
-        m, n, k = workload.dims("m", "n", "k")
-        dtype = workload["dtype"]
-        a = te.placeholder((m, k), dtype, name="a")
-        b = te.placeholder((k, n), dtype, name="b")
+        (k,) = workload.dims("k")
+        dtype = str(workload["dtype"])
+        tensors = {spec.name: te.placeholder(spec.shape, dtype, spec.name) for spec in self.inputs(workload)}
         r = te.reduce_axis((0, k), name="r")
-        c = te.compute((m, n), lambda i, j: te.sum(a[i, r] * b[r, j], axis=r), name="c")
-        return [a, b, c]
+
+        def a(*at: Any) -> Any:
+            *batch, i, _ = at
+            index = (r, i) if workload["trans_a"] else (i, r)
+            return tensors["a"][(*([] if workload["shared"] == "a" else batch), *index)]
+
+        def b(*at: Any) -> Any:
+            *batch, _, j = at
+            if workload["packed"] != PLAIN:
+                columns = tensors["b"].shape[-1]
+                return tensors["b"][j // columns, r, j % columns]
+            index = (j, r) if workload["trans_b"] else (r, j)
+            return tensors["b"][(*([] if workload["shared"] == "b" else batch), *index)]
+
+        (output,) = self.outputs(workload)
+        plain = not tensors.keys() - {"a", "b"} and workload["activation"] == "none"
+        total = te.compute(
+            output.shape, lambda *at: te.sum(a(*at) * b(*at), axis=r), name="c" if plain else "total"
+        )
+        if plain:
+            return [*tensors.values(), total]
+
+        def finished(*at: Any) -> Any:
+            value = total[at]
+            if workload["bias"]:
+                value = value + tensors["bias"][at[-1]]
+            if workload["residual"]:
+                value = value + tensors["residual"][at]
+            return expression(str(workload["activation"]), value, dtype)
+
+        return [*tensors.values(), te.compute(output.shape, finished, name="c")]
 
     def reference(self, workload: Workload, *inputs: Array) -> tuple[Exact, ...]:
-        a, b = (array.astype(np.float64) for array in inputs)
-        return (a @ b,)
+        names = [spec.name for spec in self.inputs(workload)]
+        exact = dict(zip(names, (array.astype(np.float64) for array in inputs)))
+        a, b = exact["a"], exact["b"]
+        if workload["packed"] != PLAIN:
+            b = layout_of(workload).unpack(b, *workload.dims("k", "n"))
+        product = (a.swapaxes(-1, -2) if workload["trans_a"] else a) @ (
+            b.swapaxes(-1, -2) if workload["trans_b"] else b
+        )
+        for name in names[2:]:
+            product = product + exact[name]
+        return (activated(str(workload["activation"]), product),)
 
     def flops(self, workload: Workload) -> int:
-        m, n, k = workload.dims("m", "n", "k")
-        return 2 * m * n * k
+        batch, m, n, k = workload.dims("batch", "m", "n", "k")
+        return 2 * batch * m * n * k
 
     def tolerance(self, workload: Workload) -> float:
         (k,) = workload.dims("k")
-        return 4 * (k + 1) * UNIT_ROUNDOFF
+        terms = k + len(self.inputs(workload)) - 2
+        product = 4 * (terms + 1) * UNIT_ROUNDOFF
+        activation = str(workload["activation"])
+        if activation == "none":
+            return product
+        return STEEPEST[activation] * product + 8 * UNIT_ROUNDOFF * (1 + 2 * sqrt(terms))

@@ -48,6 +48,17 @@ def as_bytes(array: Any) -> Any:
     return array.view(sys.modules["torch"].uint8) if _is_torch(array) else array.view("uint8")
 
 
+def is_dense(array: Any) -> bool:
+    """True if what `view` gave lies row by row without gaps."""
+    return bool(array.is_contiguous() if _is_torch(array) else array.flags.c_contiguous)
+
+
+def as_numpy(op: str, name: str, array: Any) -> Any:
+    """Return `array` as a NumPy array; nothing is copied."""
+    viewed = view(op, name, array)
+    return viewed.resolve_neg().numpy() if _is_torch(viewed) else viewed
+
+
 def as_input(op: str, name: str, array: Any, dtype: str) -> Any:
     """Return `array` dense and in this machine's byte order, copied only where it must be.
 

@@ -51,11 +51,11 @@ class Dispatcher:
         self._path = path
         self._function = function
         self._exact: dict[Workload, KernelEntry] = {}
-        self._generic: list[KernelEntry] = []
+        self._generic: list[tuple[Workload, KernelEntry]] = []
         for entry in manifest.kernels:
             workload = Workload.parse(entry.workload)
             if workload.is_generic:
-                self._generic.append(entry)
+                self._generic.append((workload, entry))
             else:
                 self._exact[workload] = entry
         self._misses: dict[Workload, int] = {}
@@ -76,12 +76,15 @@ class Dispatcher:
         exact = self._exact.get(workload)
         if exact is not None:
             return Explanation(workload, "exact", exact, "built for this shape")
-        for entry in self._generic:
-            if _covers(entry, workload):
-                reason = "this shape was not tuned"
-                return Explanation(workload, "generic", entry, reason)
-        holds = ", ".join(sorted({str(w) for w in self._exact} | {entry.workload for entry in self._generic}))
+        generic = self._generic_for(workload)
+        if generic is not None:
+            return Explanation(workload, "generic", generic, "this shape was not tuned")
+        holds = ", ".join(sorted({str(w) for w in (*self._exact, *(w for w, _ in self._generic))}))
         raise NotInLibraryError(path=self._path, workload=workload, holds=holds or "no kernels")
+
+    def answers(self, workload: Workload) -> bool:
+        """Say whether some kernel answers `workload`."""
+        return workload in self._exact or self._generic_for(workload) is not None
 
     def find(self, workload: Workload) -> Callable[..., None]:
         """Return the kernel for `workload`; a generic one counts each of its calls."""
@@ -92,6 +95,11 @@ class Dispatcher:
         if explanation.tier == "exact":
             return kernel
         return self._counted(workload, kernel)
+
+    def _generic_for(self, workload: Workload) -> KernelEntry | None:
+        """Return the narrowest generic kernel for `workload`."""
+        pattern = workload.generic()
+        return next((e for p, e in self._generic if p == pattern and _in_range(e, workload)), None)
 
     def misses(self) -> dict[str, int]:
         """Return how often generic kernels answered, by workload, most often first."""
@@ -124,10 +132,7 @@ def _on_ready_threads(kernel: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def _covers(entry: KernelEntry, workload: Workload) -> bool:
-    pattern = Workload.parse(entry.workload)
-    if pattern != workload.generic():
-        return False
+def _in_range(entry: KernelEntry, workload: Workload) -> bool:
     limits = list(entry.ranges.items())
     sizes = workload.dims(*(name for name, _ in limits))
     return all(low <= size <= high for size, (_, (low, high)) in zip(sizes, limits))

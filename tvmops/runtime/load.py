@@ -20,8 +20,9 @@ from tvmops.machine import missing_features, this_machine
 from tvmops.manifest import Manifest
 from tvmops.runtime import backend
 from tvmops.runtime.arrays import as_argument, as_output, new_output, overlap
-from tvmops.runtime.calls import CALLS, Call
+from tvmops.runtime.calls import CALLS, PACKS, Call
 from tvmops.runtime.dispatch import Dispatcher, Explanation
+from tvmops.runtime.packed import PackedWeight
 from tvmops.signatures import SIGNATURES
 from tvmops.workloads import Workload
 
@@ -68,39 +69,86 @@ class Library:
         self._kernels: dict[Workload, Callable[..., None]] = {}
         self._matmuls: dict[tuple[Any, Any], Callable[..., None]] = {}
 
-    def matmul(self, a: Any, b: Any, out: Any = None) -> Any:
-        """Return a @ b.
+    def matmul(
+        self,
+        a: Any,
+        b: Any,
+        bias: Any = None,
+        activation: str | None = None,
+        trans_a: bool = False,
+        trans_b: bool = False,
+        residual: Any = None,
+        out: Any = None,
+    ) -> Any:
+        """Return activation(a @ b + bias + residual).
 
         Parameters
         ----------
         a, b
-            Arrays of shape (m, k) and (k, n), float32.
+            Arrays of shape (..., m, k) and (..., k, n), float32. Batch dimensions broadcast as
+            those of `numpy.matmul` do. b may be what `pack` returned.
+        bias
+            Array of shape (n,).
+        activation
+            relu, relu6, gelu, gelu_tanh, silu, hardswish, sigmoid or tanh.
+        trans_a, trans_b
+            a is (..., k, m), b is (..., n, k). A transposed view means the same. Both are read
+            as they lie where the library has a kernel for that, else copied.
+        residual
+            Array of the result's shape, added before the activation.
         out
-            Where to write the result, of shape (m, n): dense, not overlapping an input.
+            Where to write the result, of shape (..., m, n): dense, not overlapping an input.
             Without it a new array is made.
 
         Raises
         ------
         CallError, CallTypeError
             An argument does not fit; the message names it.
+        NotInLibraryError
+            The library was exported without such an epilogue, or without packed weights.
         """
-        if out is not None:
+        plain = bias is residual is activation is None and not (trans_a or trans_b)
+        if plain and out is not None:
             # Kernels check shapes, dtypes, strides and overlap of all arguments before they
             # touch memory, so a known pair of shapes goes straight to its kernel. What a
             # kernel refuses, and what may need a gradient, takes the careful way.
-            plain = type(a) is type(b) is type(out) is _ndarray
-            kernel = self._matmuls.get((a.shape, b.shape)) if plain else None
+            known = type(a) is type(b) is type(out) is _ndarray
+            kernel = self._matmuls.get((a.shape, b.shape)) if known else None
             if kernel is not None:
                 try:
                     kernel(a, b, out)
                     return out
                 except (ValueError, TypeError, BufferError):
                     pass
-        call = CALLS["matmul"](a, b)
-        (out,) = self._answer(call, (out,))
-        if not call.is_empty:
-            self._matmuls[tuple(each.shape for each in call.inputs)] = self._kernels[call.workload]
-        return out
+        call = CALLS["matmul"](a, b, bias, activation, trans_a, trans_b, residual)
+        (result,) = self._answer(call, (out,))
+        matrices = type(a) is type(b) is _ndarray and a.ndim == b.ndim == 2
+        if plain and matrices and call.otherwise is None and not call.is_empty:
+            self._matmuls[a.shape, b.shape] = self._kernels[call.workload]
+        return result
+
+    def pack(self, op: str, weight: Any, **attributes: Any) -> PackedWeight:
+        """Return `weight` as kernels for constant weights read it, to be packed once and used often.
+
+        Parameters
+        ----------
+        op
+            "matmul", whose weight is b.
+        weight
+            Array of shape (k, n), float32; (n, k) with `trans_b=True`.
+        packed
+            The layout, by its name, where an op has several.
+
+        Raises
+        ------
+        ArgumentError
+            `op` takes no packed weights.
+        CallError, CallTypeError
+            The weight does not fit; the message says how.
+        """
+        if op not in PACKS:
+            raise ArgumentError(argument="op", value=op, expected="one of " + ", ".join(PACKS))
+        return PACKS[op](weight, **attributes)
 
     def attention(
         self,
@@ -210,7 +258,7 @@ class Library:
         if op not in CALLS:
             expected = "one of " + ", ".join(CALLS)
             raise ArgumentError(argument="op", value=op, expected=expected)
-        return self._dispatcher.explain(CALLS[op](*arrays, **attributes).workload)
+        return self._dispatcher.explain(self._answerable(CALLS[op](*arrays, **attributes)).workload)
 
     def misses(self) -> dict[str, int]:
         """Return the workloads that generic kernels answered, and how often."""
@@ -223,15 +271,23 @@ class Library:
         """
         backend.set_threads(count)
 
+    def _answerable(self, call: Call) -> Call:
+        """Return `call`, or the one to make instead where no kernel answers it."""
+        if call.otherwise is None or self._dispatcher.answers(call.workload):
+            return call
+        instead = call.otherwise()
+        return instead if self._dispatcher.answers(instead.workload) else call
+
     def _answer(self, call: Call, outs: tuple[Any, ...]) -> tuple[Any, ...]:
         """Compute `call` into `outs`; those that are None are made."""
+        call = self._answerable(call)
         op, like = call.workload.op, call.inputs[0]
         signature = SIGNATURES[op]
         made = tuple(
-            new_output(like, spec.shape, spec.dtype)
+            new_output(like, shape, spec.dtype)
             if out is None
-            else as_output(op, name, out, spec.shape, spec.dtype)
-            for name, out, spec in zip(_out_names(outs), outs, call.outputs)
+            else as_output(op, name, out, shape, spec.dtype)
+            for name, out, spec, shape in zip(_out_names(outs), outs, call.outputs, call.shapes)
         )
         specs = signature.inputs(call.workload)
         named = [(spec.name, array) for spec, array in zip(specs, call.inputs)]
@@ -247,7 +303,9 @@ class Library:
         if kernel is None:
             kernel = self._kernels[call.workload] = self._dispatcher.find(call.workload)
         inputs = [as_argument(array, spec.dtype) for array, spec in zip(call.inputs, specs)]
-        outputs = [as_argument(array, spec.dtype) for array, spec in zip(made, call.outputs)]
+        outputs = [
+            as_argument(array.reshape(spec.shape), spec.dtype) for array, spec in zip(made, call.outputs)
+        ]
         kernel(*inputs, *call.scalars, *outputs)
         return made
 

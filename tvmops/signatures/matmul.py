@@ -4,25 +4,73 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tvmops.errors import WorkloadError
+from tvmops.signatures.activations import ACTIVATION
 from tvmops.signatures.base import Signature, TensorSpec
-from tvmops.signatures.fields import Choice, Dim, Field
+from tvmops.signatures.fields import Choice, Dim, Field, Flag
+from tvmops.signatures.layouts import PLAIN, layout_names, layout_of
 
 if TYPE_CHECKING:
     from tvmops.workloads import Workload
 
 
 class MatMul(Signature):
+    """c = activation(a @ b + bias + residual), for each of `batch` matrices.
+
+    Without a batch the arrays have two dimensions. An operand that is `shared` serves all
+    of the batch and has two in any case. `trans_a` and `trans_b` say that a is given as
+    (k, m), b as (n, k). `packed` names the layout of a b that was packed beforehand.
+    """
+
     fields = (
         Field("m", Dim()),
         Field("n", Dim()),
         Field("k", Dim()),
         Field("dtype", Choice(("float32",)), "float32", shown=True),
+        Field("batch", Dim(), 1),
+        Field("shared", Choice(("none", "a", "b")), "none"),
+        Field("trans_a", Flag(), False),
+        Field("trans_b", Flag(), False),
+        Field("bias", Flag(), False),
+        ACTIVATION,
+        Field("residual", Flag(), False),
+        Field("packed", Choice(layout_names("matmul")), PLAIN),
     )
 
     def inputs(self, workload: Workload) -> tuple[TensorSpec, ...]:
         m, n, k = workload.dims("m", "n", "k")
         dtype = str(workload["dtype"])
-        return TensorSpec("a", (m, k), dtype), TensorSpec("b", (k, n), dtype)
+        a: tuple[int, ...] = (k, m) if workload["trans_a"] else (m, k)
+        b: tuple[int, ...] = (n, k) if workload["trans_b"] else (k, n)
+        if workload["packed"] != PLAIN:
+            b = layout_of(workload).shape(k, n)
+        specs = [
+            TensorSpec("a", _of_batch(workload, a, "a"), dtype),
+            TensorSpec("b", _of_batch(workload, b, "b"), dtype),
+        ]
+        if workload["bias"]:
+            specs.append(TensorSpec("bias", (n,), dtype))
+        if workload["residual"]:
+            specs.append(TensorSpec("residual", _of_batch(workload, (m, n)), dtype))
+        return tuple(specs)
 
     def outputs(self, workload: Workload) -> tuple[TensorSpec, ...]:
-        return (TensorSpec("c", workload.dims("m", "n"), str(workload["dtype"])),)
+        shape = _of_batch(workload, workload.dims("m", "n"))
+        return (TensorSpec("c", shape, str(workload["dtype"])),)
+
+    def check(self, workload: Workload) -> None:
+        wrong = None
+        if workload["shared"] != "none" and workload["batch"] == 1:
+            wrong = "shared", "none where there is no batch"
+        elif workload["packed"] != PLAIN and workload["batch"] != 1:
+            wrong = "batch", "1 where b is packed: rows of a batch are rows of a"
+        elif workload["packed"] != PLAIN and workload["trans_b"]:
+            wrong = "trans_b", "false where b is packed: its layout says how it lies"
+        if wrong:
+            field, expected = wrong
+            raise WorkloadError(op=workload.op, field=field, value=workload[field], expected=expected)
+
+
+def _of_batch(workload: Workload, matrix: tuple[int, ...], operand: str = "") -> tuple[int, ...]:
+    (batch,) = workload.dims("batch")
+    return matrix if batch == 1 or workload["shared"] == operand else (batch, *matrix)

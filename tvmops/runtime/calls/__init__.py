@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from tvmops.runtime.calls import attention, conv2d, matmul
 from tvmops.runtime.calls.base import Call
+from tvmops.runtime.packed import PackedWeight
 
 # From a method's arguments to the call.
 CALLS: dict[str, Callable[..., Call]] = {
@@ -21,4 +22,7 @@ CALL_ARGUMENTS: dict[str, Callable[..., dict[str, object]]] = {
     "conv2d": conv2d.arguments,
 }
 
-__all__ = ["CALLS", "CALL_ARGUMENTS", "Call"]
+# From a weight, as `Library.pack` takes it, to what its kernels read.
+PACKS: dict[str, Callable[..., PackedWeight]] = {"matmul": matmul.pack}
+
+__all__ = ["CALLS", "CALL_ARGUMENTS", "PACKS", "Call"]

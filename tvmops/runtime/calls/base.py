@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +22,28 @@ class Call:
     inputs: tuple[Any, ...]  # dense, in calling order
     scalars: tuple[float, ...]
     outputs: tuple[TensorSpec, ...]
+    shapes: tuple[tuple[int, ...], ...]  # of the outputs as the caller sees them
+    otherwise: Callable[[], Call] | None  # the same on copies, for a library without such a kernel
 
     @classmethod
-    def of(cls, op: str, inputs: dict[str, Any], scalars: tuple[float, ...] = (), **fields: Any) -> Call:
+    def of(
+        cls,
+        op: str,
+        inputs: dict[str, Any],
+        scalars: tuple[float, ...] = (),
+        shapes: tuple[tuple[int, ...], ...] | None = None,
+        otherwise: Callable[[], Call] | None = None,
+        **fields: Any,
+    ) -> Call:
         """Return the call of `op` with these arrays, by name, on the workload with these fields.
+
+        Parameters
+        ----------
+        shapes
+            Shapes of the outputs as the caller sees them, where those of the signature differ:
+            what a kernel has as rows and columns may have any number of dimensions.
+        otherwise
+            Makes another call of the same meaning, for a library that has no kernel for this one.
 
         Raises
         ------
@@ -46,7 +65,8 @@ class Call:
                     value=f"of shape {spec.shape}",
                     expected="fewer than 2**31 elements",
                 )
-        return cls(made, checked, scalars, outputs)
+        seen = shapes or tuple(spec.shape for spec in outputs)
+        return cls(made, checked, scalars, outputs, seen, otherwise)
 
     @property
     def is_empty(self) -> bool:

@@ -3,26 +3,214 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
-from tvmops.errors import CallError
-from tvmops.runtime.arrays import view
-from tvmops.runtime.calls.base import Call, shape_of
+from tvmops.errors import CallError, CallTypeError
+from tvmops.runtime.arrays import as_input, as_numpy, broadcast, is_dense, view
+from tvmops.runtime.calls.base import Call, parsed
+from tvmops.runtime.packed import PackedWeight
+from tvmops.signatures import Value
+from tvmops.signatures.activations import NONE
+from tvmops.signatures.layouts import LAYOUTS
 from tvmops.workloads import Workload
 
 OP = "matmul"
+Shape = tuple[int, ...]
 
 
-def call(a: Any, b: Any) -> Call:
-    """Return the call that `Library.matmul` makes of its arguments."""
-    a, b = view(OP, "a", a), view(OP, "b", b)
-    (m, k), (rows, n) = shape_of(OP, "a", a, 2), shape_of(OP, "b", b, 2)
+def call(
+    a: Any,
+    b: Any,
+    bias: Any = None,
+    activation: str | None = None,
+    trans_a: bool = False,
+    trans_b: bool = False,
+    residual: Any = None,
+) -> Call:
+    """Return the call that `Library.matmul` makes of its arguments.
+
+    An operand that lies transposed, by its flag or as a view, is taken as it lies; where a
+    library has no kernel for that, the call's `otherwise` copies it.
+    """
+    left = _Operand.of("a", a, trans_a)
+    right = _Packed(b) if isinstance(b, PackedWeight) else _Operand.of("b", b, trans_b)
+    k, rows = left.shape[-1], right.shape[-2]
     if rows != k:
-        expected = f"{k} rows, the columns of a"
-        raise CallError(op=OP, argument="b", value=f"of shape {(rows, n)}", expected=expected)
-    return Call.of(OP, {"a": a, "b": b}, m=m, n=n, k=k, dtype="float32")
+        sides = "columns" if trans_b else "rows", "rows" if trans_a else "columns"
+        expected = f"{k} {sides[0]}, the {sides[1]} of a"
+        raise CallError(op=OP, argument="b", value=f"of shape {right.given}", expected=expected)
+    batch = _broadcast(left.shape[:-2], right.shape[:-2])
+    shape = (*batch, left.shape[-2], right.shape[-1])
+    epilogue = _Epilogue.of(bias, activation, residual, shape)
+    return _made(left, right, epilogue, shape)
 
 
 def arguments(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any]:
     """Return the arguments of `Library.matmul` that make it `workload` on these arrays."""
-    return dict(zip(("a", "b"), inputs))
+    names = ["a", "b", *(name for name in ("bias", "residual") if workload[name])]
+    given: dict[str, Any] = dict(zip(names, inputs))
+    given.update({name: True for name in ("trans_a", "trans_b") if workload[name]})
+    if workload["activation"] != "none":
+        given["activation"] = workload["activation"]
+    if workload["packed"] != "none":
+        layout, dtype = str(workload["packed"]), str(workload["dtype"])
+        given["b"] = PackedWeight(OP, workload.dims("k", "n"), dtype, layout, given["b"])
+    return given
+
+
+def pack(weight: Any, trans_b: bool = False, packed: str = "panels") -> PackedWeight:
+    """Return `weight`, the b of later calls, packed.
+
+    NumPy does it, at a fraction of a second for the largest layers, so that every library
+    can: it happens once, and needs no kernel.
+    """
+    dense = as_numpy(OP, "weight", weight)
+    if dense.ndim != 2:
+        shape = f"of shape {tuple(dense.shape)}"
+        raise CallError(op=OP, argument="weight", value=shape, expected="two dimensions")
+    names = [name for op, name, dtype in LAYOUTS if (op, dtype) == (OP, dense.dtype.name)]
+    if not names:
+        dtypes = ", ".join(dict.fromkeys(dtype for op, _, dtype in LAYOUTS if op == OP))
+        value = f"of dtype {dense.dtype.name}"
+        raise CallTypeError(op=OP, argument="weight", value=value, expected=f"dtype {dtypes}")
+    if packed not in names:
+        raise CallError(op=OP, argument="packed", value=repr(packed), expected=f"one of {', '.join(names)}")
+    dtype = dense.dtype.name
+    plain = dense.T if trans_b else dense
+    return PackedWeight(OP, plain.shape, dtype, packed, LAYOUTS[OP, packed, dtype].pack(plain))
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """a or b: an array, and whether its last two dimensions have changed places."""
+
+    name: str
+    array: Any
+    transposed: bool
+    given: Shape  # as the caller sees it
+
+    @classmethod
+    def of(cls, name: str, array: Any, transposed: bool) -> _Operand:
+        array = view(OP, name, array)
+        given = tuple(array.shape)
+        if len(given) < 2:
+            value = f"of shape {given}"
+            raise CallError(op=OP, argument=name, value=value, expected="two dimensions or more")
+        if not is_dense(array) and is_dense(array.swapaxes(-1, -2)):
+            array, transposed = array.swapaxes(-1, -2), not transposed
+        return cls(name, array, transposed, given)
+
+    @property
+    def shape(self) -> Shape:
+        """The shape in the product: (..., m, k) or (..., k, n)."""
+        *batch, rows, columns = self.array.shape
+        return (*batch, columns, rows) if self.transposed else (*batch, rows, columns)
+
+    @property
+    def count(self) -> int:
+        """How many matrices it holds."""
+        return prod(self.shape[:-2])
+
+    def as_matrices(self, batch: Shape) -> Any:
+        """Return it for all of `batch`: three dimensions, or two where one matrix serves all."""
+        matrix, count = tuple(self.array.shape[-2:]), prod(batch)
+        if self.count == 1 and count > 0:
+            return as_input(OP, self.name, self.array, "float32").reshape(matrix)
+        every = broadcast(self.array, (*batch, *matrix))
+        return as_input(OP, self.name, every, "float32").reshape((count, *matrix))
+
+    def upright(self) -> _Operand:
+        """Return it as it lies in the product; the array is strided then."""
+        if not self.transposed:
+            return self
+        return replace(self, array=self.array.swapaxes(-1, -2), transposed=False)
+
+
+class _Packed:
+    """A b that was packed; it serves all of a batch."""
+
+    transposed, count = False, 1
+
+    def __init__(self, weight: PackedWeight) -> None:
+        if weight.op != OP:
+            raise CallError(op=OP, argument="b", value=repr(weight), expected="a weight packed for matmul")
+        self.weight = weight
+        self.shape = self.given = weight.shape
+
+    def as_matrices(self, batch: Shape) -> Any:
+        return self.weight.array
+
+    def upright(self) -> _Packed:
+        return self
+
+
+@dataclass(frozen=True)
+class _Epilogue:
+    """What is done with a sum; arrays or None."""
+
+    bias: Any
+    activation: Value
+    residual: Any
+
+    @classmethod
+    def of(cls, bias: Any, activation: str | None, residual: Any, shape: Shape) -> _Epilogue:
+        if residual is not None:
+            residual = as_input(OP, "residual", residual, "float32")
+            found = tuple(residual.shape)
+            if found != shape:
+                expected = f"shape {shape}, that of the result"
+                raise CallError(op=OP, argument="residual", value=f"of shape {found}", expected=expected)
+        return cls(bias, parsed(OP, "activation", activation or NONE), residual)
+
+
+def _made(left: _Operand, right: _Operand | _Packed, epilogue: _Epilogue, shape: Shape) -> Call:
+    *batch, m, n = shape
+    k = left.shape[-1]
+    count = prod(batch)
+    shared = "none"
+    if count != 1 and right.count == 1 and left.transposed is False:
+        m, count = m * count, 1  # rows of the batch are rows of one a
+        a = as_input(OP, "a", left.array, "float32").reshape((m, k))
+    else:
+        a = left.as_matrices(tuple(batch))
+        if count > 1:
+            shared = "b" if right.count == 1 else "a" if left.count == 1 else "none"
+    inputs = {"a": a, "b": right.as_matrices(tuple(batch))}
+    if epilogue.bias is not None:
+        inputs["bias"] = epilogue.bias
+    if epilogue.residual is not None:
+        inputs["residual"] = epilogue.residual.reshape((m, n) if count == 1 else (count, m, n))
+
+    def copied() -> Call:
+        return _made(left.upright(), right.upright(), epilogue, shape)
+
+    return Call.of(
+        OP,
+        inputs,
+        shapes=(shape,),
+        otherwise=copied if left.transposed or right.transposed else None,
+        m=m,
+        n=n,
+        k=k,
+        dtype="float32",
+        batch=count,
+        shared=shared,
+        trans_a=left.transposed,
+        trans_b=right.transposed,
+        bias=epilogue.bias is not None,
+        activation=epilogue.activation,
+        residual=epilogue.residual is not None,
+        packed=right.weight.layout if isinstance(right, _Packed) else "none",
+    )
+
+
+def _broadcast(first: Shape, second: Shape) -> Shape:
+    """Return the batch dimensions of the result, as NumPy broadcasts them."""
+    rank = max(len(first), len(second))
+    pairs = list(zip((1,) * (rank - len(first)) + first, (1,) * (rank - len(second)) + second))
+    if any(one != other and 1 not in (one, other) for one, other in pairs):
+        expected = f"batch dimensions that broadcast with {first}, those of a"
+        raise CallError(op=OP, argument="b", value=f"of batch {second}", expected=expected)
+    return tuple(one if other == 1 else other for one, other in pairs)

@@ -1,0 +1,86 @@
+"""Layouts of weights that are packed once and used many times, by op and name.
+
+A layout depends on nothing but the op and the dtype, so that one packed weight serves every
+kernel, tuned or generic, on every machine. An op whose algorithms need weights of different
+kinds has one layout for each; the field `packed` of a workload names it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tvmops.signatures.dtypes import bits_of
+
+if TYPE_CHECKING:
+    from tvmops.workloads import Workload
+
+PLAIN = "none"  # not packed
+_CACHE_LINE = 64  # bytes
+Array = NDArray[Any]
+
+
+class Layout(Protocol):
+    """How one op's weights lie in memory."""
+
+    def shape(self, *sizes: int) -> tuple[int, ...]:
+        """Return the shape of the packed array, of weights of these sizes."""
+
+    def pack(self, weight: Array) -> Array:
+        """Return `weight` packed, as an array of its own."""
+
+    def unpack(self, packed: Array, *sizes: int) -> Array:
+        """Return the weight of these sizes, or what is equal to it but for rounding."""
+
+
+class Panels:
+    """b[k, n] as [ceil(n / columns)][k][columns]: a row of a panel is one cache line.
+
+    A kernel whose tiles are wider takes neighbouring panels. Columns beyond n are zeros.
+    """
+
+    def __init__(self, dtype: str) -> None:
+        self.columns = 8 * _CACHE_LINE // bits_of(dtype)
+
+    def shape(self, *sizes: int) -> tuple[int, ...]:
+        k, n = sizes
+        return -(-n // self.columns), k, self.columns
+
+    def pack(self, weight: Array) -> Array:
+        k, n = weight.shape
+        packed = aligned_zeros(self.shape(k, n), weight.dtype)
+        whole = n // self.columns * self.columns
+        packed[: n // self.columns] = weight[:, :whole].reshape(k, -1, self.columns).transpose(1, 0, 2)
+        if whole < n:
+            packed[-1, :, : n - whole] = weight[:, whole:]
+        return packed
+
+    def unpack(self, packed: Array, *sizes: int) -> Array:
+        k, n = sizes
+        rows: Array = packed.transpose(1, 0, 2).reshape(k, -1)
+        return rows[:, :n]
+
+
+# By op, name and dtype.
+LAYOUTS: dict[tuple[str, str, str], Layout] = {("matmul", "panels", "float32"): Panels("float32")}
+
+
+def layout_names(op: str) -> tuple[str, ...]:
+    """Return what the field `packed` of `op` may say."""
+    return (PLAIN, *dict.fromkeys(name for owner, name, _ in LAYOUTS if owner == op))
+
+
+def layout_of(workload: Workload) -> Layout:
+    """Return the layout that `workload` names by its field `packed`."""
+    return LAYOUTS[workload.op, str(workload["packed"]), str(workload["dtype"])]
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Return zeros that begin at a cache line, so that no row of a panel lies across two."""
+    nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.zeros(nbytes + _CACHE_LINE, np.uint8)
+    start = -memory.ctypes.data % _CACHE_LINE
+    inside: Array = memory[start : start + nbytes].view(dtype)
+    return inside.reshape(shape)
