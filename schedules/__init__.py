@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from tvmops.errors import NoTemplateError
+from tvmops.schedules.cpu.conv2d_pixels import Conv2DPixels
 from tvmops.schedules.cpu.gemm import CpuGemm
 from tvmops.schedules.sketch import Sketch
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-TEMPLATES: tuple[Template, ...] = (CpuGemm(), Sketch())
+TEMPLATES: tuple[Template, ...] = (CpuGemm(), Conv2DPixels(), Sketch())
 
 
 def templates_for(workload: Workload, target: Target) -> list[Template]:

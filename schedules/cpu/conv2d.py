@@ -1,0 +1,128 @@
+"""What all schedules of conv2d share: its sizes, known or symbolic, and the frame of a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tvm import IRModule, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from tvmops.schedules.cpu.emit import Extent, refuse_overlap
+from tvmops.schedules.cpu.epilogue import Epilogue
+from tvmops.signatures.conv2d import Window, windows
+from tvmops.workloads import Workload
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """The sizes of a conv2d; those of the images and the channels may be symbols."""
+
+    n: Extent
+    h: Extent
+    w: Extent
+    ci: Extent
+    co: Extent
+    down: Window
+    across: Window
+    groups: int
+    channels_last: bool
+    epilogue: Epilogue
+
+    @classmethod
+    def of(cls, workload: Workload) -> ConvShape:
+        down, across = windows(workload)
+        n, h, w, ci, co = (_extent(workload, name) for name in ("n", "h", "w", "ci", "co"))
+        (groups,) = workload.dims("groups")
+        channels_last = workload["layout"] == "NHWC"
+        return cls(n, h, w, ci, co, down, across, groups, channels_last, Epilogue.of(workload))
+
+    @cached_property
+    def oh(self) -> Extent:
+        return _steps(self.down, self.h)
+
+    @cached_property
+    def ow(self) -> Extent:
+        return _steps(self.across, self.w)
+
+    @property
+    def ci_each(self) -> Extent:
+        """Input channels of a group."""
+        return self.ci // self.groups if self.groups > 1 else self.ci
+
+    @property
+    def co_each(self) -> Extent:
+        """Output channels of a group."""
+        return self.co // self.groups if self.groups > 1 else self.co
+
+    @property
+    def is_depthwise(self) -> bool:
+        """True if each channel is a group of its own."""
+        return self.groups > 1 and self.ci == self.groups == self.co
+
+    @property
+    def is_pointwise(self) -> bool:
+        """True if pixels of the output are those of the image: a product of matrices."""
+        alone = (1, 1, 1, 0, 0)
+        return all(
+            (each.size, each.stride, each.reach, each.before, each.after) == alone
+            for each in (self.down, self.across)
+        )
+
+
+class ConvKernel:
+    """The arguments of a kernel as buffers; `emit` writes its body."""
+
+    def __init__(self, shape: ConvShape, dtype: str, width: int) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self.width = width  # lanes of one vector
+
+    def module(self, emit: Callable[[], None]) -> IRModule:
+        """Return a module with the function whose body `emit` writes."""
+        with IRBuilder() as builder:
+            with T.prim_func(s_tir=True):
+                T.func_name("main")
+                T.func_attr({"tirx.noalias": True})
+                self._arguments()
+                emit()
+        return IRModule({"main": builder.get()})
+
+    def _arguments(self) -> None:
+        shape, epilogue = self.shape, self.shape.epilogue
+        n, h, w, ci, co, oh, ow = shape.n, shape.h, shape.w, shape.ci, shape.co, shape.oh, shape.ow
+        kernel = (shape.down.size, shape.across.size)
+        last = shape.channels_last
+        y = (n, oh, ow, co) if last else (n, co, oh, ow)
+        shapes = {
+            "x": (n, h, w, ci) if last else (n, ci, h, w),
+            "w": (co, *kernel, shape.ci_each) if last else (co, shape.ci_each, *kernel),
+            **({"bias": (co,)} if epilogue.bias else {}),
+            **({"residual": y} if epilogue.residual else {}),
+            "y": y,
+        }
+        handles = {name: T.arg(name, T.handle()) for name in shapes}
+        # align=4: a caller's array may start at any element
+        buffers = {
+            name: T.match_buffer(handles[name], extents, self.dtype, align=4)
+            for name, extents in shapes.items()
+        }
+        self.x, self.w, self.y = buffers["x"], buffers["w"], buffers.pop("y")
+        self.bias: Any = buffers.get("bias")
+        self.residual: Any = buffers.get("residual")
+        refuse_overlap(self.y, buffers)
+
+
+def _extent(workload: Workload, name: str) -> Extent:
+    value = workload[name]
+    return value if isinstance(value, int) else tirx.Var(name, "int32")
+
+
+def _steps(window: Window, extent: Extent) -> Extent:
+    if isinstance(extent, int):
+        return window.steps(extent)
+    span = extent + (window.before + window.after - window.reach)
+    return span + 1 if window.stride == 1 else tirx.floordiv(span, window.stride) + 1
