@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import sqrt
 from typing import TypeAlias
 
 from tvm import tirx
 
-from tvmops.schedules.cpu.emit import broadcast
+from tvmops.ops.activations import CUBIC, SLOPE
+from tvmops.schedules.cpu.vector_math import at_least, at_most, erf, fma, like, sigmoid, tanh
 from tvmops.workloads import Workload
 
 Value: TypeAlias = "tirx.Expr"
@@ -36,6 +38,11 @@ class Epilogue:
         """True if values are stored as they are."""
         return self == Epilogue()
 
+    @property
+    def is_long(self) -> bool:
+        """True if it is tens of instructions: too many to repeat for each vector of a tile."""
+        return self.activation not in ("none", "relu", "relu6", "hardswish")
+
     def apply(self, value: Value, width: int, bias: Load, residual: Load) -> Value:
         """Return what to store.
 
@@ -55,31 +62,38 @@ class Epilogue:
 
 def activate(activation: str, value: Value, width: int) -> Value:
     """Return `activation` of each of the `width` lanes of `value`."""
-    return VECTOR[activation](value, width)
+    if activation == "none":
+        return value
+    x = tirx.Var("x", f"float32x{width}" if width > 1 else "float32")
+    return tirx.Let(x, value, VECTOR[activation](x))
 
 
-def _constant(value: float, width: int) -> Value:
-    return broadcast(tirx.const(value, "float32"), width)
+def _relu6(x: Value) -> Value:
+    return at_most(at_least(x, 0), 6)
 
 
-def _at_least(bound: float, value: Value, width: int) -> Value:
-    """Return the larger one; NaN where `value` is NaN, which `tirx.max` would lose."""
-    low = _constant(bound, width)
-    return tirx.Select(low > value, low, value)
+def _gelu(x: Value) -> Value:
+    return x * fma(erf(x * like(x, sqrt(0.5))), like(x, 0.5), like(x, 0.5))
 
 
-def _at_most(bound: float, value: Value, width: int) -> Value:
-    high = _constant(bound, width)
-    return tirx.Select(high < value, high, value)
+def _gelu_tanh(x: Value) -> Value:
+    argument = x * fma(x * x, like(x, SLOPE * CUBIC), like(x, SLOPE))
+    return x * fma(tanh(argument), like(x, 0.5), like(x, 0.5))
 
 
-def _relu6(value: Value, width: int) -> Value:
-    return _at_most(6, _at_least(0, value, width), width)
+def _hardswish(x: Value) -> Value:
+    return x * (_relu6(x + like(x, 3)) * like(x, 1 / 6))
 
 
-VECTOR: dict[str, Callable[[Value, int], Value]] = {
-    "none": lambda x, width: x,
-    "relu": lambda x, width: _at_least(0, x, width),
+# Of a variable, which may stand in a formula many times.
+VECTOR: dict[str, Callable[[Value], Value]] = {
+    "none": lambda x: x,
+    "relu": lambda x: at_least(x, 0),
     "relu6": _relu6,
-    "hardswish": lambda x, width: x * (_relu6(x + _constant(3, width), width) * _constant(1 / 6, width)),
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "silu": lambda x: x * sigmoid(x),
+    "hardswish": _hardswish,
+    "sigmoid": sigmoid,
+    "tanh": tanh,
 }
