@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from tvm import IRModule
@@ -20,6 +20,7 @@ class GenericKernel:
 
     ranges: Mapping[str, tuple[int, int]]  # smallest and largest size of a dimension; others are free
     config: Config
+    multiples: Mapping[str, int] = field(default_factory=dict)  # what these dimensions must divide by
 
 
 class Template(ABC):
@@ -61,6 +62,10 @@ class Template(ABC):
     def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
         """Describe `config` to a cost model, in terms that hold across shapes."""
         return {name: float(value) for name, value in config.items if not isinstance(value, str)}
+
+    def kernel_workload(self, workload: Workload) -> Workload:
+        """Return what decides on the code of a config: `*` where it is the same for all sizes."""
+        return workload
 
     @abstractmethod
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:

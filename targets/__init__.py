@@ -20,15 +20,32 @@ else:
 _FOLDER = Path(__file__).parent
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """What is said of a GPU alone. Rates a second, for the whole device."""
+
+    code: str  # what its code is compiled for, "sm_90a"
+    compute: int  # compute capability, 90 for 9.0
+    shared_bytes: int  # most that one block may have
+    block_registers: int  # of one multiprocessor
+    tensor_flops: int  # of bfloat16 on tensor cores
+    flops: int  # of float32 without them
+    bandwidth: int  # bytes, read plus written
+
+
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A machine to tune for. Sizes in bytes; caches as one core sees them."""
+    """A machine to tune for. Sizes in bytes; caches as one core sees them.
+
+    Of a GPU a core is a multiprocessor: its L1 is the memory that blocks share, its L3 the
+    same as its L2, and vectors are what one thread loads at once.
+    """
 
     name: str  # "znver4"
-    kind: str  # "cpu"
+    kind: str  # "cpu" or "cuda"
     tvm: Mapping[str, Any]  # the dict that makes a tvm.target.Target, without the core count
     arch: str  # as `uname -m` prints it
-    needs: tuple[str, ...]  # CPU features that compiled code relies on
+    needs: tuple[str, ...]  # CPU features, or "sm_90a" and such, that compiled code relies on
     vector_bits: int
     vector_registers: int
     cores: int  # physical; what kernels are split over
@@ -37,6 +54,7 @@ class Target:
     l3_bytes: int
     fallbacks: tuple[str, ...] = ()  # targets whose code and records serve here too, nearest first
     models: tuple[Mapping[str, Any], ...] = ()  # the CPUs that this file describes by name
+    gpu: Gpu | None = None
 
     def vector_width(self, dtype: str) -> int:
         """Return how many elements of `dtype` a vector register holds."""
@@ -86,7 +104,8 @@ def native() -> Target:
     A CPU that no file names gets the most capable generic target that it can run.
     """
     machine = this_machine()
-    runnable = [known for known in map(target, names()) if not known.missing(machine)]
+    cpus = [known for known in map(target, names()) if known.kind == "cpu"]
+    runnable = [known for known in cpus if not known.missing(machine)]
     if not runnable:
         raise UnknownTargetError(name=f"native ({machine.cpu}, {machine.arch})", known=", ".join(names()))
     named = [known for known in runnable if known.describes(machine)]
@@ -110,11 +129,18 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "Mapping[str, Any]": ("a table", lambda value: isinstance(value, dict)),
     "tuple[str, ...]": ("a list of strings", lambda value: _is_list_of(str, value)),
     "tuple[Mapping[str, Any], ...]": ("a list of tables", lambda value: _is_list_of(dict, value)),
+    "Gpu | None": ("a table with the fields of Gpu", lambda value: _is_gpu(value)),
 }
 
 
 def _is_list_of(kind: type, value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+
+
+def _is_gpu(value: Any) -> bool:
+    fields = {field.name: str(field.type) for field in dataclasses.fields(Gpu)}
+    fits = isinstance(value, dict) and value.keys() == fields.keys()
+    return fits and all(_KINDS[kind][1](value[name]) for name, kind in fields.items())
 
 
 def _from_file(path: Path) -> Target:
@@ -135,4 +161,6 @@ def _from_file(path: Path) -> Target:
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in table.items()
     }
+    if "gpu" in fields:
+        fields["gpu"] = Gpu(**fields["gpu"])
     return Target(name=path.stem, **fields)

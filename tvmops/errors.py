@@ -86,6 +86,16 @@ class NoLinkerError(TvmopsError):
     )
 
 
+class NoCudaCompilerError(TvmopsError):
+    message = (
+        "nothing here compiles CUDA (no {tried}); install the CUDA toolkit, or `pip install 'tvmops[cuda]'`"
+    )
+
+
+class CudaError(TvmopsError):
+    message = "CUDA code for {code}: {detail}"
+
+
 class LinkError(TvmopsError):
     message = "linking {path} with {linker} failed: {detail}"
 

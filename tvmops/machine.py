@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tvmops import gpu
+
 _CPUINFO = Path("/proc/cpuinfo")
 _CPUS = Path("/sys/devices/system/cpu")
 
@@ -129,5 +131,5 @@ def _number(text: str | None) -> int:
 
 
 def missing_features(needs: Iterable[str], machine: Machine) -> list[str]:
-    """Return those of `needs` that `machine` lacks, sorted."""
-    return sorted(set(needs) - machine.features)
+    """Return those of `needs` that `machine` lacks, sorted; "sm_90a" and such ask for a GPU."""
+    return sorted(need for need in set(needs) - machine.features if not gpu.runs(need))

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class KernelEntry:
     tolerance: float | None  # what it was held to
     measured: str  # when and where the record behind it was made
     parallel: bool = True  # whether it may start threads
+    multiples: Mapping[str, int] = field(default_factory=dict)  # what `*` dimensions must divide by
 
 
 @dataclass(frozen=True)

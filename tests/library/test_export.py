@@ -34,8 +34,7 @@ def here() -> Target:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the compiler out, for tests of what is chosen and where it is written."""
-    monkeypatch.setattr(exporting, "compile_object", lambda module, target, path: path.write_bytes(b"o"))
-    monkeypatch.setattr(exporting, "link", lambda objects, path: path.write_bytes(b"so"))
+    monkeypatch.setattr(exporting, "build_library", lambda module, target, path: path.write_bytes(b"so"))
 
 
 @pytest.fixture
@@ -187,10 +186,10 @@ class TestRefusals:
         library = export(SMALL, here, [log], tmp_path / "library")
         before = Manifest.read(library)
 
-        def fail(objects: object, path: Path) -> None:
+        def fail(module: object, target: Target, path: Path) -> None:
             raise LinkError(path=path, linker="ld", detail="no space")
 
-        monkeypatch.setattr(exporting, "link", fail)
+        monkeypatch.setattr(exporting, "build_library", fail)
         with pytest.raises(LinkError):
             export(OTHER, here, [log], library)
         assert Manifest.read(library) == before

@@ -18,8 +18,7 @@ from tvm import IRModule
 
 from tvmops.errors import ArgumentError, KnobError, NoRecordError
 from tvmops.manifest import FILE, KernelEntry, Manifest
-from tvmops.measure.build import compile_object
-from tvmops.measure.link import link
+from tvmops.measure.build import build_library
 from tvmops.ops import op_of
 from tvmops.records import Record, best_records, read_log
 from tvmops.runtime.backend import RUNTIME_FILE
@@ -169,6 +168,7 @@ def _generic(pattern: Workload, target: Target) -> list[_Kernel]:
             error=None,
             tolerance=None,
             measured="",
+            multiples=dict(generic.multiples),
         )
         kernels.append(_build(entry, template, pattern, target, generic.config))
     return kernels
@@ -189,10 +189,8 @@ def _name(text: str) -> str:
 
 def _write(folder: Path, target: Target, kernels: Sequence[_Kernel]) -> None:
     merged = IRModule({name: function for k in kernels for name, function in k.module.functions.items()})
-    object_path, linked = folder / "kernels.o", folder / "kernels.so"
-    compile_object(merged, target, object_path)
-    link([object_path], linked)
-    object_path.unlink()
+    linked = folder / "kernels.so"
+    build_library(merged, target, linked)
     # A name of its own: a process that holds an earlier module of this folder would get that again.
     module = linked.rename(folder / f"kernels-{_digest(linked)[:12]}.so").name
     shutil.copy(Path(tvm.__file__).parent / "lib" / RUNTIME_FILE, folder / RUNTIME_FILE)

@@ -13,12 +13,32 @@ from pathlib import Path
 import tvm
 from tvm import IRModule, s_tir, tirx
 
+from tvmops.measure import cuda
+from tvmops.measure.link import link
 from tvmops.targets import Target
 
 
 def tvm_target(target: Target) -> tvm.target.Target:
     """Return what TVM calls `target`."""
     return tvm.target.Target({**target.tvm, "num-cores": target.cores})
+
+
+def build_library(
+    module: IRModule, target: Target, path: Path, checked: bool = True, bare: bool = False
+) -> None:
+    """Compile all functions of `module` and link them into the shared library `path`.
+
+    See `compile_module` for `checked`, which GPU code always is, and `link` for `bare`.
+    """
+    if target.kind == "cuda":
+        cuda.build_library(module, target, path, bare)
+        return
+    object_path = path.with_suffix(".o")
+    try:
+        compile_object(module, target, object_path, checked)
+        link([object_path], path, bare)
+    finally:
+        object_path.unlink(missing_ok=True)
 
 
 def compile_object(module: IRModule, target: Target, path: Path, checked: bool = True) -> None:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tvmops.machine import physical_cores
-from tvmops.measure.build import compile_object
+from tvmops.measure.build import build_library
 from tvmops.measure.candidate import Candidate, Outcome
 from tvmops.measure.failure import describe, tells_of_memory
 from tvmops.measure.limits import limit_memory
-from tvmops.measure.link import link
 from tvmops.schedules.template import Template
 
 _MEMORY_SHARE = 0.8  # for all builders together
@@ -31,17 +30,13 @@ def setup() -> None:
 def handle(request: BuildRequest) -> Outcome:
     """Build one candidate; "built", or "compile" or "memory" and why not."""
     candidate = request.candidate
-    object_path = request.path.with_suffix(".o")
     try:
         template = load_template(candidate.template)
         module = template.build(candidate.workload, candidate.target, candidate.config)
-        compile_object(module, candidate.target, object_path, checked=False)
-        link([object_path], request.path, bare=True)
+        build_library(module, candidate.target, request.path, checked=False, bare=True)
     except Exception as error:
         detail = describe(error)
         return Outcome("memory" if tells_of_memory(detail) else "compile", detail=detail)
-    finally:
-        object_path.unlink(missing_ok=True)
     return Outcome("built")
 
 

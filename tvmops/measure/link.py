@@ -46,10 +46,12 @@ def find_linker(bare: bool = False) -> tuple[str, ...]:
     raise NoLinkerError(tried=", ".join((*ordered, "python package ziglang")))
 
 
-def link(objects: Sequence[Path], path: Path, bare: bool = False) -> None:
-    """Link `objects` into the shared library `path`."""
+def link(objects: Sequence[Path], path: Path, bare: bool = False, options: Sequence[str] = ()) -> None:
+    """Link `objects` into the shared library `path`; `options` are those of a linker alone."""
     command = find_linker(bare)
-    arguments = ["-shared", "-o", str(path), *map(str, objects)]
+    is_linker = Path(command[0]).name in _LINKERS
+    passed = options if is_linker else [f"-Wl,{option}" for option in options]
+    arguments = ["-shared", "-o", str(path), *map(str, objects), *passed]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True)
     if done.returncode != 0:
         raise LinkError(path=path, linker=" ".join(command), detail=done.stderr.strip()[-500:])

@@ -13,6 +13,8 @@ from tvmops.signatures.layouts import PLAIN, layout_of
 from tvmops.workloads import Workload
 
 UNIT_ROUNDOFF = 2.0**-24  # of float32
+SUM = "float32"  # the dtype of accumulation
+ROUNDING = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of a result kept in 16 bits
 
 
 class MatMul(Op):
@@ -24,7 +26,8 @@ class MatMul(Op):
     Accuracy and Stability of Numerical Algorithms, section 3.5), and far outside what
     rounding at random reaches: about k u / 4. An activation multiplies this error by its
     steepest slope at most. It adds 8 u of its argument, of which 2 sqrt(k) is six standard
-    deviations, and of one: the error of a polynomial or a quotient is a few roundings.
+    deviations, and of one: the error of a polynomial or a quotient is a few roundings. A
+    result of 16 bits is rounded once more.
     """
 
     name = "matmul"
@@ -52,8 +55,11 @@ class MatMul(Op):
 
         (output,) = self.outputs(workload)
         plain = not tensors.keys() - {"a", "b"} and workload["activation"] == "none"
+        plain = plain and dtype == SUM
         total = te.compute(
-            output.shape, lambda *at: te.sum(a(*at) * b(*at), axis=r), name="c" if plain else "total"
+            output.shape,
+            lambda *at: te.sum(a(*at).astype(SUM) * b(*at).astype(SUM), axis=r),
+            name="c" if plain else "total",
         )
         if plain:
             return [*tensors.values(), total]
@@ -61,10 +67,10 @@ class MatMul(Op):
         def finished(*at: Any) -> Any:
             value = total[at]
             if workload["bias"]:
-                value = value + tensors["bias"][at[-1]]
+                value = value + tensors["bias"][at[-1]].astype(SUM)
             if workload["residual"]:
-                value = value + tensors["residual"][at]
-            return expression(str(workload["activation"]), value, dtype)
+                value = value + tensors["residual"][at].astype(SUM)
+            return expression(str(workload["activation"]), value, SUM).astype(dtype)
 
         return [*tensors.values(), te.compute(output.shape, finished, name="c")]
 
@@ -90,6 +96,7 @@ class MatMul(Op):
         terms = k + len(self.inputs(workload)) - 2
         product = 4 * (terms + 1) * UNIT_ROUNDOFF
         activation = str(workload["activation"])
+        rounding = ROUNDING[str(workload["dtype"])] * min(terms, 2 * sqrt(terms) + 1)
         if activation == "none":
-            return product
-        return STEEPEST[activation] * product + 8 * UNIT_ROUNDOFF * (1 + 2 * sqrt(terms))
+            return product + rounding
+        return STEEPEST[activation] * product + rounding + 8 * UNIT_ROUNDOFF * (1 + 2 * sqrt(terms))

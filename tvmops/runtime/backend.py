@@ -24,6 +24,7 @@ from tvmops.errors import ArgumentError, RuntimeMissingError
 from tvmops.machine import this_machine
 
 RUNTIME_FILE = "libtvm_runtime.so"
+CUDA_RUNTIME_FILE = "libtvm_runtime_cuda.so"
 _THREADS_VARIABLES = ("TVMOPS_NUM_THREADS", "OMP_NUM_THREADS")
 _BIG_CORES = 1  # TVM's name for "use the fastest cores first"
 

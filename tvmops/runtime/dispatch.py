@@ -135,4 +135,6 @@ def _on_ready_threads(kernel: Callable[..., None]) -> Callable[..., None]:
 def _in_range(entry: KernelEntry, workload: Workload) -> bool:
     limits = list(entry.ranges.items())
     sizes = workload.dims(*(name for name, _ in limits))
-    return all(low <= size <= high for size, (_, (low, high)) in zip(sizes, limits))
+    return all(low <= size <= high for size, (_, (low, high)) in zip(sizes, limits)) and all(
+        workload.dims(name)[0] % multiple == 0 for name, multiple in entry.multiples.items()
+    )

@@ -26,7 +26,7 @@ class MatMul(Signature):
         Field("m", Dim()),
         Field("n", Dim()),
         Field("k", Dim()),
-        Field("dtype", Choice(("float32",)), "float32", shown=True),
+        Field("dtype", Choice(("float32", "float16", "bfloat16")), "float32", shown=True),
         Field("batch", Dim(), 1),
         Field("shared", Choice(("none", "a", "b")), "none"),
         Field("trans_a", Flag(), False),

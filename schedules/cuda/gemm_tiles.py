@@ -1,0 +1,48 @@
+"""`Tiles`: how `WgmmaGemm` cuts a product into pieces, and what that takes of the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvmops.space import Config
+
+PARTIAL_PAD = 8  # floats behind each row of a partial sum, so that rows start in different banks
+
+
+@dataclass(frozen=True)
+class Tiles:
+    bm: int  # rows of a tile, a multiple of 64 for each consumer
+    bn: int  # its columns
+    bk: int  # k of a stage
+    stages: int
+    consumers: int  # warpgroups that multiply, one above the other
+    cluster: int  # blocks, one above the other, that share a tile of b
+    split_k: int  # blocks that share the sum of a tile
+    group: int  # rows of tiles that are walked together, column by column
+    blocks: int  # that stay on the machine, one a multiprocessor
+    store_buffers: int = 2  # of 64 x 64, a consumer
+
+    @classmethod
+    def of(cls, config: Config, blocks: int) -> Tiles:
+        knobs = {name: int(value) for name, value in config.items}
+        return cls(**knobs, blocks=blocks)
+
+    @property
+    def blocks_a_group(self) -> int:
+        """Blocks of 64 rows that one consumer multiplies."""
+        return self.bm // (64 * self.consumers)
+
+    @property
+    def producer_registers(self) -> int:
+        return 40 if self.consumers < 3 else 32
+
+    @property
+    def consumer_registers(self) -> int:
+        return 232 if self.consumers < 3 else 160
+
+    @property
+    def shared_bytes(self) -> int:
+        ring = self.stages * (self.bm + self.bn) * self.bk * 2
+        stores = self.consumers * self.store_buffers * 64 * 64 * 2
+        partial = 4 * (self.bn + PARTIAL_PAD) * (self.bm if self.split_k > 1 else 1)
+        return ring + stores + partial + 16 * self.stages + 1024

@@ -1,0 +1,158 @@
+"""Matrix products of 16-bit types on Hopper's tensor cores; `kernels.gemm_wgmma` says how."""
+
+from __future__ import annotations
+
+import math
+
+from tvm import IRModule
+
+from tvmops.schedules.cuda.gemm_tiles import Tiles
+from tvmops.schedules.cuda.kernels.gemm_wgmma import gemm
+from tvmops.schedules.template import GenericKernel, Template
+from tvmops.signatures import ANY
+from tvmops.space import Config, Knob, Space
+from tvmops.targets import Gpu, Target
+from tvmops.workloads import Workload
+from tvmops.workloads import workload as make_workload
+
+_ALIGNED = 8  # elements: TMA takes rows of a multiple of 16 bytes
+_FULL_REUSE = 128 * 256 / (128 + 256)
+_FILL_SECONDS = 1.5e-6  # until the first stage is there, and for what follows the last
+
+
+class WgmmaGemm(Template):
+    name = "cuda.gemm_wgmma"
+    version = 1
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        if workload.op != "matmul" or target.gpu is None or target.gpu.code != "sm_90a":
+            return False
+        known = {name: workload[name] for name in ("m", "n", "k", "dtype", "trans_a", "trans_b")}
+        return (
+            workload["dtype"] in ("float16", "bfloat16")
+            and workload == make_workload("matmul", **known)
+            and all(workload[dim] == ANY or workload.dims(dim)[0] % _ALIGNED == 0 for dim in _rows(workload))
+        )
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        knobs = (
+            Knob("bm", (64, 128, 192, 256)),
+            Knob("bn", (64, 128, 192, 256)),
+            Knob("bk", (64, 128)),
+            Knob("stages", (2, 3, 4, 5, 6, 8, 10)),
+            Knob("consumers", (1, 2, 3)),
+            Knob("cluster", (1, 2)),
+            Knob("split_k", (1, 2, 4, 8)),
+            Knob("group", (1, 2, 4, 8, 16)),
+        )
+        return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        space = self.space(workload, target)
+        choices = [config for config in _DEFAULTS if config in space]
+        return min(choices, key=lambda config: self.estimate(workload, target, config))
+
+    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        few, some, many = _DEFAULTS[0], _DEFAULTS[3], _DEFAULTS[-1]
+        aligned = dict.fromkeys(_rows(workload), _ALIGNED)
+        return [
+            GenericKernel({"m": (1, 64)}, few, aligned),
+            GenericKernel({"m": (65, 1024)}, some, aligned),
+            GenericKernel({}, many, aligned),
+        ]
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        """Guess the seconds: of each wave of tiles the slower of multiplying and loading."""
+        m, n, k = workload.dims("m", "n", "k")
+        gpu, tiles = _gpu(target), Tiles.of(config, target.cores)
+        count = math.ceil(m / tiles.bm) * math.ceil(n / tiles.bn) * tiles.split_k
+        waves = math.ceil(count / target.cores)
+        depth = math.ceil(math.ceil(k / tiles.bk) / tiles.split_k) * tiles.bk
+        reuse = tiles.bm * tiles.bn / (tiles.bm + tiles.bn)  # of what is loaded; small tiles wait for it
+        one = gpu.tensor_flops / target.cores * min(1.0, reuse / _FULL_REUSE)
+        multiply = 2 * tiles.bm * tiles.bn * depth / one
+        used = min(count, target.cores)
+        load = 2 * (min(m, tiles.bm) / tiles.split_k + tiles.bn) * depth * used / gpu.bandwidth
+        fewest = 2 * (m * k + k * n + m * n) / gpu.bandwidth
+        return max(waves * max(multiply, load / 3 if m > tiles.bm else load), fewest) + _FILL_SECONDS
+
+    def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
+        m, n, k = workload.dims("m", "n", "k")
+        tiles = Tiles.of(config, target.cores)
+        count = math.ceil(m / tiles.bm) * math.ceil(n / tiles.bn) * tiles.split_k
+        return {
+            **super().features(workload, target, config),
+            "waves": count / target.cores,
+            "last_wave": count % target.cores / target.cores,
+            "steps": k / tiles.bk / tiles.split_k,
+            "ring_bytes": tiles.shared_bytes,
+            "tile": tiles.bm * tiles.bn,
+            "filled": m / (math.ceil(m / tiles.bm) * tiles.bm),
+            "estimate": math.log(self.estimate(workload, target, config)),
+        }
+
+    def kernel_workload(self, workload: Workload) -> Workload:
+        return workload.generic()
+
+    def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
+        transposed = bool(workload["trans_a"]), bool(workload["trans_b"])
+        function = gemm(str(workload["dtype"]), *transposed, Tiles.of(config, target.cores))
+        return IRModule({"main": function})
+
+
+def is_legal(config: Config, workload: Workload, target: Target) -> bool:
+    """Say whether `config` fits the machine; the only statement of the template's limits."""
+    tiles, gpu = Tiles.of(config, target.cores), _gpu(target)
+    m, n, k = workload.dims("m", "n", "k")
+    rows, columns = math.ceil(m / tiles.bm), math.ceil(n / tiles.bn)
+    accumulators = tiles.blocks_a_group * tiles.bn // 2
+    return (
+        tiles.bm % (64 * tiles.consumers) == 0
+        and accumulators <= tiles.consumer_registers - 72
+        and tiles.shared_bytes <= gpu.shared_bytes
+        and not (tiles.cluster > 1 and tiles.split_k > 1)
+        and (tiles.bn // 64) % tiles.cluster == 0
+        and tiles.cluster <= rows
+        and tiles.split_k <= max(1, k // (2 * tiles.bk))
+        and (tiles.split_k == 1 or rows * columns <= 2 * target.cores)
+        and (tiles.group <= max(1, rows // tiles.cluster) or tiles.group == 1)
+        and tiles.bm < 2 * max(m, 64)
+        and tiles.bn < 2 * max(n, 64)
+    )
+
+
+def _rows(workload: Workload) -> tuple[str, ...]:
+    """Return the dimensions along which the rows of an array lie."""
+    return ("m", "n", "k") if workload["trans_a"] else ("n", "k")
+
+
+def _gpu(target: Target) -> Gpu:
+    assert target.gpu is not None
+    return target.gpu
+
+
+def _config(
+    bm: int, bn: int, bk: int, stages: int, consumers: int, cluster: int, split_k: int, group: int
+) -> Config:
+    return Config.of(
+        bm=bm,
+        bn=bn,
+        bk=bk,
+        stages=stages,
+        consumers=consumers,
+        cluster=cluster,
+        split_k=split_k,
+        group=group,
+    )
+
+
+# What `default` chooses from, by the estimate; smallest tiles first.
+_DEFAULTS = (
+    _config(64, 64, 128, 5, 1, 1, 4, 1),
+    _config(64, 64, 128, 6, 1, 1, 1, 1),
+    _config(64, 128, 128, 4, 1, 1, 1, 1),
+    _config(128, 128, 64, 6, 2, 1, 1, 1),
+    _config(128, 128, 64, 4, 2, 1, 2, 1),
+    _config(128, 256, 64, 4, 2, 1, 1, 1),
+    _config(128, 256, 64, 4, 2, 2, 1, 8),
+)
