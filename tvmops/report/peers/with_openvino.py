@@ -2,31 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
 from tvmops.machine import physical_cores
-from tvmops.report.peers.base import Call, MakeCall
+from tvmops.report.peers.base import Call, MakeCall, channels_first, reporting
 from tvmops.workloads import Workload
 
 
 def matmul(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call:
     (a, b), (c,) = inputs, outputs
     left, right = (ops.parameter(array.shape, array.dtype) for array in (a, b))
-    model = ov.Model([ops.matmul(left, right, False, False)], [left, right])
+    return _request(ops.matmul(left, right, False, False), [left, right], [a, b], c)
+
+
+def conv2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
+    """In NCHW, the only layout that its operators have; data comes in that layout."""
+    if workload["residual"] or workload["activation"] not in _ACTIVATIONS:
+        return None
+    last, groups = workload["layout"] == "NHWC", workload.dims("groups")[0]
+    given = [channels_first(array) if last and array.ndim == 4 else array for array in inputs]
+    y = channels_first(outputs[0]) if last else outputs[0]
+    if groups > 1:
+        given[1] = given[1].reshape(groups, -1, *given[1].shape[1:])
+    parameters = [ops.parameter(array.shape, array.dtype) for array in given]
+    stride, padding, dilation = (list(workload[name]) for name in ("stride", "padding", "dilation"))  # type: ignore[arg-type]
+    convolution = ops.group_convolution if groups > 1 else ops.convolution
+    node = convolution(*parameters[:2], stride, padding[:2], padding[2:], dilation)
+    if workload["bias"]:
+        node = ops.add(node, ops.unsqueeze(parameters[2], [0, 2, 3]))
+    node = _ACTIVATIONS[str(workload["activation"])](node)
+    call = _request(node, parameters, given, y)
+    return reporting(call, lambda _: np.copyto(outputs[0], np.moveaxis(y, 1, 3))) if last else call
+
+
+def _request(node: Any, parameters: list[Any], inputs: list[Any], output: Any) -> Call:
+    """Return a call of the graph that ends in `node`, on these arrays."""
+    model = ov.Model([node], parameters)
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": physical_cores(),
         "INFERENCE_PRECISION_HINT": "f32",  # it would take bf16 where the CPU has it
     }
     request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
-    for index, array in enumerate((a, b)):
+    for index, array in enumerate(inputs):
         request.set_input_tensor(index, ov.Tensor(array, shared_memory=True))
-    request.set_output_tensor(0, ov.Tensor(c, shared_memory=True))
-    return request.infer  # type: ignore[no-any-return]
+    request.set_output_tensor(0, ov.Tensor(output, shared_memory=True))
+    return lambda: (request.infer(), inputs, output)  # which keeps the arrays
 
 
-CALLS: dict[str, MakeCall] = {"matmul": matmul}
+_ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "none": lambda x: x,
+    "relu": ops.relu,
+    "relu6": lambda x: ops.clamp(x, 0, 6),
+    "gelu": lambda x: ops.gelu(x, "erf"),
+    "gelu_tanh": lambda x: ops.gelu(x, "tanh"),
+    "silu": ops.swish,
+    "hardswish": ops.hswish,
+    "sigmoid": ops.sigmoid,
+    "tanh": ops.tanh,
+}
+
+CALLS: dict[str, MakeCall] = {"conv2d": conv2d, "matmul": matmul}
