@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from tvm import IRModule
 
+from tvmops.schedules.lowered import code_features
 from tvmops.space import Config, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
@@ -66,6 +67,10 @@ class Template(ABC):
     def kernel_workload(self, workload: Workload) -> Workload:
         """Return what decides on the code of a config: `*` where it is the same for all sizes."""
         return workload
+
+    def code_features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
+        """Describe the code that `config` becomes to a cost model."""
+        return code_features(self.build(workload, target, config))
 
     @abstractmethod
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:

@@ -15,6 +15,7 @@ from pathlib import Path
 from tvmops.measure.candidate import Candidate, Outcome, Plan
 from tvmops.measure.peak import Peak
 from tvmops.records import Record
+from tvmops.schedules.cpu.gemm import CpuGemm
 from tvmops.tuner.session import tune
 from tvmops.workloads import Workload, workload
 
@@ -43,6 +44,9 @@ class Replaying:
         time.sleep(self._seconds)
         self._note("final", candidates)
         return [outcome_of(candidate, plan.samples) for candidate in candidates]
+
+    def describe(self, candidates: Sequence[Candidate]) -> list[dict[str, float] | None]:
+        return [CpuGemm().code_features(c.workload, c.target, c.config) for c in candidates]
 
     def close(self) -> None:
         self.closed = True

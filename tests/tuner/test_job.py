@@ -10,15 +10,18 @@ import pytest
 from tests.libraries import default_record, matmul
 from tvmops.measure.peak import Peak
 from tvmops.records import Record
+from tvmops.schedules import Template
 from tvmops.schedules.cpu.gemm import CpuGemm
+from tvmops.schedules.sketch import Sketch
 from tvmops.space import Config
 from tvmops.targets import Target, target
-from tvmops.tuner.job import FINALISTS, Job, Stage
+from tvmops.tuner.job import BATCH, FINALISTS, Job, Proposal, Search
 
 WORK = matmul(64, 64, 64)
 PEAK = Peak(flops=1e11, bandwidth=1e10)
 ROOFLINE = 2 * 64**3 / 1e11
 TEMPLATE = CpuGemm()
+TRIALS = 64
 
 
 @pytest.fixture
@@ -26,31 +29,36 @@ def here() -> Target:
     return target("native")
 
 
+def started(here: Target, *templates: Template, peak: Peak = PEAK) -> Job:
+    searches = [Search.start(t, WORK, here, "random", seed=0) for t in templates or (TEMPLATE,)]
+    return Job.start(WORK, here, searches, seed=0, peak=peak)
+
+
 @pytest.fixture
 def job(here: Target) -> Job:
-    return Job.start(WORK, here, [Stage.of(TEMPLATE, WORK, here)], "random", seed=0, peak=PEAK)
+    return started(here)
 
 
-def ran(job: Job, config: Config, *seconds: float, **changes: object) -> Record:
-    record = default_record(WORK, job.target, config=config.as_dict(), seconds=seconds)
+def ran(job: Job, proposal: Proposal, *seconds: float, **changes: object) -> Record:
+    label, config = proposal.template.label, proposal.config.as_dict()
+    record = default_record(WORK, job.target, template=label, config=config, seconds=seconds)
     return dataclasses.replace(record, **changes)  # type: ignore[arg-type]
 
 
-def search(job: Job, times: list[float]) -> list[Config]:
+def search(job: Job, times: list[float]) -> list[Proposal]:
     """Ask for as many configs as there are times, and take these as their results."""
-    configs = job.strategy.ask(len(times))
+    configs = job.ask(len(times), TRIALS)
     assert len(configs) == len(times)
     job.take({config: ran(job, config, time) for config, time in zip(configs, times)})
     return configs
 
 
 def test_the_roofline_is_the_larger_of_arithmetic_and_memory(here: Target) -> None:
-    stages = [Stage.of(TEMPLATE, WORK, here)]
     for peak, expected, bound in [
         (PEAK, ROOFLINE, False),
         (Peak(flops=1e15, bandwidth=1e10), 3 * 4 * 64**2 / 1e10, True),
     ]:
-        job = Job.start(WORK, here, stages, "random", 0, peak)
+        job = started(here, peak=peak)
         assert job.roofline == pytest.approx(expected)
         assert job.memory_bound is bound
 
@@ -68,8 +76,8 @@ def test_before_anything_ran(job: Job) -> None:
 def test_the_best_is_the_fastest_that_ran(job: Job) -> None:
     configs = search(job, [3e-5, 1e-5, 2e-5])
     assert job.best is not None
-    assert job.best.config == configs[1].as_dict()
-    failed = job.strategy.ask(1)[0]
+    assert job.best.config == configs[1].config.as_dict()
+    failed = job.ask(1, TRIALS)[0]
     job.take({failed: ran(job, failed, 1e-9, status="wrong")})
     assert job.best_time == 1e-5
     assert (job.status().trials, job.status().failures) == (4, 1)
@@ -77,7 +85,7 @@ def test_the_best_is_the_fastest_that_ran(job: Job) -> None:
 
 
 def test_what_was_given_up_is_no_best_where_anything_was_timed(job: Job) -> None:
-    slow, timed = job.strategy.ask(2)
+    slow, timed = job.ask(2, TRIALS)
     job.take({slow: ran(job, slow, 1e-6, status="slow")})
     assert job.best_time == 1e-6
     job.take({timed: ran(job, timed, 2e-6)})
@@ -127,14 +135,14 @@ def test_a_default_among_the_leaders_is_there_once(job: Job) -> None:
 
 
 def test_a_default_that_failed_is_not_compared(job: Job) -> None:
-    default, other = job.strategy.ask(2)
+    default, other = job.ask(2, TRIALS)
     job.take({default: ran(job, default, status="crash"), other: ran(job, other, 1e-5)})
     assert job.finalists() == [other]
 
 
 def test_equal_times_are_told_apart_by_a_fixed_order(job: Job, here: Target) -> None:
     configs = search(job, [1e-5] * 8)
-    turned = Job.start(WORK, here, job.stages, "random", seed=0, peak=PEAK)
+    turned = started(here)
     turned.take({config: ran(job, config, 1e-5) for config in reversed(configs)})
     assert job.finalists() == turned.finalists()
 
@@ -156,7 +164,7 @@ def test_only_results_of_this_very_search_are_remembered(job: Job, here: Target)
 
 def test_a_result_is_found_whatever_the_order_of_knobs_in_the_log(job: Job) -> None:
     config = job.default
-    job.remember([ran(job, Config(config.items[::-1]), 1e-5)])
+    job.remember([ran(job, Proposal(TEMPLATE, Config(config.config.items[::-1])), 1e-5)])
     assert config.key in job.known
 
 
@@ -170,4 +178,60 @@ def test_finals_are_kept_apart(job: Job) -> None:
 def test_a_candidate_names_its_template(job: Job) -> None:
     candidate = job.candidate(job.default)
     assert candidate.template == "tvmops.schedules.cpu.gemm:CpuGemm"
-    assert (candidate.workload, candidate.config) == (WORK, job.default)
+    assert (candidate.workload, candidate.config) == (WORK, job.default.config)
+
+
+class Twin(CpuGemm):
+    """Another template, whose configs look the same."""
+
+    name = "cpu.twin"
+
+
+class Pair(CpuGemm):
+    name = "cpu.pair"
+
+
+def test_templates_take_turns_until_one_falls_behind(here: Target) -> None:
+    """After b batches a template may be 1 + 1/b times as slow as the leader."""
+    twin, pair = Twin(), Pair()
+    job = started(here, TEMPLATE, twin, pair)
+    speeds = {TEMPLATE.name: 1e-5, twin.name: 1.4e-5, pair.name: 3e-5}
+    turns = []
+    for _ in range(8):
+        batch = job.ask(BATCH, 1000)
+        turns.append(batch[0].template.name)
+        job.take({proposal: ran(job, proposal, speeds[turns[-1]]) for proposal in batch})
+    gemm = TEMPLATE.name
+    assert turns == [gemm, twin.name, pair.name, gemm, twin.name, gemm, twin.name, gemm]
+
+
+def test_equal_configs_of_two_templates_are_two_proposals(here: Target) -> None:
+    job = started(here, TEMPLATE, Twin())
+    (first,) = job.ask(1, TRIALS)
+    job.take({first: ran(job, first, 2e-5)})
+    (second,) = job.ask(1, TRIALS)
+    job.take({second: ran(job, second, 1e-5)})
+    assert first.config == second.config
+    assert job.best is not None
+    assert job.best.template == "cpu.twin@1"
+    assert job.finalists() == [second, first]
+    job.remember(ran(job, p, 1e-5, stage="final", rank=rank) for rank, p in enumerate([second, first]))
+    assert set(job.finals) == {first.key, second.key}
+
+
+def test_a_template_of_which_nothing_runs_is_left(here: Target) -> None:
+    job = started(here, TEMPLATE, Twin())
+    for status in ("ok", "crash", "ok", "ok"):
+        batch = job.ask(BATCH, 1000)
+        assert batch[0].template.name == ("cpu.twin" if status == "crash" else "cpu.gemm")
+        job.take({p: ran(job, p, 1e-5, status=status) for p in batch})
+
+
+def test_sketches_have_what_is_left_where_the_best_is_far_from_the_roofline(here: Target) -> None:
+    for time, expected in [(10 * ROOFLINE, "sketch"), (1.2 * ROOFLINE, "cpu.gemm")]:
+        job = started(here, TEMPLATE, Sketch())
+        for _ in range(TRIALS // 2 // BATCH):
+            batch = job.ask(BATCH, TRIALS)
+            assert {p.template.name for p in batch} == {"cpu.gemm"}
+            job.take({p: ran(job, p, time) for p in batch})
+        assert job.ask(1, TRIALS)[0].template.name == expected

@@ -25,7 +25,7 @@ from tvmops.tuner.winner import pick_winner
 ROOT = Path(__file__).parents[2]
 
 
-DEFAULT = '{"name": "default"}'
+DEFAULT = ("t@1", '{"name": "default"}')
 
 
 def final(name: str, *seconds: float, **changes: object) -> Record:

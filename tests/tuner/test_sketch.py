@@ -303,6 +303,9 @@ class Faked:
     def compare(self, candidates: Sequence[Candidate], plan: Plan) -> list[Outcome]:
         return [Outcome("ok", (self.seconds(candidate),) * 3) for candidate in candidates]
 
+    def describe(self, candidates: Sequence[Candidate]) -> list[dict[str, float] | None]:
+        return [None for _ in candidates]
+
     def close(self) -> None:
         pass
 

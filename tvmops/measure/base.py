@@ -22,6 +22,10 @@ class Measurer(Protocol):
         """
         ...
 
+    def describe(self, candidates: Sequence[Candidate]) -> list[dict[str, float] | None]:
+        """Return features of the code of each candidate; None where it can't be had."""
+        ...
+
     def close(self) -> None:
         """Let go of processes and files."""
         ...

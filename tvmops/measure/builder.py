@@ -1,4 +1,4 @@
-"""The builder worker: a candidate in, a shared library out."""
+"""The builder worker: a candidate in, a shared library or a description of its code out."""
 
 from __future__ import annotations
 
@@ -22,12 +22,31 @@ class BuildRequest:
     path: Path  # of the shared library to write
 
 
+@dataclass(frozen=True)
+class DescribeRequest:
+    candidate: Candidate
+
+
 def setup() -> None:
     """Limit the memory; importing this module imported the compiler."""
     limit_memory(_MEMORY_SHARE / physical_cores())
 
 
-def handle(request: BuildRequest) -> Outcome:
+def handle(request: BuildRequest | DescribeRequest) -> Outcome | dict[str, float] | None:
+    """Answer either request."""
+    return _build(request) if isinstance(request, BuildRequest) else _describe(request.candidate)
+
+
+def _describe(candidate: Candidate) -> dict[str, float] | None:
+    """Return the features of a candidate's code, or None where it has none."""
+    try:
+        template = load_template(candidate.template)
+        return template.code_features(candidate.workload, candidate.target, candidate.config)
+    except Exception:  # why, its trial will say, if there is one
+        return None
+
+
+def _build(request: BuildRequest) -> Outcome:
     """Build one candidate; "built", or "compile" or "memory" and why not."""
     candidate = request.candidate
     try:

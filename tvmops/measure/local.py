@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 from shutil import disk_usage
+from typing import Any, Generic, TypeVar
 
 from tvmops.errors import ScratchError
 from tvmops.machine import physical_cores
-from tvmops.measure.builder import BuildRequest
+from tvmops.measure.builder import BuildRequest, DescribeRequest
 from tvmops.measure.candidate import Candidate, Outcome, Plan, Problem
 from tvmops.measure.link import find_linker
 from tvmops.measure.problem import make_problem
@@ -23,15 +24,18 @@ from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 _BUILD_SECONDS = 60.0  # at most; see `_build_limit`
+_DESCRIBE_SECONDS = 10.0
 _ROOM = 1 << 20  # bytes that a build may need
 
 
+Request = TypeVar("Request", BuildRequest, DescribeRequest)
+
+
 @dataclass(frozen=True)
-class _Build:
+class _Task(Generic[Request]):
     """What a builder is busy with."""
 
-    candidate: Candidate
-    path: Path
+    request: Request
     started: float
 
 
@@ -97,6 +101,12 @@ class LocalMeasurer:
             outcomes.update({c: outcome for c, outcome in together.items() if outcome.seconds})
         return [outcomes[candidate] for candidate in candidates]
 
+    def describe(self, candidates: Sequence[Candidate]) -> list[dict[str, float] | None]:
+        """Return features of the code of each candidate; None where it can't be had."""
+        requests = [DescribeRequest(candidate) for candidate in candidates]
+        answers = self._serve(requests, _DESCRIBE_SECONDS)
+        return [a if isinstance(a, dict) else None for a in (answers[request] for request in requests)]
+
     def time_kernel(self, library: Path, elements: Sequence[int], samples: int) -> tuple[float, ...]:
         """Time the `main` of a library on arrays of float32 of these lengths."""
         self._settle()
@@ -125,26 +135,40 @@ class LocalMeasurer:
         return outcomes
 
     def _build(self, candidates: Sequence[Candidate]) -> dict[Candidate, Outcome]:
-        """Build what is not built yet, as many at once as there are builders."""
+        """Build what is not built yet."""
         outcomes = {c: Outcome("built") for c in candidates if c in self._built}
-        queue = [c for c in dict.fromkeys(candidates) if c not in outcomes]
-        idle = list(self._builders)
-        busy: dict[Worker, _Build] = {}
+        requests = [BuildRequest(c, self._new_path()) for c in dict.fromkeys(candidates) if c not in outcomes]
+        for request, outcome in self._serve(requests, self._build_limit()).items():
+            outcomes[request.candidate] = outcome
+            if outcome.status == "built":
+                self._built[request.candidate] = request.path
+            elif disk_usage(self._scratch.path).free < _ROOM:  # no candidate is to blame for that
+                raise ScratchError(path=self._scratch.path, detail="No space left on device")
+        return outcomes
+
+    def _serve(self, requests: Sequence[Request], limit: float) -> dict[Request, Any]:
+        """Have builders answer `requests`, as many at once as there are builders, each in `limit` seconds.
+
+        The answer to one that could not be served is an `Outcome` that says why.
+        """
+        answers: dict[Request, Any] = {}
+        queue, idle = list(requests), list(self._builders)
+        busy: dict[Worker, _Task[Request]] = {}
         try:
             while queue or busy:
                 idle.sort(key=lambda worker: worker.is_ready)
                 while queue and idle:
-                    worker, candidate, path = idle.pop(), queue.pop(0), self._new_path()
-                    worker.send(BuildRequest(candidate, path))
-                    busy[worker] = _Build(candidate, path, time.monotonic())
-                for worker in self._finished(busy):
-                    build = busy.pop(worker)
-                    outcomes[build.candidate] = self._collect(worker, build)
+                    worker, request = idle.pop(), queue.pop(0)
+                    worker.send(request)
+                    busy[worker] = _Task(request, time.monotonic())
+                for worker in _finished(busy, limit):
+                    task = busy.pop(worker)
+                    answers[task.request] = self._collect(worker, task.started, limit)
                     idle.append(worker)
         finally:
             for worker in busy:  # or its answer would be taken for that to a later request
                 worker.stop()
-        return outcomes
+        return answers
 
     def _new_path(self) -> Path:
         return self._scratch.path / f"k{next(self._names)}.so"
@@ -153,30 +177,17 @@ class LocalMeasurer:
         """Return the seconds that a build may take: many times the slowest so far."""
         return min(_BUILD_SECONDS, 5 + 20 * self._slowest_build) if self._slowest_build else _BUILD_SECONDS
 
-    def _finished(self, busy: dict[Worker, _Build]) -> list[Worker]:
-        """Wait until a builder has answered, died or run out of time; return all such."""
-        oldest = min(build.started for build in busy.values())
-        patience = max(0.0, oldest + self._build_limit() - time.monotonic())
-        answered = wait([worker.connection for worker in busy], timeout=patience)
-        late = time.monotonic() - self._build_limit()
-        return [w for w, build in busy.items() if w.connection in answered or build.started <= late]
-
-    def _collect(self, worker: Worker, build: _Build) -> Outcome:
-        limit = self._build_limit()
+    def _collect(self, worker: Worker, started: float, limit: float) -> Any:
         try:
-            outcome: Outcome = worker.receive(max(0.0, build.started + limit - time.monotonic()))
+            answer = worker.receive(max(0.0, started + limit - time.monotonic()))
+            self._slowest_build = max(self._slowest_build, time.monotonic() - started)
         except WorkerDiedError as death:
             status = "memory" if death.out_of_memory else "compile"
-            outcome = Outcome(status, detail=f"the compiler died: {death}")
+            answer = Outcome(status, detail=f"the compiler died: {death}")
         except WorkerTimeoutError:
-            outcome = Outcome("timeout", detail=f"compiling took over {limit:.0f} s")
-        if outcome.status == "built":
-            self._built[build.candidate] = build.path
-            self._slowest_build = max(self._slowest_build, time.monotonic() - build.started)
-        elif disk_usage(self._scratch.path).free < _ROOM:  # no candidate is to blame for that
-            raise ScratchError(path=self._scratch.path, detail="No space left on device")
+            answer = Outcome("timeout", detail=f"compiling took over {limit:.0f} s")
         worker.start()
-        return outcome
+        return answer
 
     def _settle(self) -> None:
         """Wait for builders that are starting: importing the compiler keeps a core busy."""
@@ -187,3 +198,12 @@ class LocalMeasurer:
         for worker in (*self._builders, self._runner):
             worker.stop()
         self._scratch.close()
+
+
+def _finished(busy: Mapping[Worker, _Task[Request]], limit: float) -> list[Worker]:
+    """Wait until a builder has answered, died or run out of time; return all such."""
+    oldest = min(task.started for task in busy.values())
+    patience = max(0.0, oldest + limit - time.monotonic())
+    answered = wait([worker.connection for worker in busy], timeout=patience)
+    late = time.monotonic() - limit
+    return [w for w, task in busy.items() if w.connection in answered or task.started <= late]

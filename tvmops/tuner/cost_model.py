@@ -11,10 +11,12 @@ import xgboost
 
 _ENOUGH = 8  # results before the model says anything
 _ROUNDS = 60
-_SLOWEST = -5.0  # label of anything 32 times slower than the best, or more
+_LEVELS = 32  # of speed, from that of anything some 15 times slower than the best, or more, to the best
 _PRIOR_WEIGHT = 0.25
 _PARAMETERS = {
-    "objective": "reg:squarederror",
+    "objective": "rank:pairwise",
+    "lambdarank_pair_method": "mean",
+    "lambdarank_num_pair_per_sample": 8,
     "max_depth": 5,
     "eta": 0.2,
     "min_child_weight": 1,
@@ -33,11 +35,12 @@ class Experience:
 
 
 class CostModel:
-    """Gradient-boosted trees over configs' features.
+    """Gradient-boosted trees over configs' features, trained to rank the configs of a workload.
 
-    The target is the logarithm of speed relative to the best of the same workload, so that
-    a config twice as slow is wrong by the same amount at any size; failures count as much
-    slower than anything that ran. `prior` is what earlier searches of other shapes taught.
+    Only pairs of one workload are compared (C. Burges, From RankNet to LambdaRank to
+    LambdaMART, 2010), so that results of other shapes teach without being of the same scale.
+    Configs count as different where their speeds are an eighth of a doubling apart; a failure
+    is below anything that ran. `prior` is what earlier searches of other shapes taught.
     """
 
     def __init__(self, seed: int, prior: Sequence[Experience] = ()) -> None:
@@ -67,11 +70,13 @@ class CostModel:
     def _train(self, experiences: Sequence[Experience]) -> None:
         self._names = sorted(experiences[-1].features[0])
         rows = [row for experience in experiences for row in experience.features]
-        labels = [label for experience in experiences for label in _relative_speed(experience.seconds)]
-        last = len(experiences[-1].seconds)
-        earlier = len(rows) - last  # all together count as much as half of the last, at most
-        weights = [min(_PRIOR_WEIGHT, 0.5 * last / max(earlier, 1))] * earlier + [1.0] * last
-        data = xgboost.DMatrix(self._matrix(rows), np.array(labels), weight=np.array(weights))
+        labels = [label for experience in experiences for label in _levels(experience.seconds)]
+        sizes = [len(experience.seconds) for experience in experiences]
+        earlier, last = sum(sizes[:-1]), sizes[-1]  # together at most a third as much as the last
+        weights = [min(_PRIOR_WEIGHT, 0.3 * last / max(earlier, 1))] * (len(sizes) - 1) + [1.0]
+        data = xgboost.DMatrix(self._matrix(rows), np.array(labels))
+        data.set_group(sizes)
+        data.set_weight(np.array(weights))
         self._booster = xgboost.train({**_PARAMETERS, "seed": self._seed}, data, num_boost_round=_ROUNDS)
 
     def _matrix(
@@ -80,6 +85,7 @@ class CostModel:
         return np.array([[row[name] for name in self._names] for row in features], dtype=np.float32)
 
 
-def _relative_speed(seconds: Sequence[float]) -> list[float]:
+def _levels(seconds: Sequence[float]) -> list[int]:
+    """Return the level of each speed relative to the best: larger is faster, 0 for what failed."""
     best = min(seconds)
-    return [max(math.log2(best / t), _SLOWEST) if math.isfinite(t) else _SLOWEST - 1 for t in seconds]
+    return [max(1, int(_LEVELS + 8 * math.log2(best / t))) if math.isfinite(t) else 0 for t in seconds]

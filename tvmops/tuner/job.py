@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tvmops.machine import this_machine
@@ -11,6 +11,7 @@ from tvmops.measure.peak import Peak
 from tvmops.ops import op_of
 from tvmops.records import Record
 from tvmops.schedules import Template
+from tvmops.schedules.sketch import TraceSpace
 from tvmops.space import Config
 from tvmops.targets import Target
 from tvmops.tuner.cost_model import Experience
@@ -18,6 +19,8 @@ from tvmops.tuner.progress import JobStatus
 from tvmops.tuner.strategy import SearchSpace, Strategy, Trial, make_strategy
 from tvmops.workloads import Workload
 
+BATCH = 8  # configs that are asked for at a time, and built side by side before any is run
+CONVERGED = 96  # trials without a better config, after which a search has ended
 FINALISTS = 4  # besides the default config
 _SLOW = 3.0  # a candidate that takes this many times the best is given up after one run
 _PROMISING = 1.3  # one that takes more is timed no longer than it takes to see that
@@ -26,47 +29,86 @@ _FAR = 0.7  # of the roofline: a best below this share of it leaves room for ano
 _START_SECONDS = 3.0  # for a runner to read large inputs, and for a machine that stalls
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A template to search, and what a strategy may know of it."""
+Describe = Callable[[Sequence[Candidate]], list[dict[str, float] | None]]
+
+
+@dataclass
+class Search:
+    """The search of one template for a workload, and how it stands."""
 
     template: Template
-    search: SearchSpace
+    space: SearchSpace
+    strategy: Strategy
+    trials: int = 0
+    best: float = float("inf")
+    is_over: bool = False  # no config is left to propose
 
     @classmethod
-    def of(
-        cls, template: Template, workload: Workload, target: Target, prior: Sequence[Experience] = ()
-    ) -> Stage:
-        search = SearchSpace(
+    def start(
+        cls,
+        template: Template,
+        workload: Workload,
+        target: Target,
+        strategy: str,
+        seed: int,
+        prior: Sequence[Experience] = (),
+        describe: Describe | None = None,
+    ) -> Search:
+        def code(configs: list[Config]) -> list[dict[str, float] | None]:
+            assert describe is not None
+            return describe([Candidate(workload, target, template.path, config) for config in configs])
+
+        space = SearchSpace(
             space=template.space(workload, target),
             default=template.default(workload, target),
             estimate=lambda config: template.estimate(workload, target, config),
             features=lambda config: template.features(workload, target, config),
             prior=prior,
+            code=code if describe else None,
         )
-        return cls(template, search)
+        return cls(template, space, make_strategy(strategy, space, seed))
+
+    @property
+    def is_over_traces(self) -> bool:
+        return isinstance(self.space.space, TraceSpace)
+
+    def keeps_up_with(self, leader: float) -> bool:
+        """True while this template may still win: it must come nearer the leader with each batch."""
+        return not self.trials or self.best <= leader * (1 + BATCH / self.trials)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A config of one of a job's templates."""
+
+    template: Template
+    config: Config
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What a record of it holds: the template's label and the config's text."""
+        return self.template.label, self.config.key
 
 
 @dataclass
 class Job:
-    """One workload, the templates that may schedule it, and what is known of their configs.
+    """One workload, the searches for it, and what is known of their configs.
 
-    Templates are searched one after the other, each with an equal share of the trials; the
-    next only where the best so far is far from the roofline.
+    Templates race: they take turns, and those that fall too far behind are left. Where there
+    is sketch search, too, they have half of the trials, and it has the rest where the best is
+    far from the roofline.
     """
 
     workload: Workload
     target: Target
-    stages: Sequence[Stage]
-    strategy: Strategy  # of the stage at hand
+    searches: Sequence[Search]
     seed: int
     roofline: float
     memory_bound: bool
     weight: float = 1.0
-    stage: int = 0
-    known: dict[str, Record] = field(default_factory=dict)  # from the log, by config
-    finals: dict[str, Record] = field(default_factory=dict)
-    records: dict[Config, Record] = field(default_factory=dict)
+    known: dict[tuple[str, str], Record] = field(default_factory=dict)  # from the log, by proposal's key
+    finals: dict[tuple[str, str], Record] = field(default_factory=dict)
+    records: dict[Proposal, Record] = field(default_factory=dict)
     winner: Record | None = None
     state: str = "waiting"
     stale_trials: int = 0  # since the best last improved by more than noise
@@ -76,61 +118,69 @@ class Job:
         cls,
         workload: Workload,
         target: Target,
-        stages: Sequence[Stage],
-        strategy: str,
+        searches: Sequence[Search],
         seed: int,
         peak: Peak,
         weight: float = 1.0,
     ) -> Job:
         op = op_of(workload)
-        flops, nbytes = op.flops(workload), op.nbytes(workload)
+        flops, nbytes = op.least_flops(workload), op.nbytes(workload)
         roofline = peak.seconds(flops, nbytes)
         memory_bound = peak.seconds(flops, 0) < roofline
-        made = make_strategy(strategy, stages[0].search, seed)
-        return cls(workload, target, stages, made, seed, roofline, memory_bound, weight)
+        return cls(workload, target, searches, seed, roofline, memory_bound, weight)
 
     @property
-    def default(self) -> Config:
-        return self.stages[0].search.default
+    def default(self) -> Proposal:
+        first = self.searches[0]
+        return Proposal(first.template, first.space.default)
 
-    def template_of(self, config: Config) -> Template:
-        """Return the template that `config` is one of."""
-        owners = [stage.template for stage in self.stages if config in stage.search.space]
-        return owners[0] if owners else self.stages[0].template
+    def ask(self, count: int, trials: int) -> list[Proposal]:
+        """Return up to `count` configs of one template to try next, of a budget of so many trials."""
+        while (search := self._next_search(trials)) is not None:
+            configs = search.strategy.ask(count)
+            if configs:
+                return [Proposal(search.template, config) for config in configs]
+            search.is_over = True
+        return []
 
-    def needs_next_stage(self, trials: int) -> bool:
-        """True if the next template should have what is left of so many trials."""
-        last = self.stage + 1 == len(self.stages)
-        had_its_share = len(self.records) >= trials * (self.stage + 1) // len(self.stages)
-        ended = had_its_share or self.state in ("converged", "whole space measured")
-        left = len(self.records) < trials
-        return ended and left and not last and self.roofline < _FAR * self.best_time
+    def _next_search(self, trials: int) -> Search | None:
+        racing = [search for search in self.searches if not search.is_over_traces]
+        sketches = [search for search in self.searches if search.is_over_traces and not search.is_over]
+        leader = min((search.best for search in racing), default=float("inf"))
+        running = [s for s in racing if not s.is_over and s.keeps_up_with(leader)]
+        if sketches and self._is_sketches_turn(racing, running, trials):
+            return sketches[0]
+        return min(running, key=lambda search: search.trials, default=None)
 
-    def next_stage(self) -> None:
-        """Turn to the next template; what the one before found stays."""
-        self.stage += 1
-        self.strategy = make_strategy("auto", self.stages[self.stage].search, self.seed)
-        self.state, self.stale_trials = "searching", 0
+    def _is_sketches_turn(self, racing: list[Search], running: list[Search], trials: int) -> bool:
+        if not racing or sum(search.trials for search in racing) < len(self.records):
+            return True  # it has begun
+        had_their_share = len(self.records) >= trials // 2 or self.stale_trials >= CONVERGED
+        return (had_their_share or not running) and self.roofline < _FAR * self.best_time
 
     def remember(self, records: Iterable[Record]) -> None:
         """Take results of earlier runs of this very search on this machine, e.g. from a log.
 
         Of final comparisons the last one counts; it begins with its winner.
         """
-        search = (str(self.workload), self.target.name, this_machine().fingerprint)
-        labels = {stage.template.label for stage in self.stages}
+        own = (str(self.workload), self.target.name, this_machine().fingerprint)
+        labels = {search.template.label for search in self.searches}
         for record in records:
-            if (record.workload, record.target, record.machine) != search or record.template not in labels:
+            if (record.workload, record.target, record.machine) != own or record.template not in labels:
                 continue
             if record.stage == "final":
                 if record.rank == 0:
                     self.finals.clear()
-                self.finals[record.config_key] = record
+                self.finals[record.template, record.config_key] = record
             elif record.stage == "search" or not record.ran:  # a later check that held changes nothing
-                self.known[record.config_key] = record
+                self.known[record.template, record.config_key] = record
 
-    def candidate(self, config: Config) -> Candidate:
-        return Candidate(self.workload, self.target, self.template_of(config).path, config)
+    def candidate(self, proposal: Proposal) -> Candidate:
+        return Candidate(self.workload, self.target, proposal.template.path, proposal.config)
+
+    def strategy_of(self, proposal: Proposal) -> str:
+        """Return the name of the strategy that proposed it."""
+        return next(s.strategy.name for s in self.searches if s.template is proposal.template)
 
     @property
     def best(self) -> Record | None:
@@ -142,13 +192,36 @@ class Job:
         best = self.best
         return best.fastest if best else float("inf")
 
-    def take(self, results: dict[Config, Record]) -> None:
-        """Note the results of a batch and pass them to the strategy."""
+    def take(self, results: dict[Proposal, Record]) -> None:
+        """Note the results of a batch and pass them to the strategy that asked for them."""
         before = self.best_time
         self.records.update(results)
-        self.strategy.tell([Trial(config, record.fastest) for config, record in results.items()])
+        for search in self.searches:
+            own = {p.config: record for p, record in results.items() if p.template is search.template}
+            search.trials += len(own)
+            search.best = min([search.best, *(record.fastest for record in own.values())])
+            if own:
+                search.strategy.tell([Trial(config, record.fastest) for config, record in own.items()])
+                if search.is_over_traces and search.trials == len(own):
+                    before = float("inf")  # a new kind of search starts with all of its patience
         improved = self.best_time < 0.995 * before
         self.stale_trials = 0 if improved else self.stale_trials + len(results)
+
+    def stop_reason(self, trials: int, exhausted: bool) -> str:
+        """Say why the search ends here; "searching" if it goes on."""
+        if exhausted:
+            return "whole space measured"
+        if self.at_roofline():
+            return "at the machine's roofline"
+        if len(self.records) >= trials:
+            return "all trials used"
+        if self.stale_trials >= CONVERGED and not self._sketches_are_next(trials):
+            return "converged"
+        return "searching"
+
+    def _sketches_are_next(self, trials: int) -> bool:
+        search = self._next_search(trials)
+        return search is not None and search.is_over_traces and not search.trials
 
     def plan(self) -> Plan:
         """Say how long to time a candidate, from the roofline and from the best so far."""
@@ -159,12 +232,16 @@ class Job:
         promising = _PROMISING * self.best_time
         return Plan(samples, give_up_above=give_up, promising_below=promising, timeout=patience)
 
-    def finalists(self) -> list[Config]:
+    def finalists(self) -> list[Proposal]:
         """Return the configs to compare turn by turn: the fastest few known, and the default."""
-        logged = {Config(tuple(record.config.items())): record for record in self.known.values()}
+        templates = {search.template.label: search.template for search in self.searches}
+        logged = {
+            Proposal(templates[record.template], Config(tuple(record.config.items()))): record
+            for record in self.known.values()
+        }
         results = {**logged, **self.records}
-        ran = [(r.fastest, r.config_key, c) for c, r in results.items() if r.status == "ok"]
-        leaders = [config for _, _, config in sorted(ran, key=lambda item: item[:2])[:FINALISTS]]
+        ran = [(r.fastest, p.key, p) for p, r in results.items() if r.status == "ok"]
+        leaders = [proposal for _, _, proposal in sorted(ran, key=lambda item: item[:2])[:FINALISTS]]
         default = self.default
         return leaders if default in leaders or self.records[default].status != "ok" else [*leaders, default]
 

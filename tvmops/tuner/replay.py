@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,19 @@ class Recording:
         space = Space(template.name, self.knobs, self.seconds.__contains__)
         wanted = template.default(self.workload, self.target)
         default = wanted if wanted in self.seconds else min(self.seconds, key=lambda c: _distance(c, wanted))
-        features = functools.cache(lambda c: template.features(self.workload, self.target, c))
         estimate = functools.cache(lambda c: template.estimate(self.workload, self.target, c))
-        return SearchSpace(space, default, estimate, features, prior)
+        return SearchSpace(space, default, estimate, self._features, prior, self._code)
+
+    @functools.cached_property
+    def _features(self) -> Callable[[Config], dict[str, float]]:
+        template = templates_for(self.workload, self.target)[0]
+        return functools.cache(lambda config: template.features(self.workload, self.target, config))
+
+    @functools.cached_property
+    def _code(self) -> Callable[[list[Config]], list[dict[str, float] | None]]:
+        template = templates_for(self.workload, self.target)[0]
+        of = functools.cache(lambda config: template.code_features(self.workload, self.target, config))
+        return lambda configs: [of(config) for config in configs]
 
     def write(self, path: Path) -> None:
         """Write compactly: a config is the positions of its values among the knobs' values."""

@@ -21,10 +21,9 @@ from tvmops.measure.candidate import Outcome, Plan
 from tvmops.measure.local import LocalMeasurer
 from tvmops.measure.peak import Peak, machine_peak
 from tvmops.records import LogWriter, Record, read_log
-from tvmops.space import Config
 from tvmops.targets import Target
 from tvmops.targets import target as target_named
-from tvmops.tuner.job import FINALISTS, Job, Stage
+from tvmops.tuner.job import BATCH, FINALISTS, Job, Proposal, Search
 from tvmops.tuner.progress import Observer, Silent
 from tvmops.tuner.strategy import strategy_class, templates_of
 from tvmops.tuner.transfer import experiences
@@ -32,10 +31,8 @@ from tvmops.tuner.winner import pick_winner
 from tvmops.version import VERSION
 from tvmops.workloads import Workload
 
-_BATCH = 8  # configs that are built side by side before any is run
 _FINAL_ROUNDS = 15
 _FINAL_SAMPLE_SECONDS = 0.002
-_CONVERGED = 96  # trials without a better config, after which a search has ended
 
 
 def tune(
@@ -177,11 +174,19 @@ class Session:
         past = read_log(writer.path)
         self._jobs = []
         for workload in work:
-            stages = [
-                Stage.of(template, workload, target, experiences(past, template, target, excluded=work))
+            searches = [
+                Search.start(
+                    template,
+                    workload,
+                    target,
+                    strategy,
+                    seed,
+                    prior=experiences(past, template, target, excluded=work),
+                    describe=measurer.describe,
+                )
                 for template in templates_of(strategy, workload, target)
             ]
-            job = Job.start(workload, target, stages, strategy, seed, peak, weights.get(workload, 1.0))
+            job = Job.start(workload, target, searches, seed, peak, weights.get(workload, 1.0))
             job.remember(past)
             self._jobs.append(job)
 
@@ -209,76 +214,65 @@ class Session:
     def _batch(self, job: Job) -> None:
         """Ask for one batch, measure what the log does not know, tell the strategy."""
         job.state = "searching"
-        configs = job.strategy.ask(_BATCH)  # always as many: a run that is resumed asks the same
-        left = 1 if self._out_of_time() else self._budget.trials - len(job.records)  # the default at least
-        configs = configs[:left]
-        results = {config: job.known[config.key] for config in configs if config.key in job.known}
-        unknown = [config for config in configs if config not in results]
+        trials = self._budget.trials
+        proposals = job.ask(BATCH, trials)  # always as many: a run that is resumed asks the same
+        exhausted = not proposals
+        left = 1 if self._out_of_time() else trials - len(job.records)  # the default at least
+        proposals = proposals[:left]
+        results = {p: job.known[p.key] for p in proposals if p.key in job.known}
+        unknown = [proposal for proposal in proposals if proposal not in results]
         plan = job.plan()
         self._tell_observer(f"{job.workload}: building {len(unknown)} configs")
-        outcomes = self._measurer.measure([job.candidate(config) for config in unknown], plan)
-        for config, outcome in zip(unknown, outcomes):
-            results[config] = self._record(job, config, outcome, "search")
-            self._writer.append(results[config])
-            self._tell_observer(f"{job.workload}: {config}")
+        outcomes = self._measurer.measure([job.candidate(proposal) for proposal in unknown], plan)
+        for proposal, outcome in zip(unknown, outcomes):
+            results[proposal] = self._record(job, proposal, outcome, "search")
+            self._writer.append(results[proposal])
+            self._tell_observer(f"{job.workload}: {proposal.config}")
             if self._out_of_time() and job.records:
                 break
-        job.take({config: results[config] for config in configs if config in results})
-        job.state = self._stop_reason(job, exhausted=not configs)
-        if job.needs_next_stage(self._budget.trials):
-            job.next_stage()
+        job.take({proposal: results[proposal] for proposal in proposals if proposal in results})
+        job.state = job.stop_reason(trials, exhausted)
         self._tell_observer("")
-
-    def _stop_reason(self, job: Job, exhausted: bool) -> str:
-        if exhausted:
-            return "whole space measured"
-        if job.at_roofline():
-            return "at the machine's roofline"
-        if len(job.records) >= self._budget.trials:
-            return "all trials used"
-        if job.stale_trials >= _CONVERGED:
-            return "converged"
-        return "searching"
 
     def _finish(self, job: Job) -> Record | None:
         """Compare the leaders turn by turn; return the winner."""
         ended, job.state = job.state, "comparing"
         self._tell_observer(str(job.workload))
         finalists = job.finalists()
-        if any(config.key not in job.finals for config in finalists):
+        if any(proposal.key not in job.finals for proposal in finalists):
             plan = Plan(_final_rounds(job), _FINAL_SAMPLE_SECONDS, timeout=10 + 5 * _comparing_seconds(job))
-            outcomes = self._measurer.compare([job.candidate(config) for config in finalists], plan)
+            outcomes = self._measurer.compare([job.candidate(proposal) for proposal in finalists], plan)
             self._log_finals(job, finalists, outcomes)
         job.winner = (
-            pick_winner((job.finals[config.key] for config in finalists), job.default.key) or job.best
+            pick_winner((job.finals[proposal.key] for proposal in finalists), job.default.key) or job.best
         )
         job.state = ended
         self._tell_observer("")
         return job.winner
 
-    def _log_finals(self, job: Job, finalists: list[Config], outcomes: list[Outcome]) -> None:
+    def _log_finals(self, job: Job, finalists: list[Proposal], outcomes: list[Outcome]) -> None:
         """Log a comparison as a whole, so that none is ever half there: the winner first, then by time."""
-        records = [self._record(job, c, outcome, "final") for c, outcome in zip(finalists, outcomes)]
+        records = [self._record(job, p, outcome, "final") for p, outcome in zip(finalists, outcomes)]
         winner = pick_winner(records, job.default.key)
         records.sort(key=lambda record: (record is not winner, record.time, record.config_key))
         ranked = [dataclasses.replace(record, rank=rank) for rank, record in enumerate(records)]
         self._writer.append(*ranked)
         job.remember(ranked)
 
-    def _record(self, job: Job, config: Config, outcome: Outcome, stage: str) -> Record:
+    def _record(self, job: Job, proposal: Proposal, outcome: Outcome, stage: str) -> Record:
         return Record(
             workload=str(job.workload),
             target=self._target.name,
             machine=this_machine().fingerprint,
-            template=job.template_of(config).label,
-            config=config.as_dict(),
+            template=proposal.template.label,
+            config=proposal.config.as_dict(),
             status=outcome.status,
             stage=stage,
             seconds=outcome.seconds,
             cold_seconds=outcome.cold_seconds,
             error=outcome.error,
             detail=outcome.detail,
-            strategy=job.strategy.name,
+            strategy=job.strategy_of(proposal),
             seed=self._seed,
             toolchain=toolchain(),
             clock=outcome.clock,
@@ -307,7 +301,7 @@ def _comparing_seconds(job: Job) -> float:
 
 def _expected_gain(job: Job) -> float:
     """Guess what another batch saves: distance to the roofline, less with each trial that found nothing."""
-    return job.weight * (job.best_time - job.roofline) / (1 + job.stale_trials / _BATCH)
+    return job.weight * (job.best_time - job.roofline) / (1 + job.stale_trials / BATCH)
 
 
 def toolchain() -> dict[str, str]:

@@ -33,7 +33,9 @@ def make_strategy(name: str, search: SearchSpace, seed: int) -> Strategy:
 
 
 def templates_of(strategy: str, workload: Workload, target: Target) -> list[Template]:
-    """Return what `strategy` searches for `workload`, in this order; "auto" tries all that fit.
+    """Return what `strategy` searches for `workload`, in this order.
+
+    "auto" tries all that fit, others all of their kind: templates, or traces of sketch search.
 
     Raises
     ------
@@ -46,7 +48,7 @@ def templates_of(strategy: str, workload: Workload, target: Target) -> list[Temp
     of_its_kind = [t for t in fitting if isinstance(t, Sketch) == (strategy == SketchStrategy.name)]
     if not of_its_kind:
         raise NoTemplateError(workload=workload, target=target.name)
-    return of_its_kind[:1]
+    return of_its_kind
 
 
 __all__ = [

@@ -22,6 +22,7 @@ class SearchSpace:
     estimate: Callable[[Config], float]
     features: Callable[[Config], dict[str, float]]
     prior: Sequence[Experience] = ()  # from earlier searches of other shapes
+    code: Callable[[list[Config]], list[dict[str, float] | None]] | None = None  # features of their code
 
 
 @dataclass(frozen=True)
