@@ -42,6 +42,12 @@ class WorkloadSyntaxError(TvmopsError, ValueError):
     message = "workload text {text!r}: {detail}; expected a form such as 'matmul m=8 n=8 k=8'"
 
 
+class UnknownSuiteError(TvmopsError, ValueError):
+    message = (
+        "{name!r} names no suite; expected one of {known}, a file that ends in '.toml', or a workload's text"
+    )
+
+
 class SuiteError(TvmopsError, ValueError):
     message = "suite file {path}: {detail}"
 

@@ -42,7 +42,7 @@ class XGBoostStrategy(Strategy):
         if not self._model.ready:
             chance, guessed = count // 4, count - count // 4
         elif not self.trials:
-            chance, guessed = 0, count // 2
+            chance, guessed = 0, count - count // 4
         else:
             chance = sum(self.rng.random() < _EXPLORE for _ in range(count))
             guessed = sum(self.rng.random() < _BY_ESTIMATE for _ in range(count - chance))
