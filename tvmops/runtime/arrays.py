@@ -127,12 +127,13 @@ def as_argument(array: Any, dtype: str) -> Any:
 
 def overlap(first: Any, second: Any) -> bool:
     """True if two dense arrays share memory."""
-    begin, end = _bounds(first)
-    other_begin, other_end = _bounds(second)
+    begin, end = bounds(first)
+    other_begin, other_end = bounds(second)
     return begin < other_end and other_begin < end
 
 
-def _bounds(array: Any) -> tuple[int, int]:
+def bounds(array: Any) -> tuple[int, int]:
+    """Return where the memory of a dense array begins and ends."""
     begin = array.data_ptr() if _is_torch(array) else array.ctypes.data
     return begin, begin + array.nbytes
 

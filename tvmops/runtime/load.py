@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from numpy import ndarray as _ndarray
-
 from tvmops.errors import (
     ArgumentError,
     CallError,
@@ -22,6 +20,7 @@ from tvmops.runtime import backend
 from tvmops.runtime.arrays import as_argument, as_output, new_output, overlap
 from tvmops.runtime.calls import CALLS, PACKS, Call
 from tvmops.runtime.dispatch import Dispatcher, Explanation
+from tvmops.runtime.known import Key, KnownCalls, key_of
 from tvmops.runtime.packed import PackedWeight
 from tvmops.signatures import SIGNATURES
 from tvmops.workloads import Workload
@@ -67,7 +66,7 @@ class Library:
         functions = {entry.function: module[entry.function] for entry in manifest.kernels}
         self._dispatcher = Dispatcher(str(folder), manifest, functions.__getitem__)
         self._kernels: dict[Workload, Callable[..., None]] = {}
-        self._matmuls: dict[tuple[Any, Any], Callable[..., None]] = {}
+        self._known = KnownCalls()
 
     def matmul(
         self,
@@ -107,25 +106,13 @@ class Library:
         NotInLibraryError
             The library was exported without such an epilogue, or without packed weights.
         """
-        plain = bias is residual is activation is None and not (trans_a or trans_b)
-        if plain and out is not None:
-            # Kernels check shapes, dtypes, strides and overlap of all arguments before they
-            # touch memory, so a known pair of shapes goes straight to its kernel. What a
-            # kernel refuses, and what may need a gradient, takes the careful way.
-            known = type(a) is type(b) is type(out) is _ndarray
-            kernel = self._matmuls.get((a.shape, b.shape)) if known else None
-            if kernel is not None:
-                try:
-                    kernel(a, b, out)
-                    return out
-                except (ValueError, TypeError, BufferError):
-                    pass
-        call = CALLS["matmul"](a, b, bias, activation, trans_a, trans_b, residual)
-        (result,) = self._answer(call, (out,))
-        matrices = type(a) is type(b) is _ndarray and a.ndim == b.ndim == 2
-        if plain and matrices and call.otherwise is None and not call.is_empty:
-            self._matmuls[a.shape, b.shape] = self._kernels[call.workload]
-        return result
+        arrays = (a, b, bias, residual)
+        key = key_of("matmul", arrays, (activation, trans_a, trans_b))
+        made = self._known.answer(key, arrays, (out,))
+        if made is None:
+            call = CALLS["matmul"](a, b, bias, activation, trans_a, trans_b, residual)
+            made = self._answer(key, arrays, call, (out,))
+        return made[0]
 
     def pack(self, op: str, weight: Any, **attributes: Any) -> PackedWeight:
         """Return `weight` as kernels for constant weights read it, to be packed once and used often.
@@ -191,8 +178,13 @@ class Library:
         CallError, CallTypeError
             An argument does not fit; the message names it.
         """
-        (out,) = self._answer(CALLS["attention"](q, k, v, causal, scale, mask, align), (out,))
-        return out
+        arrays = (q, k, v, mask)
+        key = key_of("attention", arrays, (causal, scale, align))
+        made = self._known.answer(key, arrays, (out,))
+        if made is None:
+            call = CALLS["attention"](q, k, v, causal, scale, mask, align)
+            made = self._answer(key, arrays, call, (out,))
+        return made[0]
 
     def conv2d(
         self,
@@ -241,9 +233,16 @@ class Library:
         CallError, CallTypeError
             An argument does not fit; the message names it.
         """
-        call = CALLS["conv2d"](x, w, bias, stride, padding, dilation, groups, activation, residual, layout)
-        (out,) = self._answer(call, (out,))
-        return out
+        arrays = (x, w, bias, residual)
+        attributes = (stride, padding, dilation, groups, activation, layout)
+        key = key_of("conv2d", arrays, attributes)
+        made = self._known.answer(key, arrays, (out,))
+        if made is None:
+            call = CALLS["conv2d"](
+                x, w, bias, stride, padding, dilation, groups, activation, residual, layout
+            )
+            made = self._answer(key, arrays, call, (out,))
+        return made[0]
 
     def explain(self, op: str, *arrays: Any, **attributes: Any) -> Explanation:
         """Say which kernel answers a call, why, its measured time and its error bound.
@@ -278,9 +277,23 @@ class Library:
         instead = call.otherwise()
         return instead if self._dispatcher.answers(instead.workload) else call
 
-    def _answer(self, call: Call, outs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Compute `call` into `outs`; those that are None are made."""
+    def _answer(
+        self, key: Key, arrays: tuple[Any, ...], call: Call, outs: tuple[Any, ...]
+    ) -> tuple[Any, ...]:
+        """Compute `call` into `outs`, of which those that are None are made, and remember how.
+
+        Parameters
+        ----------
+        key, arrays
+            The same that `KnownCalls.answer` got.
+        """
         call = self._answerable(call)
+        made = self._compute(call, outs)
+        if key and not call.is_empty:
+            self._known.learn(key, arrays, call, self._kernels[call.workload])
+        return made
+
+    def _compute(self, call: Call, outs: tuple[Any, ...]) -> tuple[Any, ...]:
         op, like = call.workload.op, call.inputs[0]
         signature = SIGNATURES[op]
         made = tuple(

@@ -1,0 +1,124 @@
+"""A call like an earlier one goes straight to its kernel, and says the same as the careful way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import tvmops
+from tvmops.errors import CallError, CallTypeError
+from tvmops.runtime import load as runtime_load
+from tvmops.runtime.load import Library
+
+Array = NDArray[Any]
+
+
+@pytest.fixture
+def lib(library: Path) -> Library:
+    return tvmops.load(library)
+
+
+def inputs(seed: int = 0) -> tuple[Array, Array]:
+    rng = np.random.default_rng(seed)
+    return rng.random((17, 61), dtype=np.float32), rng.random((61, 31), dtype=np.float32)
+
+
+@pytest.fixture
+def known(lib: Library, monkeypatch: pytest.MonkeyPatch) -> Library:
+    """A library that knows the call of `inputs`, and whose careful way is counted."""
+    lib.matmul(*inputs())
+    careful = runtime_load.CALLS["matmul"]
+    lib.careful = 0  # type: ignore[attr-defined]
+
+    def counted(*arguments: Any) -> Any:
+        lib.careful += 1  # type: ignore[attr-defined]
+        return careful(*arguments)
+
+    monkeypatch.setitem(runtime_load.CALLS, "matmul", counted)
+    return lib
+
+
+def careful_calls(lib: Library) -> int:
+    return int(lib.careful)  # type: ignore[attr-defined]
+
+
+def is_product(c: Array, a: Array, b: Array) -> bool:
+    return bool(np.abs(c - a.astype("float64") @ b).max() < 1e-4)
+
+
+def test_it_takes_new_arrays_of_the_same_shapes(known: Library) -> None:
+    a, b = inputs(1)
+    assert is_product(known.matmul(a, b), a, b)
+    out = np.empty((17, 31), np.float32)
+    assert known.matmul(a, b, out=out) is out
+    assert is_product(out, a, b)
+    assert careful_calls(known) == 0
+
+
+def test_a_library_returns_what_the_first_input_is(known: Library) -> None:
+    torch = pytest.importorskip("torch")
+    a, b = (torch.from_numpy(array) for array in inputs(1))
+    assert isinstance(known.matmul(a, b), torch.Tensor)
+    assert isinstance(known.matmul(*inputs(1)), np.ndarray)
+    assert careful_calls(known) == 0
+
+
+def test_a_gradient_is_refused_all_the_same(known: Library) -> None:
+    torch = pytest.importorskip("torch")
+    a, b = (torch.from_numpy(array) for array in inputs(1))
+    a.requires_grad_()
+    with pytest.raises(CallError, match="requires grad"):
+        known.matmul(a, b)
+    with torch.no_grad():
+        assert is_product(known.matmul(a, b).numpy(), a.numpy(), b.numpy())
+
+
+def test_strided_inputs_are_copied(known: Library) -> None:
+    a, b = inputs(1)
+    wide = np.zeros((17, 122), np.float32)
+    wide[:, ::2] = a
+    assert is_product(known.matmul(wide[:, ::2], np.asfortranarray(b)), a, b)
+
+
+def test_what_does_not_fit_is_refused_by_name(known: Library) -> None:
+    a, b = inputs(1)
+    with pytest.raises(CallTypeError, match="'a' is of dtype float64"):
+        known.matmul(a.astype("float64"), b)
+    with pytest.raises(CallError, match="'out' is of shape"):
+        known.matmul(a, b, out=np.empty((31, 17), np.float32))
+    with pytest.raises(CallError, match="'out' is read-only"):
+        out = np.empty((17, 31), np.float32)
+        out.setflags(write=False)
+        known.matmul(a, b, out=out)
+    with pytest.raises(CallError, match="'out' is strided"):
+        known.matmul(a, b, out=np.empty((17, 62), np.float32)[:, ::2])
+    with pytest.raises(CallError, match="shares memory with 'a'"):
+        known.matmul(a, b, out=a.reshape(-1)[: 17 * 31].reshape(17, 31))
+
+
+def test_one_array_given_twice_teaches_nothing(lib: Library) -> None:
+    """Which of the two went where can't be told."""
+    a, b = np.random.default_rng(2).random((2, 8, 8), dtype=np.float32)
+    assert is_product(lib.matmul(a, a), a, a)
+    assert is_product(lib.matmul(a, b), a, b)
+
+
+def test_a_batch_is_reshaped_again(lib: Library) -> None:
+    """Kernels have rows where callers have batches."""
+    a, b = np.random.default_rng(2).random((3, 2, 4, 8), dtype=np.float32)[:2], inputs()[1][:8, :8].copy()
+    out = np.empty((2, 2, 4, 8), np.float32)
+    for _ in range(2):
+        assert is_product(lib.matmul(a, b, out=out), a, b)
+        holes = np.empty((2, 2, 4, 16), np.float32)[..., ::2]
+        with pytest.raises(CallError, match="'out' is strided"):
+            lib.matmul(a, b, out=holes)
+
+
+def test_attributes_that_do_not_hash_take_the_careful_way(known: Library) -> None:
+    a, b = inputs(1)
+    with pytest.raises(CallError, match="activation"):
+        known.matmul(a, b, activation=["relu"])  # type: ignore[arg-type]

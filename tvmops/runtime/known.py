@@ -1,0 +1,162 @@
+"""Calls like earlier ones, taken straight to their kernels.
+
+Making a `Call` of a method's arguments takes longer than a small kernel runs. Once it was made,
+what remains is to reshape arrays and to call: kernels check shapes, dtypes, strides and overlap
+of all their arguments before they touch memory. What a kernel refuses goes the careful way.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from numpy import empty as _empty
+from numpy import ndarray as _ndarray
+
+from tvmops.runtime.arrays import bounds, dtype_of, is_dense, new_output
+from tvmops.runtime.calls.base import Call
+from tvmops.runtime.packed import PackedWeight
+from tvmops.signatures import SIGNATURES
+from tvmops.signatures.dtypes import stored
+
+_MOST = 4096  # calls to remember
+_REFUSALS = (ValueError, TypeError, BufferError, AttributeError, RuntimeError)
+
+Shape = tuple[int, ...]
+Arrays = tuple[Any, ...]  # arguments that may be arrays; None where one is left out
+Key = tuple[Any, ...]
+
+
+class KnownCalls:
+    """What was learned of calls, by op, shapes and attributes."""
+
+    def __init__(self) -> None:
+        self._plans: dict[Key, _Plan] = {}
+
+    def answer(self, key: Key, arrays: Arrays, outs: Arrays) -> Arrays | None:
+        """Compute a call that is known; None if it is not, or must go the careful way.
+
+        Parameters
+        ----------
+        key
+            What `key_of` gave for these arrays.
+        outs
+            Where to write the results; those that are None are made.
+        """
+        try:
+            plan = self._plans.get(key)
+            if plan is None:
+                return None
+            if plan.is_direct and None is not outs[0]:
+                plan.kernel(*filter(_is_given, arrays), *plan.scalars, *outs)
+                return outs
+            return plan.answer(arrays, outs)
+        except _REFUSALS:
+            return None
+
+    def learn(self, key: Key, arrays: Arrays, call: Call, kernel: Callable[..., None]) -> None:
+        """Remember which kernel answered, if the caller's own memory, reshaped, went to it."""
+        plan = _plan(arrays, call, kernel)
+        if plan is None:
+            return
+        if len(self._plans) >= _MOST:
+            self._plans.clear()
+        with suppress(TypeError):  # an attribute that has no hash
+            self._plans[key] = plan
+
+
+def key_of(op: str, arrays: Arrays, attributes: tuple[Any, ...]) -> Key:
+    """Return what calls that need the same kernel have in common; () for unusual arguments."""
+    marks: list[Any] = [op, attributes]
+    for array in arrays:
+        if type(array) is _ndarray:
+            marks.append(array.shape)
+        elif array is None:
+            marks.append(None)
+        elif type(array) is PackedWeight:
+            marks.append((array.layout, array.shape))
+        elif _is_plain_tensor(array):
+            marks.append(array.shape)
+        else:
+            return ()
+    return tuple(marks)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How arrays reach a kernel; as they are where a shape is None."""
+
+    kernel: Callable[..., None]
+    inputs: tuple[tuple[int, Shape | None], ...]  # which array, and its shape for the kernel
+    scalars: tuple[float, ...]
+    outputs: tuple[tuple[Shape, str, Shape | None], ...]  # shape and dtype, and shape for the kernel
+    is_direct: bool  # True if all arrays go as they are, in the order of the arguments
+
+    def answer(self, arrays: Arrays, outs: Arrays) -> Arrays | None:
+        given = []
+        for index, shape in self.inputs:
+            array = held(arrays[index])
+            given.append(array if shape is None else array.reshape(shape))
+        given += self.scalars
+        made = []
+        for out, (seen, dtype, shape) in zip(outs, self.outputs):
+            if out is None:
+                numpy = type(arrays[0]) is _ndarray
+                out = _empty(seen, stored(dtype)) if numpy else new_output(arrays[0], seen, dtype)
+            elif shape is not None and (out.shape != seen or not is_dense(out)):
+                return None  # reshaping would copy it
+            made.append(out)
+            given.append(out if shape is None else out.reshape(shape))
+        self.kernel(*given)
+        return tuple(made)
+
+
+def _plan(arrays: Arrays, call: Call, kernel: Callable[..., None]) -> _Plan | None:
+    """Return how to make `call` again with other arrays of the same shapes."""
+    specs = SIGNATURES[call.workload.op].inputs(call.workload)
+    inputs = []
+    for taken, spec in zip(call.inputs, specs):
+        same = [index for index, array in enumerate(arrays) if _is_same(array, taken)]
+        if len(same) != 1 or dtype_of(taken) != stored(spec.dtype):
+            return None  # it was copied, or two arguments are one array
+        seen = tuple(held(arrays[same[0]]).shape)
+        inputs.append((same[0], None if seen == spec.shape else spec.shape))
+    outputs = [
+        (seen, spec.dtype, None if seen == spec.shape else spec.shape)
+        for seen, spec in zip(call.shapes, call.outputs)
+    ]
+    in_order = [index for index, array in enumerate(arrays) if array is not None]
+    return _Plan(
+        kernel,
+        tuple(inputs),
+        call.scalars,
+        tuple(outputs),
+        is_direct=inputs == [(index, None) for index in in_order]
+        and not any(type(array) is PackedWeight for array in arrays)
+        and all(shape is None for _, _, shape in outputs),
+    )
+
+
+def _is_given(array: Any) -> bool:
+    return array is not None
+
+
+def held(array: Any) -> Any:
+    """Return the array that a packed weight holds, and any other as it is."""
+    return array.array if type(array) is PackedWeight else array
+
+
+def _is_same(array: Any, taken: Any) -> bool:
+    """True if `taken` is all the memory of `array`, in the same order."""
+    array = held(array)
+    return array is not None and is_dense(array) and bounds(array) == bounds(taken)
+
+
+def _is_plain_tensor(array: Any) -> bool:
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(array, torch.Tensor):
+        return False
+    return not (array.is_neg() or (array.requires_grad and torch.is_grad_enabled()))
