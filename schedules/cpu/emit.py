@@ -108,6 +108,33 @@ def store(
     T.evaluate(T.masked_store(buffer, value, *indices, lanes(start, width), mask))
 
 
+def transpose(rows: list[tirx.Expr], dtype: str) -> list[tirx.Expr]:
+    """Return the columns of a square of vectors, in registers.
+
+    In each step pairs of vectors exchange blocks, of one element at first, then of 2, 4 and so
+    on (K. Eklundh, A Fast Computer Method for Matrix Transposing, IEEE ToC C-21(7), 1972).
+    """
+    width = len(rows)
+    steps = width.bit_length() - 1
+    squares = registers((steps + 1, width, width), dtype)
+    for i, row in enumerate(rows):
+        T.buffer_store(squares, row, [0, i, lanes(0, width)])
+    for step in range(steps):
+        block = 1 << step
+        for i in range(width):
+            first, second = i & ~block, i | block
+            pair = [squares[step, each, lanes(0, width)] for each in (first, second)]
+            # of each block pair one vector takes the first blocks, the other the second ones
+            offset = i & block
+            picked = [
+                lane + offset if not lane & block else width + (lane & ~block) + offset
+                for lane in range(width)
+            ]
+            value = tirx.Shuffle(pair, [tirx.const(lane, "int32") for lane in picked])
+            T.buffer_store(squares, value, [step + 1, i, lanes(0, width)])
+    return [squares[steps, i, lanes(0, width)] for i in range(width)]
+
+
 def branch(condition: tirx.Expr, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
     with T.If(condition):
         with T.Then():

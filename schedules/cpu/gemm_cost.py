@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, log2
 
-from tvmops.schedules.cpu.gemm_nest import Blocking
+from tvmops.schedules.cpu.gemm_frame import Blocking
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
