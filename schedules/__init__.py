@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tvmops.errors import NoTemplateError
+from tvmops.schedules.cpu.conv2d_channels import Conv2DChannels
 from tvmops.schedules.cpu.conv2d_pixels import Conv2DPixels
 from tvmops.schedules.cpu.gemm import CpuGemm
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
@@ -11,7 +12,7 @@ from tvmops.schedules.template import GenericKernel, Template
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-TEMPLATES: tuple[Template, ...] = (CpuGemm(), Conv2DPixels(), WgmmaGemm(), Sketch())
+TEMPLATES: tuple[Template, ...] = (CpuGemm(), Conv2DPixels(), Conv2DChannels(), WgmmaGemm(), Sketch())
 
 
 def templates_for(workload: Workload, target: Target) -> list[Template]:

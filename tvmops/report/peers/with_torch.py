@@ -43,12 +43,12 @@ def conv2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) ->
         x, w = (given[name].contiguous(memory_format=memory) for name in "xw")
         residual = given["residual"].contiguous(memory_format=memory) if workload["residual"] else None
 
-        @torch.inference_mode()
         def compute() -> torch.Tensor:
-            result = functional.conv2d(x, w, given.get("bias"), padding=padding[:2], **attributes)
-            if residual is not None:
-                result += residual
-            return activation(result) if activation else result
+            with torch.inference_mode():
+                result = functional.conv2d(x, w, given.get("bias"), padding=padding[:2], **attributes)
+                if residual is not None:
+                    result += residual
+                return activation(result) if activation else result
 
         return reporting(compute, y.copy_)
 

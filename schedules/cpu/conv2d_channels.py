@@ -1,0 +1,132 @@
+"""Conv2d with vectors along the channels of the output, for NHWC.
+
+It is a product of matrices, [pixel][k] times [k][co] with k = (r, s, ci). Pixels are read as
+they lie and broadcast; the weights are transposed once a call. The knobs:
+
+    task            groups x split_co x split_px   run side by side, or one by one (parallel)
+      row block     rows                 a copy of rows of x, where there is padding or pack_x
+        panel       nv vectors of co
+          pixels    mr of a row          mr x nv accumulators in registers
+            k       cu input channels unrolled
+
+The pixels of all images are one long row where the kernel is 1x1 of stride 1, without padding;
+there pack_x copies those of a register tile, for all panels in turn.
+
+The register tile is that of K. Goto and R. van de Geijn, Anatomy of High-Performance Matrix
+Multiplication, ACM TOMS 34(3), 2008.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+from tvm import IRModule
+
+from tvmops.ops import op_of
+from tvmops.schedules.cpu.conv2d import ConvShape
+from tvmops.schedules.cpu.conv2d_channels_nest import ChannelsNest, Tiling
+from tvmops.schedules.cpu.emit import ALL
+from tvmops.schedules.template import GenericKernel, Template
+from tvmops.space import Config, Knob, Space
+from tvmops.targets import Target
+from tvmops.workloads import Workload
+
+_SMALL = 1_000_000  # operations; for fewer, starting threads costs more than it saves
+
+
+class Conv2DChannels(Template):
+    name = "cpu.conv2d.channels"
+    version = 1
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        return workload.op == "conv2d" and target.kind == "cpu" and workload["layout"] == "NHWC"
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        shape = ConvShape.of(workload)
+        oh, row = int(shape.oh), _row(shape)
+        splits = tuple(parts for parts in range(1, 2 * target.cores + 1) if 2 * target.cores % parts == 0)
+        small = op_of(workload).flops(workload) < 4 * _SMALL
+        rows = tuple(rows for rows in (1, 2, 4, 7, 8, 14, 16, 28, 56) if rows < oh)
+        knobs = (
+            Knob("mr", tuple(mr for mr in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 28) if mr <= row)),
+            Knob("nv", (1, 2, 3, 4, 6, 8)),
+            Knob("cu", (1, 2, 4, 8)),
+            Knob("rows", (ALL,) if shape.is_pointwise else (*rows, ALL)),
+            Knob("pack_x", (False, True)),
+            Knob("split_co", splits),
+            Knob("split_px", splits),
+            Knob("parallel", (False, True) if small else (True,)),
+        )
+        return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        shape = ConvShape.of(workload)
+        co, oh, row = int(shape.co_each), int(shape.oh), _row(shape)
+        width = target.vector_width("float32")
+        nv = min(2, ceil(co / width))
+        most = min(row, (target.vector_registers - 1) // nv - 1)
+        mr = max(range(1, most + 1), key=lambda mr: (row / (ceil(row / mr) * mr) * min(mr * nv, 12), mr))
+        mr = max(value for value in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 28) if value <= mr)
+        parallel = op_of(workload).flops(workload) >= _SMALL
+        cores = target.cores if parallel and shape.groups < target.cores else 1
+        units = ceil(row / mr) if shape.is_pointwise else int(shape.n) * oh
+        split_px = cores if units >= 4 * cores else 1
+        panels = ceil(co / (nv * width))
+        rows = ALL if split_px == 1 else max(rows for rows in (1, 2, 4, 7, 8, 14) if rows <= ceil(oh / cores))
+        return Config.of(
+            mr=mr,
+            nv=nv,
+            cu=4,
+            rows=ALL if shape.is_pointwise or rows >= oh else rows,
+            pack_x=not shape.is_pointwise or panels > 4,
+            split_co=cores if split_px == 1 and panels >= cores else 1,
+            split_px=split_px,
+            parallel=parallel,
+        )
+
+    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        mr = 6 if target.vector_registers >= 32 else 4
+        config = Config.of(
+            mr=mr, nv=2, cu=1, rows=4, pack_x=True, split_co=1, split_px=target.cores, parallel=True
+        )
+        return [GenericKernel({}, config)]
+
+    def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
+        shape = ConvShape.of(workload)
+        dtype = str(workload["dtype"])
+        return ChannelsNest(shape, dtype, target.vector_width(dtype), Tiling.of(config)).module()
+
+
+def is_legal(config: Config, workload: Workload, target: Target) -> bool:
+    """Say whether `config` fits the machine; the only statement of the template's limits."""
+    tiling, shape = Tiling.of(config), ConvShape.of(workload)
+    ci, co, oh, ow = (int(size) for size in (shape.ci_each, shape.co_each, shape.oh, shape.ow))
+    width, row = target.vector_width("float32"), _row(shape)
+    panels = ceil(co / (tiling.nv * width))
+    rows = min(tiling.rows or oh, oh)
+    units = ceil(row / tiling.mr) if shape.is_pointwise else int(shape.n) * ceil(oh / rows)
+    copied = (
+        0
+        if shape.is_pointwise
+        else (rows * shape.down.stride + shape.down.reach)
+        * (ow * shape.across.stride + shape.across.reach)
+        * (ci + 16)
+    )
+    return (
+        tiling.mr * tiling.nv + tiling.nv + 1 <= target.vector_registers
+        and (tiling.nv - 1) * width < co
+        and tiling.split_co <= panels
+        and tiling.split_px <= units
+        and tiling.split_co * tiling.split_px <= 2 * target.cores
+        and 4 * copied <= max(target.l2_bytes, target.l3_bytes // 2)
+        and tiling.mr * tiling.nv * tiling.cu <= 128  # beyond, compiling takes long and gains nothing
+        and (tiling.parallel or tiling.split_co * tiling.split_px == 1)
+    )
+
+
+def _row(shape: ConvShape) -> int:
+    """Return how many pixels lie side by side."""
+    return int(shape.n * shape.h * shape.w if shape.is_pointwise else shape.ow)
+
+
+__all__ = ["Conv2DChannels", "is_legal"]
