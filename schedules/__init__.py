@@ -6,13 +6,21 @@ from tvmops.errors import NoTemplateError
 from tvmops.schedules.cpu.conv2d_channels import Conv2DChannels
 from tvmops.schedules.cpu.conv2d_pixels import Conv2DPixels
 from tvmops.schedules.cpu.gemm import CpuGemm
+from tvmops.schedules.cpu.gemm_int8 import CpuGemmInt8
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.sketch import Sketch
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-TEMPLATES: tuple[Template, ...] = (CpuGemm(), Conv2DPixels(), Conv2DChannels(), WgmmaGemm(), Sketch())
+TEMPLATES: tuple[Template, ...] = (
+    CpuGemm(),
+    CpuGemmInt8(),
+    Conv2DPixels(),
+    Conv2DChannels(),
+    WgmmaGemm(),
+    Sketch(),
+)
 
 
 def templates_for(workload: Workload, target: Target) -> list[Template]:
