@@ -267,7 +267,7 @@ class Clock:
 
 
 class Slow(Replaying):
-    """Takes time by its own clock: a third of a second a candidate, and the promised time a comparison."""
+    """Takes time by its own clock: a third of a second a candidate, a second a comparison."""
 
     def __init__(self, seen: Path, clock: Clock) -> None:
         super().__init__(seen)
@@ -279,7 +279,7 @@ class Slow(Replaying):
             yield outcome
 
     def compare(self, candidates: Sequence[Candidate], plan: Plan) -> list[Outcome]:
-        self._clock.now += 0.4
+        self._clock.now += 1.0
         return super().compare(candidates, plan)
 
 
