@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from tvmops.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from tvmops import quantize
     from tvmops.library.export import export
     from tvmops.runtime.load import Library, load
     from tvmops.targets import Target, target
@@ -37,25 +36,10 @@ _PUBLIC = {
     "workload": "tvmops.workloads",
 }
 
-_MODULES = ("quantize",)
-
-__all__ = [
-    "Library",
-    "Target",
-    "Workload",
-    "__version__",
-    "export",
-    "load",
-    "quantize",
-    "target",
-    "tune",
-    "workload",
-]
+__all__ = ["Library", "Target", "Workload", "__version__", "export", "load", "target", "tune", "workload"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'tvmops' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from tvmops.ops.base import Array, Exact, Op
-from tvmops.ops.matmul import UNIT_ROUNDOFF
+from tvmops.ops.matmul import ROUNDING, UNIT_ROUNDOFF
 from tvmops.signatures.attention import NO_MASK
+from tvmops.signatures.dtypes import decode, encode
 from tvmops.workloads import Workload
 
 _SHARPNESS = 8.0  # of random queries: scores spread so far that some keys outweigh others by thousands
@@ -37,7 +38,8 @@ class Attention(Op):
     random inputs a score sums head_dim products with Sum |q k| scale ~ 2 sqrt(head_dim); its
     worst error is head_dim u times that, u = 2**-24, and a few u for scaling and the exponential.
     Kernels are held to 4 (head_dim + 16) u, a fraction 1 / sqrt(head_dim) of the worst case and
-    above 10 times what rounding at random reaches.
+    above 10 times what rounding at random reaches. With arrays of 16 bits, of unit roundoff r,
+    weights may be rounded before they multiply v, and the result is: 2 r more.
     """
 
     name = "attention"
@@ -54,6 +56,9 @@ class Attention(Op):
         unseen = tirx.const(-np.inf, "float32")
         d, j, r = (te.reduce_axis((0, n), name=x) for x, n in (("d", head_dim), ("j", kv_len), ("r", kv_len)))
 
+        def exact(value: Any) -> Any:
+            return value.astype("float32")
+
         def masked(b: Any, h: Any, i: Any, key: Any) -> Any:
             score = products[b, h, i, key] * scale
             if workload["mask"] != NO_MASK:
@@ -68,7 +73,7 @@ class Attention(Op):
         rows = (batch, heads, q_len)
         products = te.compute(
             (*rows, kv_len),
-            lambda b, h, i, key: te.sum(q[b, h, i, d] * k[b, h // group, key, d], axis=d),
+            lambda b, h, i, key: te.sum(exact(q[b, h, i, d]) * exact(k[b, h // group, key, d]), axis=d),
             name="products",
         )
         scores = te.compute((*rows, kv_len), masked, name="scores")
@@ -86,14 +91,14 @@ class Attention(Op):
         s = te.reduce_axis((0, kv_len), name="s")
         mixed = te.compute(
             (*rows, head_dim),
-            lambda b, h, i, x: te.sum(weights[b, h, i, s] * v[b, h // group, s, x], axis=s),
+            lambda b, h, i, x: te.sum(weights[b, h, i, s] * exact(v[b, h // group, s, x]), axis=s),
             name="mixed",
         )
         out = te.compute(
             (*rows, head_dim),
             lambda b, h, i, x: tirx.Select(
                 total[b, h, i] == 0, tirx.const(0, "float32"), mixed[b, h, i, x] / total[b, h, i]
-            ),
+            ).astype(q.dtype),
             name="out",
         )
         return [*arrays, scale, out]
@@ -124,7 +129,7 @@ class Attention(Op):
 
     def tolerance(self, workload: Workload) -> float:
         (head_dim,) = workload.dims("head_dim")
-        return 4 * (head_dim + 16) * UNIT_ROUNDOFF
+        return 4 * (head_dim + 16) * UNIT_ROUNDOFF + 2 * ROUNDING[str(workload["dtype"])]
 
     def scalars(self, workload: Workload) -> tuple[float, ...]:
         (head_dim,) = workload.dims("head_dim")
@@ -138,7 +143,9 @@ class Attention(Op):
             masks = [np.where(out, 0, 1).astype(np.uint8) for out in excluded]
         else:
             masks = [np.where(out, np.float32(-np.inf), mask) for out, mask in zip(excluded, masks)]
-        return [q * np.float32(_SHARPNESS), k, v, *masks]
+        dtype = str(workload["dtype"])
+        sharper = decode(q, dtype).astype(np.float32) * np.float32(_SHARPNESS)
+        return [encode(sharper, dtype), k, v, *masks]
 
 
 def last_key(workload: Workload) -> int:

@@ -35,7 +35,7 @@ class Attention(Signature):
         Field("align", Choice(("bottom-right", "top-left")), "bottom-right"),
         Field("mask", Choice((NO_MASK, *MASK_DTYPES)), NO_MASK),
         Field("mask_dims", Choice(MASK_DIMS), "qk"),
-        Field("dtype", Choice(("float32",)), "float32", shown=True),
+        Field("dtype", Choice(("float32", "float16", "bfloat16")), "float32", shown=True),
     )
 
     def inputs(self, workload: Workload) -> tuple[TensorSpec, ...]:

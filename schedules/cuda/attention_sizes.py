@@ -1,0 +1,52 @@
+"""What the CUDA templates of attention share: which workloads are theirs, their sizes for kernels."""
+
+from __future__ import annotations
+
+from tvm import tirx
+
+from tvmops.schedules.cpu.emit import Extent
+from tvmops.schedules.cuda.kernels.attention_flash import Heads
+from tvmops.signatures import ANY
+from tvmops.signatures.attention import NO_MASK
+from tvmops.targets import Gpu, Target
+from tvmops.workloads import Workload
+
+DTYPES = ("float16", "bfloat16")
+_MOST_COLUMNS = 256
+
+
+def is_plain(workload: Workload, multiple: int) -> bool:
+    """True for an attention of 16 bits without a mask, whose head_dim these kernels take."""
+    if workload.op != "attention" or workload["mask"] != NO_MASK or workload["dtype"] not in DTYPES:
+        return False
+    (head_dim,) = workload.dims("head_dim")
+    return head_dim % multiple == 0 and head_dim <= _MOST_COLUMNS
+
+
+def gpu_of(target: Target) -> Gpu:
+    assert target.gpu is not None
+    return target.gpu
+
+
+def sizes_of(workload: Workload) -> Heads:
+    """Return the sizes of `workload`; those that are `*` become variables."""
+    names = ("batch", "heads", "kv_heads", "q_len", "kv_len")
+    batch, heads, kv_heads, q_len, kv_len = (_extent(workload, name) for name in names)
+    below_right = workload["align"] == "bottom-right"
+    return Heads(
+        batch=batch,
+        heads=heads,
+        kv_heads=kv_heads,
+        q_len=q_len,
+        kv_len=kv_len,
+        head_dim=workload.dims("head_dim")[0],
+        causal=bool(workload["causal"]),
+        offset=kv_len - q_len if below_right and workload["causal"] else 0,
+        dtype=str(workload["dtype"]),
+    )
+
+
+def _extent(workload: Workload, name: str) -> Extent:
+    value = workload[name]
+    assert value == ANY or isinstance(value, int)
+    return value if isinstance(value, int) else tirx.Var(name, "int32")
