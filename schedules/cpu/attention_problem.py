@@ -1,0 +1,92 @@
+"""What a kernel of attention is called with, as buffers and extents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tvmops.schedules.cpu.emit import Extent, refuse_overlap
+from tvmops.signatures.attention import MASK_DTYPES, MASK_SIZES, NO_MASK
+from tvmops.workloads import Workload
+
+F32 = "float32"
+UNSEEN = float("-inf")  # the score of a key that a query does not see
+LOWEST = -3.4028234663852886e38  # the least maximum: finite, so that UNSEEN minus it is -inf
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The buffers and extents of one call; extents may be symbolic, but for head_dim."""
+
+    q: Any
+    k: Any
+    v: Any
+    mask: Any | None  # of shape (batch or 1, heads or 1, q_len or 1, kv_len); None without one
+    mask_dims: str  # the letters of its dimensions that are not 1
+    scale: tirx.Expr
+    out: Any
+    batch: Extent
+    heads: Extent
+    group: Extent  # query heads that share a key and value head
+    q_len: Extent
+    kv_len: Extent
+    head_dim: int
+    last_key: Extent | None  # that query 0 sees; None without a causal mask
+
+    @classmethod
+    def declare(cls, workload: Workload) -> Problem:
+        """Declare the arguments of a function that is being written, and refuse those that overlap."""
+        names = ("batch", "heads", "kv_heads", "q_len", "kv_len")
+        extents = {name: _extent(workload, name) for name in names}
+        (head_dim,) = workload.dims("head_dim")
+        kind, mask_dims = str(workload["mask"]), str(workload["mask_dims"])
+        handles = {name: T.arg(name, T.handle()) for name in ("q", "k", "v")}
+        if kind != NO_MASK:
+            handles["mask"] = T.arg("mask", T.handle())
+        scale, out = T.arg("scale", T.float32()), T.arg("out", T.handle())
+        of_q = tuple(extents[name] for name in ("batch", "heads", "q_len"))
+        of_kv = tuple(extents[name] for name in ("batch", "kv_heads", "kv_len"))
+        # align=4: a caller's array may start at any element
+        inputs = {
+            name: T.match_buffer(handles[name], (*shape, head_dim), F32, align=4)
+            for name, shape in (("q", of_q), ("k", of_kv), ("v", of_kv))
+        }
+        if kind != NO_MASK:
+            shape = tuple(extents[name] if x in mask_dims else 1 for x, name in MASK_SIZES.items())
+            dtype = MASK_DTYPES[kind]
+            inputs["mask"] = T.match_buffer(
+                handles["mask"], (*shape, extents["kv_len"]), dtype, align=4 if dtype == F32 else 1
+            )
+        output = T.match_buffer(out, (*of_q, head_dim), F32, align=4)
+        refuse_overlap(output, inputs)
+        last_key: Extent | None = None
+        if workload["causal"]:
+            last_key = extents["kv_len"] - extents["q_len"] if workload["align"] == "bottom-right" else 0
+        return cls(
+            q=inputs["q"],
+            k=inputs["k"],
+            v=inputs["v"],
+            mask=inputs.get("mask"),
+            mask_dims=mask_dims,
+            scale=scale,
+            out=output,
+            batch=extents["batch"],
+            heads=extents["heads"],
+            group=extents["heads"] // extents["kv_heads"],
+            q_len=extents["q_len"],
+            kv_len=extents["kv_len"],
+            head_dim=head_dim,
+            last_key=last_key,
+        )
+
+    def mask_at(self, batch: Extent, head: Extent, query: Extent) -> list[Extent]:
+        """Return the indices, but for the key's, of a query's elements of the mask."""
+        return [at if x in self.mask_dims else 0 for x, at in zip(MASK_SIZES, (batch, head, query))]
+
+
+def _extent(workload: Workload, name: str) -> Extent:
+    value = workload[name]
+    return value if isinstance(value, int) else tirx.Var(name, "int32")
