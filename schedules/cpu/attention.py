@@ -21,7 +21,7 @@ from tvm.tirx.script.builder import ir as T
 from tvmops.ops import op_of
 from tvmops.schedules.cpu.attention_problem import Problem
 from tvmops.schedules.cpu.attention_tile import Tile, TileShape
-from tvmops.schedules.cpu.emit import Extent, branch, ceildiv
+from tvmops.schedules.cpu.emit import Extent, branch, ceildiv, computed
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
@@ -126,16 +126,16 @@ def _default(q_len: int, kv_len: int, head_dim: int, target: Target, parallel: b
 def _tasks(problem: Problem, shape: TileShape, parallel: bool) -> None:
     """Give each task a tile; with a causal mask, long and short ones in turn."""
     vectors = ceildiv(problem.q_len, shape.width)
-    whole, rest = vectors // shape.vectors, vectors % shape.vectors
+    whole, rest = computed(vectors // shape.vectors), computed(vectors % shape.vectors)
     known = isinstance(vectors, int)
-    tiles = whole + (min(rest, 1) if known else rest)
+    tiles = computed(whole + (min(rest, 1) if known else rest))
     small = replace(shape, vectors=rest if known and rest else 1)
     loop = T.parallel if parallel else T.serial
     with loop(problem.batch * problem.heads * tiles) as task:
-        head, index = task // tiles, task % tiles
+        head, index = computed(task // tiles), computed(task % tiles)
         if problem.last_key is not None:
-            index = T.if_then_else(index % 2 == 0, index // 2, tiles - 1 - index // 2)
-        at = (head // problem.heads, head % problem.heads)
+            index = computed(T.if_then_else(index % 2 == 0, index // 2, tiles - 1 - index // 2))
+        at = (computed(head // problem.heads), computed(head % problem.heads))
         last = whole * shape.queries + (index - whole) * small.queries
 
         def emit(shape: TileShape, first: Extent) -> None:

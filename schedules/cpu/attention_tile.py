@@ -21,6 +21,7 @@ from tvmops.schedules.cpu.emit import (
     branch,
     broadcast,
     ceildiv,
+    computed,
     divides,
     lanes,
     load,
@@ -58,8 +59,8 @@ class Tile:
     ) -> None:
         self.problem, self.shape = problem, shape
         self.batch, self.head = batch, head
-        self.of_q, self.of_kv = [batch, head], [batch, head // problem.group]
-        self.first = first
+        self.of_q, self.of_kv = [batch, head], [batch, computed(head // problem.group)]
+        self.first = computed(first)
 
     def emit(self) -> None:
         problem, shape = self.problem, self.shape
@@ -79,10 +80,10 @@ class Tile:
             for v in range(shape.vectors):
                 self._put(self.mixed, d, v, self._all(0.0))
         self._load_queries()
-        seen = self._seen()
+        seen = computed(self._seen())
         with T.serial(ceildiv(seen, shape.block)) as block:
-            start = block * shape.block
-            self._block(start, minimum(shape.block, seen - start))
+            start = computed(block * shape.block)
+            self._block(start, computed(minimum(shape.block, seen - start)))
         self._store_result()
 
     def _seen(self) -> Extent:
@@ -100,8 +101,9 @@ class Tile:
         scale = broadcast(problem.scale, width)
         limit = None if divides(width, problem.head_dim) else problem.head_dim
         for v in range(self.shape.vectors):
+            at = self._rows(v)
             with T.serial(ceildiv(problem.head_dim, width)) as part:
-                rows = [load(problem.q, at, part * width, width, limit) * scale for at in self._rows(v)]
+                rows = [load(problem.q, row, part * width, width, limit) * scale for row in at]
                 columns = self._transposed(rows)
                 for i in range(width):
                     self._below(part * width + i, problem.head_dim, self._storing(self.queries, columns, i, v))
@@ -152,7 +154,7 @@ class Tile:
         """Return batch, head and query of the lanes of vector `v`."""
         first = self.first + v * self.shape.width
         last = self.problem.q_len - 1
-        return [[*self.of_q, minimum(first + i, last)] for i in range(self.shape.width)]
+        return [[*self.of_q, computed(minimum(first + i, last))] for i in range(self.shape.width)]
 
     def _transposed(self, rows: list[tirx.Expr]) -> Any:
         width = self.shape.width
@@ -186,7 +188,8 @@ class Tile:
         if not divides(shape.keys, count):
             with T.If(count % shape.keys != 0), T.Then():  # what lies beyond the last key repeats it
                 first = count // shape.keys * shape.keys
-                self._scores(start, [minimum(first + i, count - 1) for i in range(shape.keys)], highest)
+                at = [computed(minimum(first + i, count - 1)) for i in range(shape.keys)]
+                self._scores(start, at, highest)
         faded = registers((1, shape.queries), F32)
         for v in range(shape.vectors):
             rise = self._get(self.most, 0, v) - self._get(highest, 0, v)

@@ -88,6 +88,19 @@ def registers(shape: tuple[int, ...], dtype: str) -> Any:
     return T.alloc_buffer(shape, dtype, scope="local", annotations={"disable_lower_builtin": True})
 
 
+def computed(value: Extent) -> Extent:
+    """Return an int32 so that it is computed here, once, however often it is used.
+
+    It goes through a register: the simplifier would put the value of a `T.bind` back in each
+    place of its use, and divisions by unknown extents grow with each step of an address.
+    """
+    if isinstance(value, int):
+        return value
+    register = registers((1,), "int32")
+    T.buffer_store(register, value, [0])
+    return register[0]
+
+
 def load(buffer: Any, indices: list[Extent], start: Extent, width: int, limit: Extent | None) -> tirx.Expr:
     """Load `width` elements from `start` of the last axis; those from `limit` on are not read."""
     at = (*indices, lanes(start, width))
