@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tvmops.errors import NoTemplateError
+from tvmops.schedules.cpu.attention import CpuAttention
 from tvmops.schedules.cpu.conv2d_channels import Conv2DChannels
 from tvmops.schedules.cpu.conv2d_pixels import Conv2DPixels
 from tvmops.schedules.cpu.gemm import CpuGemm
@@ -17,6 +18,7 @@ TEMPLATES: tuple[Template, ...] = (
     CpuGemm(),
     Conv2DPixels(),
     Conv2DChannels(),
+    CpuAttention(),
     WgmmaGemm(),
     WgmmaAttention(),
     Sketch(),

@@ -106,7 +106,9 @@ class Tile:
                 rows = [load(problem.q, row, part * width, width, limit) * scale for row in at]
                 columns = self._transposed(rows)
                 for i in range(width):
-                    self._below(part * width + i, problem.head_dim, self._storing(self.queries, columns, i, v))
+                    self._below(
+                        part * width + i, problem.head_dim, self._storing(self.queries, columns, i, v)
+                    )
 
     def _load_masks(self, start: Extent, count: Extent) -> None:
         """Fill `masks` for a block of keys; what lies beyond the last key is never used."""
@@ -140,7 +142,9 @@ class Tile:
             with T.serial(ceildiv(problem.head_dim, width)) as part:
                 dims = [part * width + i for i in range(width)]
                 dims = [d if limit is None else minimum(d, limit - 1) for d in dims]
-                rows = self._transposed([self._get(self.mixed, d, v) * self._get(inverse, 0, v) for d in dims])
+                rows = self._transposed(
+                    [self._get(self.mixed, d, v) * self._get(inverse, 0, v) for d in dims]
+                )
                 for i in range(width):
                     query = self.first + v * width + i
 
