@@ -68,7 +68,7 @@ def test_masks_of_every_form(dims: str, kind: str) -> None:
     check(default_kernel(work, TARGETS[-1]), work, offset=1)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 3)),
     st.tuples(st.integers(1, 70), st.integers(1, 90), st.integers(1, 70)),
@@ -153,9 +153,8 @@ def altered(name: str) -> list[Array]:
         mask[..., 3, 60] = np.nan
     elif name == "+inf in a mask":
         mask[..., 3, 2] = np.inf
-    elif name == "a score of inf":
-        q[..., 3, :] = 1e30
-        k[..., 7, :] = 1e30
+    elif name == "inf in a query":
+        q[..., 3, 5] = np.inf
     elif name == "scores far apart":
         q *= 1e4
     elif name == "scores that are huge and alike":
@@ -182,7 +181,7 @@ def altered(name: str) -> list[Array]:
         "inf in a value",
         "NaN in a mask",
         "+inf in a mask",
-        "a score of inf",
+        "inf in a query",
         "scores that are huge and alike",
         "denormal keys",
         "weights that underflow before the largest comes",
