@@ -7,6 +7,7 @@ from tvmops.schedules.cpu.attention import CpuAttention
 from tvmops.schedules.cpu.conv2d_channels import Conv2DChannels
 from tvmops.schedules.cpu.conv2d_pixels import Conv2DPixels
 from tvmops.schedules.cpu.gemm import CpuGemm
+from tvmops.schedules.cpu.gemm_int8 import CpuGemmInt8
 from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.sketch import Sketch
@@ -16,6 +17,7 @@ from tvmops.workloads import Workload
 
 TEMPLATES: tuple[Template, ...] = (
     CpuGemm(),
+    CpuGemmInt8(),
     Conv2DPixels(),
     Conv2DChannels(),
     CpuAttention(),

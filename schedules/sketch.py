@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 import tvm
 import tvm_ffi
-from tvm import IRModule, s_tir, te, tirx
+from tvm import DataType, IRModule, s_tir, te, tirx
 from tvm.s_tir import meta_schedule
 from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.buffer import is_buffer_var
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.errors import KnobError
@@ -66,7 +67,7 @@ class Sketch(Template):
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         function = replay(tensor_program(workload), config).mod["main"]
-        *inputs, output = function.params
+        *inputs, output = filter(is_buffer_var, function.params)
         with IRBuilder() as builder, T.prim_func(s_tir=True):
             T.func_name("main")
             refuse_overlap(output, {buffer.name: buffer for buffer in inputs})
@@ -77,10 +78,13 @@ class Sketch(Template):
 def tensor_program(workload: Workload) -> IRModule:
     """Return the op's tensor expression as a function `main` of plain loops over blocks."""
     function = te.create_prim_func(op_of(workload).expression(workload))
-    # align=4: a caller's array may start at any element
+    # a caller's array may start at any element
     unaligned = {
-        buffer: tirx.decl_buffer(buffer.shape, buffer.dtype, buffer.name, data_alignment=4)
+        buffer: tirx.decl_buffer(
+            buffer.shape, buffer.dtype, buffer.name, data_alignment=DataType(buffer.dtype).itemsize
+        )
         for buffer in function.params
+        if is_buffer_var(buffer)
     }
     function = tvm_ffi.structural_map(function, (tvm.ir.Var, lambda var: unaligned.get(var, var)))
     return IRModule({"main": function.with_attr("global_symbol", "main")})

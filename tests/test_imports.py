@@ -28,6 +28,7 @@ LEAVES = {
     "gpu",
     "logs",
     "suites",
+    "quantize",
 }
 ORDER = ["leaves", "ops targets runtime", "schedules", "measure", "tuner", "library", "report", "cli"]
 RANKS = {part: rank for rank, parts in enumerate(ORDER) for part in parts.split()}

@@ -262,6 +262,14 @@ def test_a_nearer_target_goes_before_a_faster_one() -> None:
     assert best_records(records, ["sapphirerapids"]) == {}
 
 
+def test_records_of_this_machine_go_before_faster_ones_of_another() -> None:
+    records = [record("there", 0.5, machine="there"), record("here", 1.0, machine="here")]
+    (best,) = best_records(records, machine="here").values()
+    assert best.config["name"] == "here"
+    (best,) = best_records(records, machine="a third").values()
+    assert best.config["name"] == "there"
+
+
 @pytest.mark.parametrize("status", ["wrong", "crash", "timeout", "compile", "memory"])
 def test_what_failed_is_never_best(status: str) -> None:
     failed = record("failed", 0.1, status=status)

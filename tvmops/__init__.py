@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tvmops.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from tvmops import quantize
     from tvmops.library.export import export
     from tvmops.runtime.load import Library, load
     from tvmops.targets import Target, target
@@ -36,10 +37,25 @@ _PUBLIC = {
     "workload": "tvmops.workloads",
 }
 
-__all__ = ["Library", "Target", "Workload", "__version__", "export", "load", "target", "tune", "workload"]
+_MODULES = ("quantize",)
+
+__all__ = [
+    "Library",
+    "Target",
+    "Workload",
+    "__version__",
+    "export",
+    "load",
+    "quantize",
+    "target",
+    "tune",
+    "workload",
+]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'tvmops' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -171,20 +171,24 @@ class LogWriter:
         self.close()
 
 
-def best_records(records: Iterable[Record], targets: Sequence[str] | None = None) -> dict[str, Record]:
+def best_records(
+    records: Iterable[Record], targets: Sequence[str] | None = None, machine: str | None = None
+) -> dict[str, Record]:
     """Return the best record of each workload.
 
     The winner of a final comparison, where leaders were timed turn by turn, goes before
     times taken apart, unless it lost a later one on the same machine. Then the smallest
     median wins, and of equal ones the smallest config text, so that the choice does not
-    depend on the order of lines. What `logs verify --mark` found
-    to fail on its machine does not count.
+    depend on the order of lines. What `logs verify --mark` found to fail on its machine
+    does not count.
 
     Parameters
     ----------
     targets
         Names of targets that count, nearest first; a record of a nearer one wins over a
         faster one of a farther. All count where it is None.
+    machine
+        Fingerprint of a machine whose own records win over those of others of its target.
     """
     records = list(records)
     verified = {(r.machine, r.identity): r.ran for r in records if r.stage == "verify"}
@@ -197,10 +201,10 @@ def best_records(records: Iterable[Record], targets: Sequence[str] | None = None
     ]
     winners = set(map(id, _last_winners(usable)))
 
-    def order(record: Record) -> tuple[int, bool, bool, float, str]:
+    def order(record: Record) -> tuple[int, bool, bool, bool, float, str]:
         distance = targets.index(record.target) if targets is not None else 0
         won, final = id(record) in winners, record.stage == "final"
-        return distance, not won, not final, record.time, record.config_key
+        return distance, record.machine != machine, not won, not final, record.time, record.config_key
 
     best: dict[str, Record] = {}
     for record in usable:

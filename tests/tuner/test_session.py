@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ import pytest
 from tests.processes import children
 from tests.tuner.replaying import PEAK, TARGET, WORK, Replaying, outcome_of, seen_by
 from tvmops.errors import ArgumentError, LogWriteError, UnknownStrategyError, UnknownTargetError
-from tvmops.measure.candidate import Candidate, Outcome
-from tvmops.measure.peak import Peak
+from tvmops.measure import peak as peak_module
+from tvmops.measure.candidate import Candidate, Outcome, Plan
+from tvmops.measure.peak import Peak, forget_peak, machine_peak
 from tvmops.records import Record, best_records, read_log
 from tvmops.schedules import templates_for
 from tvmops.targets import target
+from tvmops.tuner import session as session_module
 from tvmops.tuner.progress import JobStatus
 from tvmops.tuner.session import tune
 from tvmops.tuner.winner import pick_winner
@@ -251,3 +254,51 @@ def test_a_log_in_a_folder_that_can_not_be_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(LogWriteError, match="cannot write"):
         tune(WORK, TARGET, tmp_path / "file" / "log", measurer=Replaying(tmp_path / "seen"), peak=PEAK)
+
+
+class Clock:
+    """Time that passes as the measurer says, so that a budget can be tested without waiting."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Slow(Replaying):
+    """Takes time by its own clock: a third of a second a candidate, a second a comparison."""
+
+    def __init__(self, seen: Path, clock: Clock) -> None:
+        super().__init__(seen)
+        self._clock = clock
+
+    def measure(self, candidates: Sequence[Candidate], plan: Plan) -> Iterator[Outcome]:
+        for outcome in super().measure(candidates, plan):
+            self._clock.now += 0.33
+            yield outcome
+
+    def compare(self, candidates: Sequence[Candidate], plan: Plan) -> list[Outcome]:
+        self._clock.now += 1.0
+        return super().compare(candidates, plan)
+
+
+@pytest.mark.parametrize("seconds", [10.0, 20.0, 40.0])
+def test_the_whole_run_takes_the_promised_seconds(
+    seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(session_module.time, "monotonic", clock.monotonic)
+    measurer = Slow(tmp_path / "seen", clock)
+    tune(WORK, TARGET, tmp_path / "log", 10_000, seconds, "random", measurer=measurer, peak=PEAK)
+    assert 0.9 * seconds <= clock.now <= 1.1 * seconds
+
+
+def test_a_peak_that_was_beaten_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    described = target(TARGET)
+    measured = iter([Peak(1e9, 1e9), Peak(2e9, 1e9)])
+    monkeypatch.setattr(peak_module, "_measure", lambda *arguments: next(measured))
+    assert machine_peak(described) == machine_peak(described) == Peak(1e9, 1e9)
+    forget_peak(described)
+    assert machine_peak(described) == Peak(2e9, 1e9)
+    forget_peak(described)

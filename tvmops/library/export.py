@@ -17,8 +17,10 @@ import tvm
 from tvm import IRModule
 
 from tvmops.errors import ArgumentError, KnobError, NoRecordError
+from tvmops.machine import this_machine
 from tvmops.manifest import FILE, KernelEntry, Manifest
 from tvmops.measure.build import build_library
+from tvmops.measure.toolchain import toolchain
 from tvmops.ops import op_of
 from tvmops.records import Record, best_records, read_log
 from tvmops.runtime.backend import RUNTIME_FILE
@@ -26,7 +28,6 @@ from tvmops.schedules import Template, templates_for
 from tvmops.space import Config, Space
 from tvmops.targets import Target
 from tvmops.targets import target as target_named
-from tvmops.tuner.session import toolchain
 from tvmops.workloads import Workload
 
 
@@ -52,7 +53,8 @@ def export(
     Parameters
     ----------
     target
-        Whose records to take; those of its fallbacks serve where it has none.
+        Whose records to take: those made on this machine before those of others, and those
+        of its fallbacks where it has none.
     logs
         Tuning logs to read.
     path
@@ -90,7 +92,8 @@ def _kernels(
     work: Sequence[Workload], target: Target, logs: Sequence[str | os.PathLike[str]]
 ) -> list[_Kernel]:
     records = [record for log in logs for record in read_log(log)]
-    best = best_records(_usable(records, work, target), (target.name, *target.fallbacks))
+    usable, names = _usable(records, work, target), (target.name, *target.fallbacks)
+    best = best_records(usable, names, this_machine().fingerprint)
     kernels = []
     for workload in work:
         if str(workload) not in best:

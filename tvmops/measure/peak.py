@@ -44,12 +44,23 @@ class Peak:
 
 def machine_peak(target: Target, measurer: LocalMeasurer | None = None) -> Peak:
     """Return the peak of this machine under `target`, measured at most once a machine."""
-    key = f"{target.name}: {this_machine().fingerprint}"
+    key = _key(target)
     known = _read_cache()
     if key not in known:
         known[key] = asdict(_measure(target, measurer))
         _write_cache(known)
     return Peak(**known[key])
+
+
+def forget_peak(target: Target) -> None:
+    """Have the peak of this machine under `target` measured again when it is next asked for."""
+    known = _read_cache()
+    known.pop(_key(target), None)
+    _write_cache(known)
+
+
+def _key(target: Target) -> str:
+    return f"{target.name}: {this_machine().fingerprint}"
 
 
 def _measure(target: Target, measurer: LocalMeasurer | None) -> Peak:

@@ -120,9 +120,9 @@ class Library:
         Parameters
         ----------
         op
-            "matmul", whose weight is b.
+            "matmul" or "matmul_int8", whose weight is b.
         weight
-            Array of shape (k, n), float32; (n, k) with `trans_b=True`.
+            Array of shape (k, n), float32; (n, k) with `trans_b=True`. For matmul_int8 (k, n), int8.
         packed
             The layout, by its name, where an op has several.
 
@@ -136,6 +136,58 @@ class Library:
         if op not in PACKS:
             raise ArgumentError(argument="op", value=op, expected="one of " + ", ".join(PACKS))
         return PACKS[op](weight, **attributes)
+
+    def matmul_int8(
+        self,
+        a: Any,
+        b: Any,
+        a_zero_point: int = 0,
+        a_scale: float | None = None,
+        b_scale: Any = None,
+        bias: Any = None,
+        activation: str | None = None,
+        out_dtype: str | None = None,
+        out_scale: float = 1.0,
+        out_zero_point: int = 0,
+        out: Any = None,
+    ) -> Any:
+        """Return (a - a_zero_point) @ b of 8-bit integers, summed in int32, and rescaled if wished.
+
+        Parameters
+        ----------
+        a
+            Array of shape (m, k), uint8 or int8.
+        b
+            Array of shape (k, n), int8, or what `pack("matmul_int8", b)` returned.
+        a_zero_point
+            The integer of a that stands for 0.
+        a_scale, b_scale
+            What a step of a and of b stands for: numbers; b_scale may be an array of shape (n,),
+            float32, one a column. With either or with a bias the result is float32.
+        bias
+            Array of shape (n,), float32, in terms of the rescaled result.
+        activation
+            Of the rescaled result: relu, relu6, gelu, gelu_tanh, silu, hardswish, sigmoid or tanh.
+        out_dtype
+            "int32": the sums as they are, exact. "float32": activation(a_scale * b_scale * sums +
+            bias). "uint8", "int8": that quantised by `out_scale` and `out_zero_point`, rounded to
+            nearest, ties to even, and clipped.
+        out
+            Where to write the result, of shape (m, n): dense, not overlapping an input.
+            Without it a new array is made.
+
+        Raises
+        ------
+        CallError, CallTypeError
+            An argument does not fit; the message names it.
+        NotInLibraryError
+            The library was exported without such a form of matmul_int8.
+        """
+        scales = a_zero_point, a_scale, b_scale
+        quantised = out_dtype, out_scale, out_zero_point
+        call = CALLS["matmul_int8"](a, b, *scales, bias, activation, *quantised)
+        (out,) = self._answer(call, (out,))
+        return out
 
     def attention(
         self,

@@ -7,8 +7,14 @@ from tvmops.signatures.base import Signature, TensorSpec
 from tvmops.signatures.conv2d import Conv2D
 from tvmops.signatures.fields import ANY, Choice, Dim, Field, Flag, Sizes, Value
 from tvmops.signatures.matmul import MatMul
+from tvmops.signatures.matmul_int8 import MatMulInt8
 
-SIGNATURES: dict[str, Signature] = {"matmul": MatMul(), "attention": Attention(), "conv2d": Conv2D()}
+SIGNATURES: dict[str, Signature] = {
+    "matmul": MatMul(),
+    "matmul_int8": MatMulInt8(),
+    "attention": Attention(),
+    "conv2d": Conv2D(),
+}
 
 __all__ = [
     "ANY",

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvmops.signatures.dtypes import bits_of
+from tvmops.signatures.words import Words
 
 if TYPE_CHECKING:
     from tvmops.workloads import Workload
@@ -64,7 +65,11 @@ class Panels:
 
 
 # By op, name and dtype.
-LAYOUTS: dict[tuple[str, str, str], Layout] = {("matmul", "panels", "float32"): Panels("float32")}
+LAYOUTS: dict[tuple[str, str, str], Layout] = {
+    ("matmul", "panels", "float32"): Panels("float32"),
+    ("matmul_int8", "words", "uint8"): Words("int8"),  # whatever a is, b is int8
+    ("matmul_int8", "words", "int8"): Words("int8"),
+}
 
 
 def layout_names(op: str) -> tuple[str, ...]:

@@ -12,10 +12,11 @@ from tvmops.errors import ArgumentError, TvmopsError
 from tvmops.machine import this_machine
 from tvmops.measure.candidate import Candidate, Plan
 from tvmops.measure.local import LocalMeasurer
+from tvmops.measure.toolchain import toolchain
 from tvmops.records import Record, best_records
 from tvmops.schedules import templates_for
 from tvmops.targets import Target
-from tvmops.tuner.session import check_runs_here, toolchain
+from tvmops.tuner.session import check_runs_here
 from tvmops.workloads import Workload
 
 _SAMPLES = 15

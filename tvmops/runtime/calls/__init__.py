@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tvmops.runtime.calls import attention, conv2d, matmul
+from tvmops.runtime.calls import attention, conv2d, matmul, matmul_int8
 from tvmops.runtime.calls.base import Call
 from tvmops.runtime.packed import PackedWeight
 
 # From a method's arguments to the call.
 CALLS: dict[str, Callable[..., Call]] = {
     "matmul": matmul.call,
+    "matmul_int8": matmul_int8.call,
     "attention": attention.call,
     "conv2d": conv2d.call,
 }
@@ -18,11 +19,12 @@ CALLS: dict[str, Callable[..., Call]] = {
 # And back: from a workload and the arrays of its kernels to a method's arguments.
 CALL_ARGUMENTS: dict[str, Callable[..., dict[str, object]]] = {
     "matmul": matmul.arguments,
+    "matmul_int8": matmul_int8.arguments,
     "attention": attention.arguments,
     "conv2d": conv2d.arguments,
 }
 
 # From a weight, as `Library.pack` takes it, to what its kernels read.
-PACKS: dict[str, Callable[..., PackedWeight]] = {"matmul": matmul.pack}
+PACKS: dict[str, Callable[..., PackedWeight]] = {"matmul": matmul.pack, "matmul_int8": matmul_int8.pack}
 
 __all__ = ["CALLS", "CALL_ARGUMENTS", "PACKS", "Call"]

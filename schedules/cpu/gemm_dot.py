@@ -1,0 +1,160 @@
+"""Matrix products of short values on instructions that multiply words of them.
+
+The nest, outermost first, with the knob that sets each block:
+
+    task            split_m x split_n   run side by side; they share nothing
+      column block  nc panels           of nr = nv vectors; words of b are packed here  (pack_b)
+        tile        mr rows             of a, whose words are packed here
+          panel     mr x nr             accumulators in registers, summed over all of k, by ku words
+
+All of k is summed in one go: a word holds two or four values, so that a panel of b for thousands
+of k fits the L2 cache. Where b is not packed, its words are put together as it is read, which
+serves few rows. Where it was packed beforehand, they are read as they lie, at the speed of memory.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from math import ceil
+
+from tvm import IRModule, tirx
+
+from tvmops.schedules.cpu.dot import Dot
+from tvmops.schedules.cpu.dot_nest import DotBlocking, DotNest, Sizes
+from tvmops.schedules.cpu.emit import ALL, Extent
+from tvmops.schedules.template import GenericKernel, Template
+from tvmops.signatures.layouts import PLAIN
+from tvmops.space import Config, Knob, Space
+from tvmops.targets import Target
+from tvmops.workloads import Workload
+
+_FEW_ROWS = 4  # up to this many, b is read once and not packed
+_LAUNCH_CYCLES = 10_000  # to start threads and to wait for the last
+
+
+class GemmDot(Template):
+    """What the templates of this family share."""
+
+    each: int  # values of k in a word
+
+    @abstractmethod
+    def dot(self, target: Target) -> Dot:
+        """Return how `target` multiplies words."""
+
+    @abstractmethod
+    def nest(self, workload: Workload, target: Target, sizes: Sizes, blocking: DotBlocking) -> DotNest:
+        """Return the loops for `workload`."""
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        m, n = workload.dims("m", "n")
+        panels = -(-n // target.vector_width("int32"))
+        splits = _splits(target.cores)
+        knobs = (
+            Knob("mr", tuple(mr for mr in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 24) if mr <= m)),
+            Knob("nv", tuple(nv for nv in (1, 2, 3, 4, 6, 8) if nv <= panels or nv == 1)),
+            Knob("nc", (*(nc for nc in (2, 4, 8, 16, 32, 64) if nc < panels), ALL)),
+            Knob("ku", (1, 2, 4, 8)),
+            Knob("pack_b", (False, True) if workload["packed"] == PLAIN else (False,)),
+            Knob("split_m", splits),
+            Knob("split_n", splits),
+        )
+        return Space(self.name, knobs, lambda config: self._is_legal(config, workload, target))
+
+    def _is_legal(self, config: Config, workload: Workload, target: Target) -> bool:
+        """Say whether `config` fits the machine; the only statement of the template's limits."""
+        knobs = DotBlocking.of(config)
+        m, n, k = workload.dims("m", "n", "k")
+        width, parts = target.vector_width("int32"), self.dot(target).parts
+        panels = -(-n // (knobs.nv * width))
+        packed = knobs.pack_b * 4 * -(-k // self.each) * (knobs.nc or panels) * knobs.nv * width
+        return (
+            knobs.mr * knobs.nv + knobs.nv * parts + 1 <= target.vector_registers
+            and knobs.split_m <= -(-m // knobs.mr)
+            and knobs.split_n <= panels
+            and knobs.split_m * knobs.split_n <= 2 * target.cores
+            and packed <= max(2 * target.l2_bytes, target.l3_bytes // 2)
+            and knobs.mr * knobs.nv * knobs.ku * parts <= 192  # beyond, compiling takes long, for nothing
+        )
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        m, n, k = workload.dims("m", "n", "k")
+        wanted = self._wanted(m, n, k, target, workload["packed"] == PLAIN)
+        space = self.space(workload, target)
+        values = {knob.name: knob.values for knob in space.knobs}
+        return Config(tuple((name, _fit(values[name], value)) for name, value in wanted.items))
+
+    def _wanted(self, m: int, n: int, k: int, target: Target, plain: bool) -> Config:
+        width, parts = target.vector_width("int32"), self.dot(target).parts
+        vectors, is_small = -(-n // width), m * n * k < 500_000
+        nv = 2 if m > _FEW_ROWS else 4 if parts == 1 else 2
+        nv = min(nv, max(1, vectors))
+        mr = min(m, (target.vector_registers - 1) // nv - parts, 12)
+        panels, tiles = -(-vectors // nv), -(-m // mr)
+        cores = 1 if is_small else target.cores
+        splits = _splits(target.cores)
+        split_n = max(parts for parts in splits if parts <= min(cores, panels))
+        split_m = max(parts for parts in splits if parts <= min(cores // split_n, tiles))
+        panel_bytes = 4 * -(-k // self.each) * nv * width
+        fitting = max((nc for nc in (2, 4, 8, 16) if nc * panel_bytes <= target.l2_bytes // 2), default=2)
+        return Config.of(
+            mr=mr,
+            nv=nv,
+            nc=ALL if m <= _FEW_ROWS else fitting,
+            ku=2,
+            pack_b=plain and m > _FEW_ROWS,
+            split_m=split_m,
+            split_n=split_n,
+        )
+
+    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        plain = workload["packed"] == PLAIN
+        small = {"m": (1, 64), "n": (1, 128), "k": (1, 128)}  # too small to start threads
+        return [
+            GenericKernel(small, self._wanted(8, 48, 128, target, plain)),
+            GenericKernel({"m": (1, 1)}, self._wanted(1, 4096, 4096, target, plain)),
+            GenericKernel({"m": (2, _FEW_ROWS)}, self._wanted(_FEW_ROWS, 4096, 4096, target, plain)),
+            GenericKernel({}, self._wanted(1024, 1024, 1024, target, plain)),
+        ]
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        """Count cycles of the busiest core: multiplications or loads, packing, edges, starting threads."""
+        knobs = DotBlocking.of(config)
+        m, n, k = workload.dims("m", "n", "k")
+        width, parts = target.vector_width("int32"), self.dot(target).parts
+        words = -(-k // self.each)
+        panels = ceil(ceil(n / (knobs.nv * width)) / knobs.split_n)
+        tiles = ceil(ceil(m / knobs.mr) / knobs.split_m)
+        products = parts * knobs.mr * knobs.nv
+        step = max(products, parts * knobs.mr + knobs.nv, 5) + 2 / knobs.ku
+        if workload["packed"] == PLAIN and not knobs.pack_b:
+            step += knobs.nv * 3 * self.each
+        row_bytes = 4 * width * knobs.nv
+        from_memory = 4 * words * n > target.l3_bytes and knobs.mr >= m
+        step = max(step, row_bytes / (4 if from_memory else 24))
+        cycles = tiles * panels * (words * step + 4 * knobs.mr * knobs.nv + 20)
+        blocks = -(-panels // (knobs.nc or panels))
+        cycles += tiles * blocks * knobs.mr * (words * parts / width * 2 + 20)
+        cycles += knobs.pack_b * panels * words * knobs.nv * 3 * self.each
+        waves = -(-knobs.split_m * knobs.split_n // target.cores)
+        return waves * cycles + (knobs.split_m * knobs.split_n > 1) * _LAUNCH_CYCLES
+
+    def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
+        sizes = Sizes(*(_extent(workload, name) for name in ("m", "n", "k")))
+        return self.nest(workload, target, sizes, DotBlocking.of(config)).module()
+
+
+def _splits(cores: int) -> tuple[int, ...]:
+    """Return the divisors of `cores` and of twice as many."""
+    return tuple(parts for parts in range(1, 2 * cores + 1) if (2 * cores) % parts == 0)
+
+
+def _fit(values: tuple[int | str | bool, ...], wanted: int | str | bool) -> int | str | bool:
+    """Return `wanted`; where it is beyond the extent, `ALL` of that or the next value below."""
+    if wanted in values:
+        return wanted
+    return ALL if ALL in values else max(value for value in values if int(value) <= int(wanted))
+
+
+def _extent(workload: Workload, name: str) -> Extent:
+    value = workload[name]
+    return value if isinstance(value, int) else tirx.Var(name, "int32")

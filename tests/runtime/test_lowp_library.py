@@ -1,0 +1,158 @@
+"""Integer matrix products through an exported library: each dtype and form, and bad arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tvmops
+from tests.libraries import default_record, write_log
+from tvmops.errors import CallError, CallTypeError, NotInLibraryError, WorkloadError
+from tvmops.library.export import export
+from tvmops.machine import this_machine
+from tvmops.quantize import quantize
+from tvmops.runtime.load import Library
+from tvmops.targets import target
+
+M, N, K = 5, 37, 50
+INT8_FORMS: dict[str, dict[str, Any]] = {
+    "u8 to int32": {},
+    "s8 to int32": {"dtype": "int8"},
+    "packed": {"packed": "words"},
+    "float32": {"out_dtype": "float32", "scales": "channel", "bias": True},
+    "float32 packed": {"out_dtype": "float32", "scales": "channel", "packed": "words"},
+    "gelu": {"out_dtype": "float32", "activation": "relu"},
+    "to uint8": {"out_dtype": "uint8"},
+    "to int8": {"out_dtype": "int8", "dtype": "int8"},
+}
+
+
+def int8_work(m: int = M, **fields: Any) -> tvmops.Workload:
+    return tvmops.workload("matmul_int8", m=m, n=N, k=K, **fields)
+
+
+@pytest.fixture(scope="module")
+def lib(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    machine = target("native")
+    if machine.missing(this_machine()):
+        pytest.skip("no target for this machine")
+    work = [int8_work(**fields) for fields in INT8_FORMS.values()]
+    folder = tmp_path_factory.mktemp("lowp")
+    log = write_log(folder / "log.jsonl", *(default_record(w, machine) for w in work))
+    return tvmops.load(export(work, machine, [log], folder / "library"))
+
+
+def draw(seed: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    limits = np.iinfo(dtype)
+    return np.random.default_rng(seed).integers(limits.min, limits.max + 1, shape).astype(dtype)
+
+
+@pytest.mark.parametrize("m", [M, 2])  # tuned; answered by a generic kernel
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.filterwarnings("ignore:library")
+def test_int32_sums_are_exact(lib: Library, dtype: str, m: int) -> None:
+    a, b = draw(0, (m, K), dtype), draw(1, (K, N), "int8")
+    zero = 7 if dtype == "uint8" else -100
+    expected = (a.astype("int64") - zero) @ b.astype("int64")
+    c = lib.matmul_int8(a, b, a_zero_point=zero)
+    assert c.dtype == np.int32
+    assert (c == expected).all()
+    out = np.empty_like(c)
+    assert lib.matmul_int8(a, b, a_zero_point=zero, out=out) is out
+    assert (out == expected).all()
+    if dtype == "uint8":
+        assert (lib.matmul_int8(a, lib.pack("matmul_int8", b), a_zero_point=zero) == expected).all()
+
+
+def test_scales_and_bias_give_floats(lib: Library) -> None:
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((M, K)).astype("float32"), rng.standard_normal((K, N)).astype("float32")
+    bias = rng.standard_normal(N).astype("float32")
+    qx, qw = quantize(x, "uint8"), quantize(w, "int8", axis=1)
+    arguments = {"a_zero_point": int(qx.zero_points), "a_scale": float(qx.scales), "b_scale": qw.scales}
+    y = lib.matmul_int8(qx.values, qw.values, bias=bias, **arguments)
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y, qx.dequantized() @ qw.dequantized() + bias, atol=1e-4)
+    assert np.abs(y - (x @ w + bias)).max() < 0.3  # what quantisation costs
+    packed = lib.matmul_int8(qx.values, lib.pack("matmul_int8", qw.values), **arguments)
+    np.testing.assert_allclose(packed, qx.dequantized() @ qw.dequantized(), atol=1e-4)
+
+
+def test_one_scale_for_all_and_an_activation(lib: Library) -> None:
+    a, b = draw(0, (M, K), "uint8"), draw(1, (K, N), "int8")
+    y = lib.matmul_int8(a, b, a_scale=0.5, b_scale=0.25, activation="relu")
+    np.testing.assert_allclose(y, np.maximum(a.astype("float64") @ b, 0) / 8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype, out_dtype", [("uint8", "uint8"), ("int8", "int8")])
+def test_results_are_quantised_again(lib: Library, dtype: str, out_dtype: str) -> None:
+    a, b = draw(0, (M, K), dtype), draw(1, (K, N), "int8")
+    limits = np.iinfo(out_dtype)
+    y = lib.matmul_int8(a, b, a_scale=0.5, out_dtype=out_dtype, out_scale=256.0, out_zero_point=9)
+    assert y.dtype == out_dtype
+    exact = np.clip(np.rint(a.astype("float64") @ b / 512) + 9, limits.min, limits.max)
+    assert np.abs(y - exact).max() <= 1
+    assert {y.min(), y.max()} & {limits.min, limits.max}  # clipping was needed
+    assert (y == exact).mean() > 0.95
+
+
+def test_torch_tensors_give_torch_tensors(lib: Library) -> None:
+    torch = pytest.importorskip("torch")
+    a, b = torch.from_numpy(draw(0, (M, K), "uint8")), torch.from_numpy(draw(1, (K, N), "int8"))
+    c = lib.matmul_int8(a, b)
+    assert c.dtype == torch.int32
+    assert torch.equal(c, a.int() @ b.int())
+
+
+@pytest.mark.parametrize(
+    "changes, error, text",
+    [
+        (
+            {"a": np.zeros((M, K), "float32")},
+            CallTypeError,
+            "'a' is of dtype float32; expected dtype uint8 or int8",
+        ),
+        ({"b": np.zeros((K, N), "uint8")}, CallTypeError, "'b' is of dtype uint8; expected dtype int8"),
+        ({"b": np.zeros((K + 1, N), "int8")}, CallError, f"'b' is of shape .*; expected {K} rows"),
+        ({"b": np.zeros(K, "int8")}, CallError, "'b' .* two dimensions"),
+        ({"a_zero_point": 256}, CallError, "'a_zero_point' is 256; expected an integer that uint8 can hold"),
+        ({"a_zero_point": 0.5}, CallError, "'a_zero_point' is 0.5"),
+        ({"a_scale": "big"}, CallTypeError, "'a_scale' is 'big'; expected a number"),
+        ({"b_scale": np.ones(N + 1, "float32")}, CallError, "'b_scales' is of shape"),
+        ({"out_dtype": "int16"}, CallError, "'out_dtype' is 'int16'"),
+        ({"out_dtype": "uint8", "out_zero_point": -1}, CallError, "'out_zero_point' is -1"),
+        ({"activation": "swoosh", "a_scale": 1.0}, WorkloadError, "'activation' is 'swoosh'"),
+        (
+            {"activation": "relu"},
+            WorkloadError,
+            "'activation' is 'relu'; expected none where out_dtype is int32",
+        ),
+        ({"a": np.zeros((M, 0), "uint8"), "b": np.zeros((0, N), "int8")}, CallError, "at least one row"),
+        ({"out_dtype": "float32", "activation": "tanh"}, NotInLibraryError, "no kernel answers"),
+    ],
+)
+def test_bad_arguments_are_named(
+    lib: Library, changes: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    given = {"a": np.zeros((M, K), "uint8"), "b": np.zeros((K, N), "int8"), **changes}
+    with pytest.raises(error, match=text):
+        lib.matmul_int8(**given)
+
+
+def test_a_weight_packed_for_another_op_is_refused(lib: Library) -> None:
+    packed = lib.pack("matmul", np.zeros((K, N), "float32"))
+    with pytest.raises(CallError, match="expected a weight packed for matmul_int8"):
+        lib.matmul_int8(np.zeros((M, K), "uint8"), packed)
+    with pytest.raises(CallTypeError, match="argument 'weight' is of dtype float32"):
+        lib.pack("matmul_int8", np.zeros((K, N), "float32"))
+
+
+def test_the_library_needs_no_compiler(lib: Library) -> None:
+    from tests.runtime.test_load import in_child
+
+    code = "import numpy, tvmops\nlib = tvmops.load(sys.argv[1])\n"
+    code += f"a, b = numpy.ones(({M}, {K}), 'uint8'), numpy.ones(({K}, {N}), 'int8')\n"
+    code += f"assert (lib.matmul_int8(a, b) == {K}).all()\n"
+    in_child(code, lib.path)

@@ -1,0 +1,132 @@
+"""Calls of matmul_int8."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tvmops.errors import CallError, CallTypeError
+from tvmops.runtime.arrays import as_numpy, dtype_of, view
+from tvmops.runtime.calls.base import Call, shape_of
+from tvmops.runtime.packed import PackedWeight
+from tvmops.signatures.layouts import LAYOUTS, PLAIN
+from tvmops.signatures.matmul_int8 import INTEGERS, sample_scalars
+from tvmops.workloads import Workload
+
+OP = "matmul_int8"
+_OUT_DTYPES = ("int32", "float32", *INTEGERS)
+
+
+def call(
+    a: Any,
+    b: Any,
+    a_zero_point: int = 0,
+    a_scale: float | None = None,
+    b_scale: Any = None,
+    bias: Any = None,
+    activation: str | None = None,
+    out_dtype: str | None = None,
+    out_scale: float = 1.0,
+    out_zero_point: int = 0,
+) -> Call:
+    """Return the call that `Library.matmul_int8` makes of its arguments."""
+    a = view(OP, "a", a)
+    m, k = shape_of(OP, "a", a, 2)
+    dtype = _dtype_of(a)
+    (rows, n), array, packed = _right(b)
+    if rows != k or k == 0:
+        expected = f"{k} rows, the columns of a" if k else "at least one row"
+        raise CallError(op=OP, argument="b", value=f"of shape {(rows, n)}", expected=expected)
+    scaled = a_scale is not None or b_scale is not None or bias is not None
+    out_dtype = out_dtype or ("float32" if scaled else "int32")
+    if out_dtype not in _OUT_DTYPES:
+        expected = "one of " + ", ".join(_OUT_DTYPES)
+        raise CallError(op=OP, argument="out_dtype", value=repr(out_dtype), expected=expected)
+    inputs, scale = {"a": a, "b": array}, _number("a_scale", 1.0 if a_scale is None else a_scale)
+    scales = "tensor"
+    if b_scale is not None and np.ndim(b_scale) == 1:
+        inputs["b_scales"], scales = b_scale, "channel"
+    elif b_scale is not None:
+        scale *= _number("b_scale", b_scale)
+    if bias is not None:
+        inputs["bias"] = bias
+    scalars: tuple[float, ...] = (_integer("a_zero_point", a_zero_point, dtype),)
+    if out_dtype != "int32":
+        scalars += (scale,)
+    if out_dtype in INTEGERS:
+        quotient = _number("out_scale", out_scale)
+        scalars += (quotient, _integer("out_zero_point", out_zero_point, out_dtype))
+    return Call.of(
+        OP,
+        inputs,
+        scalars,
+        m=m,
+        n=n,
+        k=k,
+        dtype=dtype,
+        out_dtype=out_dtype,
+        scales=scales,
+        bias=bias is not None,
+        activation=activation or "none",
+        packed=packed,
+    )
+
+
+def arguments(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any]:
+    """Return the arguments of `Library.matmul_int8` that make it `workload` on these arrays."""
+    names = ["a", "b"]
+    names += ["b_scale"] if workload["scales"] == "channel" else []
+    names += ["bias"] if workload["bias"] else []
+    given: dict[str, Any] = dict(zip(names, inputs))
+    scalars = ("a_zero_point", "a_scale", "out_scale", "out_zero_point")
+    given.update(zip(scalars, sample_scalars(workload)))
+    if workload["packed"] != PLAIN:
+        layout = str(workload["packed"])
+        given["b"] = PackedWeight(OP, workload.dims("k", "n"), "int8", layout, given["b"])
+    activation = None if workload["activation"] == "none" else workload["activation"]
+    return {**given, "activation": activation, "out_dtype": workload["out_dtype"]}
+
+
+def pack(weight: Any, layout: str = "words") -> PackedWeight:
+    """Return `weight`, the b of later calls, packed."""
+    dense = as_numpy(OP, "weight", weight)
+    shape_of(OP, "weight", dense, 2)
+    if dense.dtype.name != "int8":
+        raise CallTypeError(op=OP, argument="weight", value=f"of dtype {dense.dtype}", expected="dtype int8")
+    if (OP, layout, "int8") not in LAYOUTS:
+        raise CallError(op=OP, argument="layout", value=repr(layout), expected="'words'")
+    return PackedWeight(OP, dense.shape, "int8", layout, LAYOUTS[OP, layout, "int8"].pack(dense))
+
+
+def _dtype_of(a: Any) -> str:
+    dtype = dtype_of(a)
+    if dtype not in INTEGERS:
+        expected = "dtype " + " or ".join(INTEGERS)
+        raise CallTypeError(op=OP, argument="a", value=f"of dtype {dtype}", expected=expected)
+    return dtype
+
+
+def _right(b: Any) -> tuple[tuple[int, ...], Any, str]:
+    """Return the shape of b, the array that kernels read, and its layout."""
+    if not isinstance(b, PackedWeight):
+        b = view(OP, "b", b)
+        return shape_of(OP, "b", b, 2), b, PLAIN
+    if b.op != OP:
+        raise CallError(op=OP, argument="b", value=repr(b), expected=f"a weight packed for {OP}")
+    return b.shape, b.array, b.layout
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise CallTypeError(op=OP, argument=name, value=repr(value), expected="a number") from None
+
+
+def _integer(name: str, value: Any, dtype: str) -> float:
+    number, limits = _number(name, value), np.iinfo(dtype)
+    if not (limits.min <= number <= limits.max and number == int(number)):
+        raise CallError(op=OP, argument=name, value=repr(value), expected=f"an integer that {dtype} can hold")
+    return number
