@@ -186,8 +186,7 @@ class Library:
         scales = a_zero_point, a_scale, b_scale
         quantised = out_dtype, out_scale, out_zero_point
         call = CALLS["matmul_int8"](a, b, *scales, bias, activation, *quantised)
-        (out,) = self._answer(call, (out,))
-        return out
+        return self._compute(call, (out,))[0]
 
     def attention(
         self,
