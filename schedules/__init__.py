@@ -5,6 +5,7 @@ from __future__ import annotations
 from tvmops.errors import NoTemplateError
 from tvmops.schedules.cpu.attention import CpuAttention
 from tvmops.schedules.cpu.conv2d_channels import Conv2DChannels
+from tvmops.schedules.cpu.conv2d_depthwise import Conv2DDepthwise
 from tvmops.schedules.cpu.conv2d_pixels import Conv2DPixels
 from tvmops.schedules.cpu.gemm import CpuGemm
 from tvmops.schedules.cpu.gemm_int8 import CpuGemmInt8
@@ -18,6 +19,7 @@ from tvmops.workloads import Workload
 TEMPLATES: tuple[Template, ...] = (
     CpuGemm(),
     CpuGemmInt8(),
+    Conv2DDepthwise(),
     Conv2DPixels(),
     Conv2DChannels(),
     CpuAttention(),

@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from tvmops.measure.toolchain import toolchain
 from tvmops.ops import op_of
 from tvmops.records import Record, best_records, read_log
 from tvmops.runtime.backend import RUNTIME_FILE
-from tvmops.schedules import Template, templates_for
+from tvmops.schedules import GenericKernel, Template, templates_for
 from tvmops.space import Config, Space
 from tvmops.targets import Target
 from tvmops.targets import target as target_named
@@ -157,10 +157,8 @@ def _tuned(workload: Workload, target: Target, record: Record) -> _Kernel:
 
 
 def _generic(pattern: Workload, target: Target) -> list[_Kernel]:
-    offers = [(template, template.generic(pattern, target)) for template in templates_for(pattern, target)]
-    template, generics = next((offer for offer in offers if offer[1]), offers[0])
     kernels = []
-    for index, generic in enumerate(generics):
+    for index, (template, generic) in enumerate(_offers(pattern, target)):
         entry = KernelEntry(
             function=_name(f"{pattern} generic {index}"),
             workload=str(pattern),
@@ -175,6 +173,15 @@ def _generic(pattern: Workload, target: Target) -> list[_Kernel]:
         )
         kernels.append(_build(entry, template, pattern, target, generic.config))
     return kernels
+
+
+def _offers(pattern: Workload, target: Target) -> Iterator[tuple[Template, GenericKernel]]:
+    """Yield generic kernels of the templates in turn, until one answers every shape."""
+    for template in templates_for(pattern, target):
+        for generic in template.generic(pattern, target):
+            yield template, generic
+            if not generic.ranges and not generic.multiples:
+                return
 
 
 def _build(
