@@ -64,12 +64,12 @@ class Conv2DDepthwise(Template):
         return Config.of(rows=rows, columns=columns, tasks=target.cores if parallel else 1)
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        groups = int(workload["groups"])
+        (groups,) = workload.dims("groups")
         config = Config.of(rows=2, columns=2 if workload["layout"] == "NHWC" else 1, tasks=target.cores)
         return [GenericKernel({"ci": (groups, groups), "co": (groups, groups)}, config)]
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
-        groups = int(workload["groups"])
+        (groups,) = workload.dims("groups")
         shape = ConvShape.of(workload.replace(ci=groups, co=groups))
         dtype = str(workload["dtype"])
         nest: type[DepthwiseNest] = ChannelsNest if shape.channels_last else RowsNest
