@@ -9,6 +9,7 @@ from tvmops.schedules.cpu.conv2d_depthwise import Conv2DDepthwise
 from tvmops.schedules.cpu.conv2d_pixels import Conv2DPixels
 from tvmops.schedules.cpu.gemm import CpuGemm
 from tvmops.schedules.cpu.gemm_int8 import CpuGemmInt8
+from tvmops.schedules.cpu.winograd import Winograd2, Winograd4, Winograd6
 from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.sketch import Sketch
@@ -23,6 +24,9 @@ TEMPLATES: tuple[Template, ...] = (
     Conv2DPixels(),
     Conv2DChannels(),
     CpuAttention(),
+    Winograd4(),
+    Winograd2(),
+    Winograd6(),
     WgmmaGemm(),
     WgmmaAttention(),
     Sketch(),

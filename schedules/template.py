@@ -72,6 +72,10 @@ class Template(ABC):
         """Describe the code that `config` becomes to a cost model."""
         return code_features(self.build(workload, target, config))
 
+    def tolerance(self, workload: Workload, config: Config) -> float | None:
+        """Bound the absolute error of `config`, within what the op allows; None where it is just that."""
+        return None
+
     @abstractmethod
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         """Return a module with one function, `main(inputs..., output)`.

@@ -102,12 +102,22 @@ def computed(value: Extent) -> Extent:
 
 
 def load(buffer: Any, indices: list[Extent], start: Extent, width: int, limit: Extent | None) -> tirx.Expr:
-    """Load `width` elements from `start` of the last axis; those from `limit` on are not read."""
+    """Load `width` elements from `start` of the last axis; those from `limit` on are not read.
+
+    Their lanes hold what they will, differently in each use: LLVM has no value for them.
+    """
     at = (*indices, lanes(start, width))
     if limit is None:
         return buffer[at]
     mask = T.get_active_lane_mask(f"boolx{width}", start, limit)
     return T.masked_load(f"{buffer.dtype}x{width}", buffer, *at, mask)
+
+
+def load_or_zeros(buffer: Any, indices: list[Extent], start: Extent, width: int, limit: Extent) -> tirx.Expr:
+    """Load `width` elements from `start` of the last axis, and zeros from `limit` on."""
+    mask = T.get_active_lane_mask(f"boolx{width}", start, limit)
+    value = T.masked_load(f"{buffer.dtype}x{width}", buffer, *indices, lanes(start, width), mask)
+    return tirx.Select(mask, value, zeros(buffer.dtype, width))
 
 
 def store(

@@ -16,9 +16,20 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cpu.emit import Extent, branch, ceildiv, divides, lanes, load, minimum, zeros
+from tvmops.schedules.cpu.conv2d import ConvShape
+from tvmops.schedules.cpu.emit import (
+    Extent,
+    branch,
+    ceildiv,
+    divides,
+    lanes,
+    load,
+    load_or_zeros,
+    minimum,
+    transpose,
+    zeros,
+)
 from tvmops.schedules.cpu.linear import Vector, apply
-from tvmops.schedules.cpu.transpose import transposed
 from tvmops.schedules.cpu.winograd_grid import Block, Grid
 from tvmops.signatures.winograd import transforms
 
@@ -29,12 +40,10 @@ _Pixel = Callable[[int, Extent], Vector]  # of a row of a tile and a column of t
 class Image:
     """x, an array (n, h, w, ci), or (n, ci, h, w) where channels do not come last."""
 
-    def __init__(
-        self, x: Any, sizes: tuple[int, int, int], channels_last: bool, grid: Grid, width: int
-    ) -> None:
+    def __init__(self, x: Any, shape: ConvShape, grid: Grid, width: int) -> None:
         self._x, self._grid, self._width = x, grid, width
-        self._h, self._w, self._ci = sizes
-        self._channels_last = channels_last
+        self._h, self._w, self._ci = shape.h, shape.w, int(shape.ci)
+        self._channels_last = shape.channels_last
         self._t = grid.m + 2
         self._matrix = transforms(grid.m).input
 
@@ -119,7 +128,7 @@ class Image:
                     self._plane(block.image, vector * width + k, top + row, left + column)
                     for k in range(width)
                 ]
-                for k, pixel in enumerate(transposed(planes, width)):
+                for k, pixel in enumerate(transpose(planes, _DTYPE)):
                     T.buffer_store(pixels, pixel, [row, column + k, lanes(0, width)])
             done = begin + squares * width
             clear(row, minimum(done, count), count)
@@ -130,7 +139,7 @@ class Image:
 
     def _plane(self, image: Extent, channel: Extent, row: Extent, column: Extent) -> Vector:
         """Return neighbouring pixels of one channel; zeros beyond the row's end and the last channel."""
-        value = load(self._x, [image, channel, row], column, self._width, self._w)
+        value = load_or_zeros(self._x, [image, channel, row], column, self._width, self._w)
         if divides(self._width, self._ci):
             return value
         return tirx.if_then_else(channel < self._ci, value, zeros(_DTYPE, self._width))

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import IRModule
-from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
+from tvmops.schedules.cpu.conv2d import ConvKernel, ConvShape
 from tvmops.schedules.cpu.emit import (
     Extent,
     Span,
@@ -20,17 +20,13 @@ from tvmops.schedules.cpu.emit import (
     divides,
     lanes,
     minimum,
-    refuse_overlap,
     registers,
     zeros,
 )
-from tvmops.schedules.cpu.epilogue import Epilogue
 from tvmops.schedules.cpu.winograd_grid import Block, Grid
 from tvmops.schedules.cpu.winograd_image import Image
 from tvmops.schedules.cpu.winograd_result import Result
 from tvmops.schedules.cpu.winograd_weight import transform_weight
-from tvmops.signatures import SIGNATURES
-from tvmops.signatures.conv2d import output_size
 from tvmops.signatures.winograd import CHANNELS
 from tvmops.space import Config
 from tvmops.workloads import Workload
@@ -50,6 +46,7 @@ class Blocking:
     panels: int
     ku: int
     shared: bool
+    parallel: bool
 
     @classmethod
     def of(cls, config: Config) -> Blocking:
@@ -59,54 +56,39 @@ class Blocking:
 class WinogradNest:
     """y = activation(conv(x, w) + bias + residual), by tiles of m x m outputs.
 
-    At each of the t * t places in a tile, the transformed tiles of a block make a matrix
+    At each of the (m + 2)**2 places in a tile, the transformed tiles of a block make a matrix
     v[tile, ci], to be multiplied by the transformed weights of that place, u[ci, co].
     """
 
-    def __init__(self, workload: Workload, m: int, width: int, blocking: Blocking) -> None:
-        self.workload, self.m, self.width, self.blocking = workload, m, width, blocking
+    def __init__(self, workload: Workload, shape: ConvShape, m: int, width: int, blocking: Blocking) -> None:
+        self.kernel = ConvKernel(shape, _DTYPE, width)
+        self.shape, self.m, self.width, self.blocking = shape, m, width, blocking
         self.places = (m + 2) ** 2
         self.ci, self.co = workload.dims("ci", "co")
         self.grid = Grid.of(workload, m, blocking.rows, blocking.columns)
-        self.blocks_of_co = Span(0, -(-self.co // CHANNELS))  # of CHANNELS
-        self.panels = chunks(self.blocks_of_co, blocking.nb)
+        self.blocks_of_co = -(-self.co // CHANNELS)
+        self.panels = -(-self.blocks_of_co // blocking.nb)
 
     def module(self) -> IRModule:
-        signature = SIGNATURES["conv2d"]
-        inputs, outputs = signature.inputs(self.workload), signature.outputs(self.workload)
-        with IRBuilder() as builder:
-            with T.prim_func(s_tir=True):
-                T.func_name("main")
-                T.func_attr({"tirx.noalias": True})
-                handles = [T.arg(spec.name, T.handle()) for spec in (*inputs, *outputs)]
-                # align=4: a caller's array may start at any element
-                buffers = {
-                    spec.name: T.match_buffer(handle, spec.shape, _DTYPE, align=4)
-                    for spec, handle in zip((*inputs, *outputs), handles)
-                }
-                refuse_overlap(buffers["y"], {spec.name: buffers[spec.name] for spec in inputs})
-                self._run(buffers)
-        return IRModule({"main": builder.get()})
+        return self.kernel.module(self._run)
 
-    def _run(self, buffers: dict[str, Any]) -> None:
-        workload, grid, blocking = self.workload, self.grid, self.blocking
-        channels_last = workload["layout"] == "NHWC"
-        h, w = workload.dims("h", "w")
-        image = Image(buffers["x"], (h, w, self.ci), channels_last, grid, self.width)
-        sizes = (*output_size(workload), self.co)
-        result = Result(buffers, sizes, channels_last, Epilogue.of(workload), grid, self.width)
-        u = buffers["w"] if self.is_packed else self._transformed(buffers["w"], channels_last)
+    def _run(self) -> None:
+        grid, blocking = self.grid, self.blocking
+        kernel = self.kernel
+        image = Image(kernel.x, self.shape, grid, self.width)
+        result = Result(kernel.y, kernel.bias, kernel.residual, self.shape, grid, self.width)
+        u = self._transformed()
         groups = chunks(Span(0, self.panels), blocking.panels)
         if blocking.shared:
             v = self._alloc_v(grid.blocks)
-            with T.parallel(grid.blocks * image.vectors) as task:
+            with self._tasks(grid.blocks * image.vectors) as task:
                 at, vector = task // image.vectors, task % image.vectors
                 image.transform(grid.block(at), vector, v, at)
-            with T.parallel(grid.blocks * groups) as task:
+            with self._tasks(grid.blocks * groups) as task:
                 at, group = task // groups, task % groups
                 self._multiply(grid.block(at), group, u, v, at, result)
         else:
-            with T.parallel(grid.blocks) as task:
+            with self._tasks(grid.blocks) as task:
                 block = grid.block(task)
                 v = self._alloc_v(1)
                 with T.serial(image.vectors) as vector:
@@ -114,15 +96,15 @@ class WinogradNest:
                 with T.serial(groups) as group:
                     self._multiply(block, group, u, v, 0, result)
 
-    @property
-    def is_packed(self) -> bool:
-        return self.workload["packed"] != "none"
+    def _tasks(self, count: Extent) -> Any:
+        return T.parallel(count) if self.blocking.parallel else T.serial(count)
 
-    def _transformed(self, w: Any, channels_last: bool) -> Any:
-        shape = (self.blocks_of_co.count, self.places, self.ci, CHANNELS)
-        u = T.alloc_buffer(shape, _DTYPE)
-        with T.parallel(self.blocks_of_co.count) as block:
-            transform_weight(w, u, block, (self.co, self.ci), channels_last, self.m, self.width)
+    def _transformed(self) -> Any:
+        """Return u[block of co, place, ci, channel], made of w."""
+        u = T.alloc_buffer((self.blocks_of_co, self.places, self.ci, CHANNELS), _DTYPE)
+        with self._tasks(self.blocks_of_co) as block:
+            sizes = self.co, self.ci
+            transform_weight(self.kernel.w, u, block, sizes, self.shape.channels_last, self.m, self.width)
         return u
 
     def _alloc_v(self, blocks: int) -> Any:
@@ -159,7 +141,7 @@ class WinogradNest:
                             value = sums[i, lanes(k * width, width)]
                             T.buffer_store(products, value, [place, step * blocking.mr + i, column])
 
-            rest = self.blocks_of_co.count % blocking.nb
+            rest = self.blocks_of_co % blocking.nb
             if rest == 0:
                 tiles(blocking.nb)
             elif self.panels == 1:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cpu.emit import Extent, broadcast, ceildiv, divides, lanes, load, minimum, store
-from tvmops.schedules.cpu.epilogue import Epilogue
+from tvmops.schedules.cpu.conv2d import ConvShape
+from tvmops.schedules.cpu.emit import (
+    Extent,
+    broadcast,
+    ceildiv,
+    divides,
+    lanes,
+    load,
+    minimum,
+    store,
+    transpose,
+)
 from tvmops.schedules.cpu.linear import Vector, apply
-from tvmops.schedules.cpu.transpose import transposed
 from tvmops.schedules.cpu.winograd_grid import Block, Grid
 from tvmops.signatures.winograd import transforms
 
@@ -21,18 +30,10 @@ _DTYPE = "float32"
 class Result:
     """y, an array (n, oh, ow, co), or (n, co, oh, ow) where channels do not come last."""
 
-    def __init__(
-        self,
-        buffers: Mapping[str, Any],  # y, and bias and residual where the epilogue has them
-        sizes: tuple[int, int, int],
-        channels_last: bool,
-        epilogue: Epilogue,
-        grid: Grid,
-        width: int,
-    ) -> None:
-        self._y, self._bias, self._residual = buffers["y"], buffers.get("bias"), buffers.get("residual")
-        self._oh, self._ow, self._co = sizes
-        self._channels_last, self._epilogue = channels_last, epilogue
+    def __init__(self, y: Any, bias: Any, residual: Any, shape: ConvShape, grid: Grid, width: int) -> None:
+        self._y, self._bias, self._residual = y, bias, residual
+        self._oh, self._ow, self._co = shape.oh, shape.ow, shape.co
+        self._channels_last, self._epilogue = shape.channels_last, shape.epilogue
         self._grid, self._width = grid, width
         self._t = grid.m + 2
         self._matrix = transforms(grid.m).output
@@ -124,7 +125,7 @@ class Result:
         image, channel, row = corner
         pixels = [staged[i, first + k, lanes(0, width)] for k in range(width)]
         limit = None if divides(width, end) and divides(width, left) else end
-        for k, plane in enumerate(transposed(pixels, width)):
+        for k, plane in enumerate(transpose(pixels, _DTYPE)):
             at = [image, channel + k, row]
 
             def write(plane: Vector = plane, at: list[Extent] = at) -> None:

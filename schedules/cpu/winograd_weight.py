@@ -7,9 +7,8 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cpu.emit import Extent, ceildiv, divides, lanes, load, zeros
+from tvmops.schedules.cpu.emit import Extent, ceildiv, divides, lanes, load, transpose, zeros
 from tvmops.schedules.cpu.linear import Vector, apply
-from tvmops.schedules.cpu.transpose import transposed
 from tvmops.signatures.winograd import CHANNELS, TAPS, transforms
 
 _DTYPE = "float32"
@@ -39,7 +38,7 @@ def transform_weight(
 
         with T.serial(ceildiv(taps * ci, width)) as square:
             start = square * width
-            for k, column in enumerate(transposed([row(k, start) for k in range(width)], width)):
+            for k, column in enumerate(transpose([row(k, start) for k in range(width)], _DTYPE)):
                 T.buffer_store(turned, column, [start + k, lanes(0, width)])
         with T.serial(ci) as c:
             places = [tap * ci + c if channels_last else c * taps + tap for tap in range(taps)]

@@ -142,6 +142,7 @@ def _fits(record: Record, space: Space) -> bool:
 def _tuned(workload: Workload, target: Target, record: Record) -> _Kernel:
     template = next(t for t in templates_for(workload, target) if t.label == record.template)
     config = template.space(workload, target).config(record.config)
+    own = template.tolerance(workload, config)
     entry = KernelEntry(
         function=_name(str(workload)),
         workload=str(workload),
@@ -150,7 +151,7 @@ def _tuned(workload: Workload, target: Target, record: Record) -> _Kernel:
         config=config.as_dict(),
         seconds=record.time,
         error=record.error,
-        tolerance=op_of(workload).tolerance(workload),
+        tolerance=op_of(workload).tolerance(workload) if own is None else own,
         measured=f"{record.when} on {record.machine}",
     )
     return _build(entry, template, workload, target, config)
