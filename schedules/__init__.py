@@ -9,6 +9,8 @@ from tvmops.schedules.cpu.conv2d_depthwise import Conv2DDepthwise
 from tvmops.schedules.cpu.conv2d_pixels import Conv2DPixels
 from tvmops.schedules.cpu.gemm import CpuGemm
 from tvmops.schedules.cpu.gemm_int8 import CpuGemmInt8
+from tvmops.schedules.cpu.norm import CpuNorm
+from tvmops.schedules.cpu.softmax import CpuSoftmax
 from tvmops.schedules.cpu.winograd import Winograd2, Winograd4, Winograd6
 from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
@@ -27,6 +29,8 @@ TEMPLATES: tuple[Template, ...] = (
     Winograd4(),
     Winograd2(),
     Winograd6(),
+    CpuSoftmax(),
+    CpuNorm(),
     WgmmaGemm(),
     WgmmaAttention(),
     Sketch(),

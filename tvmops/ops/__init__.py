@@ -8,9 +8,13 @@ from tvmops.ops.base import Array, Exact, Op
 from tvmops.ops.conv2d import Conv2D
 from tvmops.ops.matmul import MatMul
 from tvmops.ops.matmul_int8 import MatMulInt8
+from tvmops.ops.norm import LayerNorm, RMSNorm
+from tvmops.ops.softmax import Softmax
 from tvmops.workloads import Workload
 
-_OPS: dict[str, Op] = {op.name: op for op in (MatMul(), MatMulInt8(), Attention(), Conv2D())}
+_OPS: dict[str, Op] = {
+    op.name: op for op in (MatMul(), MatMulInt8(), Attention(), Conv2D(), Softmax(), LayerNorm(), RMSNorm())
+}
 
 
 def op_of(workload: Workload) -> Op:

@@ -11,6 +11,7 @@ from typing import Any
 from tvmops.errors import (
     ArgumentError,
     CallError,
+    CallTypeError,
     LibraryDamagedError,
     LibraryTargetError,
 )
@@ -294,6 +295,112 @@ class Library:
             )
             made = self._answer(key, arrays, call, (out,))
         return made[0]
+
+    def softmax(
+        self,
+        x: Any,
+        axis: int = -1,
+        scale: float | None = None,
+        mask: Any = None,
+        log: bool = False,
+        out: Any = None,
+    ) -> Any:
+        """Return softmax(x * scale + mask) along one axis, or its logarithm.
+
+        Parameters
+        ----------
+        x
+            Array of any shape, float32.
+        axis
+            Along which the results add up to one.
+        scale
+            A number; 1 where it is left out.
+        mask
+            float32, added after scaling; or bool, true where an element counts. Of a shape that
+            broadcasts to that of x. With the last axis only.
+        log
+            Return the logarithm, without ever computing that of a small number.
+        out
+            Where to write the result, of the shape of x: dense, not overlapping an input.
+            Without it a new array is made.
+
+        A row that is -inf throughout gives NaN, as in PyTorch.
+
+        Raises
+        ------
+        CallError, CallTypeError
+            An argument does not fit; the message names it.
+        """
+        arrays = (x, mask)
+        key = key_of("softmax", arrays, (axis, scale, log))
+        made = self._known.answer(key, arrays, (out,))
+        if made is None:
+            made = self._answer(key, arrays, CALLS["softmax"](x, axis, scale, mask, log), (out,))
+        return made[0]
+
+    def layer_norm(
+        self,
+        x: Any,
+        weight: Any = None,
+        bias: Any = None,
+        eps: float = 1e-5,
+        residual: Any = None,
+        out: Any = None,
+    ) -> Any:
+        """Return (x - mean) / sqrt(variance + eps) * weight + bias, and x + residual with a residual.
+
+        Parameters
+        ----------
+        x
+            Array of any shape, float32.
+        weight, bias
+            Of the shape of the last dimensions of x, those that are normalised together; the
+            last one where neither is given.
+        eps
+            Is added to the variance.
+        residual
+            Array of the shape of x, added to it first. There are two results then: the
+            normalised sum, and the sum.
+        out
+            Where to write the result, of the shape of x: dense, not overlapping an input; with
+            a residual a pair of such. Without it new arrays are made.
+
+        Raises
+        ------
+        CallError, CallTypeError
+            An argument does not fit; the message names it.
+        """
+        return self._norm("layer_norm", x, weight, bias, eps, residual, out)
+
+    def rms_norm(
+        self,
+        x: Any,
+        weight: Any = None,
+        bias: Any = None,
+        eps: float = 1e-5,
+        residual: Any = None,
+        out: Any = None,
+    ) -> Any:
+        """Return x / sqrt(mean of x**2 + eps) * weight + bias, and x + residual with a residual.
+
+        Parameters and errors are those of `layer_norm`.
+        """
+        return self._norm("rms_norm", x, weight, bias, eps, residual, out)
+
+    def _norm(self, op: str, x: Any, weight: Any, bias: Any, eps: float, residual: Any, out: Any) -> Any:
+        outs = (out,)
+        if residual is not None:
+            if out is not None and not (isinstance(out, tuple | list) and len(out) == 2):
+                raise CallTypeError(
+                    op=op, argument="out", value=type(out).__name__, expected="a pair of arrays"
+                )
+            outs = (None, None) if out is None else tuple(out)
+        arrays = (x, weight, bias, residual)
+        key = key_of(op, arrays, (eps,))
+        made = self._known.answer(key, arrays, outs)
+        if made is None:
+            made = self._answer(key, arrays, CALLS[op](x, weight, bias, eps, residual), outs)
+        return made[0] if residual is None else made
 
     def explain(self, op: str, *arrays: Any, **attributes: Any) -> Explanation:
         """Say which kernel answers a call, why, its measured time and its error bound.

@@ -10,6 +10,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from tvmops.machine import physical_cores
+from tvmops.ops import op_of
 from tvmops.report.peers.base import Call, MakeCall, channels_first, reporting
 from tvmops.workloads import Workload
 
@@ -46,6 +47,33 @@ def conv2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) ->
     return reporting(call, lambda _: np.copyto(outputs[0], np.moveaxis(y, 1, 3))) if last else call
 
 
+def softmax(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
+    if workload["mask"] or workload["scaled"]:
+        return None
+    name = "LogSoftmax" if workload["log"] else "Softmax"
+    return _session([helper.make_node(name, ["x"], ["out"], axis=1)], {"x": inputs[0]}, {"out": outputs[0]})
+
+
+def norm(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
+    """Its operators always have a weight, and have the sum with a residual in another."""
+    given = {spec.name: array for spec, array in zip(op_of(workload).inputs(workload), inputs)}
+    given.setdefault("weight", np.ones(workload.dims("cols"), np.float32))
+    (eps,) = op_of(workload).scalars(workload)
+    is_layer = workload.op == "layer_norm"
+    if workload["bias"] and not is_layer:
+        return None
+    bias = ["bias"] if workload["bias"] else []
+    results = {spec.name: array for spec, array in zip(op_of(workload).outputs(workload), outputs)}
+    if workload["residual"]:
+        name = "SkipLayerNormalization" if is_layer else "SkipSimplifiedLayerNormalization"
+        names, found, domain = ["x", "residual", "weight", *bias], ["out", "", "", "sum"], "com.microsoft"
+        node = helper.make_node(name, names, found, epsilon=eps, domain=domain)
+    else:
+        name = "LayerNormalization" if is_layer else "SimplifiedLayerNormalization"
+        node = helper.make_node(name, ["x", "weight", *bias], ["out"], epsilon=eps, axis=1)
+    return _session([node], given, results)
+
+
 def _session(nodes: list[Any], inputs: dict[str, Any], outputs: dict[str, Any]) -> Call:
     """Return a call of the graph of `nodes` on these arrays."""
     options = onnxruntime.SessionOptions()
@@ -56,7 +84,7 @@ def _session(nodes: list[Any], inputs: dict[str, Any], outputs: dict[str, Any]) 
     ]
     model = helper.make_model(
         helper.make_graph(nodes, "graph", *tensors),
-        opset_imports=[helper.make_opsetid("", 17)],
+        opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)],
         ir_version=8,
     )
     session = onnxruntime.InferenceSession(
@@ -70,4 +98,10 @@ def _session(nodes: list[Any], inputs: dict[str, Any], outputs: dict[str, Any]) 
     return lambda: (session.run_with_iobinding(binding), inputs, outputs)  # which keeps the arrays
 
 
-CALLS: dict[str, MakeCall] = {"conv2d": conv2d, "matmul": matmul}
+CALLS: dict[str, MakeCall] = {
+    "conv2d": conv2d,
+    "matmul": matmul,
+    "softmax": softmax,
+    "layer_norm": norm,
+    "rms_norm": norm,
+}

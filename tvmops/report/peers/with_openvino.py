@@ -10,6 +10,7 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from tvmops.machine import physical_cores
+from tvmops.ops import op_of
 from tvmops.report.peers.base import Call, MakeCall, channels_first, reporting
 from tvmops.workloads import Workload
 
@@ -40,7 +41,34 @@ def conv2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) ->
     return reporting(call, lambda _: np.copyto(outputs[0], np.moveaxis(y, 1, 3))) if last else call
 
 
-def _request(node: Any, parameters: list[Any], inputs: list[Any], output: Any) -> Call:
+def softmax(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
+    if workload["mask"] or workload["scaled"]:
+        return None
+    x = ops.parameter(inputs[0].shape, inputs[0].dtype)
+    return _request((ops.log_softmax if workload["log"] else ops.softmax)(x, 1), [x], inputs, outputs[0])
+
+
+def norm(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
+    """As the graph that it fuses to one operator."""
+    if workload["residual"]:
+        return None
+    specs = op_of(workload).inputs(workload)
+    given = {s.name: ops.parameter(array.shape, array.dtype) for s, array in zip(specs, inputs)}
+    (eps,) = op_of(workload).scalars(workload)
+    x = given["x"]
+    if workload.op == "layer_norm":
+        node = ops.mvn(x, [1], True, eps, "inside_sqrt")
+    else:
+        square = ops.reduce_mean(ops.power(x, np.float32(2)), [1], keep_dims=True)
+        node = ops.multiply(x, ops.divide(np.float32(1), ops.sqrt(ops.add(square, np.float32(eps)))))
+    if "weight" in given:
+        node = ops.multiply(node, given["weight"])
+    if "bias" in given:
+        node = ops.add(node, given["bias"])
+    return _request(node, list(given.values()), inputs, outputs[0])
+
+
+def _request(node: Any, parameters: list[Any], inputs: Sequence[Any], output: Any) -> Call:
     """Return a call of the graph that ends in `node`, on these arrays."""
     model = ov.Model([node], parameters)
     settings = {
@@ -67,4 +95,10 @@ _ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "tanh": ops.tanh,
 }
 
-CALLS: dict[str, MakeCall] = {"conv2d": conv2d, "matmul": matmul}
+CALLS: dict[str, MakeCall] = {
+    "conv2d": conv2d,
+    "matmul": matmul,
+    "softmax": softmax,
+    "layer_norm": norm,
+    "rms_norm": norm,
+}

@@ -12,6 +12,7 @@ from tvmops.machine import physical_cores
 from tvmops.ops import op_of
 from tvmops.report.peers.base import Call, MakeCall, reporting
 from tvmops.report.turns import take_turns
+from tvmops.signatures.softmax import SCALE
 from tvmops.workloads import Workload
 
 
@@ -60,6 +61,60 @@ def conv2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) ->
     return forms[min(timings, key=lambda name: timings[name].median)]
 
 
+def softmax(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call:
+    torch.set_num_threads(physical_cores())
+    given = _tensors(workload, inputs)
+    x, mask, out = given["x"], given.get("mask"), torch.from_numpy(outputs[0])
+    if mask is not None:
+        mask = mask.repeat(len(x) // len(mask), 1)
+    compute = torch.log_softmax if workload["log"] else torch.softmax
+
+    def call() -> None:
+        with torch.inference_mode():
+            value = x * SCALE if workload["scaled"] else x
+            compute(value if mask is None else value + mask, 1, out=out)
+
+    return call
+
+
+def layer_norm(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call:
+    return _norm(torch.layer_norm, workload, inputs, outputs)
+
+
+def rms_norm(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
+    return None if workload["bias"] else _norm(functional.rms_norm, workload, inputs, outputs)
+
+
+def _norm(
+    function: Callable[..., torch.Tensor],
+    workload: Workload,
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+) -> Call:
+    torch.set_num_threads(physical_cores())
+    given = _tensors(workload, inputs)
+    (eps,) = op_of(workload).scalars(workload)
+    x, residual = given["x"], given.get("residual")
+    affine = [given.get(name) for name in _AFFINE[workload.op]]
+    total = torch.from_numpy(outputs[1]) if residual is not None else x
+
+    def compute() -> torch.Tensor:
+        with torch.inference_mode():
+            if residual is not None:
+                torch.add(x, residual, out=total)
+            return function(total, x.shape[1:], *affine, eps=eps)
+
+    return reporting(compute, torch.from_numpy(outputs[0]).copy_)
+
+
+_AFFINE = {"layer_norm": ("weight", "bias"), "rms_norm": ("weight",)}
+
+
+def _tensors(workload: Workload, inputs: Sequence[Any]) -> dict[str, torch.Tensor]:
+    specs = op_of(workload).inputs(workload)
+    return {spec.name: torch.from_numpy(array) for spec, array in zip(specs, inputs)}
+
+
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {
     "none": None,
     "relu": functional.relu_,
@@ -72,4 +127,10 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {
     "tanh": torch.tanh_,
 }
 
-CALLS: dict[str, MakeCall] = {"conv2d": conv2d, "matmul": matmul}
+CALLS: dict[str, MakeCall] = {
+    "conv2d": conv2d,
+    "matmul": matmul,
+    "softmax": softmax,
+    "layer_norm": layer_norm,
+    "rms_norm": rms_norm,
+}

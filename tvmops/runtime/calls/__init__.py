@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tvmops.runtime.calls import attention, conv2d, matmul, matmul_int8
+from tvmops.runtime.calls import attention, conv2d, matmul, matmul_int8, norm, softmax
 from tvmops.runtime.calls.base import Call
 from tvmops.runtime.packed import PackedWeight
 
@@ -14,6 +14,9 @@ CALLS: dict[str, Callable[..., Call]] = {
     "matmul_int8": matmul_int8.call,
     "attention": attention.call,
     "conv2d": conv2d.call,
+    "softmax": softmax.call,
+    "layer_norm": norm.layer_norm,
+    "rms_norm": norm.rms_norm,
 }
 
 # And back: from a workload and the arrays of its kernels to a method's arguments.
@@ -22,6 +25,9 @@ CALL_ARGUMENTS: dict[str, Callable[..., dict[str, object]]] = {
     "matmul_int8": matmul_int8.arguments,
     "attention": attention.arguments,
     "conv2d": conv2d.arguments,
+    "softmax": softmax.arguments,
+    "layer_norm": norm.arguments,
+    "rms_norm": norm.arguments,
 }
 
 # From a weight, as `Library.pack` takes it, to what its kernels read.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tvmops.errors import CallError
+from tvmops.errors import CallError, CallTypeError
 from tvmops.runtime.arrays import as_input
 from tvmops.signatures import ANY, SIGNATURES, Dim, TensorSpec, Value
 from tvmops.workloads import Workload, workload
@@ -92,6 +92,14 @@ def parsed(op: str, name: str, value: object) -> Value:
     if found is None:
         raise CallError(op=op, argument=name, value=value, expected=kind.expected)
     return found
+
+
+def number(op: str, name: str, value: object) -> float:
+    """Return the argument `value` as a float."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise CallTypeError(op=op, argument=name, value=repr(value), expected="a number") from None
 
 
 _NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}

@@ -1,0 +1,86 @@
+"""Softmax along the last axis: largest element, sum of exponentials, quotients."""
+
+from __future__ import annotations
+
+import math
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tvmops.schedules.cpu.emit import Extent, broadcast, lanes, registers, store
+from tvmops.schedules.cpu.row_sweeps import Vector, named
+from tvmops.schedules.cpu.rows import RowKernel, RowTemplate, extent
+from tvmops.schedules.cpu.vector_math import exp_nonpositive, log
+from tvmops.signatures.softmax import LAST
+from tvmops.space import Config
+from tvmops.targets import Target
+from tvmops.workloads import Workload
+
+
+class CpuSoftmax(RowTemplate):
+    name = "cpu.softmax"
+    op = "softmax"
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        return super().covers(workload, target) and workload["axis"] == LAST
+
+    def kernel(self, workload: Workload, width: int, config: Config) -> RowKernel:
+        return SoftmaxKernel(workload, width, config)
+
+
+class SoftmaxKernel(RowKernel):
+    """Three sweeps; exponentials wait in `out` for their sum.
+
+    The largest element is found without looking for NaN: it shows in the sum.
+    """
+
+    def shapes(self) -> dict[str, tuple[Extent, ...]]:
+        whole = (self.rows, self.cols)
+        mask = {"mask": (extent(self.workload, "mask_rows"), self.cols)} if self.workload["mask"] else {}
+        return {"x": whole, **mask, "out": whole}
+
+    def row(self, row: Extent) -> None:
+        top = self.sweep.reduced(-math.inf, lambda vector: self._value(row, vector), _larger)
+        is_log = self.workload["log"] is True
+        powers = registers((self.sweep.slots, self.width), "float32")
+
+        def power(vector: Vector) -> tirx.Expr:
+            value = exp_nonpositive(self._value(row, vector) - broadcast(top, self.width))
+            at = lanes(0, self.width)
+            T.buffer_store(powers, value, [vector.slot, at])
+            if not is_log:
+                self._store(powers[vector.slot, at], row, vector)
+            return powers[vector.slot, at]
+
+        total = self.sweep.reduced(0.0, power, lambda a, b: a + b)
+        if is_log:
+            below = named(log(total))
+            self.sweep.each(
+                lambda vector: self._store(
+                    self._value(row, vector) - broadcast(top, self.width) - broadcast(below, self.width),
+                    row,
+                    vector,
+                )
+            )
+        else:
+            share = named(tirx.const(1, "float32") / total)
+            self.sweep.each(
+                lambda vector: self._store(
+                    self.load("out", [row], vector) * broadcast(share, self.width), row, vector
+                )
+            )
+
+    def _value(self, row: Extent, vector: Vector) -> tirx.Expr:
+        value = self.load("x", [row], vector)
+        if self.workload["scaled"]:
+            value = value * broadcast(self.scalars["scale"], self.width)
+        if self.workload["mask"]:
+            value = value + self.load("mask", [row % self.shapes()["mask"][0]], vector)
+        return self.within(value, -math.inf, vector)
+
+    def _store(self, value: tirx.Expr, row: Extent, vector: Vector) -> None:
+        store(self.buffers["out"], value, [row], vector.start, self.width, vector.limit)
+
+
+def _larger(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
+    return tirx.Select(a < b, b, a)

@@ -1,0 +1,65 @@
+"""The signature of softmax."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tvmops.errors import WorkloadError
+from tvmops.signatures.base import Signature, TensorSpec
+from tvmops.signatures.fields import Choice, Dim, Field, Flag
+
+if TYPE_CHECKING:
+    from tvmops.workloads import Workload
+
+LAST, MIDDLE = "last", "middle"
+SCALE = 0.625  # what kernels are verified and timed with
+
+
+class Softmax(Signature):
+    """x and out (rows, cols), along cols; (rows, cols, inner) where the axis is not the last.
+
+    The mask is added after scaling. It has the rows of x, or fewer, which then repeat.
+    """
+
+    fields = (
+        Field("rows", Dim()),
+        Field("cols", Dim()),
+        Field("inner", Dim(), 1),
+        Field("axis", Choice((LAST, MIDDLE)), LAST),
+        Field("log", Flag(), False),
+        Field("scaled", Flag(), False),
+        Field("mask", Flag(), False),
+        Field("mask_rows", Dim(), 1),
+        Field("dtype", Choice(("float32",)), "float32", shown=True),
+    )
+
+    def inputs(self, workload: Workload) -> tuple[TensorSpec, ...]:
+        x = TensorSpec("x", self._shape(workload), str(workload["dtype"]))
+        if workload["mask"] is not True:
+            return (x,)
+        return x, TensorSpec("mask", workload.dims("mask_rows", "cols"), str(workload["dtype"]))
+
+    def outputs(self, workload: Workload) -> tuple[TensorSpec, ...]:
+        return (TensorSpec("out", self._shape(workload), str(workload["dtype"])),)
+
+    def scalars(self, workload: Workload) -> tuple[str, ...]:
+        return ("scale",) if workload["scaled"] is True else ()
+
+    def check(self, workload: Workload) -> None:
+        """Refuse masks that do not repeat evenly, and what could be said in two ways."""
+        if workload["axis"] == LAST and workload["inner"] not in (1, "*"):
+            self._refuse(workload, "inner", "1, as the axis is the last")
+        if workload["axis"] == MIDDLE and workload["mask"] is True:
+            self._refuse(workload, "mask", "false, as the axis is not the last")
+        rows, mask_rows = workload["rows"], workload["mask_rows"]
+        if isinstance(rows, int) and isinstance(mask_rows, int) and rows % mask_rows:
+            self._refuse(workload, "mask_rows", f"a divisor of rows, {rows}")
+        if workload["mask"] is not True and mask_rows not in (1, "*"):
+            self._refuse(workload, "mask_rows", "1, as there is no mask")
+
+    def _refuse(self, workload: Workload, field: str, expected: str) -> None:
+        raise WorkloadError(op=workload.op, field=field, value=workload[field], expected=expected)
+
+    def _shape(self, workload: Workload) -> tuple[int, ...]:
+        middle = workload["axis"] == MIDDLE
+        return workload.dims("rows", "cols", "inner") if middle else workload.dims("rows", "cols")
