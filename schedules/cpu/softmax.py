@@ -34,9 +34,13 @@ class SoftmaxKernel(RowKernel):
     The largest element is found without looking for NaN: it shows in the sum.
     """
 
+    def __init__(self, workload: Workload, width: int, config: Config) -> None:
+        super().__init__(workload, width, config)
+        self.mask_rows = extent(workload, "mask_rows")
+
     def shapes(self) -> dict[str, tuple[Extent, ...]]:
         whole = (self.rows, self.cols)
-        mask = {"mask": (extent(self.workload, "mask_rows"), self.cols)} if self.workload["mask"] else {}
+        mask = {"mask": (self.mask_rows, self.cols)} if self.workload["mask"] else {}
         return {"x": whole, **mask, "out": whole}
 
     def row(self, row: Extent) -> None:
@@ -75,7 +79,7 @@ class SoftmaxKernel(RowKernel):
         if self.workload["scaled"]:
             value = value * broadcast(self.scalars["scale"], self.width)
         if self.workload["mask"]:
-            value = value + self.load("mask", [row % self.shapes()["mask"][0]], vector)
+            value = value + self.load("mask", [row % self.mask_rows], vector)
         return self.within(value, -math.inf, vector)
 
     def _store(self, value: tirx.Expr, row: Extent, vector: Vector) -> None:
