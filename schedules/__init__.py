@@ -12,6 +12,7 @@ from tvmops.schedules.cpu.gemm_int8 import CpuGemmInt8
 from tvmops.schedules.cpu.norm import CpuNorm
 from tvmops.schedules.cpu.softmax import CpuSoftmax
 from tvmops.schedules.cpu.winograd import Winograd2, Winograd4, Winograd6
+from tvmops.schedules.cuda.attention_decode import DecodeAttention
 from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.sketch import Sketch
@@ -32,6 +33,7 @@ TEMPLATES: tuple[Template, ...] = (
     CpuSoftmax(),
     CpuNorm(),
     WgmmaGemm(),
+    DecodeAttention(),
     WgmmaAttention(),
     Sketch(),
 )

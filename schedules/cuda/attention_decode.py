@@ -1,0 +1,113 @@
+"""Attention of one query a head against a long cache, at the speed of memory; `kernels.attention_split`."""
+
+from __future__ import annotations
+
+import math
+
+from tvm import IRModule
+
+from tvmops.schedules.cuda.attention_sizes import gpu_of, is_plain, sizes_of
+from tvmops.schedules.cuda.kernels.attention_split import COLUMNS, KEYS, Split, SplitKernel, shared_bytes
+from tvmops.schedules.template import GenericKernel, Template
+from tvmops.signatures import ANY
+from tvmops.space import Config, Knob, Space
+from tvmops.targets import Target
+from tvmops.workloads import Workload
+
+_ALIGNED = 16  # of head_dim: the sum's length of a product
+_MOST_GROUP = 2 * COLUMNS  # heads that share keys
+_AMPERE, _HOPPER = 80, 90  # mma.sync of 16 bits with cp.async; clusters
+_ACCUMULATORS = 160  # registers of a thread for out^T, q^T and scores
+_LATENCY = 1.2e-6  # seconds until a copy from memory has come
+_MEETING = 2.5e-6  # of the blocks of a cluster, and what comes before the first copy
+
+
+class DecodeAttention(Template):
+    name = "cuda.attention_decode"
+    version = 1
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        if target.gpu is None or target.gpu.compute < _AMPERE or not is_plain(workload, _ALIGNED):
+            return False
+        heads, kv_heads = workload["heads"], workload["kv_heads"]
+        return (
+            workload["q_len"] == 1
+            and not (workload["causal"] and workload["align"] == "top-left")  # that query sees one key
+            and isinstance(heads, int)
+            and isinstance(kv_heads, int)
+            and heads // kv_heads <= _MOST_GROUP
+        )
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        clusters = gpu_of(target).compute >= _HOPPER
+        knobs = (
+            Knob("splits", (1, 2, 4, 8, 16) if clusters else (1,)),
+            Knob("warps", (2, 4, 8)),
+            Knob("keys", (16, 32)),
+            Knob("stages", (2, 3, 4, 6)),
+        )
+        return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        """Return the least split that keeps the machine busy, with as much in flight as fits."""
+        space = self.space(workload, target)
+        splits = [int(value) for value in space.knobs[0].values]
+        blocks = _pairs(workload)
+        enough = [each for each in splits if blocks * each >= 0.7 * target.cores]
+        wanted = min(enough, default=max(splits))
+        choices = [Config.of(splits=wanted, **knobs) for knobs in _DEFAULTS]
+        return next(config for config in choices if config in space)
+
+    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        return []  # heads must be known; `cuda.attention_wgmma` answers every shape
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        """Guess the seconds: the bytes of the cache, at the share of the bandwidth in flight."""
+        split, gpu = split_of(config), gpu_of(target)
+        kv_len = workload.dims("kv_len")[0] if workload["kv_len"] != ANY else 8192
+        (head_dim,) = workload.dims("head_dim")
+        blocks = _pairs(workload) * split.splits
+        nbytes = 4 * _pairs(workload) * kv_len * head_dim
+        waves = math.ceil(blocks / target.cores) / (blocks / target.cores)
+        in_flight = min(blocks, target.cores) * split.warps * (split.stages - 1) * split.keys * head_dim * 4
+        rate = min(gpu.bandwidth, in_flight / _LATENCY)
+        return nbytes * waves / rate + _MEETING + (_LATENCY if split.splits > 1 else 0.0)
+
+    def kernel_workload(self, workload: Workload) -> Workload:
+        return workload.replace(batch=ANY, kv_len=ANY)
+
+    def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
+        return SplitKernel(sizes_of(self.kernel_workload(workload)), split_of(config)).module()
+
+
+def is_legal(config: Config, workload: Workload, target: Target) -> bool:
+    """Say whether `config` fits the machine; the only statement of the template's limits."""
+    split = split_of(config)
+    heads, kv_heads, head_dim = workload.dims("heads", "kv_heads", "head_dim")
+    group = heads // kv_heads
+    tiles = -(-group // COLUMNS)
+    accumulators = tiles * (head_dim // 16 * 6 + split.keys // KEYS * 6)
+    return (
+        shared_bytes(head_dim, group, split) <= gpu_of(target).shared_bytes
+        and accumulators <= _ACCUMULATORS
+        and (split.keys * head_dim // 8) % 32 == 0
+    )
+
+
+def split_of(config: Config) -> Split:
+    return Split(**{name: int(value) for name, value in config.items})
+
+
+def _pairs(workload: Workload) -> int:
+    """Count the key and value heads over the batch; a batch that is not known is 1."""
+    batch = workload.dims("batch")[0] if workload["batch"] != ANY else 1
+    return batch * workload.dims("kv_heads")[0]
+
+
+# What `default` chooses from: the first that fits.
+_DEFAULTS = (
+    {"warps": 8, "keys": 16, "stages": 3},
+    {"warps": 8, "keys": 16, "stages": 2},
+    {"warps": 4, "keys": 16, "stages": 2},
+    {"warps": 2, "keys": 16, "stages": 2},
+)

@@ -1,0 +1,299 @@
+// CUDA kernels on a CPU, to see what they compute: each thread is a coroutine, and what a warp,
+// a block or a cluster does together is where they wait for each other. Shared memory begins as
+// NaN; cp.async copies when it is waited for, and no sooner; threads that wait in vain are found.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <vector>
+#include <ucontext.h>
+
+#define __device__
+#define __global__
+#define __forceinline__ static inline
+#define __launch_bounds__(...)
+#define CUDART_INF_F INFINITY
+typedef unsigned int uint;
+typedef unsigned char uchar;
+typedef unsigned short ushort;
+struct alignas(16) uint4 { uint x, y, z, w; };
+struct alignas(8) uint2 { uint x, y; };
+
+namespace emulator {
+
+struct Group { int size = 0, arrived = 0; long round = 0; };
+struct Copy { unsigned to; const void* from; int bytes; };
+struct Warp { Group group; uint32_t words[32][8]; };
+struct Block {
+  Group group;
+  std::vector<uint8_t> memory;
+  std::vector<Warp> warps;
+  int index, rank;
+};
+struct Index { int x; };
+struct Thread {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  Block* block;
+  int number;
+  bool done = false;
+  Group* waits_for = nullptr;
+  long round = 0;
+  std::deque<std::vector<Copy>> groups{1};
+};
+
+static Thread* now;
+static ucontext_t scheduler;
+static std::vector<std::unique_ptr<Block>>* cluster;
+static Group cluster_group;
+static std::function<void()> kernel;
+
+[[noreturn]] static void fail(const char* what) {
+  std::fprintf(stderr, "emulator: block %d, thread %d: %s\n", now->block->index, now->number, what);
+  std::exit(3);
+}
+
+static void meet(Group& group) {
+  const long round = group.round;
+  if (++group.arrived == group.size) {
+    group.arrived = 0;
+    ++group.round;
+    return;
+  }
+  now->waits_for = &group;
+  now->round = round;
+  swapcontext(&now->context, &scheduler);
+}
+
+static Warp& warp() { return now->block->warps[now->number / 32]; }
+static int lane() { return now->number % 32; }
+static uint8_t* shared(unsigned offset, unsigned bytes) {
+  if (offset % bytes || offset + bytes > now->block->memory.size()) fail("shared memory out of bounds");
+  return now->block->memory.data() + offset;
+}
+static uint32_t word(unsigned offset) {
+  uint32_t value;
+  std::memcpy(&value, shared(offset, 4), 4);
+  return value;
+}
+static uint16_t half_word(unsigned offset) {
+  uint16_t value;
+  std::memcpy(&value, shared(offset, 2), 2);
+  return value;
+}
+
+static void entry() {
+  kernel();
+  now->done = true;
+  swapcontext(&now->context, &scheduler);
+}
+
+static void run_cluster(int first, int blocks, int threads, int shared_bytes) {
+  std::vector<std::unique_ptr<Block>> made;
+  std::vector<std::unique_ptr<Thread>> all;
+  cluster = &made;
+  cluster_group = Group{blocks * threads};
+  for (int rank = 0; rank < blocks; ++rank) {
+    auto block = std::make_unique<Block>();
+    block->group.size = threads;
+    block->memory.assign(shared_bytes, 0xFF);
+    block->warps.resize(threads / 32);
+    for (auto& each : block->warps) each.group.size = 32;
+    block->index = first + rank;
+    block->rank = rank;
+    for (int number = 0; number < threads; ++number) {
+      auto thread = std::make_unique<Thread>();
+      const size_t size = 1 << 16;
+      thread->stack.reset(new char[size]);
+      getcontext(&thread->context);
+      thread->context.uc_stack.ss_sp = thread->stack.get();
+      thread->context.uc_stack.ss_size = size;
+      thread->context.uc_link = &scheduler;
+      makecontext(&thread->context, entry, 0);
+      thread->block = block.get();
+      thread->number = number;
+      all.push_back(std::move(thread));
+    }
+    made.push_back(std::move(block));
+  }
+  for (size_t left = all.size(); left > 0;) {
+    bool moved = false;
+    for (auto& thread : all) {
+      if (thread->done || (thread->waits_for && thread->waits_for->round == thread->round)) continue;
+      thread->waits_for = nullptr;
+      now = thread.get();
+      swapcontext(&scheduler, &now->context);
+      moved = true;
+      left -= now->done;
+    }
+    if (!moved) fail("waits for threads that do not come");
+  }
+}
+
+static void launch(int grid, int cluster_size, int threads, int shared_bytes) {
+  for (int first = 0; first < grid; first += cluster_size)
+    run_cluster(first, cluster_size, threads, shared_bytes);
+}
+
+}  // namespace emulator
+
+#define threadIdx (emulator::Index{emulator::now->number})
+#define blockIdx (emulator::Index{emulator::now->block->index})
+
+static inline uint32_t bits_of(float x) { uint32_t bits; std::memcpy(&bits, &x, 4); return bits; }
+static inline float float_of(uint32_t bits) { float x; std::memcpy(&x, &bits, 4); return x; }
+static inline uint16_t to_bfloat16(float x) {
+  const uint32_t bits = bits_of(x);
+  if (std::isnan(x)) return (bits >> 16) | 0x40;
+  return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+}
+static inline uint16_t to_half(float x) { _Float16 h = static_cast<_Float16>(x); uint16_t b; std::memcpy(&b, &h, 2); return b; }
+static inline float from_half(uint16_t b) { _Float16 h; std::memcpy(&h, &b, 2); return static_cast<float>(h); }
+static inline float from_bfloat16(uint16_t b) { return float_of(static_cast<uint32_t>(b) << 16); }
+
+struct nv_bfloat16 {
+  uint16_t bits;
+  nv_bfloat16() = default;
+  explicit nv_bfloat16(float x) : bits(to_bfloat16(x)) {}
+  explicit operator float() const { return from_bfloat16(bits); }
+};
+struct half {
+  uint16_t bits;
+  half() = default;
+  explicit half(float x) : bits(to_half(x)) {}
+  explicit operator float() const { return from_half(bits); }
+};
+static inline float __uint_as_float(uint32_t x) { return float_of(x); }
+static inline uint32_t __float_as_uint(float x) { return bits_of(x); }
+static inline half __ushort_as_half(uint16_t b) { half h; h.bits = b; return h; }
+static inline uint16_t __half_as_ushort(half h) { return h.bits; }
+static inline float __half2float(half h) { return from_half(h.bits); }
+static inline half __float2half_rn(float x) { return half(x); }
+static inline uint16_t __bfloat16_as_ushort(nv_bfloat16 b) { return b.bits; }
+static inline nv_bfloat16 __float2bfloat16_rn(float x) { return nv_bfloat16(x); }
+static inline float max(float a, float b) { return fmaxf(a, b); }
+static inline float min(float a, float b) { return fminf(a, b); }
+static inline int max(int a, int b) { return a > b ? a : b; }
+static inline int min(int a, int b) { return a < b ? a : b; }
+static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+template <typename T> static inline T __ldcs(const T* p) { return *p; }
+template <typename T> static inline T __ldg(const T* p) { return *p; }
+template <typename T> static inline void __stcs(T* p, T value) { *p = value; }
+template <typename T> static inline void __stwb(T* p, T value) { *p = value; }
+
+static inline void __syncthreads() { emulator::meet(emulator::now->block->group); }
+template <typename T> static inline T exchange(T x, int from) {
+  auto& warp = emulator::warp();
+  std::memcpy(&warp.words[emulator::lane()][0], &x, sizeof(T));
+  emulator::meet(warp.group);
+  T got;
+  std::memcpy(&got, &warp.words[from][0], sizeof(T));
+  emulator::meet(warp.group);
+  return got;
+}
+static inline float __shfl_xor_sync(uint32_t, float x, int mask) { return exchange(x, emulator::lane() ^ mask); }
+static inline int __shfl_sync(uint32_t, int x, int from, int) { return exchange(x, from); }
+
+// What kernels say in PTX.
+
+static inline float exp2_approx(float x) { return exp2f(x); }
+static inline unsigned pack_bfloat16(float low, float high) { return to_bfloat16(low) | to_bfloat16(high) << 16; }
+static inline unsigned pack_float16(float low, float high) { return to_half(low) | to_half(high) << 16; }
+static inline void tvm_builtin_cuda_warp_sync() { emulator::meet(emulator::warp().group); }
+static inline void tvm_builtin_cuda_cluster_sync() { emulator::meet(emulator::cluster_group); }
+static inline unsigned tvm_builtin_cluster_ctaid_x() { return emulator::now->block->rank; }
+static inline unsigned tvm_builtin_cuda_cvta_generic_to_shared(const void* p) {
+  const auto offset = static_cast<const uint8_t*>(p) - emulator::now->block->memory.data();
+  if (offset < 0 || offset >= static_cast<long>(emulator::now->block->memory.size())) emulator::fail("not shared memory");
+  return offset;
+}
+static inline float load_of_block(const void* mine, int rank) {
+  float value;
+  std::memcpy(&value, (*emulator::cluster)[rank]->memory.data() + tvm_builtin_cuda_cvta_generic_to_shared(mine), 4);
+  return value;
+}
+static inline void copy_row_piece(unsigned to, const void* from, int row, int pitch, int offset, int rows) {
+  const bool inside = row < rows;
+  const char* at = static_cast<const char*>(from) + static_cast<long long>(inside ? row : 0) * pitch + offset;
+  emulator::now->groups.back().push_back({to, at, inside ? 16 : 0});
+}
+static inline void tvm_builtin_ptx_cp_async_commit_group_async_commit_group() { emulator::now->groups.emplace_back(); }
+static inline void wait_group(size_t left) {
+  auto& groups = emulator::now->groups;
+  for (; groups.size() > left + 1; groups.pop_front())
+    for (const auto& copy : groups.front()) {
+      uint8_t* to = emulator::shared(copy.to, 16);
+      std::memset(to, 0, 16);
+      std::memcpy(to, copy.from, copy.bytes);
+    }
+}
+#define WAIT_GROUP(n) \
+  static inline void tvm_builtin_ptx_cp_async_wait_group_async_wait_group_##n() { wait_group(n); }
+WAIT_GROUP(0) WAIT_GROUP(1) WAIT_GROUP(2) WAIT_GROUP(3) WAIT_GROUP(4)
+
+static inline void load_matrices(uint32_t* out, uint32_t address, bool transposed) {
+  auto& warp = emulator::warp();
+  emulator::shared(address, 16);
+  warp.words[emulator::lane()][0] = address;
+  emulator::meet(warp.group);
+  const int row = emulator::lane() / 4, column = emulator::lane() % 4 * 2;
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    auto at = [&](int r) { return warp.words[matrix * 8 + r][0]; };
+    out[matrix] = transposed ? emulator::half_word(at(column) + 2 * row) | emulator::half_word(at(column + 1) + 2 * row) << 16
+                             : emulator::word(at(row) + 2 * column);
+  }
+  emulator::meet(warp.group);
+}
+#define LOAD_MATRICES(name, transposed)                                                                     \
+  static inline void name(uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d, uint32_t address) { \
+    uint32_t out[4];                                                                                        \
+    load_matrices(out, address, transposed);                                                                \
+    a = out[0]; b = out[1]; c = out[2]; d = out[3];                                                         \
+  }
+LOAD_MATRICES(tvm_builtin_ptx_ldmatrix_sync_aligned_m8n8_x4_shared_b16, false)
+LOAD_MATRICES(tvm_builtin_ptx_ldmatrix_sync_aligned_m8n8_x4_trans_shared_b16, true)
+
+static inline void tvm_builtin_ptx_movmatrix_sync_aligned_m8n8_trans_b16(uint32_t& out, uint32_t in) {
+  auto& warp = emulator::warp();
+  warp.words[emulator::lane()][0] = in;
+  emulator::meet(warp.group);
+  const int row = emulator::lane() / 4, column = emulator::lane() % 4 * 2;
+  auto element = [&](int r, int c) { return warp.words[r * 4 + c / 2][0] >> 16 * (c % 2) & 0xFFFF; };
+  const uint32_t result = element(column, row) | element(column + 1, row) << 16;
+  emulator::meet(warp.group);
+  out = result;
+}
+template <float (*to_float)(uint16_t)>
+static inline void multiply(float* d, const uint32_t* a, const uint32_t* b, const float* c) {
+  auto& warp = emulator::warp();
+  const int lane = emulator::lane();
+  for (int i = 0; i < 4; ++i) warp.words[lane][i] = a[i];
+  for (int i = 0; i < 2; ++i) warp.words[lane][4 + i] = b[i];
+  emulator::meet(warp.group);
+  auto part = [&](int row, int k, int word) { return to_float(warp.words[row * 4 + k % 8 / 2][word] >> 16 * (k % 2)); };
+  float result[4];
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4, column = lane % 4 * 2 + i % 2, below = i / 2;
+    result[i] = c[i];
+    for (int k = 0; k < 16; ++k) result[i] += part(row, k, below + k / 8 * 2) * part(column, k, 4 + k / 8);
+  }
+  emulator::meet(warp.group);
+  for (int i = 0; i < 4; ++i) d[i] = result[i];
+}
+#define MULTIPLY(kind, to_float)                                                                                \
+  static inline void tvm_builtin_ptx_mma_sync_aligned_m16n8k16_row_col_f32_##kind##_##kind##_f32(               \
+      float& d0, float& d1, float& d2, float& d3, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, \
+      uint32_t b1, float c0, float c1, float c2, float c3) {                                                    \
+    const uint32_t a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1};                                                    \
+    const float c[4] = {c0, c1, c2, c3};                                                                        \
+    float d[4];                                                                                                 \
+    multiply<to_float>(d, a, b, c);                                                                             \
+    d0 = d[0]; d1 = d[1]; d2 = d[2]; d3 = d[3];                                                                 \
+  }
+MULTIPLY(bf16, from_bfloat16)
+MULTIPLY(f16, from_half)

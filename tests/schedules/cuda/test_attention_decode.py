@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.schedules.cuda.compiled import compiled
+from tests.schedules.cuda.emulated import emulated, needs_emulator
+from tvmops.ops import op_of
+from tvmops.schedules import templates_for
+from tvmops.schedules.cuda.attention_decode import DecodeAttention, split_of
+from tvmops.schedules.cuda.kernels.attention_split import shared_bytes
+from tvmops.signatures.dtypes import decode, encode
+from tvmops.space import Config
+from tvmops.targets import target
+from tvmops.workloads import Workload, workload
+
+TEMPLATE = DecodeAttention()
+H200 = target("nvidia-h200")
+GUARD = 64  # elements
+
+
+def attention(**changes: object) -> Workload:
+    fields = {"batch": 1, "heads": 32, "kv_heads": 8, "q_len": 1, "kv_len": 4096, "head_dim": 128}
+    return workload("attention", **{**fields, "dtype": "bfloat16", **changes})
+
+
+@pytest.mark.parametrize(
+    "work, machine, covered",
+    [
+        (attention(), "nvidia-h200", True),
+        (attention(), "nvidia-a100", True),
+        (attention(causal=True), "nvidia-h200", True),  # the only query sees all keys
+        (attention(batch="*", kv_len="*"), "nvidia-h200", True),
+        (attention(causal=True, align="top-left"), "nvidia-h200", False),
+        (attention(q_len=2), "nvidia-h200", False),
+        (attention(heads=64, kv_heads=2), "nvidia-h200", False),  # 32 heads share: more than two products
+        (attention(head_dim=72), "nvidia-h200", False),  # no multiple of a product's 16
+        (attention().generic(), "nvidia-h200", False),
+        (attention(dtype="float32"), "nvidia-h200", False),
+        (attention(), "znver4", False),
+        (attention(), "cuda-sm75", False),
+    ],
+)
+def test_what_it_covers(work: Workload, machine: str, covered: bool) -> None:
+    assert TEMPLATE.covers(work, target(machine)) is covered
+
+
+def test_it_is_tried_first_and_the_other_too() -> None:
+    names = [template.name for template in templates_for(attention(), H200)]
+    assert names == ["cuda.attention_decode", "cuda.attention_wgmma"]
+
+
+@pytest.mark.parametrize("batch, splits", [(1, 16), (2, 8), (16, 1), (64, 1)])
+def test_the_default_fills_the_machine(batch: int, splits: int) -> None:
+    work = attention(batch=batch)
+    config = TEMPLATE.default(work, H200)
+    assert config in TEMPLATE.space(work, H200) and config["splits"] == splits
+
+
+@pytest.mark.parametrize("fields", [{"head_dim": 256}, {"heads": 128}, {"head_dim": 16}, {"batch": "*"}])
+def test_the_default_is_legal(fields: dict[str, object]) -> None:
+    work = attention(**fields)
+    assert TEMPLATE.default(work, H200) in TEMPLATE.space(work, H200)
+
+
+def test_without_clusters_a_head_is_not_split() -> None:
+    ampere = target("nvidia-a100")
+    assert TEMPLATE.default(attention(), ampere)["splits"] == 1
+
+
+def config(splits: int, warps: int, keys: int, stages: int) -> Config:
+    return Config.of(splits=splits, warps=warps, keys=keys, stages=stages)
+
+
+CASES = [
+    (attention(), config(4, 2, 16, 3)),  # 4 heads share, half a product's columns
+    (attention(heads=64, head_dim=64, dtype="float16"), config(1, 4, 32, 2)),  # one block: no cluster
+    (attention(heads=12, kv_heads=1, head_dim=80), config(2, 2, 16, 4)),  # 12 share: two products
+]
+LENGTHS = [
+    (1, 1),  # most warps, and blocks, have nothing
+    (2, 77),  # the last chunk is short
+    (1, 256),
+]
+
+
+def run(call: Callable[..., None], work: Workload, split: Config, scale: float) -> tuple[float, float]:
+    """Return the largest error of an emulated run amid guards, and what is allowed."""
+    op, dtype = op_of(work), str(work["dtype"])
+    q, k, v = op.random_inputs(work, seed=1)
+    memory = np.full(q.size + 2 * GUARD, 0xFFFF, np.uint16)
+    out = memory[GUARD:-GUARD].reshape(q.shape)
+    batch, heads, kv_heads, head_dim = work.dims("batch", "heads", "kv_heads", "head_dim")
+    splits = int(split["splits"])
+    arguments = {"q": q, "k": k, "v": v, "out": out, "scale": scale, "batch": batch}
+    arguments["kv_len"] = work.dims("kv_len")[0]
+    call(
+        batch * kv_heads * splits,
+        arguments,
+        cluster=splits,
+        shared_bytes=shared_bytes(head_dim, heads // kv_heads, split_of(split)),
+    )
+    sign = np.sign(scale)  # the reference has its own scale; a negative one is that of -q
+    turned = encode(decode(q, dtype).astype(np.float32) * sign, dtype)
+    (right,) = op.reference(work, *(decode(array, dtype) for array in (turned, k, v)))
+    assert (memory[:GUARD] == 0xFFFF).all() and (memory[-GUARD:] == 0xFFFF).all()
+    result = decode(out, dtype) if dtype == "bfloat16" else out.view(dtype)
+    error = np.abs(result.astype(np.float64) - right).max()
+    return float(error), op.tolerance(work)
+
+
+@pytest.mark.parametrize("work, split", CASES, ids=["a group of 4", "one block", "a group of 12"])
+class TestRunHere:
+    pytestmark = needs_emulator
+
+    def test_it_computes_attention(self, work: Workload, split: Config, tmp_path: Path) -> None:
+        cubin = compiled(TEMPLATE, work, H200, split)
+        assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
+        call = emulated(cubin, tmp_path)
+        for batch, kv_len in LENGTHS:
+            exact = work.replace(batch=batch, kv_len=kv_len)
+            (scale,) = op_of(exact).scalars(exact)
+            for signed in (scale, -scale):
+                error, allowed = run(call, exact, split, signed)
+                assert error <= allowed, (batch, kv_len, signed)
