@@ -366,3 +366,14 @@ def test_a_run_is_resumed_and_its_winner_exported(tmp_path: Path) -> None:
     assert (explanation.tier, explanation.kernel.template) == ("exact", SKETCH.label)
     with pytest.warns(UserWarning, match="generic kernel"):  # a template's
         assert lib.matmul(a[:7], b).shape == (7, 64)
+
+
+def test_an_expression_that_the_rules_do_not_fit_has_its_default_alone() -> None:
+    """Attention: a stage that divides by the sums of another can't be moved under its tiles."""
+    attention = workload("attention", batch=1, heads=2, kv_heads=2, q_len=8, kv_len=8, head_dim=8)
+    strategy = search(attention)
+    with pytest.warns(
+        UserWarning, match="sketch rules do not fit this expression: Error message: .*producer"
+    ):
+        assert strategy.ask(8) == [SKETCH.default(attention, TARGET)]
+    assert strategy.ask(8) == []

@@ -44,6 +44,7 @@ class Strategy(ABC):
 
     def __init__(self, search: SearchSpace, seed: int) -> None:
         self.search = search
+        self.seed = seed
         self.rng = random.Random(seed)
         self.trials: list[Trial] = []
         self._proposed: set[Config] = set()

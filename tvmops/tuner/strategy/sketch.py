@@ -7,6 +7,8 @@ knowing what became of it; so proposals do not depend on the size of batches.
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +38,43 @@ class SketchStrategy(Strategy):
     def __init__(self, search: SearchSpace, seed: int) -> None:
         super().__init__(search, seed)
         assert isinstance(search.space, TraceSpace)
-        self._module, target = search.space.module, search.space.target
+        self._space = search.space
+        self._state: _Evolution | None = None  # made when first asked for more than the default
+        self._is_barren = False  # the rules do not fit this expression
+        self._drawn: list[Config] = []  # and not proposed yet
+        self._news: list[Trial] = []  # that the cost model does not know yet
+
+    def tell(self, trials: list[Trial]) -> None:  # type: ignore[override]
+        super().tell(trials)
+        # The default was not drawn: it has no decisions that evolution could vary.
+        self._news.extend(trial for trial in trials if trial.config != self.search.default)
+
+    def _propose(self, count: int) -> list[Config]:
+        for _ in range(_EMPTY_DRAWS):
+            if self._drawn or self._is_barren:
+                break
+            self._drawn = self._generation()
+        batch, self._drawn = self._drawn[:count], self._drawn[count:]
+        return batch
+
+    def _generation(self) -> list[Config]:
+        if self._state is None:
+            try:
+                self._state = _Evolution(self._space, self.seed)
+            except s_tir.ScheduleError as error:
+                self._is_barren = True
+                warnings.warn(f"sketch rules do not fit this expression: {_reason(error)}", stacklevel=2)
+                return []
+        news, self._news = self._news, []
+        self._state.learn(news)
+        return [config for config in self._state.next_generation() if config not in self._proposed]
+
+
+class _Evolution:
+    """MetaSchedule's search: its population, its model, and what it was told."""
+
+    def __init__(self, space: TraceSpace, seed: int) -> None:
+        self._module, target = space.module, space.target
         evolution = meta_schedule.search_strategy.EvolutionarySearch(
             population_size=_POPULATION,
             init_min_unmeasured=_POPULATION // 2,
@@ -50,35 +88,17 @@ class SketchStrategy(Strategy):
             _UNLIMITED, _GENERATION, None, database=self._database, cost_model=self._model
         )
         self._workload = self._database.commit_workload(self._module)
-        self._drawn: list[Config] = []  # and not proposed yet
-        self._news: list[Trial] = []  # that the cost model does not know yet
 
-    def tell(self, trials: list[Trial]) -> None:  # type: ignore[override]
-        super().tell(trials)
-        # The default was not drawn: it has no decisions that evolution could vary.
-        self._news.extend(trial for trial in trials if trial.config != self.search.default)
-
-    def _propose(self, count: int) -> list[Config]:
-        for _ in range(_EMPTY_DRAWS):
-            if self._drawn:
-                break
-            self._learn()
-            self._drawn = self._generation()
-        batch, self._drawn = self._drawn[:count], self._drawn[count:]
-        return batch
-
-    def _generation(self) -> list[Config]:
+    def next_generation(self) -> list[Config]:
         candidates = self._context.generate_measure_candidates() or []
-        configs = [config_of(candidate.sch.trace) for candidate in candidates]
-        return [config for config in configs if config not in self._proposed]
+        return [config_of(candidate.sch.trace) for candidate in candidates]
 
-    def _learn(self) -> None:
-        """Pass on what was measured since the last generation."""
-        candidates = [self._candidate(trial.config) for trial in self._news]
-        results = [_result(trial) for trial in self._news]
-        self._news = []
-        if not candidates:
+    def learn(self, trials: Sequence[Trial]) -> None:
+        """Take results, all of traces that it drew."""
+        if not trials:
             return
+        candidates = [self._candidate(trial.config) for trial in trials]
+        results = [_result(trial) for trial in trials]
         self._model.update(self._context, candidates, results)
         for candidate, result in zip(candidates, results):
             if result.run_secs:
@@ -97,6 +117,13 @@ class SketchStrategy(Strategy):
         schedule: s_tir.Schedule = replay(self._module, config)
         arguments = meta_schedule.arg_info.ArgInfo.from_entry_func(schedule.mod, remove_preproc=True)
         return meta_schedule.MeasureCandidate(schedule, arguments)
+
+
+def _reason(error: Exception) -> str:
+    """Return what TVM says is wrong, without the program that it prints before."""
+    text = str(error)
+    start = max(text.rfind("Error message:"), 0)
+    return " ".join(text[start:].split())[:200]
 
 
 @derived_object
