@@ -8,6 +8,7 @@ from tvmops.schedules.cpu.conv2d_channels import Conv2DChannels
 from tvmops.schedules.cpu.conv2d_depthwise import Conv2DDepthwise
 from tvmops.schedules.cpu.conv2d_pixels import Conv2DPixels
 from tvmops.schedules.cpu.gemm import CpuGemm
+from tvmops.schedules.cpu.gemm_bfloat16 import CpuGemmBfloat16
 from tvmops.schedules.cpu.gemm_int8 import CpuGemmInt8
 from tvmops.schedules.cpu.norm import CpuNorm
 from tvmops.schedules.cpu.softmax import CpuSoftmax
@@ -22,6 +23,7 @@ from tvmops.workloads import Workload
 
 TEMPLATES: tuple[Template, ...] = (
     CpuGemm(),
+    CpuGemmBfloat16(),
     CpuGemmInt8(),
     Conv2DDepthwise(),
     Conv2DPixels(),

@@ -127,8 +127,24 @@ def store(
     if limit is None:
         T.buffer_store(buffer, value, [*indices, lanes(start, width)])
         return
+    if DataType(buffer.dtype).bits < 32:
+        _store_singly(buffer, value, indices, start, width, limit)
+        return
     mask = T.get_active_lane_mask(f"boolx{width}", start, limit)
     T.evaluate(T.masked_store(buffer, value, *indices, lanes(start, width), mask))
+
+
+def _store_singly(
+    buffer: Any, value: tirx.Expr, indices: list[Extent], start: Extent, width: int, limit: Extent
+) -> None:
+    """Store elements of fewer than 32 bits one by one.
+
+    LLVM 22 makes of a masked store of one element that was cast from 32 bits a store of those.
+    """
+    elements = registers((width,), buffer.dtype)
+    T.buffer_store(elements, value, [lanes(0, width)])
+    with T.serial(minimum(tirx.max(limit - start, 0), width)) as i:
+        T.buffer_store(buffer, elements[i], [*indices, start + i])
 
 
 def transpose(rows: list[tirx.Expr], dtype: str) -> list[tirx.Expr]:

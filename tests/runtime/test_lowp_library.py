@@ -14,16 +14,15 @@ from tvmops.library.export import export
 from tvmops.machine import this_machine
 from tvmops.quantize import quantize
 from tvmops.runtime.load import Library
+from tvmops.signatures.dtypes import decode, encode
 from tvmops.targets import target
 
 M, N, K = 5, 37, 50
 INT8_FORMS: dict[str, dict[str, Any]] = {
     "u8 to int32": {},
-    "s8 to int32": {"dtype": "int8"},
-    "packed": {"packed": "words"},
+    "s8 to int32, packed": {"dtype": "int8", "packed": "words"},
     "float32": {"out_dtype": "float32", "scales": "channel", "bias": True},
-    "float32 packed": {"out_dtype": "float32", "scales": "channel", "packed": "words"},
-    "gelu": {"out_dtype": "float32", "activation": "relu"},
+    "float32 with relu": {"out_dtype": "float32", "activation": "relu"},
     "to uint8": {"out_dtype": "uint8"},
     "to int8": {"out_dtype": "int8", "dtype": "int8"},
 }
@@ -39,6 +38,7 @@ def lib(tmp_path_factory: pytest.TempPathFactory) -> Library:
     if machine.missing(this_machine()):
         pytest.skip("no target for this machine")
     work = [int8_work(**fields) for fields in INT8_FORMS.values()]
+    work += [tvmops.workload("matmul", m=M, n=N, k=K, dtype="bfloat16", packed=p) for p in ("none", "words")]
     folder = tmp_path_factory.mktemp("lowp")
     log = write_log(folder / "log.jsonl", *(default_record(w, machine) for w in work))
     return tvmops.load(export(work, machine, [log], folder / "library"))
@@ -56,14 +56,13 @@ def test_int32_sums_are_exact(lib: Library, dtype: str, m: int) -> None:
     a, b = draw(0, (m, K), dtype), draw(1, (K, N), "int8")
     zero = 7 if dtype == "uint8" else -100
     expected = (a.astype("int64") - zero) @ b.astype("int64")
+    b = b if dtype == "uint8" else lib.pack("matmul_int8", b)
     c = lib.matmul_int8(a, b, a_zero_point=zero)
     assert c.dtype == np.int32
     assert (c == expected).all()
     out = np.empty_like(c)
     assert lib.matmul_int8(a, b, a_zero_point=zero, out=out) is out
     assert (out == expected).all()
-    if dtype == "uint8":
-        assert (lib.matmul_int8(a, lib.pack("matmul_int8", b), a_zero_point=zero) == expected).all()
 
 
 def test_scales_and_bias_give_floats(lib: Library) -> None:
@@ -76,8 +75,6 @@ def test_scales_and_bias_give_floats(lib: Library) -> None:
     assert y.dtype == np.float32
     np.testing.assert_allclose(y, qx.dequantized() @ qw.dequantized() + bias, atol=1e-4)
     assert np.abs(y - (x @ w + bias)).max() < 0.3  # what quantisation costs
-    packed = lib.matmul_int8(qx.values, lib.pack("matmul_int8", qw.values), **arguments)
-    np.testing.assert_allclose(packed, qx.dequantized() @ qw.dequantized(), atol=1e-4)
 
 
 def test_one_scale_for_all_and_an_activation(lib: Library) -> None:
@@ -156,3 +153,30 @@ def test_the_library_needs_no_compiler(lib: Library) -> None:
     code += f"a, b = numpy.ones(({M}, {K}), 'uint8'), numpy.ones(({K}, {N}), 'int8')\n"
     code += f"assert (lib.matmul_int8(a, b) == {K}).all()\n"
     in_child(code, lib.path)
+
+
+@pytest.mark.filterwarnings("ignore:library")
+def test_bfloat16_as_bits_and_as_torch(lib: Library) -> None:
+    rng = np.random.default_rng(3)
+    a, b = (encode(rng.standard_normal(s).astype("float32"), "bfloat16") for s in ((M, K), (K, N)))
+    exact = decode(a, "bfloat16").astype("float64") @ decode(b, "bfloat16")
+    packed = lib.pack("matmul", b)
+    assert (packed.dtype, packed.layout) == ("bfloat16", "words")
+    for right in (b, packed):
+        c = lib.matmul(a, right)
+        assert c.dtype == np.uint16
+        np.testing.assert_allclose(decode(c, "bfloat16"), exact, rtol=2**-8, atol=1e-4)
+    torch = pytest.importorskip("torch")
+    ta, tb = (torch.from_numpy(x).view(torch.bfloat16) for x in (a, b))
+    for right in (tb, tb.T.contiguous().T, lib.pack("matmul", tb)):
+        c = lib.matmul(ta, right)
+        assert c.dtype == torch.bfloat16
+        np.testing.assert_allclose(c.float().numpy(), exact, rtol=2**-8, atol=1e-4)
+
+
+def test_dtypes_do_not_mix(lib: Library) -> None:
+    a, b = np.zeros((M, K), "uint16"), np.zeros((K, N), "float32")
+    with pytest.raises(CallTypeError, match="'b' is of dtype float32; expected dtype bfloat16"):
+        lib.matmul(a, b)
+    with pytest.raises(CallTypeError, match="expected dtype bfloat16"):
+        lib.matmul(a, lib.pack("matmul", b))

@@ -10,6 +10,7 @@ import numpy as np
 from tvmops.ops.activations import STEEPEST, activated, expression
 from tvmops.ops.base import Array, Exact, Op
 from tvmops.signatures.layouts import PLAIN, layout_of
+from tvmops.signatures.words import COLUMNS
 from tvmops.workloads import Workload
 
 UNIT_ROUNDOFF = 2.0**-24  # of float32
@@ -47,6 +48,8 @@ class MatMul(Op):
 
         def b(*at: Any) -> Any:
             *batch, _, j = at
+            if workload["packed"] == "words":
+                return tensors["b"][j // COLUMNS, r // 2, j % COLUMNS * 2 + r % 2]
             if workload["packed"] != PLAIN:
                 columns = tensors["b"].shape[-1]
                 return tensors["b"][j // columns, r, j % columns]

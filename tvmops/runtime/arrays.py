@@ -54,9 +54,9 @@ def is_dense(array: Any) -> bool:
 
 
 def as_numpy(op: str, name: str, array: Any) -> Any:
-    """Return `array` as a NumPy array; nothing is copied."""
+    """Return `array` as a NumPy array, bfloat16 of torch as its bits; nothing is copied."""
     viewed = view(op, name, array)
-    return viewed.resolve_neg().numpy() if _is_torch(viewed) else viewed
+    return as_argument(viewed.resolve_neg(), dtype_of(viewed)).numpy() if _is_torch(viewed) else viewed
 
 
 def as_input(op: str, name: str, array: Any, dtype: str) -> Any:

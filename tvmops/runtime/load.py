@@ -85,8 +85,8 @@ class Library:
         Parameters
         ----------
         a, b
-            Arrays of shape (..., m, k) and (..., k, n), float32. Batch dimensions broadcast as
-            those of `numpy.matmul` do. b may be what `pack` returned.
+            Arrays of shape (..., m, k) and (..., k, n), both float32 or both bfloat16. Batch
+            dimensions broadcast as those of `numpy.matmul` do. b may be what `pack` returned.
         bias
             Array of shape (n,).
         activation
@@ -184,10 +184,16 @@ class Library:
         NotInLibraryError
             The library was exported without such a form of matmul_int8.
         """
-        scales = a_zero_point, a_scale, b_scale
-        quantised = out_dtype, out_scale, out_zero_point
-        call = CALLS["matmul_int8"](a, b, *scales, bias, activation, *quantised)
-        return self._compute(call, (out,))[0]
+        by_channel = hasattr(b_scale, "shape") and len(b_scale.shape) == 1
+        arrays = (a, b, b_scale if by_channel else None, bias)
+        scales = a_zero_point, a_scale, None if by_channel else b_scale
+        rest = activation, out_dtype, out_scale, out_zero_point
+        key = key_of("matmul_int8", arrays, (*scales, *rest))
+        made = self._known.answer(key, arrays, (out,))
+        if made is None:
+            call = CALLS["matmul_int8"](a, b, a_zero_point, a_scale, b_scale, bias, *rest)
+            made = self._answer(key, arrays, call, (out,))
+        return made[0]
 
     def attention(
         self,

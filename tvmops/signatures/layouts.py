@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
+from tvmops.signatures.aligned import CACHE_LINE, aligned_zeros
 from tvmops.signatures.dtypes import bits_of
 from tvmops.signatures.words import Words
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tvmops.workloads import Workload
 
 PLAIN = "none"  # not packed
-_CACHE_LINE = 64  # bytes
 Array = NDArray[Any]
 
 
@@ -43,7 +42,7 @@ class Panels:
     """
 
     def __init__(self, dtype: str) -> None:
-        self.columns = 8 * _CACHE_LINE // bits_of(dtype)
+        self.columns = 8 * CACHE_LINE // bits_of(dtype)
 
     def shape(self, *sizes: int) -> tuple[int, ...]:
         k, n = sizes
@@ -67,6 +66,7 @@ class Panels:
 # By op, name and dtype.
 LAYOUTS: dict[tuple[str, str, str], Layout] = {
     ("matmul", "panels", "float32"): Panels("float32"),
+    ("matmul", "words", "bfloat16"): Words("bfloat16"),
     ("matmul_int8", "words", "uint8"): Words("int8"),  # whatever a is, b is int8
     ("matmul_int8", "words", "int8"): Words("int8"),
 }
@@ -80,12 +80,3 @@ def layout_names(op: str) -> tuple[str, ...]:
 def layout_of(workload: Workload) -> Layout:
     """Return the layout that `workload` names by its field `packed`."""
     return LAYOUTS[workload.op, str(workload["packed"]), str(workload["dtype"])]
-
-
-def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> Array:
-    """Return zeros that begin at a cache line, so that no row of a panel lies across two."""
-    nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    memory = np.zeros(nbytes + _CACHE_LINE, np.uint8)
-    start = -memory.ctypes.data % _CACHE_LINE
-    inside: Array = memory[start : start + nbytes].view(dtype)
-    return inside.reshape(shape)

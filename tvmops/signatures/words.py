@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tvmops.signatures.aligned import aligned_zeros
 from tvmops.signatures.dtypes import bits_of
 
 COLUMNS = 16  # of a panel
@@ -45,7 +46,7 @@ class Words:
         rows -= self.has_sums
         padded = np.zeros((rows * self.each, panels * COLUMNS), weight.dtype)
         padded[:k, :n] = weight
-        packed = np.empty(self.shape(k, n), weight.dtype)
+        packed = aligned_zeros(self.shape(k, n), weight.dtype)
         words = padded.reshape(rows, self.each, panels, COLUMNS).transpose(2, 0, 3, 1)
         packed[:, :rows] = words.reshape(panels, rows, -1)
         if self.has_sums:

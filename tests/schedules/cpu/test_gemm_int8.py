@@ -36,6 +36,7 @@ SHAPES: dict[Shape, str] = {
     (13, 33, 70): "one more than whole tiles each way, k between words",
     (26, 64, 128): "whole tiles",
     (5, 1, 300): "one column",
+    (2, 17, 4): "one column in the last vector",
 }
 FORMS: dict[str, dict[str, Any]] = {
     "u8 to int32": {},
@@ -74,8 +75,10 @@ def test_the_default_config(shape: Shape, name: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", [RUNNABLE[0], RUNNABLE[-2]])
 def test_every_form(form: str, name: str) -> None:
-    work, machine = matmul((7, 37, 66), **FORMS[form]), MACHINES[name]
-    check(compiled(TEMPLATE, work, machine, TEMPLATE.default(work, machine)), work)
+    machine = MACHINES[name]
+    for shape in ((7, 37, 66), (1, 1, 1)):
+        work = matmul(shape, **FORMS[form])
+        check(compiled(TEMPLATE, work, machine, TEMPLATE.default(work, machine)), work)
 
 
 @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

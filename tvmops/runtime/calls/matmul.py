@@ -8,15 +8,17 @@ from math import prod
 from typing import Any
 
 from tvmops.errors import CallError, CallTypeError
-from tvmops.runtime.arrays import as_input, as_numpy, broadcast, is_dense, view
+from tvmops.runtime.arrays import as_input, as_numpy, broadcast, dtype_of, is_dense, view
 from tvmops.runtime.calls.base import Call, parsed
 from tvmops.runtime.packed import PackedWeight
 from tvmops.signatures import Value
 from tvmops.signatures.activations import NONE
+from tvmops.signatures.dtypes import BFLOAT16, stored
 from tvmops.signatures.layouts import LAYOUTS
 from tvmops.workloads import Workload
 
 OP = "matmul"
+_DTYPES = ("float32", BFLOAT16)
 Shape = tuple[int, ...]
 
 
@@ -43,7 +45,7 @@ def call(
         raise CallError(op=OP, argument="b", value=f"of shape {right.given}", expected=expected)
     batch = _broadcast(left.shape[:-2], right.shape[:-2])
     shape = (*batch, left.shape[-2], right.shape[-1])
-    epilogue = _Epilogue.of(bias, activation, residual, shape)
+    epilogue = _Epilogue.of(bias, activation, residual, shape, left.dtype)
     return _made(left, right, epilogue, shape)
 
 
@@ -60,7 +62,7 @@ def arguments(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any]:
     return given
 
 
-def pack(weight: Any, trans_b: bool = False, packed: str = "panels") -> PackedWeight:
+def pack(weight: Any, trans_b: bool = False, packed: str | None = None) -> PackedWeight:
     """Return `weight`, the b of later calls, packed.
 
     NumPy does it, at a fraction of a second for the largest layers, so that every library
@@ -70,16 +72,22 @@ def pack(weight: Any, trans_b: bool = False, packed: str = "panels") -> PackedWe
     if dense.ndim != 2:
         shape = f"of shape {tuple(dense.shape)}"
         raise CallError(op=OP, argument="weight", value=shape, expected="two dimensions")
-    names = [name for op, name, dtype in LAYOUTS if (op, dtype) == (OP, dense.dtype.name)]
+    dtype = BFLOAT16 if dense.dtype.name == stored(BFLOAT16) else dense.dtype.name
+    names = [name for op, name, owner in LAYOUTS if (op, owner) == (OP, dtype)]
+    packed = packed or next(iter(names), None)
     if not names:
         dtypes = ", ".join(dict.fromkeys(dtype for op, _, dtype in LAYOUTS if op == OP))
         value = f"of dtype {dense.dtype.name}"
         raise CallTypeError(op=OP, argument="weight", value=value, expected=f"dtype {dtypes}")
     if packed not in names:
         raise CallError(op=OP, argument="packed", value=repr(packed), expected=f"one of {', '.join(names)}")
-    dtype = dense.dtype.name
     plain = dense.T if trans_b else dense
     return PackedWeight(OP, plain.shape, dtype, packed, LAYOUTS[OP, packed, dtype].pack(plain))
+
+
+def _named(dtype: str) -> str:
+    """Return the op's dtype that an array's stands for, as bits may for bfloat16; else the usual one."""
+    return BFLOAT16 if dtype == stored(BFLOAT16) else dtype if dtype in _DTYPES else _DTYPES[0]
 
 
 @dataclass(frozen=True)
@@ -109,17 +117,21 @@ class _Operand:
         return (*batch, columns, rows) if self.transposed else (*batch, rows, columns)
 
     @property
+    def dtype(self) -> str:
+        return _named(dtype_of(self.array))
+
+    @property
     def count(self) -> int:
         """How many matrices it holds."""
         return prod(self.shape[:-2])
 
-    def as_matrices(self, batch: Shape) -> Any:
+    def as_matrices(self, batch: Shape, dtype: str) -> Any:
         """Return it for all of `batch`: three dimensions, or two where one matrix serves all."""
         matrix, count = tuple(self.array.shape[-2:]), prod(batch)
         if self.count == 1 and count > 0:
-            return as_input(OP, self.name, self.array, "float32").reshape(matrix)
+            return as_input(OP, self.name, self.array, dtype).reshape(matrix)
         every = broadcast(self.array, (*batch, *matrix))
-        return as_input(OP, self.name, every, "float32").reshape((count, *matrix))
+        return as_input(OP, self.name, every, dtype).reshape((count, *matrix))
 
     def upright(self) -> _Operand:
         """Return it as it lies in the product; the array is strided then."""
@@ -139,7 +151,9 @@ class _Packed:
         self.weight = weight
         self.shape = self.given = weight.shape
 
-    def as_matrices(self, batch: Shape) -> Any:
+    def as_matrices(self, batch: Shape, dtype: str) -> Any:
+        if self.weight.dtype != dtype:
+            raise CallTypeError(op=OP, argument="b", value=repr(self.weight), expected=f"dtype {dtype}")
         return self.weight.array
 
     def upright(self) -> _Packed:
@@ -155,9 +169,9 @@ class _Epilogue:
     residual: Any
 
     @classmethod
-    def of(cls, bias: Any, activation: str | None, residual: Any, shape: Shape) -> _Epilogue:
+    def of(cls, bias: Any, activation: str | None, residual: Any, shape: Shape, dtype: str) -> _Epilogue:
         if residual is not None:
-            residual = as_input(OP, "residual", residual, "float32")
+            residual = as_input(OP, "residual", residual, dtype)
             found = tuple(residual.shape)
             if found != shape:
                 expected = f"shape {shape}, that of the result"
@@ -167,17 +181,17 @@ class _Epilogue:
 
 def _made(left: _Operand, right: _Operand | _Packed, epilogue: _Epilogue, shape: Shape) -> Call:
     *batch, m, n = shape
-    k = left.shape[-1]
+    k, dtype = left.shape[-1], left.dtype
     count = prod(batch)
     shared = "none"
     if count != 1 and right.count == 1 and left.transposed is False:
         m, count = m * count, 1  # rows of the batch are rows of one a
-        a = as_input(OP, "a", left.array, "float32").reshape((m, k))
+        a = as_input(OP, "a", left.array, dtype).reshape((m, k))
     else:
-        a = left.as_matrices(tuple(batch))
+        a = left.as_matrices(tuple(batch), dtype)
         if count > 1:
             shared = "b" if right.count == 1 else "a" if left.count == 1 else "none"
-    inputs = {"a": a, "b": right.as_matrices(tuple(batch))}
+    inputs = {"a": a, "b": right.as_matrices(tuple(batch), dtype)}
     if epilogue.bias is not None:
         inputs["bias"] = epilogue.bias
     if epilogue.residual is not None:
@@ -194,7 +208,7 @@ def _made(left: _Operand, right: _Operand | _Packed, epilogue: _Epilogue, shape:
         m=m,
         n=n,
         k=k,
-        dtype="float32",
+        dtype=dtype,
         batch=count,
         shared=shared,
         trans_a=left.transposed,
