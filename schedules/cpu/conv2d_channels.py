@@ -31,6 +31,8 @@ from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
+_FMA_LATENCY = 4  # cycles
+_LAUNCH_CYCLES = 10_000  # to start threads and to wait for the last
 _SMALL = 1_000_000  # operations; for fewer, starting threads costs more than it saves
 
 
@@ -73,7 +75,7 @@ class Conv2DChannels(Template):
         split_px = cores if units >= 4 * cores else 1
         panels = ceil(co / (nv * width))
         rows = ALL if split_px == 1 else max(rows for rows in (1, 2, 4, 7, 8, 14) if rows <= ceil(oh / cores))
-        return Config.of(
+        wanted = Config.of(
             mr=mr,
             nv=nv,
             cu=4,
@@ -83,6 +85,11 @@ class Conv2DChannels(Template):
             split_px=split_px,
             parallel=parallel,
         )
+        if is_legal(wanted, workload, target):
+            return wanted
+        values = next(knob.values for knob in self.space(workload, target).knobs if knob.name == "rows")
+        fitting = (wanted.replace(rows=count) for count in reversed(values))
+        return next(config for config in fitting if is_legal(config, workload, target))
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         mr = 6 if target.vector_registers >= 32 else 4
@@ -90,6 +97,32 @@ class Conv2DChannels(Template):
             mr=mr, nv=2, cu=1, rows=4, pack_x=True, split_co=1, split_px=target.cores, parallel=True
         )
         return [GenericKernel({}, config)]
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        """Count cycles of the busiest core, roughly: it orders a first batch, no more."""
+        tiling, shape = Tiling.of(config), ConvShape.of(workload)
+        n, ci, co = int(shape.n), int(shape.ci_each), int(shape.co_each)
+        oh, ow = int(shape.oh), int(shape.ow)
+        depth = ci * shape.down.size * shape.across.size
+        panels = ceil(ceil(co / (tiling.nv * target.vector_width("float32"))) / tiling.split_co)
+        if shape.is_pointwise:
+            steps = ceil(ceil(_row(shape) / tiling.mr) / tiling.split_px)
+            copied = steps * tiling.mr * ci / 5 if tiling.pack_x else 0.0
+        else:
+            rows = min(tiling.rows or oh, oh)
+            blocks = ceil(n * ceil(oh / rows) / tiling.split_px)
+            steps = blocks * rows * ceil(ow / tiling.mr)
+            needed = rows * shape.down.stride + shape.down.reach - 1
+            copied = blocks * needed * ow * shape.across.stride * ci / 5
+        multiplies, loads = tiling.mr * tiling.nv, tiling.nv + 0.5 * tiling.mr
+        cycles = max(multiplies, loads, _FMA_LATENCY) + 1.5 / tiling.cu
+        apart = tiling.pack_x or ci % 256 > 0
+        cycles += 0.1 * multiplies * (not apart and tiling.mr > 7)  # lines that share a set
+        turned = 0.4 * depth * panels * tiling.nv * target.vector_width("float32")
+        task = steps * panels * (depth * cycles + 4 * multiplies) + copied + turned
+        count = shape.groups * tiling.split_co * tiling.split_px
+        parallel = tiling.parallel and count > 1
+        return task * (ceil(count / target.cores) if parallel else count) + _LAUNCH_CYCLES * parallel
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         shape = ConvShape.of(workload)
@@ -118,7 +151,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and tiling.split_co <= panels
         and tiling.split_px <= units
         and tiling.split_co * tiling.split_px <= 2 * target.cores
-        and 4 * copied <= max(target.l2_bytes, target.l3_bytes // 2)
+        and (rows == 1 or 4 * copied <= max(target.l2_bytes, target.l3_bytes // 2))
         and tiling.mr * tiling.nv * tiling.cu <= 128  # beyond, compiling takes long and gains nothing
         and (tiling.parallel or tiling.split_co * tiling.split_px == 1)
     )

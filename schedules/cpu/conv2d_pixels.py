@@ -34,6 +34,8 @@ from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
+_FMA_LATENCY = 4  # cycles
+_LAUNCH_CYCLES = 10_000  # to start threads and to wait for the last
 _SMALL = 1_000_000  # operations; for fewer, starting threads costs more than it saves
 
 
@@ -76,7 +78,7 @@ class Conv2DPixels(Template):
         parallel = op_of(workload).flops(workload) >= _SMALL
         cores = 1 if independent >= target.cores or not parallel else target.cores
         split_px = cores if steps >= 4 * cores else 1
-        return Config.of(
+        wanted = Config.of(
             mr=mr,
             nv=nv,
             cu=2 if flat else 1,
@@ -87,6 +89,9 @@ class Conv2DPixels(Template):
             split_px=split_px,
             parallel=parallel,
         )
+        rows = next(knob.values for knob in self.space(workload, target).knobs if knob.name == "rows")
+        fitting = (wanted.replace(rows=count) for count in reversed(rows))
+        return next(config for config in fitting if is_legal(config, workload, target))
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         wide = target.vector_registers >= 32
@@ -102,6 +107,32 @@ class Conv2DPixels(Template):
             parallel=True,
         )
         return [GenericKernel({}, config)]
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        """Count cycles of the busiest core, roughly: it orders a first batch, no more."""
+        tiling, shape = Tiling.of(config), ConvShape.of(workload)
+        ci, co, oh, ow = (int(size) for size in (shape.ci_each, shape.co_each, shape.oh, shape.ow))
+        step = tiling.nv * target.vector_width("float32")
+        depth = ci * shape.down.size * shape.across.size
+        tiles = ceil(ceil(co / tiling.mr) / tiling.split_co)
+        if shape.is_pointwise:
+            steps = ceil(oh * ow / step / tiling.split_px)
+            copied = ci * tiling.nv * steps * (3.0 if tiling.pack_x else 0.0)
+        else:
+            rows = ceil(oh / tiling.split_px)
+            each = min(tiling.rows or rows, rows)
+            pitch = ow + (shape.across.reach - 1) // shape.across.stride
+            steps = ceil(rows / each) * ceil(each * pitch / step)
+            needed = each * shape.down.stride + shape.down.reach - 1
+            copied = ci * ceil(rows / each) * needed * ow * shape.across.stride / 5
+        multiplies, loads = tiling.mr * tiling.nv, 1.5 * tiling.nv + 0.5 * tiling.mr
+        cycles = max(multiplies, loads, _FMA_LATENCY) + 1.5 / tiling.cu
+        cycles += 0.1 * multiplies * (shape.is_pointwise and not tiling.pack_x)  # pages and lines apart
+        packed = tiles * tiling.mr * depth / 5 if tiling.pack_w else 0.0
+        task = steps * tiles * (depth * cycles + 4 * multiplies) + copied + packed
+        waves = ceil(int(shape.n) * shape.groups * tiling.split_co * tiling.split_px / target.cores)
+        alone = int(shape.n) * shape.groups * tiling.split_co * tiling.split_px
+        return task * (waves if tiling.parallel else alone) + _LAUNCH_CYCLES * tiling.parallel
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         shape = ConvShape.of(workload)
@@ -132,7 +163,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and tiling.split_px <= steps
         and tiling.split_co * tiling.split_px <= 2 * target.cores
         and not (tiling.pack_w and tiling.pack_x)
-        and 4 * image <= max(target.l2_bytes, target.l3_bytes // 2)
+        and (rows == 1 or 4 * image <= max(target.l2_bytes, target.l3_bytes // 2))
         and unrolled <= 600  # beyond, compiling takes long and gains nothing
         and (tiling.parallel or tiling.split_co * tiling.split_px == 1)
     )
