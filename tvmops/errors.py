@@ -125,6 +125,10 @@ class LogWriteError(TvmopsError):
     message = "tuning log {path}: cannot write ({detail}); all {kept} records before this one are kept"
 
 
+class BundleError(TvmopsError):
+    message = "bundle {path}: {detail}"
+
+
 class NoRecordError(TvmopsError, LookupError):
     message = "no usable record for '{workload}' on target '{target}' in {logs}; tune it first"
 

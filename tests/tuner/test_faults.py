@@ -15,7 +15,7 @@ import pytest
 from tests.processes import children, is_running, wait_until
 from tests.tuner.faulty_templates import MARKER, STATUSES, Faulty, faulty
 from tvmops.errors import ScratchError
-from tvmops.measure import local
+from tvmops.measure import builders, local
 from tvmops.measure.candidate import Candidate, Outcome, Plan
 from tvmops.measure.local import LocalMeasurer
 from tvmops.measure.peak import Peak
@@ -40,7 +40,7 @@ def importable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         folder = tmp_path_factory.mktemp("scratch")
         patch.setattr(tempfile, "tempdir", str(folder))
         patch.setenv(MARKER, str(tmp_path_factory.mktemp("marker") / "running"))
-        patch.setattr(local, "_BUILD_SECONDS", 8.0)
+        patch.setattr(builders, "_BUILD_SECONDS", 8.0)
         patch.setattr("tvmops.schedules.TEMPLATES", (Faulty(),))
         yield
         assert list(folder.iterdir()) == []
@@ -51,7 +51,7 @@ def measurer(importable: None) -> Iterator[LocalMeasurer]:
     measurer = LocalMeasurer(target("native"))
     measurer.await_ready()
     yield measurer
-    workers = [worker.pid for worker in (*measurer._builders, measurer._runner)]
+    workers = [worker.pid for worker in (*measurer._builders.workers, measurer._runner)]
     measurer.close()
     assert not any(is_running(pid) for pid in workers if pid)
 
@@ -149,7 +149,7 @@ def test_a_kernel_that_fails_only_now_and_then_is_no_winner(measurer: LocalMeasu
 def test_workers_killed_between_candidates_are_replaced_and_nobody_is_blamed(
     measurer: LocalMeasurer,
 ) -> None:
-    for worker in (*measurer._builders, measurer._runner):
+    for worker in (*measurer._builders.workers, measurer._runner):
         worker.await_ready()
         assert worker.pid
         os.kill(worker.pid, signal.SIGKILL)
@@ -177,7 +177,7 @@ def test_a_full_disk_is_one_error_and_no_candidates_fault(
         with pytest.raises(ScratchError, match=r"scratch folder .*No space left on device"):
             measurer.problem(workload("matmul", m=2, n=2, k=2))
     with monkeypatch.context() as patch:
-        patch.setattr(local, "_ROOM", 1 << 62)
+        patch.setattr(builders, "_ROOM", 1 << 62)
         with pytest.raises(ScratchError, match="No space left on device"):
             measure(measurer, faulty("raises"), faulty("", 1))
     assert [outcome.status for outcome in measure(measurer, faulty("", 1))] == ["ok"]

@@ -62,6 +62,41 @@ def load_backend(folder: Path | None = None) -> None:
     raise RuntimeMissingError(path=folder, file=RUNTIME_FILE)
 
 
+def load_cuda_backend(folder: Path | None = None) -> None:
+    """Load TVM's CUDA runtime into this process; it needs the driver, and CUDA's runtime library.
+
+    Raises
+    ------
+    RuntimeMissingError
+        There is none, or it can't be loaded here.
+    """
+    if tvm_ffi.get_global_func("ffi.Module.load_from_bytes.cuda", allow_missing=True) is not None:
+        return
+    installed = _installed_runtime()
+    places = [
+        installed.with_name(CUDA_RUNTIME_FILE) if installed else None,
+        folder and folder / CUDA_RUNTIME_FILE,
+    ]
+    for path in places:
+        if path and path.is_file():
+            _load_cudart()
+            try:
+                ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+                return
+            except OSError as error:
+                raise RuntimeMissingError(path=folder, file=f"{CUDA_RUNTIME_FILE} ({error})") from None
+    raise RuntimeMissingError(path=folder, file=CUDA_RUNTIME_FILE)
+
+
+def _load_cudart() -> None:
+    """Load CUDA's runtime library where no search path has it: from PyPI's nvidia packages."""
+    spec = importlib.util.find_spec("nvidia")
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        for path in sorted(Path(place).glob("*/lib/libcudart.so.13")):
+            ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+            return
+
+
 def _prepare_pools() -> None:
     """Set what TVM reads when it makes a pool, and again when it starts a parallel loop.
 

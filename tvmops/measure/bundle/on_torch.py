@@ -1,0 +1,140 @@
+"""CUDA through PyTorch: its memory, its events and graphs, and itself as a peer.
+
+Calls are captured in a CUDA graph and replayed, so that what is timed is the device and not
+how fast Python starts kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvmops.measure.bundle.devices import Call, calls_for, decoded
+from tvmops.ops import Op, op_of
+from tvmops.signatures.dtypes import BFLOAT16
+from tvmops.workloads import Workload
+
+_CAPTURED_SECONDS = 1e-3  # of work in a graph
+
+
+class TorchCuda:
+    """Tensors on PyTorch's current CUDA device."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self._torch = torch
+        properties = torch.cuda.get_device_properties(0)
+        self.machine = (
+            f"{properties.name}, compute {properties.major}.{properties.minor}, "
+            f"{properties.multi_processor_count} multiprocessors"
+        )
+
+    def draw(self, workload: Workload, seed: int) -> list[Any]:
+        op, torch = op_of(workload), self._torch
+        if type(op).random_inputs is not Op.random_inputs:  # an op with wishes of its own
+            drawn = op.random_inputs(workload, seed)
+            return [self._upload(array, spec.dtype) for array, spec in zip(drawn, op.inputs(workload))]
+        generator = torch.Generator("cuda").manual_seed(seed)
+        return [
+            (torch.rand(spec.shape, device="cuda", generator=generator) * 2 - 1).to(self._dtype(spec.dtype))
+            for spec in op.inputs(workload)
+        ]
+
+    def poison(self, workload: Workload, expected: Sequence[Any]) -> list[Any]:
+        torch, specs = self._torch, op_of(workload).outputs(workload)
+        return [torch.full(s.shape, math.nan, device="cuda", dtype=self._dtype(s.dtype)) for s in specs]
+
+    def reference(self, workload: Workload, inputs: Sequence[Any]) -> Sequence[Any]:
+        torch, op = self._torch, op_of(workload)
+        exact = REFERENCES[workload.op](workload, inputs) if workload.op in REFERENCES else None
+        if exact is not None:
+            return exact
+        arrays = [self._download(tensor) for tensor in inputs]
+        return [
+            torch.from_numpy(result).cuda()
+            for result in op.reference(workload, *decoded(op, workload, arrays))
+        ]
+
+    def error(self, output: Any, expected: Any, dtype: str) -> float:
+        same = (output == expected) | (output.isnan() & expected.isnan())
+        difference = (output.double() - expected).abs().masked_fill_(same, 0.0)
+        return float(difference.nan_to_num_(nan=math.inf).max())
+
+    def clock(self, call: Call, sets: Sequence[Sequence[Any]]) -> Callable[[float], float]:
+        torch = self._torch
+        for arguments in sets:
+            call(*arguments)
+        torch.cuda.synchronize()
+        once = self._timed(lambda: [call(*arguments) for arguments in sets], 1) / len(sets)
+        count = calls_for(once, _CAPTURED_SECONDS)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for number in range(max(count, 2)):
+                call(*sets[number % len(sets)])
+        count = max(count, 2)
+        graph.replay()
+
+        def run(seconds: float) -> float:
+            return self._timed(graph.replay, max(1, round(seconds / max(once * count, 1e-6)))) / count
+
+        return run
+
+    def _timed(self, work: Callable[[], object], times: int) -> float:
+        """Return the mean seconds of `work`."""
+        torch = self._torch
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        for _ in range(times):
+            work()
+        end.record()
+        torch.cuda.synchronize()
+        return float(begin.elapsed_time(end)) * 1e-3 / times
+
+    def peers(self, workload: Workload) -> dict[str, Call]:
+        make = PEERS.get(workload.op)
+        return make(self._torch, workload) if make else {}
+
+    def _dtype(self, name: str) -> Any:
+        return getattr(self._torch, name)
+
+    def _upload(self, array: Any, dtype: str) -> Any:
+        tensor = self._torch.from_numpy(array).cuda()
+        return tensor.view(self._torch.bfloat16) if dtype == BFLOAT16 else tensor
+
+    def _download(self, tensor: Any) -> Any:
+        if tensor.dtype == self._torch.bfloat16:
+            tensor = tensor.view(self._torch.uint16)
+        return tensor.cpu().numpy()
+
+
+def _matmul_reference(workload: Workload, inputs: Sequence[Any]) -> Sequence[Any] | None:
+    if workload["activation"] != "none" or workload["packed"] != "none":
+        return None
+    a, b, *more = (tensor.double() for tensor in inputs)
+    product = (a.mT if workload["trans_a"] else a) @ (b.mT if workload["trans_b"] else b)
+    for term in more:
+        product += term
+    return (product,)
+
+
+def _matmul_peers(torch: Any, workload: Workload) -> dict[str, Call]:
+    if workload["bias"] or workload["residual"] or workload["activation"] != "none":
+        return {}
+
+    def matmul(a: Any, b: Any, c: Any) -> None:
+        left, right = (a.mT if workload["trans_a"] else a), (b.mT if workload["trans_b"] else b)
+        torch.matmul(left, right, out=c)
+
+    return {f"torch {torch.__version__} matmul": matmul}
+
+
+# By op: the exact results in float64 on the device, where NumPy would take too long, or None;
+# and the peers to compare with.
+REFERENCES: dict[str, Callable[[Workload, Sequence[Any]], Sequence[Any] | None]] = {
+    "matmul": _matmul_reference
+}
+PEERS: dict[str, Callable[[Any, Workload], dict[str, Call]]] = {"matmul": _matmul_peers}
+
+__all__ = ["PEERS", "REFERENCES", "TorchCuda"]

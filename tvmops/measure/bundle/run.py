@@ -1,0 +1,267 @@
+"""Run a bundle: verify and time its candidates, the results in a file as they come.
+
+A worker process does it, workload by workload; a supervisor starts another one past a
+candidate that crashes or hangs. What `results.jsonl` holds already is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from tvmops.gpu import runs
+from tvmops.machine import this_machine
+from tvmops.measure.bundle.content import RESULTS, Bundle, Entry, Result, read_results
+from tvmops.measure.bundle.devices import Device, open_device
+from tvmops.ops import op_of
+from tvmops.runtime.backend import load_kernels
+from tvmops.workloads import Workload
+
+_SAMPLES = 5
+_TURNS = 9  # of a final comparison
+_FINALISTS = 3  # besides the default
+_BURST = 1e-3  # seconds of a sample
+_SUSTAINED = 0.2
+_SUSTAINED_TURNS = 3
+_WORTH_SUSTAINING = 50e-6  # seconds of a call: shorter ones leave no GPU without breath
+_SLOW = 2.0  # times the best: such a candidate is timed once
+_MOST_SETS = 64
+_STALL = 60.0  # seconds without a line from the worker
+_INPUTS = "inputs"
+_POISONED = 3  # exit code: the device's state is unknown
+
+
+def main(folder: Path) -> int:
+    """Run the bundle at `folder`; the arguments come from the command line."""
+    parser = argparse.ArgumentParser(description="Verify and time the candidates of this bundle.")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after as many")
+    arguments = parser.parse_args()
+    if arguments.worker:
+        return Run(folder, Bundle.read(folder), arguments.seconds).all()
+    return supervise(folder, arguments.seconds)
+
+
+def supervise(folder: Path, seconds: float) -> int:
+    """Start workers until all is done or the time is over."""
+    bundle = Bundle.read(folder)
+    missing = [need for need in bundle.needs if need not in this_machine().features and not runs(need)]
+    if missing:
+        print(f"this machine lacks {', '.join(missing)}, which {bundle.target} needs", file=sys.stderr)
+        return 1
+    deadline = time.monotonic() + seconds
+    while True:
+        left = deadline - time.monotonic()
+        code, blamed = _watch(folder, left)
+        if code == 0 or left <= 0:
+            return _summary(folder, bundle)
+        if blamed is None:
+            print(f"the worker ended with {code} before it ran anything", file=sys.stderr)
+            return 1
+        _blame(folder, blamed, code)
+
+
+def _blame(folder: Path, blamed: tuple[str, str], code: int) -> None:
+    """Write down what the worker died of, so that the next one passes over it."""
+    workload, key = blamed
+    known = {(r.key, r.stage) for r in read_results(folder) if r.workload == workload}
+    stage = "final" if (key, "search") in known or key == _INPUTS else "search"
+    if code != _POISONED or stage == "search":  # else its crash is written already
+        status, detail = "timeout" if code == -9 else "crash", f"the worker ended with {code}"
+        _append(folder, Result(workload, key, stage, status, detail=detail))
+
+
+def _watch(folder: Path, seconds: float) -> tuple[int, tuple[str, str] | None]:
+    """Run one worker; return its exit code and what it was at."""
+    command = [sys.executable, str(folder / "run.py"), "--worker", f"--seconds={seconds}"]
+    worker = subprocess.Popen(command, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    marker, heard = folder / "at.json", time.monotonic()
+    marker.unlink(missing_ok=True)
+    seen = ""
+    while worker.poll() is None:
+        time.sleep(0.2)
+        now = marker.read_text() if marker.is_file() else ""
+        if now != seen:
+            seen, heard = now, time.monotonic()
+        if time.monotonic() - heard > _STALL:
+            worker.kill()
+    return worker.wait(), tuple(json.loads(seen)[:2]) if seen else None
+
+
+def _append(folder: Path, result: Result) -> None:
+    with (folder / RESULTS).open("a") as file:
+        file.write(json.dumps(dataclasses.asdict(result)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _summary(folder: Path, bundle: Bundle) -> int:
+    results = read_results(folder)
+    done = {(r.workload, r.key) for r in results if r.stage == "search"}
+    counts: dict[str, int] = {}
+    for result in results:
+        counts[result.status] = counts.get(result.status, 0) + 1
+    print(f"{len(done)} of {len(bundle.entries)} candidates:", counts)
+    return 0
+
+
+class Problem:
+    """Inputs, outputs and exact results of a workload on a device."""
+
+    def __init__(self, workload: Workload, device: Device, bundle: Bundle) -> None:
+        self.workload, self._device = workload, device
+        op = op_of(workload)
+        self.tolerance, self._specs, self._scalars = (
+            op.tolerance(workload),
+            op.outputs(workload),
+            op.scalars(workload),
+        )
+        self._inputs = device.draw(workload, bundle.seed)
+        self._expected = device.reference(workload, self._inputs)
+        wanted = -(-3 * bundle.cache_bytes // max(1, op.nbytes(workload)))
+        self.sets = [self._arguments(self._inputs)]
+        for number in range(1, min(max(wanted, 1), _MOST_SETS)):
+            self.sets.append(self._arguments(device.draw(workload, bundle.seed + number)))
+
+    def _arguments(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
+        return (*inputs, *self._scalars, *self._device.poison(self.workload, self._expected))
+
+    def check(self, call: Callable[..., object]) -> tuple[float, str]:
+        """Run `call` on poisoned outputs; return its error and what is wrong with it, or ""."""
+        outputs = self._device.poison(self.workload, self._expected)
+        call(*self._inputs, *self._scalars, *outputs)
+        errors = [
+            self._device.error(output, right, spec.dtype)
+            for output, right, spec in zip(outputs, self._expected, self._specs)
+        ]
+        if max(errors) <= self.tolerance:
+            return max(errors), ""
+        return max(errors), f"differs by {max(errors):.3g}; at most {self.tolerance:.3g} is allowed"
+
+
+class Run:
+    """The work of one worker process."""
+
+    def __init__(self, folder: Path, bundle: Bundle, seconds: float, device: Device | None = None) -> None:
+        self._folder, self._bundle = folder, bundle
+        self._deadline = time.monotonic() + seconds
+        self._device = device or open_device(bundle.kind, folder)
+        self._kernels: dict[str, Callable[..., object]] = {}
+
+    def all(self) -> int:
+        """Do what is not done yet; return an exit code."""
+        for text, entries in self._bundle.workloads().items():
+            known = {(r.key, r.stage) for r in read_results(self._folder) if r.workload == text}
+            missing = [entry for entry in entries if (entry.key, "search") not in known]
+            compared = any(stage == "final" for _, stage in known)
+            if compared or time.monotonic() > self._deadline:
+                continue
+            self._at(text, _INPUTS)
+            problem = Problem(Workload.parse(text), self._device, self._bundle)
+            for entry in missing:
+                if time.monotonic() > self._deadline:
+                    return 0
+                if self._search(problem, entry).status == "crash" and self._bundle.kind == "cuda":
+                    return _POISONED
+            self._compare(problem, entries)
+        return 0
+
+    def _at(self, workload: str, key: str) -> None:
+        """Say what this worker is at, for the supervisor."""
+        marker = self._folder / "at.json"
+        marker.with_suffix(".new").write_text(json.dumps([workload, key, time.time()]))
+        marker.with_suffix(".new").replace(marker)
+
+    def _kernel(self, entry: Entry) -> Callable[..., object]:
+        if entry.library not in self._kernels:
+            self._kernels[entry.library] = load_kernels(self._folder / entry.library)["main"]
+        return self._kernels[entry.library]
+
+    def _search(self, problem: Problem, entry: Entry) -> Result:
+        """Verify and time one candidate, and write what became of it."""
+        self._at(entry.workload, entry.key)
+        result = Result(entry.workload, entry.key, "search", "ok")
+        try:
+            call = self._kernel(entry)
+            error, complaint = problem.check(call)
+            if complaint:
+                result = dataclasses.replace(result, status="wrong", error=_finite(error), detail=complaint)
+            else:
+                result = dataclasses.replace(result, error=error, seconds=self._samples(problem, call))
+        except Exception as failure:
+            detail = f"{type(failure).__name__}: {failure}"[:500]
+            result = dataclasses.replace(result, status="crash", detail=detail)
+        self._write(result)
+        return result
+
+    def _samples(self, problem: Problem, call: Callable[..., object]) -> tuple[float, ...]:
+        clock = self._device.clock(call, problem.sets)
+        first = clock(_BURST)
+        best = min(
+            (
+                min(r.seconds)
+                for r in self._results(str(problem.workload))
+                if r.seconds and r.stage == "search"
+            ),
+            default=first,
+        )
+        if first > _SLOW * best:
+            return (first,)
+        return (first, *(clock(_BURST) for _ in range(_SAMPLES - 1)))
+
+    def _compare(self, problem: Problem, entries: Sequence[Entry]) -> None:
+        """Time the leaders, the default and the peers turn by turn."""
+        text = str(problem.workload)
+        times = {
+            r.key: min(r.seconds) for r in self._results(text) if r.stage == "search" and r.status == "ok"
+        }
+        ranked = sorted((e for e in entries if e.key in times), key=lambda entry: times[entry.key])
+        chosen = [*ranked[:_FINALISTS], *(entry for entry in ranked[_FINALISTS:] if entry.default)]
+        calls: dict[str, Callable[..., object]] = {entry.key: self._kernel(entry) for entry in chosen}
+        if not calls:
+            return
+        calls |= self._device.peers(problem.workload)
+        clocks = {}
+        for key, call in calls.items():
+            self._at(text, key)
+            clocks[key] = self._device.clock(call, problem.sets)
+        bursts = _turns(clocks, _TURNS, _BURST)
+        sustained: dict[str, list[float]] = {key: [] for key in clocks}
+        if min(map(min, bursts.values())) > _WORTH_SUSTAINING:
+            leader = min((entry.key for entry in chosen), key=lambda key: min(bursts[key]))
+            few = {key: clock for key, clock in clocks.items() if key == leader or key not in times}
+            sustained |= _turns(few, _SUSTAINED_TURNS, _SUSTAINED)
+        for key, call in calls.items():
+            error = problem.check(call)[0]
+            self._write(
+                Result(text, key, "final", "ok", tuple(bursts[key]), tuple(sustained[key]), _finite(error))
+            )
+
+    def _results(self, workload: str) -> list[Result]:
+        return [result for result in read_results(self._folder) if result.workload == workload]
+
+    def _write(self, result: Result) -> None:
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        _append(self._folder, dataclasses.replace(result, machine=self._device.machine, when=now))
+
+
+def _turns(clocks: dict[str, Callable[[float], float]], turns: int, seconds: float) -> dict[str, list[float]]:
+    timings: dict[str, list[float]] = {key: [] for key in clocks}
+    for turn in range(turns):
+        order = list(clocks) if turn % 2 == 0 else list(reversed(clocks))
+        for key in order:
+            timings[key].append(clocks[key](seconds))
+    return timings
+
+
+def _finite(error: float) -> float | None:
+    return error if error < float("inf") else None

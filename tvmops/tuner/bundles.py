@@ -1,0 +1,231 @@
+"""Tuning on a machine without a compiler: make a bundle here, run it there, import what it found.
+
+A round proposes what a session would, given the log; the next one knows what this one found.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import tvm
+
+import tvmops
+from tvmops.errors import ArgumentError, BundleError
+from tvmops.measure.builders import Builders
+from tvmops.measure.bundle.content import Bundle, Entry, Result, read_results
+from tvmops.measure.candidate import Candidate
+from tvmops.measure.scratch import Scratch
+from tvmops.records import LogWriter, Record, read_log
+from tvmops.runtime.backend import CUDA_RUNTIME_FILE, RUNTIME_FILE
+from tvmops.schedules import Template
+from tvmops.space import Config
+from tvmops.targets import Target
+from tvmops.tuner.job import Stage
+from tvmops.tuner.session import toolchain
+from tvmops.tuner.strategy import Trial, make_strategy, templates_of
+from tvmops.tuner.transfer import experiences
+from tvmops.tuner.winner import pick_winner
+from tvmops.workloads import Workload
+
+_BATCH = 8
+_RUN = '''"""Verify and time these candidates. Needs numpy and apache-tvm-ffi, and torch for a GPU."""
+
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER))
+
+from tvmops.measure.bundle.run import main  # noqa: E402
+
+sys.exit(main(FOLDER))
+'''
+_LEFT_OUT = ("schedules", "tuning_logs", "tuner", "library", "report", "cli", "__pycache__")
+
+
+def make_bundle(
+    work: Sequence[Workload],
+    target: Target,
+    path: str | os.PathLike[str],
+    log: str | os.PathLike[str] | None = None,
+    trials: int = 64,
+    strategy: str = "auto",
+    seed: int = 0,
+) -> Bundle:
+    """Compile the next `trials` candidates of each workload into a bundle.
+
+    The default config is among them each time, to be compared with; so is the best that
+    `log` knows.
+
+    Raises
+    ------
+    ArgumentError
+        `path` is there already, or `trials` is no positive number.
+    """
+    folder = Path(path)
+    if folder.exists():
+        raise ArgumentError(argument="path", value=str(path), expected="a folder that does not exist yet")
+    if trials < 1:
+        raise ArgumentError(argument="trials", value=trials, expected="an integer of at least 1")
+    past = read_log(log) if log and Path(log).is_file() else []
+    proposals = [
+        proposal
+        for workload in dict.fromkeys(work)
+        for proposal in _proposals(workload, work, target, past, trials, strategy, seed)
+    ]
+    folder.mkdir(parents=True)
+    (folder / "kernels").mkdir()
+    libraries = _build(proposals, target, folder)
+    entries = tuple(
+        Entry(
+            workload=str(workload),
+            template=template.label,
+            config=config.as_dict(),
+            library=libraries[key],
+            strategy=strategy,
+            default=config == template.default(workload, target),
+        )
+        for workload, template, config in proposals
+        if (key := _code(workload, target, template, config)) in libraries
+    )
+    bundle = Bundle(
+        target=target.name,
+        kind=target.kind,
+        needs=target.needs,
+        cache_bytes=target.l3_bytes,
+        seed=seed,
+        toolchain=toolchain(),
+        entries=entries,
+    )
+    _carry(folder, target)
+    bundle.write(folder)
+    return bundle
+
+
+def _proposals(
+    workload: Workload,
+    work: Sequence[Workload],
+    target: Target,
+    past: Sequence[Record],
+    trials: int,
+    strategy: str,
+    seed: int,
+) -> list[tuple[Workload, Template, Config]]:
+    """Return the default, the best known, and up to `trials` configs that are not known."""
+    template = templates_of(strategy, workload, target)[0]
+    stage = Stage.of(template, workload, target, experiences(past, template, target, excluded=[workload]))
+    known = {
+        record.config_key: record
+        for record in past
+        if (record.workload, record.target, record.template) == (str(workload), target.name, template.label)
+        and record.stage == "search"
+    }
+    search = make_strategy(strategy, stage.search, seed)
+    fresh: list[Config] = []
+    while len(fresh) < trials and (asked := search.ask(_BATCH)):
+        search.tell([Trial(c, known[c.key].fastest) for c in asked if c.key in known])
+        fresh += [config for config in asked if config.key not in known]
+    best = sorted((r for r in known.values() if r.ran), key=lambda record: record.fastest)[:2]
+    kept = [stage.search.space.config(record.config) for record in best]
+    chosen = dict.fromkeys([stage.search.default, *kept, *fresh[:trials]])
+    return [(workload, template, config) for config in chosen]
+
+
+def _code(workload: Workload, target: Target, template: Template, config: Config) -> Candidate:
+    """Return what decides on a proposal's code; it is built once for all that share it."""
+    return Candidate(template.kernel_workload(workload), target, template.path, config)
+
+
+def _build(
+    proposals: Sequence[tuple[Workload, Template, Config]], target: Target, folder: Path
+) -> dict[Candidate, str]:
+    """Return the library of each candidate that could be built, relative to `folder`."""
+    wanted = [_code(workload, target, template, config) for workload, template, config in proposals]
+    libraries: dict[Candidate, str] = {}
+    scratch = Scratch()
+    with closing(scratch), closing(Builders(scratch.path)) as builders:
+        for candidate, outcome in builders.build(wanted).items():
+            if outcome.status == "built":
+                name = f"kernels/k{len(libraries):04}.so"
+                shutil.move(builders.library(candidate), folder / name)
+                libraries[candidate] = name
+    return libraries
+
+
+def _carry(folder: Path, target: Target) -> None:
+    """Copy what `run.py` needs into the bundle."""
+    package = Path(tvmops.__file__).parent
+    shutil.copytree(package, folder / "tvmops", ignore=shutil.ignore_patterns(*_LEFT_OUT))
+    (folder / "run.py").write_text(_RUN)
+    lib = Path(tvm.__file__).parent / "lib"
+    for name in (RUNTIME_FILE, *([CUDA_RUNTIME_FILE] if target.kind == "cuda" else [])):
+        shutil.copy(lib / name, folder / name)
+
+
+def import_bundle(path: str | os.PathLike[str], log: str | os.PathLike[str]) -> int:
+    """Append the results of the bundle at `path` to `log`, each once; return how many were new.
+
+    Raises
+    ------
+    BundleError
+        There is no bundle, or it was not run.
+    """
+    folder = Path(path)
+    bundle, results = Bundle.read(folder), read_results(folder)
+    if not results:
+        raise BundleError(path=folder, detail="holds no results; run its run.py first")
+    records = _records(bundle, results)
+    present = {record.to_json() for record in read_log(log)} if Path(log).is_file() else set()
+    new = [record for record in records if record.to_json() not in present]
+    with LogWriter(log) as writer:
+        writer.append(*new)
+    return len(new)
+
+
+def _records(bundle: Bundle, results: Sequence[Result]) -> list[Record]:
+    """Return results of candidates as records; of finals the winner first."""
+    entries = {(entry.workload, entry.key): entry for entry in bundle.entries}
+    records = [
+        _record(bundle, entries[r.workload, r.key], r)
+        for r in results
+        if r.stage == "search" and (r.workload, r.key) in entries
+    ]
+    for workload in bundle.workloads():
+        finals = [
+            _record(bundle, entries[r.workload, r.key], r)
+            for r in results
+            if r.stage == "final" and r.workload == workload and (r.workload, r.key) in entries
+        ]
+        default = next((e for e in bundle.entries if e.workload == workload and e.default), None)
+        winner = pick_winner(finals, Config(tuple(default.config.items())).key if default else "")
+        finals.sort(key=lambda record: (record is not winner, record.time, record.config_key))
+        records += [replace(record, rank=rank) for rank, record in enumerate(finals)]
+    return records
+
+
+def _record(bundle: Bundle, entry: Entry, result: Result) -> Record:
+    return Record(
+        workload=entry.workload,
+        target=bundle.target,
+        machine=result.machine,
+        template=entry.template,
+        config=entry.config,
+        status=result.status,
+        stage=result.stage,
+        seconds=tuple(result.seconds),
+        error=result.error,
+        detail=result.detail,
+        strategy=entry.strategy,
+        seed=bundle.seed,
+        toolchain=bundle.toolchain,
+        clock="cuda events" if bundle.kind == "cuda" else "perf_counter",
+        when=result.when,
+    )
+
+
+__all__ = ["import_bundle", "make_bundle"]
