@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tvmops.space import Config
+from tvmops.targets import Target
 
+_MOST_STAGES = 12  # more hide nothing that these do not
 PARTIAL_PAD = 8  # floats behind each row of a partial sum, so that rows start in different banks
 
 
@@ -14,18 +16,19 @@ class Tiles:
     bm: int  # rows of a tile, a multiple of 64 for each consumer
     bn: int  # its columns
     bk: int  # k of a stage
-    stages: int
     consumers: int  # warpgroups that multiply, one above the other
     cluster: int  # blocks, one above the other, that share a tile of b
     split_k: int  # blocks that share the sum of a tile
     group: int  # rows of tiles that are walked together, column by column
     blocks: int  # that stay on the machine, one a multiprocessor
+    shared_bytes: int  # of a block
     store_buffers: int = 2  # of 64 x 64, a consumer
 
     @classmethod
-    def of(cls, config: Config, blocks: int) -> Tiles:
+    def of(cls, config: Config, target: Target) -> Tiles:
+        assert target.gpu is not None
         knobs = {name: int(value) for name, value in config.items}
-        return cls(**knobs, blocks=blocks)
+        return cls(**knobs, blocks=target.cores, shared_bytes=target.gpu.shared_bytes)
 
     @property
     def blocks_a_group(self) -> int:
@@ -34,15 +37,16 @@ class Tiles:
 
     @property
     def producer_registers(self) -> int:
-        return 40 if self.consumers < 3 else 32
+        return 40
 
     @property
     def consumer_registers(self) -> int:
-        return 232 if self.consumers < 3 else 160
+        return 232
 
     @property
-    def shared_bytes(self) -> int:
-        ring = self.stages * (self.bm + self.bn) * self.bk * 2
+    def stages(self) -> int:
+        """Stages of the ring: as many as there is room for."""
         stores = self.consumers * self.store_buffers * 64 * 64 * 2
         partial = 4 * (self.bn + PARTIAL_PAD) * (self.bm if self.split_k > 1 else 1)
-        return ring + stores + partial + 16 * self.stages + 1024
+        one = (self.bm + self.bn) * self.bk * 2 + 16
+        return min((self.shared_bytes - stores - partial - 1024) // one, _MOST_STAGES)

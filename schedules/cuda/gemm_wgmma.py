@@ -35,15 +35,15 @@ class WgmmaGemm(Template):
         )
 
     def space(self, workload: Workload, target: Target) -> Space:
+        m, n, k = workload.dims("m", "n", "k")
         knobs = (
-            Knob("bm", (64, 128, 192, 256)),
-            Knob("bn", (64, 128, 192, 256)),
+            Knob("bm", tuple(bm for bm in (64, 128, 256) if bm < 2 * max(m, 64))),
+            Knob("bn", tuple(bn for bn in (64, 128, 192, 256) if bn < 2 * max(n, 64))),
             Knob("bk", (64, 128)),
-            Knob("stages", (2, 3, 4, 5, 6, 8, 10)),
-            Knob("consumers", (1, 2, 3)),
-            Knob("cluster", (1, 2)),
-            Knob("split_k", (1, 2, 4, 8)),
-            Knob("group", (1, 2, 4, 8, 16)),
+            Knob("consumers", (1, 2) if m > 64 else (1,)),
+            Knob("cluster", (1, 2) if m > 64 else (1,)),
+            Knob("split_k", tuple(parts for parts in (1, 2, 4, 8) if parts <= max(1, k // 128))),
+            Knob("group", tuple(rows for rows in (1, 4, 8, 16) if rows <= max(1, m // 64))),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
@@ -64,7 +64,7 @@ class WgmmaGemm(Template):
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Guess the seconds: of each wave of tiles the slower of multiplying and loading."""
         m, n, k = workload.dims("m", "n", "k")
-        gpu, tiles = _gpu(target), Tiles.of(config, target.cores)
+        gpu, tiles = _gpu(target), Tiles.of(config, target)
         count = math.ceil(m / tiles.bm) * math.ceil(n / tiles.bn) * tiles.split_k
         waves = math.ceil(count / target.cores)
         depth = math.ceil(math.ceil(k / tiles.bk) / tiles.split_k) * tiles.bk
@@ -78,14 +78,14 @@ class WgmmaGemm(Template):
 
     def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
         m, n, k = workload.dims("m", "n", "k")
-        tiles = Tiles.of(config, target.cores)
+        tiles = Tiles.of(config, target)
         count = math.ceil(m / tiles.bm) * math.ceil(n / tiles.bn) * tiles.split_k
         return {
             **super().features(workload, target, config),
             "waves": count / target.cores,
             "last_wave": count % target.cores / target.cores,
             "steps": k / tiles.bk / tiles.split_k,
-            "ring_bytes": tiles.shared_bytes,
+            "stages": tiles.stages,
             "tile": tiles.bm * tiles.bn,
             "filled": m / (math.ceil(m / tiles.bm) * tiles.bm),
             "estimate": math.log(self.estimate(workload, target, config)),
@@ -96,28 +96,26 @@ class WgmmaGemm(Template):
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         transposed = bool(workload["trans_a"]), bool(workload["trans_b"])
-        function = gemm(str(workload["dtype"]), *transposed, Tiles.of(config, target.cores))
+        function = gemm(str(workload["dtype"]), *transposed, Tiles.of(config, target))
         return IRModule({"main": function})
 
 
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     """Say whether `config` fits the machine; the only statement of the template's limits."""
-    tiles, gpu = Tiles.of(config, target.cores), _gpu(target)
+    tiles = Tiles.of(config, target)
     m, n, k = workload.dims("m", "n", "k")
     rows, columns = math.ceil(m / tiles.bm), math.ceil(n / tiles.bn)
     accumulators = tiles.blocks_a_group * tiles.bn // 2
     return (
         tiles.bm % (64 * tiles.consumers) == 0
         and accumulators <= tiles.consumer_registers - 72
-        and tiles.shared_bytes <= gpu.shared_bytes
+        and tiles.stages >= 3
         and not (tiles.cluster > 1 and tiles.split_k > 1)
         and (tiles.bn // 64) % tiles.cluster == 0
         and tiles.cluster <= rows
         and tiles.split_k <= max(1, k // (2 * tiles.bk))
         and (tiles.split_k == 1 or rows * columns <= 2 * target.cores)
         and (tiles.group <= max(1, rows // tiles.cluster) or tiles.group == 1)
-        and tiles.bm < 2 * max(m, 64)
-        and tiles.bn < 2 * max(n, 64)
     )
 
 
@@ -131,14 +129,11 @@ def _gpu(target: Target) -> Gpu:
     return target.gpu
 
 
-def _config(
-    bm: int, bn: int, bk: int, stages: int, consumers: int, cluster: int, split_k: int, group: int
-) -> Config:
+def _config(bm: int, bn: int, bk: int, consumers: int, cluster: int, split_k: int, group: int) -> Config:
     return Config.of(
         bm=bm,
         bn=bn,
         bk=bk,
-        stages=stages,
         consumers=consumers,
         cluster=cluster,
         split_k=split_k,
@@ -148,11 +143,11 @@ def _config(
 
 # What `default` chooses from, by the estimate; smallest tiles first.
 _DEFAULTS = (
-    _config(64, 64, 128, 5, 1, 1, 4, 1),
-    _config(64, 64, 128, 6, 1, 1, 1, 1),
-    _config(64, 128, 128, 4, 1, 1, 1, 1),
-    _config(128, 128, 64, 6, 2, 1, 1, 1),
-    _config(128, 128, 64, 4, 2, 1, 2, 1),
-    _config(128, 256, 64, 4, 2, 1, 1, 1),
-    _config(128, 256, 64, 4, 2, 2, 1, 8),
+    _config(64, 64, 128, 1, 1, 4, 1),
+    _config(64, 64, 128, 1, 1, 1, 1),
+    _config(64, 128, 128, 1, 1, 1, 1),
+    _config(128, 128, 64, 2, 1, 1, 1),
+    _config(128, 128, 64, 2, 1, 2, 1),
+    _config(128, 256, 64, 2, 1, 1, 1),
+    _config(128, 256, 64, 2, 2, 1, 8),
 )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 import tvm
 
@@ -32,7 +33,10 @@ from tvmops.tuner.transfer import experiences
 from tvmops.tuner.winner import pick_winner
 from tvmops.workloads import Workload
 
+Proposal: TypeAlias = tuple[Workload, Template, Config]
+
 _BATCH = 8
+_SHARED = 8  # times the trials: configs that other workloads had built
 _RUN = '''"""Verify and time these candidates. Needs numpy and apache-tvm-ffi, and torch for a GPU."""
 
 import sys
@@ -76,8 +80,9 @@ def make_bundle(
     proposals = [
         proposal
         for workload in dict.fromkeys(work)
-        for proposal in _proposals(workload, work, target, past, trials, strategy, seed)
+        for proposal in _proposals(workload, target, past, trials, strategy, seed)
     ]
+    proposals += _shared(proposals, target, past, _SHARED * trials)
     folder.mkdir(parents=True)
     (folder / "kernels").mkdir()
     libraries = _build(proposals, target, folder)
@@ -109,13 +114,12 @@ def make_bundle(
 
 def _proposals(
     workload: Workload,
-    work: Sequence[Workload],
     target: Target,
     past: Sequence[Record],
     trials: int,
     strategy: str,
     seed: int,
-) -> list[tuple[Workload, Template, Config]]:
+) -> list[Proposal]:
     """Return the default, the best known, and up to `trials` configs that are not known."""
     template = templates_of(strategy, workload, target)[0]
     stage = Stage.of(template, workload, target, experiences(past, template, target, excluded=[workload]))
@@ -136,14 +140,41 @@ def _proposals(
     return [(workload, template, config) for config in chosen]
 
 
+def _shared(
+    proposals: Sequence[Proposal], target: Target, past: Sequence[Record], most: int
+) -> list[Proposal]:
+    """Return what one workload can take of another's proposals, because their code is the same.
+
+    That costs no compiling. The most promising by the template's estimate are taken, up to
+    `most` a workload.
+    """
+    measured = {(r.workload, r.template, r.config_key) for r in past if r.target == target.name}
+    pools: dict[tuple[Template, Workload], dict[Config, None]] = {}
+    for workload, template, config in proposals:
+        if template.kernel_workload(workload) != workload:
+            pools.setdefault((template, template.kernel_workload(workload)), {})[config] = None
+    own = set(proposals)
+    taken: list[Proposal] = []
+    for workload, template in dict.fromkeys((workload, template) for workload, template, _ in proposals):
+        space = template.space(workload, target)
+        fitting = [
+            config
+            for config in pools.get((template, template.kernel_workload(workload)), {})
+            if (workload, template, config) not in own
+            and (str(workload), template.label, config.key) not in measured
+            and config in space
+        ]
+        fitting.sort(key=lambda config: template.estimate(workload, target, config))
+        taken += [(workload, template, config) for config in fitting[:most]]
+    return taken
+
+
 def _code(workload: Workload, target: Target, template: Template, config: Config) -> Candidate:
     """Return what decides on a proposal's code; it is built once for all that share it."""
     return Candidate(template.kernel_workload(workload), target, template.path, config)
 
 
-def _build(
-    proposals: Sequence[tuple[Workload, Template, Config]], target: Target, folder: Path
-) -> dict[Candidate, str]:
+def _build(proposals: Sequence[Proposal], target: Target, folder: Path) -> dict[Candidate, str]:
     """Return the library of each candidate that could be built, relative to `folder`."""
     wanted = [_code(workload, target, template, config) for workload, template, config in proposals]
     libraries: dict[Candidate, str] = {}

@@ -12,6 +12,8 @@ from typing import ClassVar
 from tvmops.space import Config, Space
 from tvmops.tuner.cost_model import Experience
 
+_IN_VAIN = 200  # draws in a row without a new config
+
 
 @dataclass(frozen=True)
 class SearchSpace:
@@ -73,12 +75,15 @@ class Strategy(ABC):
     def _fresh_samples(self, count: int) -> list[Config]:
         """Draw up to `count` different configs that were not proposed; fewer only if no more are left."""
         fresh: dict[Config, None] = {}
-        for _ in range(count * 20):
+        in_vain = 0
+        while in_vain < _IN_VAIN:
             if len(fresh) == count:
                 return list(fresh)
             config = self.search.space.sample(self.rng)
+            before = len(fresh)
             if config is not None and config not in self._proposed:
                 fresh[config] = None
+            in_vain = 0 if len(fresh) > before else in_vain + 1
         # Drawing hardly finds new ones: the space is small or nearly used up, so walk it.
         rest = (c for c in self.search.space if c not in self._proposed and c not in fresh)
         return [*fresh, *islice(rest, count - len(fresh))]
