@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -15,27 +15,27 @@ from typing import TypeAlias
 
 import tvm
 
-import tvmops
 from tvmops.errors import ArgumentError, BundleError
 from tvmops.measure.builders import Builders
 from tvmops.measure.bundle.content import Bundle, Entry, Result, read_results
 from tvmops.measure.candidate import Candidate
 from tvmops.measure.scratch import Scratch
+from tvmops.measure.toolchain import toolchain
 from tvmops.records import LogWriter, Record, read_log
 from tvmops.runtime.backend import CUDA_RUNTIME_FILE, RUNTIME_FILE
 from tvmops.schedules import Template
+from tvmops.schedules.sketch import Sketch
 from tvmops.space import Config
 from tvmops.targets import Target
-from tvmops.tuner.job import Stage
-from tvmops.tuner.session import toolchain
-from tvmops.tuner.strategy import Trial, make_strategy, templates_of
+from tvmops.tuner.job import BATCH, Search
+from tvmops.tuner.strategy import Trial, templates_of
 from tvmops.tuner.transfer import experiences
 from tvmops.tuner.winner import pick_winner
 from tvmops.workloads import Workload
 
 Proposal: TypeAlias = tuple[Workload, Template, Config]
 
-_BATCH = 8
+_BEST_KNOWN = 2  # measured again beside the new ones
 _SHARED = 8  # times the trials: configs that other workloads had built
 _RUN = '''"""Verify and time these candidates. Needs numpy and apache-tvm-ffi, and torch for a GPU."""
 
@@ -120,24 +120,36 @@ def _proposals(
     strategy: str,
     seed: int,
 ) -> list[Proposal]:
-    """Return the default, the best known, and up to `trials` configs that are not known."""
-    template = templates_of(strategy, workload, target)[0]
-    stage = Stage.of(template, workload, target, experiences(past, template, target, excluded=[workload]))
+    """Return defaults, the best known, and up to `trials` configs that are not known."""
+    templates = templates_of(strategy, workload, target)
+    templates = [
+        t for t in templates if not isinstance(t, Sketch)
+    ] or templates  # traces are drawn in the dark
     known = {
-        record.config_key: record
+        (record.template, record.config_key): record
         for record in past
-        if (record.workload, record.target, record.template) == (str(workload), target.name, template.label)
-        and record.stage == "search"
+        if (record.workload, record.target, record.stage) == (str(workload), target.name, "search")
     }
-    search = make_strategy(strategy, stage.search, seed)
+    proposals: dict[Proposal, None] = {}
+    for index, template in enumerate(templates):
+        prior = experiences(past, template, target, excluded=[workload])
+        search = Search.start(template, workload, target, strategy, seed, prior)
+        own = {config: record for (label, config), record in known.items() if label == template.label}
+        share = trials // len(templates) + (index < trials % len(templates))
+        best = sorted((r for r in own.values() if r.ran), key=lambda record: record.fastest)[:_BEST_KNOWN]
+        kept = [search.space.space.config(record.config) for record in best]
+        fresh = _fresh(search, own, share)
+        proposals |= {(workload, template, c): None for c in (search.space.default, *kept, *fresh)}
+    return list(proposals)
+
+
+def _fresh(search: Search, known: Mapping[str, Record], count: int) -> list[Config]:
+    """Ask the strategy for configs that are not known; it is told of those that are."""
     fresh: list[Config] = []
-    while len(fresh) < trials and (asked := search.ask(_BATCH)):
-        search.tell([Trial(c, known[c.key].fastest) for c in asked if c.key in known])
+    while len(fresh) < count and (asked := search.strategy.ask(BATCH)):
+        search.strategy.tell([Trial(c, known[c.key].fastest) for c in asked if c.key in known])
         fresh += [config for config in asked if config.key not in known]
-    best = sorted((r for r in known.values() if r.ran), key=lambda record: record.fastest)[:2]
-    kept = [stage.search.space.config(record.config) for record in best]
-    chosen = dict.fromkeys([stage.search.default, *kept, *fresh[:trials]])
-    return [(workload, template, config) for config in chosen]
+    return fresh[:count]
 
 
 def _shared(
@@ -190,7 +202,7 @@ def _build(proposals: Sequence[Proposal], target: Target, folder: Path) -> dict[
 
 def _carry(folder: Path, target: Target) -> None:
     """Copy what `run.py` needs into the bundle."""
-    package = Path(tvmops.__file__).parent
+    package = Path(__file__).parent.parent
     shutil.copytree(package, folder / "tvmops", ignore=shutil.ignore_patterns(*_LEFT_OUT))
     (folder / "run.py").write_text(_RUN)
     lib = Path(tvm.__file__).parent / "lib"
@@ -232,8 +244,9 @@ def _records(bundle: Bundle, results: Sequence[Result]) -> list[Record]:
             for r in results
             if r.stage == "final" and r.workload == workload and (r.workload, r.key) in entries
         ]
-        default = next((e for e in bundle.entries if e.workload == workload and e.default), None)
-        winner = pick_winner(finals, Config(tuple(default.config.items())).key if default else "")
+        defaults = [e for e in bundle.entries if e.workload == workload and e.default]
+        default = (defaults[0].template, defaults[0].config_key) if defaults else ("", "")
+        winner = pick_winner(finals, default)
         finals.sort(key=lambda record: (record is not winner, record.time, record.config_key))
         records += [replace(record, rank=rank) for rank, record in enumerate(finals)]
     return records

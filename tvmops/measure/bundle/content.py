@@ -37,7 +37,11 @@ class Entry:
     @property
     def key(self) -> str:
         """What tells it from the other candidates of its workload."""
-        return f"{self.template} {json.dumps(dict(self.config), sort_keys=True)}"
+        return f"{self.template} {self.config_key}"
+
+    @property
+    def config_key(self) -> str:
+        return json.dumps(dict(self.config), sort_keys=True)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tvmops.measure.bundle.devices import Call, calls_for, decoded
+from tvmops.measure.bundle.device import Call, calls_for, decoded
 from tvmops.ops import Op, op_of
 from tvmops.signatures.dtypes import BFLOAT16
 from tvmops.workloads import Workload

@@ -21,9 +21,10 @@ from typing import Any
 from tvmops.gpu import runs
 from tvmops.machine import this_machine
 from tvmops.measure.bundle.content import RESULTS, Bundle, Entry, Result, read_results
-from tvmops.measure.bundle.devices import Device, open_device
+from tvmops.measure.bundle.device import Device
+from tvmops.measure.bundle.on_cpu import Cpu
 from tvmops.ops import op_of
-from tvmops.runtime.backend import load_kernels
+from tvmops.runtime.backend import load_backend, load_cuda_backend, load_kernels
 from tvmops.workloads import Workload
 
 _SAMPLES = 5
@@ -95,6 +96,17 @@ def _watch(folder: Path, seconds: float) -> tuple[int, tuple[str, str] | None]:
         if time.monotonic() - heard > _STALL:
             worker.kill()
     return worker.wait(), tuple(json.loads(seen)[:2]) if seen else None
+
+
+def open_device(kind: str, folder: Path) -> Device:
+    """Return the device of this machine for targets of `kind`."""
+    load_backend(folder)
+    if kind == "cpu":
+        return Cpu()
+    from tvmops.measure.bundle.on_torch import TorchCuda
+
+    load_cuda_backend(folder)
+    return TorchCuda()
 
 
 def _append(folder: Path, result: Result) -> None:

@@ -1,0 +1,138 @@
+"""A bundle for this very machine: made, run by its own script, imported, made again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tvmops.errors import ArgumentError, BundleError
+from tvmops.measure.bundle.content import FILE, RESULTS, Bundle, read_results
+from tvmops.records import read_log
+from tvmops.schedules import templates_for
+from tvmops.targets import target
+from tvmops.tuner.bundles import _shared, import_bundle, make_bundle
+from tvmops.workloads import Workload, workload
+
+HERE = target("native")
+W = workload("matmul", m=24, n=40, k=16)
+
+
+def run(folder: Path, *arguments: str) -> str:
+    """Run the bundle as its reader would: from elsewhere, without this package on the path."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, str(folder / "run.py"), *arguments]
+    done = subprocess.run(
+        command, env=environment, cwd=folder.parent, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "b"
+    make_bundle([W], HERE, folder, trials=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ran(made: Path) -> Path:
+    """The bundle after its run, one of its kernels broken beforehand."""
+    broken = Bundle.read(made).entries[-1]
+    (made / broken.library).write_bytes(b"no library")
+    run(made)
+    return made
+
+
+def test_a_bundle_holds_the_default_and_what_the_strategy_proposes(made: Path) -> None:
+    bundle = Bundle.read(made)
+    assert len(bundle.entries) == 3 and len({entry.key for entry in bundle.entries}) == 3
+    assert [entry.default for entry in bundle.entries] == [True, False, False]
+    assert all((made / entry.library).is_file() for entry in bundle.entries)
+    assert not (made / "tvmops" / "schedules").exists()
+
+
+def test_running_it_verifies_times_and_compares(ran: Path) -> None:
+    results = read_results(ran)
+    search = [result for result in results if result.stage == "search"]
+    assert [result.status for result in search] == ["ok", "ok", "crash"]
+    assert all(result.error is not None and len(result.seconds) >= 1 for result in search[:2])
+    finals = [result for result in results if result.stage == "final"]
+    assert {result.key for result in finals} == {result.key for result in search[:2]}
+    assert all(len(result.seconds) == 9 for result in finals)
+
+
+def test_what_was_measured_is_not_measured_again(ran: Path) -> None:
+    before = (ran / RESULTS).read_text()
+    run(ran)
+    assert (ran / RESULTS).read_text() == before
+
+
+def test_a_result_cut_short_is_left_out(ran: Path, tmp_path: Path) -> None:
+    whole = (ran / RESULTS).read_text()
+    (tmp_path / RESULTS).write_text(whole + whole[: len(whole) // 3].splitlines()[-1][:40])
+    assert read_results(tmp_path) == read_results(ran)
+
+
+def test_its_results_become_records_once_and_the_next_round_knows_them(ran: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    assert import_bundle(ran, log) == 5
+    assert import_bundle(ran, log) == 0
+    records = read_log(log)
+    assert [record.status for record in records if record.stage == "search"] == ["ok", "ok", "crash"]
+    assert sorted(r.rank for r in records if r.stage == "final" and r.rank is not None) == [0, 1]
+    assert all(record.workload == str(W) and record.target == HERE.name for record in records)
+    known = {record.config_key for record in records}
+    again = make_bundle([W], HERE, tmp_path / "next", log, trials=2)
+    fresh = [entry for entry in again.entries if json.dumps(dict(entry.config), sort_keys=True) not in known]
+    assert len(fresh) == 2 and any(entry.default for entry in again.entries)
+
+
+def test_a_machine_that_lacks_something_is_told(made: Path, tmp_path: Path) -> None:
+    bundle = dataclasses.replace(Bundle.read(made), needs=("sm_90a", "avx1024"))
+    folder = tmp_path / "b"
+    folder.mkdir()
+    (folder / "tvmops").symlink_to(made / "tvmops")
+    (folder / "run.py").write_text((made / "run.py").read_text())
+    bundle.write(folder)
+    done = subprocess.run([sys.executable, str(folder / "run.py")], capture_output=True, text=True)
+    assert done.returncode == 1 and "avx1024" in done.stderr
+
+
+def test_refusals(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="does not exist yet"):
+        make_bundle([W], HERE, made)
+    with pytest.raises(ArgumentError, match="at least 1"):
+        make_bundle([W], HERE, tmp_path / "new", trials=0)
+    with pytest.raises(BundleError, match="can't be read"):
+        Bundle.read(tmp_path)
+    (tmp_path / FILE).write_text('{"schema": 99}')
+    with pytest.raises(BundleError, match="schema 99"):
+        Bundle.read(tmp_path)
+    (tmp_path / FILE).write_text('{"schema": 1')
+    with pytest.raises(BundleError, match="no whole"):
+        Bundle.read(tmp_path)
+
+
+def test_workloads_share_what_has_the_same_code() -> None:
+    gpu = target("nvidia-h200")
+    big, small = (workload("matmul", m=m, n=4096, k=4096, dtype="bfloat16") for m in (4096, 16))
+    template = templates_for(big, gpu)[0]
+    proposals = [(w, template, template.default(w, gpu)) for w in (big, small)]
+    shared = _shared(proposals, gpu, past=[], most=4)
+    # The tile of many rows makes no sense for few; that for few is legal for many.
+    assert (small, template, template.default(big, gpu)) not in shared
+    assert all(config in template.space(w, gpu) for w, _, config in shared)
+
+    def on_a_cpu(m: int) -> tuple[Workload, object, object]:
+        work = workload("matmul", m=m, n=64, k=64)
+        cpu = templates_for(work, HERE)[0]
+        return work, cpu, cpu.default(work, HERE)
+
+    assert _shared([on_a_cpu(8), on_a_cpu(16)], HERE, past=[], most=4) == []  # type: ignore[list-item]
