@@ -68,6 +68,32 @@ def norm(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> C
     return _request(node, list(given.values()), inputs, outputs[0])
 
 
+def attention(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
+    """Its operator; heads that share k and v by the broadcast that its language models use."""
+    batch, heads, kv_heads, q_len, kv_len = workload.dims("batch", "heads", "kv_heads", "q_len", "kv_len")
+    (head_dim,) = workload.dims("head_dim")
+    causal = bool(workload["causal"]) and q_len > 1
+    if workload["mask"] != "none" or (causal and q_len != kv_len):
+        return None
+    parameters = [ops.parameter(array.shape, array.dtype) for array in inputs]
+    q, k, v = parameters
+    if kv_heads < heads:
+        spread = [batch, kv_heads, heads // kv_heads, kv_len, head_dim]
+        whole = ops.constant(np.array([batch, heads, kv_len, head_dim], np.int64))
+        k, v = (
+            ops.reshape(
+                ops.broadcast(
+                    ops.unsqueeze(each, 2), np.array(spread, np.int64), broadcast_spec="BIDIRECTIONAL"
+                ),
+                whole,
+                False,
+            )
+            for each in (k, v)
+        )
+    node = ops.scaled_dot_product_attention(q, k, v, causal=causal)
+    return _request(node, parameters, list(inputs), outputs[0])
+
+
 def _request(node: Any, parameters: list[Any], inputs: Sequence[Any], output: Any) -> Call:
     """Return a call of the graph that ends in `node`, on these arrays."""
     model = ov.Model([node], parameters)
@@ -96,6 +122,7 @@ _ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 CALLS: dict[str, MakeCall] = {
+    "attention": attention,
     "conv2d": conv2d,
     "matmul": matmul,
     "softmax": softmax,

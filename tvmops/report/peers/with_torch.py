@@ -115,6 +115,41 @@ def _tensors(workload: Workload, inputs: Sequence[Any]) -> dict[str, torch.Tenso
     return {spec.name: torch.from_numpy(array) for spec, array in zip(specs, inputs)}
 
 
+def attention(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call:
+    """As it is; without masks also with the queries of heads that share k and v as those of one head."""
+    torch.set_num_threads(physical_cores())
+    q, k, v, *masks = (torch.from_numpy(array) for array in inputs)
+    out = torch.from_numpy(outputs[0])
+    batch, heads, kv_heads, q_len, kv_len = workload.dims("batch", "heads", "kv_heads", "q_len", "kv_len")
+    mask = masks[0].bool() if workload["mask"] == "bool" else masks[0] if masks else None
+    causal = bool(workload["causal"]) and q_len > 1
+    top_left = q_len == kv_len or workload["align"] == "top-left"
+    if causal and (mask is not None or not top_left):
+        seen = torch.ones(q_len, kv_len, dtype=torch.bool).tril(0 if top_left else kv_len - q_len)
+        if mask is None:
+            mask = seen
+        else:
+            mask = mask & seen if mask.dtype == torch.bool else torch.where(seen, mask, -torch.inf)
+        causal = False
+
+    def compute() -> torch.Tensor:
+        with torch.inference_mode():
+            return functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=kv_heads < heads
+            )
+
+    def compute_grouped() -> torch.Tensor:
+        with torch.inference_mode():
+            rows = q.view(batch, kv_heads, heads // kv_heads * q_len, -1)
+            return functional.scaled_dot_product_attention(rows, k, v).view(q.shape)
+
+    forms = {"plain": reporting(compute, out.copy_)}
+    if mask is None and not causal and kv_heads < heads:
+        forms["grouped"] = reporting(compute_grouped, out.copy_)
+    timings = take_turns(forms, rounds=3) if len(forms) > 1 else {}
+    return forms[min(forms, key=lambda name: timings[name].median if timings else 0.0)]
+
+
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {
     "none": None,
     "relu": functional.relu_,
@@ -128,6 +163,7 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {
 }
 
 CALLS: dict[str, MakeCall] = {
+    "attention": attention,
     "conv2d": conv2d,
     "matmul": matmul,
     "softmax": softmax,

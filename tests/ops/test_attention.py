@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from itertools import product
+from math import exp
+
+import numpy as np
+import pytest
+
+from tvmops.errors import WorkloadError
+from tvmops.ops.attention import Attention
+from tvmops.workloads import Workload, workload
+
+ATTENTION = Attention()
+
+
+def attention(*dims: int, **fields: object) -> Workload:
+    names = ("batch", "heads", "kv_heads", "q_len", "kv_len", "head_dim")
+    return workload("attention", **dict(zip(names, dims)), **fields)
+
+
+@pytest.mark.parametrize(
+    "causal, align", [(False, "bottom-right"), (True, "bottom-right"), (True, "top-left")]
+)
+@pytest.mark.parametrize("mask", ["none", "bool", "float32"])
+def test_the_reference_is_the_definition_in_float64(causal: bool, align: str, mask: str) -> None:
+    w = attention(2, 4, 2, 3, 5, 7, causal=causal, align=align, mask=mask)
+    q, k, v, *masks = ATTENTION.random_inputs(w, seed=1)
+    (scale,) = ATTENTION.scalars(w)
+    expected = np.zeros(q.shape)
+    values = v.astype(np.float64)
+    for b, h, i in product(range(2), range(4), range(3)):
+        weights = {}
+        for j in range(5):
+            score = scale * sum(float(x) * float(y) for x, y in zip(q[b, h, i], k[b, h // 2, j]))
+            score += float(masks[0][0, 0, i, j]) if mask == "float32" else 0
+            hidden = mask == "bool" and not masks[0][0, 0, i, j]
+            hidden |= causal and j > i + (2 if align == "bottom-right" else 0)
+            weights[j] = 0.0 if hidden else exp(score)
+        total = sum(weights.values())
+        for j, weight in weights.items():
+            expected[b, h, i] += weight / (total or 1) * values[b, h // 2, j]
+    (result,) = ATTENTION.reference(w, q, k, v, *masks)
+    assert result.dtype == np.float64
+    np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_query_that_sees_no_key_has_the_result_0() -> None:
+    w = attention(1, 1, 1, 5, 3, 4, causal=True)
+    (result,) = ATTENTION.reference(w, *ATTENTION.random_inputs(w, seed=1))
+    assert (result[0, 0, :2] == 0).all()
+    assert (result[0, 0, 2:] != 0).all()
+
+
+def test_work_is_counted() -> None:
+    assert ATTENTION.flops(attention(2, 4, 2, 3, 5, 7)) == 4 * 2 * 4 * 3 * 5 * 7
+    assert ATTENTION.flops(attention(1, 1, 1, 3, 5, 1, causal=True)) == 4 * (3 + 4 + 5)
+    assert ATTENTION.flops(attention(1, 1, 1, 3, 5, 1, causal=True, align="top-left")) == 4 * (1 + 2 + 3)
+    assert ATTENTION.flops(attention(1, 1, 1, 5, 3, 1, causal=True)) == 4 * (0 + 0 + 1 + 2 + 3)
+
+
+@pytest.mark.parametrize("dims, shape", [("k", (1, 1, 1, 5)), ("bqk", (2, 1, 3, 5)), ("bhqk", (2, 4, 3, 5))])
+def test_a_mask_has_the_dimensions_that_are_named(dims: str, shape: tuple[int, ...]) -> None:
+    w = attention(2, 4, 2, 3, 5, 7, mask="bool", mask_dims=dims)
+    assert ATTENTION.inputs(w)[3].shape == shape
+    assert set(np.unique(ATTENTION.random_inputs(w, seed=1)[3])) <= {0, 1}
+
+
+@pytest.mark.parametrize(
+    "fields, field",
+    [
+        ({"heads": 3, "kv_heads": 2}, "kv_heads"),
+        ({"align": "top-left"}, "align"),
+        ({"mask_dims": "bk"}, "mask_dims"),
+        ({"mask": "bool", "q_len": 1}, "mask_dims"),
+    ],
+)
+def test_fields_that_do_not_fit_each_other_are_refused(fields: dict[str, object], field: str) -> None:
+    dims = {"batch": 2, "heads": 4, "kv_heads": 2, "q_len": 3, "kv_len": 5, "head_dim": 8}
+    with pytest.raises(WorkloadError, match=f"attention: field '{field}' is "):
+        workload("attention", **{**dims, **fields})
+
+
+@pytest.mark.parametrize("kv_len", [16, 1024])
+def test_the_tolerance_admits_rounding_and_nothing_more(kv_len: int) -> None:
+    """Float32 passes; one key left out, or inputs rounded to bfloat16, do not."""
+    w = attention(1, 1, 1, 16, kv_len, 64)
+    q, k, v = ATTENTION.random_inputs(w, seed=1)
+    (expected,), allowed = ATTENTION.reference(w, q, k, v), ATTENTION.tolerance(w)
+
+    def single(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        weights = np.exp(q[0, 0] @ k[0, 0].T * np.float32(0.125))
+        return weights @ v[0, 0] / weights.sum(-1, keepdims=True)
+
+    assert np.abs(single(q, k, v) - expected).max() < allowed / 4
+    assert np.abs(single(q, k[:, :, 1:], v[:, :, 1:]) - expected).max() > allowed
+    coarse = (k.view("uint32") & 0xFFFF0000).view("float32")
+    assert np.abs(single(q, coarse, v) - expected).max() > allowed

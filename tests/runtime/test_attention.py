@@ -1,0 +1,131 @@
+"""Attention through an exported library: every argument, and what is refused."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tvmops
+from tests.libraries import default_record, write_log
+from tvmops.errors import CallError, CallTypeError
+from tvmops.ops import op_of
+from tvmops.workloads import Workload
+
+PREFILL = "attention batch=2 heads=4 kv_heads=2 q_len=20 kv_len=33 head_dim=16"
+DECODE = "attention batch=2 heads=4 kv_heads=2 q_len=3 kv_len=33 head_dim=16"
+FLOAT_MASK = f"{PREFILL} causal=true align=top-left mask=float32 mask_dims=hqk"
+PADDING = f"{DECODE} causal=true mask=bool mask_dims=bk"
+TUNED = [PREFILL, DECODE, FLOAT_MASK, PADDING]
+
+
+@pytest.fixture(scope="module")
+def lib(tmp_path_factory: pytest.TempPathFactory) -> tvmops.Library:
+    folder = tmp_path_factory.mktemp("exported")
+    machine = tvmops.target("native")
+    work = [Workload.parse(text) for text in TUNED]
+    log = write_log(folder / "log.jsonl", *(default_record(w, machine) for w in work))
+    return tvmops.load(tvmops.export(work, machine, [log], folder / "library"))
+
+
+def drawn(text: str) -> tuple[list[Any], Any, float]:
+    """Return inputs of a workload, their float64 result, and the error allowed."""
+    work = Workload.parse(text)
+    op = op_of(work)
+    inputs = op.random_inputs(work, seed=1)
+    return inputs, op.reference(work, *inputs)[0], op.tolerance(work)
+
+
+@pytest.mark.parametrize("text", TUNED)
+def test_each_form_is_answered_by_its_kernel(lib: tvmops.Library, text: str) -> None:
+    (q, k, v, *masks), expected, allowed = drawn(text)
+    work = Workload.parse(text)
+    mask = masks[0].astype(bool) if work["mask"] == "bool" else masks[0] if masks else None
+    arguments = {"causal": bool(work["causal"]), "align": str(work["align"]), "mask": mask}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = lib.attention(q, k, v, **arguments)  # type: ignore[arg-type]
+        out = np.empty_like(q)
+        assert lib.attention(q, k, v, **arguments, out=out) is out  # type: ignore[arg-type]
+    assert np.abs(result - expected).max() <= allowed
+    assert np.array_equal(out, result)
+
+
+def test_a_mask_may_have_fewer_dimensions(lib: tvmops.Library) -> None:
+    (q, k, v, mask), expected, allowed = drawn(FLOAT_MASK)
+    result = lib.attention(q, k, v, mask=mask[0], causal=True, align="top-left")
+    assert np.abs(result - expected).max() <= allowed
+
+
+def test_a_mask_of_bytes_is_one_of_bools(lib: tvmops.Library) -> None:
+    (q, k, v, mask), expected, allowed = drawn(PADDING)
+    assert mask.dtype == np.uint8
+    assert np.abs(lib.attention(q, k, v, mask=mask, causal=True) - expected).max() <= allowed
+
+
+def test_the_scale_is_one_over_the_root_of_head_dim_or_what_is_given(lib: tvmops.Library) -> None:
+    (q, k, v), _, _ = drawn(PREFILL)
+    assert np.array_equal(lib.attention(q, k, v, scale=0.25), lib.attention(q, k, v))
+    mean = np.repeat(v.mean(axis=2, keepdims=True), 2, axis=1)
+    np.testing.assert_allclose(lib.attention(q, k, v, scale=0.0), np.broadcast_to(mean, q.shape), atol=1e-6)
+
+
+def test_other_shapes_are_answered_by_generic_kernels(lib: tvmops.Library) -> None:
+    for q_len, template in ((1, "cpu.attention_decode"), (9, "cpu.attention@")):
+        text = f"attention batch=1 heads=6 kv_heads=3 q_len={q_len} kv_len=70 head_dim=16"
+        (q, k, v), expected, allowed = drawn(text)
+        with pytest.warns(UserWarning, match="a generic kernel answers"):
+            assert np.abs(lib.attention(q, k, v) - expected).max() <= allowed
+        explained = lib.explain("attention", q, k, v)
+        assert explained.tier == "generic"
+        assert explained.kernel.template.startswith(template)
+
+
+def test_heads_that_lie_between_positions_are_read_rightly(lib: tvmops.Library) -> None:
+    """(batch, length, heads, head_dim) seen as (batch, heads, length, head_dim)."""
+    (q, k, v), expected, allowed = drawn(PREFILL)
+    strided = [np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2) for x in (q, k, v)]
+    assert not strided[0].flags.c_contiguous
+    assert np.abs(lib.attention(*strided) - expected).max() <= allowed
+
+
+def test_torch_tensors_come_and_go(lib: tvmops.Library) -> None:
+    torch = pytest.importorskip("torch")
+    (q, k, v, mask), expected, allowed = drawn(PADDING)
+    tensors = [torch.from_numpy(each) for each in (q, k, v)]
+    result = lib.attention(*tensors, mask=torch.from_numpy(mask).bool(), causal=True)
+    assert isinstance(result, torch.Tensor)
+    assert np.abs(result.numpy() - expected).max() <= allowed
+
+
+def test_no_keys_and_no_queries(lib: tvmops.Library) -> None:
+    (q, k, v), _, _ = drawn(PREFILL)
+    assert (lib.attention(q, k[:, :, :0], v[:, :, :0]) == 0).all()
+    assert lib.attention(q[:, :, :0], k, v).shape == (2, 4, 0, 16)
+
+
+@pytest.mark.parametrize(
+    "changes, argument",
+    [
+        ({"q": np.zeros((4, 20, 16), "float32")}, "q"),
+        ({"k": np.zeros((2, 2, 33, 17), "float32")}, "k"),
+        ({"k": np.zeros((1, 2, 33, 16), "float32")}, "k"),
+        ({"k": np.zeros((2, 3, 33, 16), "float32"), "v": np.zeros((2, 3, 33, 16), "float32")}, "k"),
+        ({"v": np.zeros((2, 2, 32, 16), "float32")}, "v"),
+        ({"v": np.zeros((2, 2, 33, 16), "float64")}, "v"),
+        ({"mask": np.zeros((20, 32), "bool")}, "mask"),
+        ({"mask": np.zeros((20, 33), "int32")}, "mask"),
+        ({"mask": np.zeros((1, 1, 1, 20, 33), "bool")}, "mask"),
+        ({"align": "left"}, "align"),
+        ({"scale": "big"}, "scale"),
+        ({"out": np.zeros((2, 4, 20, 17), "float32")}, "out"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(
+    lib: tvmops.Library, changes: dict[str, Any], argument: str
+) -> None:
+    (q, k, v), _, _ = drawn(PREFILL)
+    with pytest.raises((CallError, CallTypeError), match=f"attention: argument '{argument}' is "):
+        lib.attention(**{"q": q, "k": k, "v": v, **changes})
