@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import ceil, log2
 
 from tvmops.schedules.cpu.gemm_frame import Blocking
+from tvmops.signatures.layouts import PLAIN
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
@@ -26,12 +27,15 @@ class Shape:
     m: int
     n: int
     k: int
+    batch: int
     width: int
+    panels: bool  # b was packed beforehand
 
     @classmethod
     def of(cls, workload: Workload, target: Target) -> Shape:
-        m, n, k = workload.dims("m", "n", "k")
-        return cls(m, n, k, target.vector_width(str(workload["dtype"])))
+        m, n, k, batch = workload.dims("m", "n", "k", "batch")
+        packed = workload["packed"] != PLAIN
+        return cls(m, n, k, batch, target.vector_width(str(workload["dtype"])), packed)
 
 
 @dataclass(frozen=True)
@@ -42,27 +46,30 @@ class _Work:
     panels: int
     depth: int  # of a block of k
     k_blocks: int
+    tasks: int
     waves: int  # tasks that a core runs one after the other
 
     @classmethod
     def of(cls, shape: Shape, target: Target, blocking: Blocking) -> _Work:
         stretch = ceil(shape.k / blocking.split_k)
         depth = min(blocking.kc or stretch, stretch)
+        tasks = blocking.split_m * blocking.split_n * blocking.split_k * blocking.split_batch
         return cls(
             tiles=ceil(ceil(shape.m / blocking.mr) / blocking.split_m),
             panels=ceil(ceil(shape.n / (blocking.nv * shape.width)) / blocking.split_n),
             depth=depth,
             k_blocks=ceil(stretch / depth),
-            waves=ceil(blocking.split_m * blocking.split_n * blocking.split_k / target.cores),
+            tasks=tasks,
+            waves=ceil(tasks / target.cores),
         )
 
 
 def cost(shape: Shape, target: Target, blocking: Blocking) -> float:
     """Estimate the cycles of `blocking`."""
     work = _Work.of(shape, target, blocking)
-    parallel = blocking.split_m * blocking.split_n * blocking.split_k > 1
-    task = _multiply(shape, target, blocking, work) + _pack(shape, blocking, work)
-    return work.waves * task + parallel * _LAUNCH_CYCLES
+    matrices = ceil(shape.batch / blocking.split_batch)
+    matrix = _multiply(shape, target, blocking, work) + _pack(shape, target, blocking, work)
+    return work.waves * matrices * matrix + (work.tasks > 1) * _LAUNCH_CYCLES
 
 
 def _multiply(shape: Shape, target: Target, blocking: Blocking, work: _Work) -> float:
@@ -81,18 +88,20 @@ def _b_bandwidth(shape: Shape, target: Target, blocking: Blocking, work: _Work) 
     panel = 4 * work.depth * blocking.nv * shape.width
     rows = min(blocking.mc or work.tiles, work.tiles)
     block = panel * min(blocking.nc or work.panels, work.panels)
-    if work.tiles == 1 and not blocking.pack_b:
+    if work.tiles == 1 and not blocking.pack_b and not shape.panels:
         return _MEMORY_BYTES_A_CYCLE if 4 * shape.n * shape.k > target.l3_bytes else _L3_BYTES_A_CYCLE
     if rows > 1 and panel <= target.l1_bytes * 0.7:
         return 64.0
     return _L2_BYTES_A_CYCLE if block <= target.l2_bytes * 0.7 else _L3_BYTES_A_CYCLE
 
 
-def _pack(shape: Shape, blocking: Blocking, work: _Work) -> float:
+def _pack(shape: Shape, target: Target, blocking: Blocking, work: _Work) -> float:
     cycles = 0.0
     if blocking.pack_b:
         b_bytes = 4 * work.depth * work.k_blocks * work.panels * blocking.nv * shape.width
-        cycles += 2 * b_bytes / _L3_BYTES_A_CYCLE
+        from_memory = 4 * shape.n * shape.k > target.l2_bytes and not blocking.ahead
+        cycles += b_bytes / _L3_BYTES_A_CYCLE
+        cycles += b_bytes / (_MEMORY_BYTES_A_CYCLE if from_memory else _L3_BYTES_A_CYCLE)
     if blocking.pack_a:
         sweeps = ceil(work.panels / (blocking.nc or work.panels))
         cycles += (

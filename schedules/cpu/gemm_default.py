@@ -14,8 +14,8 @@ FEW_ROWS = 16  # up to this many, b is read once
 
 def default(workload: Workload, target: Target) -> Blocking:
     """Choose a blocking for a workload of known sizes; a block may be larger than its extent."""
-    (m,) = workload.dims("m")
-    if m > FEW_ROWS:
+    m, n, k = workload.dims("m", "n", "k")
+    if m > FEW_ROWS or 4 * n * k <= target.l2_bytes // 2:
         return _reusing(workload, target)
     if workload["packed"] == PLAIN and not workload["trans_b"]:
         return _streaming(workload, target)
@@ -46,22 +46,27 @@ def splits(cores: int) -> tuple[int, ...]:
 
 
 def _reusing(workload: Workload, target: Target) -> Blocking:
-    """Choose blocks that stay in the caches while many rows pass by."""
+    """Choose a panel of b that stays in the caches while many rows pass by.
+
+    One panel at a time is packed, right before its use, while the next one is fetched. A
+    transposed a, which costs more to read in place, is packed once for several panels.
+    """
     m, n, k, batch = workload.dims("m", "n", "k", "batch")
     mr, nv = _tile(workload, target)
     cores = _useful_cores(workload, target)
     split_batch = _largest_split(target, min(cores, batch))
     cores //= split_batch
     split_n = _largest_split(target, min(cores, _panels(workload, target, nv)))
+    turned = workload["trans_a"] is True and not _is_small(m * n * k)
     packs = workload["trans_b"] or (m > 2 * mr and not _is_small(m * n * k))
     return Blocking(
         mr=mr,
         nv=nv,
-        kc=512,
-        nc=4,
-        mc=4,
+        kc=256 if turned else 512,
+        nc=8 if turned else 1,
+        mc=4 if turned else ALL,
         ku=4,
-        pack_a=False,
+        pack_a=turned,
         pack_b=bool(packs) and workload["packed"] == PLAIN,
         split_m=min(cores // split_n, -(-m // mr)),
         split_n=split_n,
@@ -74,9 +79,9 @@ def _reusing(workload: Workload, target: Target) -> Blocking:
 def _streaming(workload: Workload, target: Target) -> Blocking:
     """Choose blocks for a product that is bound by reading b: whole rows of it, in order.
 
-    A few rows of b at a time are added to all of c, which stays in the caches. With one or
-    two rows of a each core takes a stretch of k, since hardware prefetches along a row: two
-    cores that share its columns can read at half the speed of one that reads it whole.
+    A few rows of b at a time are added to all of c, which stays in the caches. With up to four
+    rows of a each core takes a stretch of k, since hardware prefetches along a row: two cores
+    that share its columns can read at half the speed of one that reads it whole.
     """
     m, k, batch = workload.dims("m", "k", "batch")
     cores = _useful_cores(workload, target)
@@ -85,13 +90,13 @@ def _streaming(workload: Workload, target: Target) -> Blocking:
     mr = min(m, 4)
     panels = _panels(workload, target, 1)
     nv = max(nv for nv in (1, 2, 3, 4, 6) if mr * nv + 3 <= target.vector_registers and nv <= panels)
-    few = m <= 2
+    few = m <= 4
     along_k = _largest_split(target, min(cores, max(1, k // 64))) if batch == 1 else 1
     along_n = _largest_split(target, min(cores, -(-panels // nv)))
     return Blocking(
         mr=mr,
-        nv=min(nv, 4) if few else nv,
-        kc=4 if few else 16,
+        nv=min(nv, 2) if few else min(nv, 4),
+        kc=8 if few else 16,
         nc=ALL,
         mc=ALL,
         ku=4,
@@ -108,26 +113,27 @@ def _by_panels(workload: Workload, target: Target) -> Blocking:
     """Choose blocks for few rows of a, and a b that is packed, or transposed where it is used.
 
     What was packed is read from one end to the other; accumulators stay in registers for all of
-    k. A square of a transposed b is used at once, from the nearest cache.
+    k. A transposed b is packed a narrow panel at a time.
     """
-    (batch,), turned = workload.dims("batch"), workload["trans_b"]
-    mr, nv = _tile(workload, target)
+    (batch,), turned = workload.dims("batch"), workload["trans_b"] is True
+    (m,) = workload.dims("m")
+    mr, nv = (min(m, 6 if target.vector_registers < 32 else 8), 2) if turned else _tile(workload, target)
     cores = _useful_cores(workload, target)
     split_batch = _largest_split(target, min(cores, batch))
     return Blocking(
         mr=mr,
         nv=nv,
-        kc=64 if turned else ALL,
+        kc=1024 if turned else ALL,
         nc=1,
         mc=ALL,
         ku=4,
         pack_a=False,
-        pack_b=bool(turned),
+        pack_b=turned,
         split_m=1,
         split_n=_largest_split(target, min(cores // split_batch, _panels(workload, target, nv))),
         split_k=1,
         split_batch=split_batch,
-        ahead=bool(turned),
+        ahead=turned,
     )
 
 
@@ -138,13 +144,13 @@ def _tile(workload: Workload, target: Target) -> tuple[int, int]:
 
     def cycles(tile: tuple[int, int]) -> float:
         mr, nv = tile
-        step = max(mr * nv, 4) + 0.15 * (mr + nv)  # latency of a sum; loads, mostly hidden
+        step = max(mr * nv, 4) + 0.15 * mr + 0.5 * nv  # latency of a sum; loads, mostly hidden
         return -(-m // mr) * -(-n // (nv * width)) * step
 
     tiles = [
         (mr, nv)
         for nv in (4, 3, 2, 1)
-        for mr in (14, 12, 10, 8, 7, 6, 5, 4, 3, 2, 1)
+        for mr in range(8, 0, -1)  # each row of a has a pointer of its own, beside those of the loops
         if mr * nv + nv + 1 <= target.vector_registers and mr <= m and nv * width < n + width
     ]
     if workload["packed"] != PLAIN:

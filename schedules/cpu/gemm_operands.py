@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cpu.emit import Extent, ceildiv, load, refuse_overlap
+from tvmops.schedules.cpu.emit import Extent, ceildiv, load, minimum, refuse_overlap
 from tvmops.schedules.cpu.epilogue import Epilogue
 from tvmops.signatures.layouts import PLAIN, Panels
 from tvmops.targets import Target
@@ -97,8 +97,9 @@ class Operands:
     def load_b(self, batch: Extent, k: Extent, column: Extent, limit: Extent | None) -> tirx.Expr:
         """Return a vector of neighbouring columns of row `k` of a b that is not transposed."""
         width, panel = self.product.width, self.product.panel
-        if panel:  # a vector never crosses a panel
-            return load(self.buffers["b"], [column // panel, k], column % panel, width, None)
+        if panel:  # a vector never crosses a panel, but tiles may be wider than what is left
+            b = self.buffers["b"]
+            return load(b, [minimum(column // panel, b.shape[0] - 1), k], column % panel, width, None)
         return load(self.buffers["b"], self.at("b", batch, k), column, width, limit)
 
     def load_bias(self, column: Extent, limit: Extent | None) -> tirx.Expr:
