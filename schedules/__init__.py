@@ -8,6 +8,7 @@ from tvmops.schedules.cpu.attention_decode import CpuDecode
 from tvmops.schedules.cpu.conv2d_channels import Conv2DChannels
 from tvmops.schedules.cpu.conv2d_depthwise import Conv2DDepthwise
 from tvmops.schedules.cpu.conv2d_pixels import Conv2DPixels
+from tvmops.schedules.cpu.elementwise import CpuElementwise
 from tvmops.schedules.cpu.gemm import CpuGemm
 from tvmops.schedules.cpu.gemm_bfloat16 import CpuGemmBfloat16
 from tvmops.schedules.cpu.gemm_int8 import CpuGemmInt8
@@ -36,6 +37,7 @@ TEMPLATES: tuple[Template, ...] = (
     Winograd6(),
     CpuSoftmax(),
     CpuNorm(),
+    CpuElementwise(),
     WgmmaGemm(),
     DecodeAttention(),
     WgmmaAttention(),

@@ -36,11 +36,12 @@ class SoftmaxKernel(RowKernel):
 
     def __init__(self, workload: Workload, width: int, config: Config) -> None:
         super().__init__(workload, width, config)
+        self.is_masked = workload["mask_rows"] != 0
         self.mask_rows = extent(workload, "mask_rows")
 
     def shapes(self) -> dict[str, tuple[Extent, ...]]:
         whole = (self.rows, self.cols)
-        mask = {"mask": (self.mask_rows, self.cols)} if self.workload["mask"] else {}
+        mask = {"mask": (self.mask_rows, self.cols)} if self.is_masked else {}
         return {"x": whole, **mask, "out": whole}
 
     def row(self, row: Extent) -> None:
@@ -78,7 +79,7 @@ class SoftmaxKernel(RowKernel):
         value = self.load("x", [row], vector)
         if self.workload["scaled"]:
             value = value * broadcast(self.scalars["scale"], self.width)
-        if self.workload["mask"]:
+        if self.is_masked:
             value = value + self.load("mask", [row % self.mask_rows], vector)
         return self.within(value, -math.inf, vector)
 

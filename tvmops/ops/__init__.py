@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tvmops.errors import UnknownOpError
+from tvmops.ops.activation import Activation
 from tvmops.ops.attention import Attention
 from tvmops.ops.base import Array, Exact, Op
 from tvmops.ops.conv2d import Conv2D
@@ -13,7 +14,8 @@ from tvmops.ops.softmax import Softmax
 from tvmops.workloads import Workload
 
 _OPS: dict[str, Op] = {
-    op.name: op for op in (MatMul(), MatMulInt8(), Attention(), Conv2D(), Softmax(), LayerNorm(), RMSNorm())
+    op.name: op
+    for op in (MatMul(), MatMulInt8(), Attention(), Conv2D(), Softmax(), LayerNorm(), RMSNorm(), Activation())
 }
 
 

@@ -40,8 +40,8 @@ class Softmax(Op):
 
         def value(*at: Any) -> Any:
             scaled = x[at] * scalars[0] if scalars else x[at]
-            mask_rows = workload.dims("mask_rows")[0]
-            return scaled + inputs[1][at[0] % mask_rows, at[1]] if workload["mask"] else scaled
+            (mask_rows,) = workload.dims("mask_rows")
+            return scaled + inputs[1][at[0] % mask_rows, at[1]] if mask_rows else scaled
 
         def at(outer: tuple[Any, ...], r: Any) -> tuple[Any, ...]:
             return (outer[0], r, *outer[1:])
@@ -64,7 +64,7 @@ class Softmax(Op):
         values = inputs[0].astype(np.float64)
         if workload["scaled"]:
             values *= SCALE
-        if workload["mask"]:
+        if workload["mask_rows"] != 0:
             values += np.tile(inputs[1].astype(np.float64), (len(values) // len(inputs[1]), 1))
         with np.errstate(invalid="ignore", divide="ignore"):
             below = values - values.max(axis=1, keepdims=True)

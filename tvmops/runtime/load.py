@@ -408,6 +408,31 @@ class Library:
             made = self._answer(key, arrays, CALLS[op](x, weight, bias, eps, residual), outs)
         return made[0] if residual is None else made
 
+    def activation(self, activation: str, x: Any, out: Any = None) -> Any:
+        """Return an activation of each element of x.
+
+        Parameters
+        ----------
+        activation
+            relu, relu6, gelu, gelu_tanh, silu, hardswish, sigmoid or tanh.
+        x
+            Array of any shape, float32.
+        out
+            Where to write the result, of the shape of x: dense, not overlapping it. Without it
+            a new array is made.
+
+        Raises
+        ------
+        CallError, CallTypeError
+            An argument does not fit; the message names it.
+        """
+        arrays = (x,)
+        key = key_of("activation", arrays, (activation,))
+        made = self._known.answer(key, arrays, (out,))
+        if made is None:
+            made = self._answer(key, arrays, CALLS["activation"](activation, x), (out,))
+        return made[0]
+
     def explain(self, op: str, *arrays: Any, **attributes: Any) -> Explanation:
         """Say which kernel answers a call, why, its measured time and its error bound.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tvmops.signatures.activation import Activation
 from tvmops.signatures.attention import Attention
 from tvmops.signatures.base import Signature, TensorSpec
 from tvmops.signatures.conv2d import Conv2D
@@ -19,6 +20,7 @@ SIGNATURES: dict[str, Signature] = {
     "softmax": Softmax(),
     "layer_norm": Norm(),
     "rms_norm": Norm(),
+    "activation": Activation(),
 }
 
 __all__ = [

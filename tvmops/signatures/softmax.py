@@ -18,7 +18,7 @@ SCALE = 0.625  # what kernels are verified and timed with
 class Softmax(Signature):
     """x and out (rows, cols), along cols; (rows, cols, inner) where the axis is not the last.
 
-    The mask is added after scaling. It has the rows of x, or fewer, which then repeat.
+    A mask of `mask_rows` rows, which repeat over those of x, is added after scaling.
     """
 
     fields = (
@@ -28,14 +28,13 @@ class Softmax(Signature):
         Field("axis", Choice((LAST, MIDDLE)), LAST),
         Field("log", Flag(), False),
         Field("scaled", Flag(), False),
-        Field("mask", Flag(), False),
-        Field("mask_rows", Dim(), 1),
+        Field("mask_rows", Dim(low=0), 0),
         Field("dtype", Choice(("float32",)), "float32", shown=True),
     )
 
     def inputs(self, workload: Workload) -> tuple[TensorSpec, ...]:
         x = TensorSpec("x", self._shape(workload), str(workload["dtype"]))
-        if workload["mask"] is not True:
+        if workload["mask_rows"] == 0:
             return (x,)
         return x, TensorSpec("mask", workload.dims("mask_rows", "cols"), str(workload["dtype"]))
 
@@ -49,13 +48,11 @@ class Softmax(Signature):
         """Refuse masks that do not repeat evenly, and what could be said in two ways."""
         if workload["axis"] == LAST and workload["inner"] not in (1, "*"):
             self._refuse(workload, "inner", "1, as the axis is the last")
-        if workload["axis"] == MIDDLE and workload["mask"] is True:
-            self._refuse(workload, "mask", "false, as the axis is not the last")
         rows, mask_rows = workload["rows"], workload["mask_rows"]
-        if isinstance(rows, int) and isinstance(mask_rows, int) and rows % mask_rows:
+        if workload["axis"] == MIDDLE and mask_rows != 0:
+            self._refuse(workload, "mask_rows", "0, as the axis is not the last")
+        if isinstance(rows, int) and isinstance(mask_rows, int) and mask_rows and rows % mask_rows:
             self._refuse(workload, "mask_rows", f"a divisor of rows, {rows}")
-        if workload["mask"] is not True and mask_rows not in (1, "*"):
-            self._refuse(workload, "mask_rows", "1, as there is no mask")
 
     def _refuse(self, workload: Workload, field: str, expected: str) -> None:
         raise WorkloadError(op=workload.op, field=field, value=workload[field], expected=expected)

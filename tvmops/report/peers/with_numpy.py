@@ -17,7 +17,7 @@ def matmul(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) ->
 
 
 def softmax(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
-    if workload["log"] or workload["mask"] or workload["scaled"]:
+    if workload["log"] or workload["mask_rows"] or workload["scaled"]:
         return None
     (x,), (out,) = inputs, outputs
 

@@ -49,7 +49,7 @@ def conv2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) ->
 
 
 def softmax(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
-    if workload["mask"] or workload["scaled"]:
+    if workload["mask_rows"] or workload["scaled"]:
         return None
     name = "LogSoftmax" if workload["log"] else "Softmax"
     return _session([helper.make_node(name, ["x"], ["out"], axis=1)], {"x": inputs[0]}, {"out": outputs[0]})

@@ -42,7 +42,7 @@ def conv2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) ->
 
 
 def softmax(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
-    if workload["mask"] or workload["scaled"]:
+    if workload["mask_rows"] or workload["scaled"]:
         return None
     x = ops.parameter(inputs[0].shape, inputs[0].dtype)
     return _request((ops.log_softmax if workload["log"] else ops.softmax)(x, 1), [x], inputs, outputs[0])
@@ -94,6 +94,11 @@ def attention(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any])
     return _request(node, parameters, list(inputs), outputs[0])
 
 
+def activation(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call:
+    x = ops.parameter(inputs[0].shape, inputs[0].dtype)
+    return _request(_ACTIVATIONS[str(workload["activation"])](x), [x], inputs, outputs[0])
+
+
 def _request(node: Any, parameters: list[Any], inputs: Sequence[Any], output: Any) -> Call:
     """Return a call of the graph that ends in `node`, on these arrays."""
     model = ov.Model([node], parameters)
@@ -128,4 +133,5 @@ CALLS: dict[str, MakeCall] = {
     "softmax": softmax,
     "layer_norm": norm,
     "rms_norm": norm,
+    "activation": activation,
 }

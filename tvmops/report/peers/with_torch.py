@@ -85,6 +85,29 @@ def rms_norm(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) 
     return None if workload["bias"] else _norm(functional.rms_norm, workload, inputs, outputs)
 
 
+def activation(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call:
+    torch.set_num_threads(physical_cores())
+    x, function = torch.from_numpy(inputs[0]), _OUT_OF_PLACE[str(workload["activation"])]
+
+    def compute() -> torch.Tensor:
+        with torch.inference_mode():
+            return function(x)
+
+    return reporting(compute, torch.from_numpy(outputs[0]).copy_)
+
+
+_OUT_OF_PLACE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": functional.relu,
+    "relu6": functional.relu6,
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "silu": functional.silu,
+    "hardswish": functional.hardswish,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+
+
 def _norm(
     function: Callable[..., torch.Tensor],
     workload: Workload,
@@ -169,4 +192,5 @@ CALLS: dict[str, MakeCall] = {
     "softmax": softmax,
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,
+    "activation": activation,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tvmops.runtime.calls import attention, conv2d, matmul, matmul_int8, norm, softmax
+from tvmops.runtime.calls import activation, attention, conv2d, matmul, matmul_int8, norm, softmax
 from tvmops.runtime.calls.base import Call
 from tvmops.runtime.packed import PackedWeight
 
@@ -17,6 +17,7 @@ CALLS: dict[str, Callable[..., Call]] = {
     "softmax": softmax.call,
     "layer_norm": norm.layer_norm,
     "rms_norm": norm.rms_norm,
+    "activation": activation.call,
 }
 
 # And back: from a workload and the arrays of its kernels to a method's arguments.
@@ -28,6 +29,7 @@ CALL_ARGUMENTS: dict[str, Callable[..., dict[str, object]]] = {
     "softmax": softmax.arguments,
     "layer_norm": norm.arguments,
     "rms_norm": norm.arguments,
+    "activation": activation.arguments,
 }
 
 # From a weight, as `Library.pack` takes it, to what its kernels read.

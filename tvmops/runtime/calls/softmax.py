@@ -43,16 +43,15 @@ def call(x: Any, axis: int = -1, scale: float | None = None, mask: Any = None, l
         axis=LAST if is_last else MIDDLE,
         log=bool(log),
         scaled=scale is not None,
-        mask="mask" in inputs,
-        mask_rows=len(inputs["mask"]) if "mask" in inputs else 1,
         dtype="float32",
+        **({"mask_rows": len(inputs["mask"])} if "mask" in inputs else {}),
     )
 
 
 def arguments(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any]:
     """Return the arguments of `Library.softmax` that make it `workload` on these arrays."""
     given: dict[str, Any] = dict(zip(("x", "mask"), inputs))
-    if workload["mask"] and workload["mask_rows"] not in (1, workload["rows"]):
+    if workload["mask_rows"] not in (0, 1, workload["rows"]):
         given["x"] = given["x"].reshape((-1, *given["mask"].shape))  # over which the mask repeats
     given.update(axis=1 if workload["axis"] == MIDDLE else -1, log=workload["log"])
     if workload["scaled"]:

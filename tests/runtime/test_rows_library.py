@@ -1,0 +1,138 @@
+"""Row ops through an exported library: any shape, axis, mask and form, twice (the second goes straight)."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("tvm")
+
+import tvmops  # noqa: E402
+from tests.libraries import default_record, write_log  # noqa: E402
+from tvmops.errors import CallError, CallTypeError  # noqa: E402
+from tvmops.library.export import export  # noqa: E402
+from tvmops.runtime.load import Library  # noqa: E402
+from tvmops.targets import target  # noqa: E402
+from tvmops.workloads import Workload  # noqa: E402
+
+WORK = [
+    "softmax rows=8 cols=16",
+    "softmax rows=8 cols=16 log=true",
+    "softmax rows=8 cols=16 scaled=true mask_rows=4",
+    "layer_norm rows=8 cols=16",
+    "layer_norm rows=8 cols=16 weight=true bias=true",
+    "layer_norm rows=8 cols=16 weight=true bias=true residual=true",
+    "rms_norm rows=8 cols=16 weight=true",
+    *(f"activation size=128 activation={name}" for name in ("gelu", "gelu_tanh", "silu", "sigmoid", "tanh")),
+    *(f"activation size=128 activation={name}" for name in ("relu", "relu6", "hardswish")),
+]
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((2, 4, 16), dtype="float32")
+WEIGHT, BIAS = RNG.standard_normal((2, 16), dtype="float32")
+TX, TW, TB = (torch.from_numpy(array) for array in (X, WEIGHT, BIAS))
+F = torch.nn.functional
+
+
+@pytest.fixture(scope="module")
+def lib(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    folder, machine = tmp_path_factory.mktemp("rows") / "library", target("native")
+    work = [Workload.parse(text) for text in WORK]
+    log = write_log(Path(f"{folder}.jsonl"), *(default_record(each, machine) for each in work))
+    return tvmops.load(export(work, machine, [log], folder))
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # shapes that were not tuned
+        yield
+
+
+def agree(ours: Any, theirs: Any) -> None:
+    np.testing.assert_allclose(np.asarray(ours), theirs.numpy(), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+def test_softmax(lib: Library, turn: int) -> None:
+    agree(lib.softmax(X), torch.softmax(TX, -1))
+    agree(lib.softmax(X, axis=2, log=True), torch.log_softmax(TX, -1))
+    agree(lib.softmax(X[:, :3, 2:11], log=True), torch.log_softmax(TX[:, :3, 2:11], -1))
+    assert isinstance(lib.softmax(TX), torch.Tensor)
+    agree(lib.softmax(TX), torch.softmax(TX, -1))
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+@pytest.mark.parametrize("shape", [(16,), (4, 16), (2, 4, 16), (2, 1, 16), (1, 1, 16), (4, 1)])
+def test_softmax_with_a_mask(lib: Library, shape: tuple[int, ...], turn: int) -> None:
+    mask = np.random.default_rng(turn).standard_normal(shape, dtype="float32")
+    agree(lib.softmax(X, scale=0.3, mask=mask), torch.softmax(TX * 0.3 + torch.from_numpy(mask), -1))
+    kept = torch.from_numpy(mask > -1)
+    expected = torch.softmax((TX * 0.3).masked_fill(~kept, -np.inf), -1)
+    agree(lib.softmax(X, scale=0.3, mask=mask > -1), expected)
+    agree(lib.softmax(TX, scale=0.3, mask=kept), expected)
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+def test_norms(lib: Library, turn: int) -> None:
+    agree(lib.layer_norm(X), F.layer_norm(TX, (16,)))
+    agree(lib.layer_norm(X, WEIGHT, BIAS, eps=0.1), F.layer_norm(TX, (16,), TW, TB, eps=0.1))
+    agree(lib.layer_norm(X, WEIGHT, BIAS, eps=1e-5), F.layer_norm(TX, (16,), TW, TB, eps=1e-5))
+    agree(lib.rms_norm(X, WEIGHT), F.rms_norm(TX, (16,), TW, eps=1e-5))
+    out, total = lib.layer_norm(X, WEIGHT, BIAS, residual=X[::-1])
+    agree(total, TX + TX.flip(0))
+    agree(out, F.layer_norm(TX + TX.flip(0), (16,), TW, TB))
+    given = np.empty_like(X), np.empty_like(X)
+    found = lib.layer_norm(X, WEIGHT, BIAS, residual=X[::-1], out=given)
+    assert found[0] is given[0]
+    assert found[1] is given[1]
+    agree(given[0], torch.from_numpy(out))
+
+
+def test_norms_over_the_last_dimensions_of_the_weight(lib: Library) -> None:
+    weight = RNG.standard_normal((4, 16), dtype="float32")
+    expected = F.rms_norm(TX, (4, 16), torch.from_numpy(weight), eps=1e-5)
+    agree(lib.rms_norm(X, weight), expected)
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+@pytest.mark.parametrize("name", ["gelu", "silu", "sigmoid", "tanh", "relu", "relu6", "hardswish"])
+def test_activations(lib: Library, name: str, turn: int) -> None:
+    agree(lib.activation(name, X), getattr(F, name)(TX))
+
+
+def test_gelu_by_tanh(lib: Library) -> None:
+    agree(lib.activation("gelu_tanh", X), F.gelu(TX, approximate="tanh"))
+
+
+def test_what_does_not_fit_is_refused_by_name(lib: Library) -> None:
+    for expected, call in {
+        "'axis' is 3; expected from -3 to 2": lambda: lib.softmax(X, axis=3),
+        "'mask' is of shape (5, 16)": lambda: lib.softmax(X, mask=np.zeros((5, 16), np.float32)),
+        "'weight' is of shape (15,)": lambda: lib.layer_norm(X, WEIGHT[:15]),
+        "'residual' is of shape": lambda: lib.layer_norm(X, residual=X[0]),
+        "'activation' is mish": lambda: lib.activation("mish", X),
+    }.items():
+        with pytest.raises(CallError, match=re.escape(expected)):
+            call()
+    for expected, wrong in {
+        "'eps' is 'small'": lambda: lib.layer_norm(X, WEIGHT, BIAS, eps="small"),  # type: ignore[arg-type]
+        "'out' is ndarray; expected a pair": lambda: lib.layer_norm(X, residual=X, out=X.copy()),
+        "'x' is of dtype float64": lambda: lib.softmax(X.astype("float64")),
+        "'axis' is 0.5": lambda: lib.softmax(X, axis=0.5),  # type: ignore[arg-type]
+    }.items():
+        with pytest.raises(CallTypeError, match=re.escape(expected)):
+            wrong()
+
+
+def test_nothing_comes_of_nothing(lib: Library) -> None:
+    assert lib.softmax(X[:0]).shape == (0, 4, 16)
+    assert lib.softmax(X[..., :0]).shape == (2, 4, 0)
+    assert lib.layer_norm(X[:0], WEIGHT, BIAS).shape == (0, 4, 16)
+    assert lib.activation("gelu", X[:0]).shape == (0, 4, 16)
