@@ -14,6 +14,7 @@ from tvmops.schedules.cpu.gemm_bfloat16 import CpuGemmBfloat16
 from tvmops.schedules.cpu.gemm_int8 import CpuGemmInt8
 from tvmops.schedules.cpu.norm import CpuNorm
 from tvmops.schedules.cpu.softmax import CpuSoftmax
+from tvmops.schedules.cpu.softmax_columns import CpuSoftmaxColumns
 from tvmops.schedules.cpu.winograd import Winograd2, Winograd4, Winograd6
 from tvmops.schedules.cuda.attention_decode import DecodeAttention
 from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
@@ -36,6 +37,7 @@ TEMPLATES: tuple[Template, ...] = (
     Winograd2(),
     Winograd6(),
     CpuSoftmax(),
+    CpuSoftmaxColumns(),
     CpuNorm(),
     CpuElementwise(),
     WgmmaGemm(),

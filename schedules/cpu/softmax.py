@@ -10,7 +10,7 @@ from tvm.tirx.script.builder import ir as T
 from tvmops.schedules.cpu.emit import Extent, broadcast, lanes, registers, store
 from tvmops.schedules.cpu.row_sweeps import Vector, named
 from tvmops.schedules.cpu.rows import RowKernel, RowTemplate, extent
-from tvmops.schedules.cpu.vector_math import exp_nonpositive, log
+from tvmops.schedules.cpu.vector_math import exp_nonpositive, log, rounded
 from tvmops.signatures.softmax import LAST
 from tvmops.space import Config
 from tvmops.targets import Target
@@ -45,7 +45,7 @@ class SoftmaxKernel(RowKernel):
         return {"x": whole, **mask, "out": whole}
 
     def row(self, row: Extent) -> None:
-        top = self.sweep.reduced(-math.inf, lambda vector: self._value(row, vector), _larger)
+        top = self.sweep.reduced(-math.inf, lambda vector: self._value(row, vector), larger)
         is_log = self.workload["log"] is True
         powers = registers((self.sweep.slots, self.width), "float32")
 
@@ -78,7 +78,8 @@ class SoftmaxKernel(RowKernel):
     def _value(self, row: Extent, vector: Vector) -> tirx.Expr:
         value = self.load("x", [row], vector)
         if self.workload["scaled"]:
-            value = value * broadcast(self.scalars["scale"], self.width)
+            # as found for the largest element, or what is above it may be large
+            value = rounded(value * broadcast(self.scalars["scale"], self.width))
         if self.is_masked:
             value = value + self.load("mask", [row % self.mask_rows], vector)
         return self.within(value, -math.inf, vector)
@@ -87,5 +88,6 @@ class SoftmaxKernel(RowKernel):
         store(self.buffers["out"], value, [row], vector.start, self.width, vector.limit)
 
 
-def _larger(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
+def larger(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
+    """Return the larger one; where one is NaN it may be lost."""
     return tirx.Select(a < b, b, a)

@@ -118,6 +118,11 @@ def fma(a: tirx.Expr, b: tirx.Expr, c: tirx.Expr) -> tirx.Expr:
     return tirx.call_llvm_pure_intrin(_type("float32", c), "llvm.fma", a, b, c)
 
 
+def rounded(x: tirx.Expr) -> tirx.Expr:
+    """Return `x`, a product, rounded: it is not fused with what is added to it."""
+    return tirx.call_llvm_pure_intrin(_type("float32", x), "llvm.arithmetic.fence", x)
+
+
 def polynomial(x: tirx.Expr, coefficients: Sequence[float]) -> tirx.Expr:
     """Evaluate a polynomial of `x`, a variable, by Horner's rule; coefficients from the lowest on."""
     total = like(x, coefficients[-1])

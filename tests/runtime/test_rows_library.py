@@ -25,6 +25,8 @@ from tvmops.workloads import Workload  # noqa: E402
 WORK = [
     "softmax rows=8 cols=16",
     "softmax rows=8 cols=16 log=true",
+    "softmax rows=2 cols=4 inner=16 axis=middle",
+    "softmax rows=2 cols=4 inner=16 axis=middle log=true",
     "softmax rows=8 cols=16 scaled=true mask_rows=4",
     "layer_norm rows=8 cols=16",
     "layer_norm rows=8 cols=16 weight=true bias=true",
@@ -64,6 +66,8 @@ def test_softmax(lib: Library, turn: int) -> None:
     agree(lib.softmax(X), torch.softmax(TX, -1))
     agree(lib.softmax(X, axis=2, log=True), torch.log_softmax(TX, -1))
     agree(lib.softmax(X[:, :3, 2:11], log=True), torch.log_softmax(TX[:, :3, 2:11], -1))
+    agree(lib.softmax(X, axis=1), torch.softmax(TX, 1))
+    agree(lib.softmax(X[:1], axis=-3, log=True), torch.log_softmax(TX[:1], 0))
     assert isinstance(lib.softmax(TX), torch.Tensor)
     agree(lib.softmax(TX), torch.softmax(TX, -1))
 

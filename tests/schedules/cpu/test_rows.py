@@ -118,10 +118,29 @@ def unusual(drawn: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("index", [1, 2])
-def test_softmax_of_unusual_values_is_that_of_float64(log: bool, index: int) -> None:
-    work = workload("softmax", rows=9, cols=37, log=log)
+def test_softmax_of_unusual_values_is_that_of_float64(log: bool, scaled: bool, index: int) -> None:
+    work = workload("softmax", rows=9, cols=37, log=log, scaled=scaled)
     check(generic(work.generic(), "x86-64-v4", index), work, change=unusual)
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("on", ["x86-64-v3", "x86-64-v4"])
+def test_softmax_along_another_axis(log: bool, on: str) -> None:
+    for scaled in (False, True):
+        for rows, cols, inner in ((1, 5, 2), (3, 1, 16), (2, 7, 37), (3, 40, 131), (2, 9, 64)):
+            sizes = {"rows": rows, "cols": cols, "inner": inner}
+            work = workload("softmax", axis="middle", log=log, scaled=scaled, **sizes)
+            for index in (0, 1):
+                check(generic(work.replace(rows=9, cols=9).generic(), on, index), work, offset=1)
+    check(generic(work.generic(), on, 1), work, change=unusual_columns)
+
+
+def unusual_columns(drawn: list[Any]) -> None:
+    drawn[0][0, :, :3] = -np.inf
+    drawn[0][1, 2, 5:9] = np.nan
+    drawn[0][1, :, 11] = 3e38
 
 
 def large_mean(drawn: list[Any]) -> None:
