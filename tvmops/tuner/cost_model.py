@@ -10,7 +10,7 @@ import numpy as np
 import xgboost
 
 _ENOUGH = 8  # results before the model says anything
-_ROUNDS = 60
+_ROUNDS = 40
 _LEVELS = 32  # of speed, from that of anything some 15 times slower than the best, or more, to the best
 _PRIOR_WEIGHT = 0.25
 _PARAMETERS = {

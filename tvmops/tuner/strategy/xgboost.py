@@ -19,7 +19,7 @@ _LEADERS = 16  # whose neighbourhoods are searched
 _STEPS = 4  # of local search
 _EXPLORE = 0.1  # share of a batch left to chance
 _BY_ESTIMATE = 0.1  # share of the rest that the template's estimate chooses
-_SHORT_LIST = 3  # configs whose code is looked at, for each that is chosen
+_SHORT_LIST = 2  # configs whose code is looked at, for each that is chosen
 _FIRST_POOL = 1000  # random configs that the estimate ranks for the first batch
 
 
