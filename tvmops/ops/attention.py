@@ -26,8 +26,9 @@ class Attention(Op):
 
     A query that sees no key, or whose scores are all -inf, has the result 0, as in PyTorch
     since 2.5. Where a score is NaN or +inf, the result is NaN. What k holds for keys that
-    are not seen does not matter; v must be finite there: an excluded key has weight 0, and
-    templates may multiply by it.
+    `causal` or a boolean mask excludes does not matter (a float mask of -inf is added to
+    their scores, which must not be NaN); v must be finite there, since templates may multiply
+    it by their weight, 0.
 
     Scores, weights, their sum and the weighted sum of v are float32, accumulated block by block
     of keys with a running maximum (M. Milakov and N. Gimelshein, Online normalizer calculation
