@@ -14,6 +14,7 @@ from tvm.tirx.script.builder import ir as T
 from tvmops.schedules.cpu.emit import Extent, refuse_overlap
 from tvmops.schedules.cpu.epilogue import Epilogue
 from tvmops.signatures.conv2d import Window, windows
+from tvmops.signatures.layouts import PLAIN, layout_of
 from tvmops.workloads import Workload
 
 
@@ -31,6 +32,7 @@ class ConvShape:
     groups: int
     channels_last: bool
     epilogue: Epilogue
+    packed: tuple[int, ...] | None  # the shape of weights that are
 
     @classmethod
     def of(cls, workload: Workload) -> ConvShape:
@@ -38,7 +40,10 @@ class ConvShape:
         n, h, w, ci, co = (_extent(workload, name) for name in ("n", "h", "w", "ci", "co"))
         (groups,) = workload.dims("groups")
         channels_last = workload["layout"] == "NHWC"
-        return cls(n, h, w, ci, co, down, across, groups, channels_last, Epilogue.of(workload))
+        packed = None
+        if workload["packed"] != PLAIN:
+            packed = layout_of(workload).shape(*workload.dims("co", "ci"))
+        return cls(n, h, w, ci, co, down, across, groups, channels_last, Epilogue.of(workload), packed)
 
     @cached_property
     def oh(self) -> Extent:
@@ -99,7 +104,7 @@ class ConvKernel:
         y = (n, oh, ow, co) if last else (n, co, oh, ow)
         shapes = {
             "x": (n, h, w, ci) if last else (n, ci, h, w),
-            "w": (co, *kernel, shape.ci_each) if last else (co, shape.ci_each, *kernel),
+            "w": shape.packed or ((co, *kernel, shape.ci_each) if last else (co, shape.ci_each, *kernel)),
             **({"bias": (co,)} if epilogue.bias else {}),
             **({"residual": y} if epilogue.residual else {}),
             "y": y,

@@ -27,6 +27,7 @@ from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cpu.conv2d_channels_nest import ChannelsNest, Tiling
 from tvmops.schedules.cpu.emit import ALL
 from tvmops.schedules.template import GenericKernel, Template
+from tvmops.signatures.layouts import PLAIN
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
@@ -41,7 +42,9 @@ class Conv2DChannels(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        return workload.op == "conv2d" and target.kind == "cpu" and workload["layout"] == "NHWC"
+        if workload.op != "conv2d" or target.kind != "cpu":
+            return False
+        return workload["layout"] == "NHWC" and workload["packed"] == PLAIN
 
     def space(self, workload: Workload, target: Target) -> Space:
         shape = ConvShape.of(workload)

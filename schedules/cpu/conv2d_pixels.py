@@ -30,6 +30,7 @@ from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cpu.conv2d_pixels_nest import PixelsNest, Tiling
 from tvmops.schedules.cpu.emit import ALL
 from tvmops.schedules.template import GenericKernel, Template
+from tvmops.signatures.layouts import PLAIN
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
@@ -44,7 +45,9 @@ class Conv2DPixels(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        return workload.op == "conv2d" and target.kind == "cpu" and workload["layout"] == "NCHW"
+        if workload.op != "conv2d" or target.kind != "cpu":
+            return False
+        return workload["layout"] == "NCHW" and workload["packed"] == PLAIN
 
     def space(self, workload: Workload, target: Target) -> Space:
         shape = ConvShape.of(workload)

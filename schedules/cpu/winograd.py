@@ -32,6 +32,7 @@ from tvmops.schedules.cpu.winograd_grid import Grid
 from tvmops.schedules.cpu.winograd_nest import Blocking, WinogradNest
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures.conv2d import windows
+from tvmops.signatures.layouts import PLAIN
 from tvmops.signatures.winograd import CHANNELS, TAPS, transforms
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
@@ -69,6 +70,7 @@ class _Winograd(Template):
             and target.kind == "cpu"
             and not workload.is_generic
             and workload["groups"] == 1
+            and workload["packed"] in (PLAIN, f"winograd{self.m}")
             and all((each.size, each.stride, each.reach) == (TAPS, 1, TAPS) for each in windows(workload))
             and self.bound(workload) <= op_of(workload).tolerance(workload)
         )

@@ -100,7 +100,9 @@ class WinogradNest:
         return T.parallel(count) if self.blocking.parallel else T.serial(count)
 
     def _transformed(self) -> Any:
-        """Return u[block of co, place, ci, channel], made of w."""
+        """Return u[block of co, place, ci, channel], made of w where that is not it already."""
+        if self.shape.packed:
+            return self.kernel.w
         u = T.alloc_buffer((self.blocks_of_co, self.places, self.ci, CHANNELS), _DTYPE)
         with self._tasks(self.blocks_of_co) as block:
             sizes = self.co, self.ci

@@ -25,6 +25,7 @@ from tvmops.ops import op_of
 from tvmops.records import Record, best_records, read_log
 from tvmops.runtime.backend import RUNTIME_FILE
 from tvmops.schedules import GenericKernel, Template, templates_for
+from tvmops.signatures.layouts import PLAIN
 from tvmops.space import Config, Space
 from tvmops.targets import Target
 from tvmops.targets import target as target_named
@@ -99,7 +100,7 @@ def _kernels(
         if str(workload) not in best:
             raise NoRecordError(workload=workload, target=target.name, logs=", ".join(map(str, logs)))
         kernels.append(_tuned(workload, target, best[str(workload)]))
-    for pattern in dict.fromkeys(workload.generic() for workload in work):
+    for pattern in dict.fromkeys(_answerable(workload.generic(), target) for workload in work):
         kernels.extend(_generic(pattern, target))
     return kernels
 
@@ -155,6 +156,18 @@ def _tuned(workload: Workload, target: Target, record: Record) -> _Kernel:
         measured=f"{record.when} on {record.machine}",
     )
     return _build(entry, template, workload, target, config)
+
+
+def _answerable(pattern: Workload, target: Target) -> Workload:
+    """Return `pattern`; where no kernel takes weights packed so at any size, that with plain ones.
+
+    A call falls back on it with its weights unpacked.
+    """
+    fields = {name for name, _ in pattern.items}
+    if "packed" not in fields or pattern["packed"] == PLAIN:
+        return pattern
+    offers = (template.generic(pattern, target) for template in templates_for(pattern, target))
+    return pattern if any(offers) else pattern.replace(packed=PLAIN)
 
 
 def _generic(pattern: Workload, target: Target) -> list[_Kernel]:

@@ -8,8 +8,10 @@ import numpy as np
 
 from tvmops.ops.activations import STEEPEST, activated, expression
 from tvmops.ops.base import Array, Exact, Op
+from tvmops.ops.winograd import weights_of
 from tvmops.signatures.activations import NONE
 from tvmops.signatures.conv2d import output_size, windows
+from tvmops.signatures.layouts import PLAIN, layout_of
 from tvmops.workloads import Workload
 
 UNIT_ROUNDOFF = 2.0**-24  # of float32
@@ -39,6 +41,8 @@ class Conv2D(Op):
         down, across = windows(workload)
         args = {spec.name: te.placeholder(spec.shape, dtype, spec.name) for spec in self.inputs(workload)}
         (output,) = self.outputs(workload)
+        is_packed = workload["packed"] != PLAIN
+        weights = weights_of(args["w"], str(workload["packed"]), co) if is_packed else args["w"]
         before, after = (
             (0, *zeros, 0) if channels_last else (0, 0, *zeros)
             for zeros in ((down.before, across.before), (down.after, across.after))
@@ -50,9 +54,10 @@ class Conv2D(Op):
             b, o, i, j = (at[0], at[3], at[1], at[2]) if channels_last else at
             channel = o // (co // groups) * (ci // groups) + c
             row, column = i * down.stride + r * down.dilation, j * across.stride + s * across.dilation
+            weight = weights[o, c, r, s] if is_packed or not channels_last else weights[o, r, s, c]
             if channels_last:
-                return te.sum(padded[b, row, column, channel] * args["w"][o, r, s, c], [r, s, c])
-            return te.sum(padded[b, channel, row, column] * args["w"][o, c, r, s], [c, r, s])
+                return te.sum(padded[b, row, column, channel] * weight, [r, s, c])
+            return te.sum(padded[b, channel, row, column] * weight, [c, r, s])
 
         sums = te.compute(output.shape, product, "y")
         if workload["activation"] == NONE and not workload["bias"] and not workload["residual"]:
@@ -74,7 +79,11 @@ class Conv2D(Op):
         x, w = given["x"], given["w"]
         channels_last = workload["layout"] == "NHWC"
         if channels_last:
-            x, w = np.moveaxis(x, 3, 1), np.moveaxis(w, 3, 1)
+            x = np.moveaxis(x, 3, 1)
+        if workload["packed"] != PLAIN:
+            w = layout_of(workload).unpack(w, *workload.dims("co", "ci"))
+        elif channels_last:
+            w = np.moveaxis(w, 3, 1)
         total = _convolved(workload, x, w)
         if channels_last:
             total = np.moveaxis(total, 1, 3)
@@ -83,6 +92,19 @@ class Conv2D(Op):
         if "residual" in given:
             total = total + given["residual"]
         return (np.ascontiguousarray(activated(str(workload["activation"]), total)),)
+
+    def random_inputs(self, workload: Workload, seed: int) -> list[Array]:
+        if workload["packed"] == PLAIN:
+            return super().random_inputs(workload, seed)
+        plain = workload.replace(packed=PLAIN, layout="NCHW")
+        x, w, *others = super().random_inputs(plain, seed)
+        x, *others = (
+            np.ascontiguousarray(np.moveaxis(each, 1, 3))
+            if workload["layout"] == "NHWC" and each.ndim == 4
+            else each
+            for each in (x, *others)
+        )
+        return [x, layout_of(workload).pack(w), *others]
 
     def flops(self, workload: Workload) -> int:
         n, co = workload.dims("n", "co")

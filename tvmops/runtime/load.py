@@ -121,11 +121,13 @@ class Library:
         Parameters
         ----------
         op
-            "matmul" or "matmul_int8", whose weight is b.
+            "matmul" or "matmul_int8", whose weight is b, or "conv2d", whose weight is w.
         weight
             Array of shape (k, n), float32; (n, k) with `trans_b=True`. For matmul_int8 (k, n), int8.
+            For conv2d (co, ci, 3, 3), float32; (co, 3, 3, ci) with `layout="NHWC"`.
         packed
-            The layout, by its name, where an op has several.
+            The layout, by its name, where an op has several: for conv2d "winograd4" or
+            "winograd2", weights of convolutions of 3x3 with stride, dilation and groups of 1.
 
         Raises
         ------
@@ -266,7 +268,7 @@ class Library:
             Images, float32, of shape (n, ci, h, w); (n, h, w, ci) where `layout` is "NHWC".
         w
             Weights, float32, of shape (co, ci / groups, kh, kw); (co, kh, kw, ci / groups) for
-            NHWC, as torch.channels_last lays them out.
+            NHWC, as torch.channels_last lays them out; or what `pack` returned.
         bias
             Shape (co,).
         stride, dilation

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+
+from tvmops.signatures.layouts import LAYOUTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +34,11 @@ class PackedWeight:
     dtype: str
     layout: str
     array: Any
+
+    @cached_property
+    def plain(self) -> Any:
+        """The weight, unpacked: for calls that no kernel answers as it is."""
+        return LAYOUTS[self.op, self.layout, self.dtype].unpack(self.array, *self.shape)
 
     @property
     def nbytes(self) -> int:

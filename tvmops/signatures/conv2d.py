@@ -9,6 +9,7 @@ from tvmops.errors import WorkloadError
 from tvmops.signatures.activations import ACTIVATION
 from tvmops.signatures.base import Signature, TensorSpec
 from tvmops.signatures.fields import ANY, Choice, Dim, Field, Flag, Sizes, Value
+from tvmops.signatures.layouts import PLAIN, layout_names, layout_of
 
 if TYPE_CHECKING:
     from tvmops.workloads import Workload
@@ -67,7 +68,10 @@ def output_size(workload: Workload) -> tuple[int, int]:
 
 
 class Conv2D(Signature):
-    """Images (n, ci, h, w) with weights (co, ci / groups, kh, kw); or NHWC and OHWI."""
+    """Images (n, ci, h, w) with weights (co, ci / groups, kh, kw); or NHWC and OHWI.
+
+    `packed` names the layout of weights that were packed beforehand.
+    """
 
     fields = (
         Field("n", Dim()),
@@ -86,6 +90,7 @@ class Conv2D(Signature):
         Field("bias", Flag(), False),
         ACTIVATION,
         Field("residual", Flag(), False),
+        Field("packed", Choice(layout_names("conv2d")), PLAIN),
     )
 
     def inputs(self, workload: Workload) -> tuple[TensorSpec, ...]:
@@ -93,7 +98,9 @@ class Conv2D(Signature):
         dtype = str(workload["dtype"])
         channels_last = workload["layout"] == "NHWC"
         x = (n, h, w, ci) if channels_last else (n, ci, h, w)
-        weights = (co, kh, kw, ci // groups) if channels_last else (co, ci // groups, kh, kw)
+        weights: tuple[int, ...] = (co, kh, kw, ci // groups) if channels_last else (co, ci // groups, kh, kw)
+        if workload["packed"] != PLAIN:
+            weights = layout_of(workload).shape(co, ci)
         specs = [TensorSpec("x", x, dtype), TensorSpec("w", weights, dtype)]
         if workload["bias"]:
             specs.append(TensorSpec("bias", (co,), dtype))
@@ -120,6 +127,9 @@ class Conv2D(Signature):
 
     def check(self, workload: Workload) -> None:
         groups = workload["groups"]
+        alone = all((each.size, each.stride, each.reach) == (3, 1, 3) for each in windows(workload))
+        if workload["packed"] != PLAIN and not (alone and groups == 1):
+            raise _wrong(workload, "packed", "none but for 3x3 kernels of stride, dilation and groups 1")
         for name in ("ci", "co"):
             size = workload[name]
             if size != ANY and int(size) % int(groups):  # type: ignore[arg-type]

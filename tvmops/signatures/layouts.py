@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tvmops.signatures.aligned import CACHE_LINE, aligned_zeros
 from tvmops.signatures.dtypes import bits_of
+from tvmops.signatures.winograd import WinogradWeights
 from tvmops.signatures.words import Words
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class Panels:
 LAYOUTS: dict[tuple[str, str, str], Layout] = {
     ("matmul", "panels", "float32"): Panels("float32"),
     ("matmul", "words", "bfloat16"): Words("bfloat16"),
+    ("conv2d", "winograd2", "float32"): WinogradWeights(2),
+    ("conv2d", "winograd4", "float32"): WinogradWeights(4),
     ("matmul_int8", "words", "uint8"): Words("int8"),  # whatever a is, b is int8
     ("matmul_int8", "words", "int8"): Words("int8"),
 }

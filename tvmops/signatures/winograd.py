@@ -25,9 +25,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tvmops.signatures.aligned import aligned_zeros
 
 TILES = (2, 4, 6)  # values of m
 TAPS = 3
@@ -50,6 +53,17 @@ class Transforms:
     output: Matrix  # A^T, m x t
     weight: Matrix  # G, t x 3
     input: Matrix  # B^T, t x t
+
+    @property
+    def inverse(self) -> Matrix:
+        """A left inverse of G, 3 x t: G g has the first tap and the last, and at +-a their odd part."""
+        t, (first, plus, minus) = len(self.weight), self.weight[:3]
+        rows = (
+            {0: 1 / first[0]},
+            {1: 1 / (plus[1] - minus[1]), 2: 1 / (minus[1] - plus[1])},
+            {t - 1: Fraction(1)},
+        )
+        return tuple(tuple(row.get(place, Fraction(0)) for place in range(t)) for row in rows)
 
     @property
     def growth(self) -> float:
@@ -80,6 +94,40 @@ def transforms(m: int) -> Transforms:
         ),
         input=(*((*_with_roots(rest), Fraction(0)) for rest in others), tuple(_with_roots(points))),
     )
+
+
+class WinogradWeights:
+    """u = G g G^T, as [ceil(co / 16)][t * t][ci][16]: what F(m x m, 3 x 3) multiplies by.
+
+    It is computed in float64 and rounded once. Channels beyond co are zeros.
+    """
+
+    def __init__(self, m: int) -> None:
+        self.m = m
+
+    def shape(self, *sizes: int) -> tuple[int, ...]:
+        """Return the shape for `co` channels out and `ci` in."""
+        co, ci, *_ = sizes
+        return -(-co // CHANNELS), (self.m + 2) ** 2, ci, CHANNELS
+
+    def pack(self, weight: NDArray[Any]) -> NDArray[Any]:
+        """Return `weight`, of shape (co, ci, 3, 3), transformed."""
+        co, ci = weight.shape[:2]
+        g = as_array(transforms(self.m).weight)
+        packed = aligned_zeros(self.shape(co, ci), weight.dtype)
+        for block, channels in enumerate(packed):
+            some = weight[block * CHANNELS : (block + 1) * CHANNELS].astype(np.float64)
+            made = np.einsum("ir,ocrs,js->ijco", g, some, g, optimize=True)
+            channels[..., : len(some)] = made.reshape(-1, ci, len(some))
+        return packed
+
+    def unpack(self, packed: NDArray[Any], *sizes: int) -> NDArray[Any]:
+        """Return the weight of shape (co, ci, 3, 3) that was packed, but for rounding."""
+        co, ci, *_ = sizes
+        inverse, t = as_array(transforms(self.m).inverse), self.m + 2
+        places = packed.reshape(-1, t, t, ci, CHANNELS)
+        taps: NDArray[Any] = np.einsum("ri,bijco,sj->bocrs", inverse, places, inverse, optimize=True)
+        return np.ascontiguousarray(taps.reshape(-1, ci, TAPS, TAPS)[:co], packed.dtype)
 
 
 def _with_roots(roots: list[Fraction]) -> list[Fraction]:

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from tests.libraries import default_record, write_log
 from tests.schedules.cpu.kernels import SENTINEL, Banded
+from tvmops.errors import CallError, CallTypeError
 from tvmops.library.export import export
 from tvmops.machine import this_machine
 from tvmops.measure.build import compile_module
 from tvmops.ops import op_of
+from tvmops.runtime.calls.conv2d import call, pack
 from tvmops.runtime.load import load
 from tvmops.schedules import templates_for
 from tvmops.schedules.cpu.winograd import Winograd2, Winograd4, Winograd6
@@ -101,6 +103,16 @@ def test_random_configs_are_right(template: Winograd, machine: Target, layout: s
         config = space.sample(rng)
         assert config is not None
         assert_right(template, work, machine, config)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("machine", TARGETS, ids=lambda each: each.name)
+@pytest.mark.parametrize("template", FAMILY[:2], ids=lambda each: each.name)
+def test_packed_weights_are_right(template: Winograd, machine: Target, layout: str) -> None:
+    packed = f"winograd{template.m}"
+    work = conv(ci=21, co=37, layout=layout, packed=packed, bias=True, residual=True, activation="relu")
+    assert [each.name for each in templates_for(work, machine)] == [template.name, "sketch"]
+    assert_right(template, work, machine)
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -195,3 +207,38 @@ def test_the_bound_is_in_a_librarys_manifest(tmp_path: Path) -> None:
     assert explanation.kernel.tolerance == template.bound(work) < op_of(work).tolerance(work)
     y = library.conv2d(x, w, padding=1, layout="NHWC")
     assert np.abs(y - op_of(work).reference(work, x, w)[0]).max() <= template.bound(work)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("packed", ["winograd2", "winograd4"])
+def test_a_library_takes_packed_weights(packed: str, layout: str, tmp_path: Path) -> None:
+    work = conv(layout=layout, packed=packed, activation="relu")
+    record = default_record(work, native())
+    export(work, native(), [write_log(tmp_path / "log.jsonl", record)], tmp_path / "library")
+    library = load(tmp_path / "library")
+    plain = conv(layout=layout, activation="relu")
+    x, w = op_of(plain).random_inputs(plain, seed=5)
+    weight = library.pack("conv2d", w, packed=packed, layout=layout)
+    attributes: dict[str, Any] = {"padding": 1, "layout": layout, "activation": "relu"}
+    assert library.explain("conv2d", x, weight, **attributes).tier == "exact"
+    y = library.conv2d(x, weight, **attributes)
+    assert np.abs(y - op_of(plain).reference(plain, x, w)[0]).max() <= op_of(plain).tolerance(plain)
+
+    small = np.ascontiguousarray(x[:, :, :8] if layout == "NCHW" else x[:, :8])
+    other = conv(h=8, layout=layout, activation="relu")
+    with pytest.warns(UserWarning, match="was not tuned"):
+        y = library.conv2d(small, weight, **attributes)
+    assert np.abs(y - op_of(other).reference(other, small, w)[0]).max() <= op_of(other).tolerance(other)
+
+
+def test_a_weight_that_can_not_be_packed_is_refused() -> None:
+    with pytest.raises(CallError, match="expected shape \\(co, ci, 3, 3\\)"):
+        pack(np.zeros((4, 4, 5, 5), "float32"))
+    with pytest.raises(CallTypeError, match="float64"):
+        pack(np.zeros((4, 4, 3, 3)))
+    with pytest.raises(CallError, match="winograd2, winograd4"):
+        pack(np.zeros((4, 4, 3, 3), "float32"), packed="panels")
+    with pytest.raises(CallError, match="stride"):
+        call(np.zeros((1, 4, 9, 9), "float32"), pack(np.zeros((4, 4, 3, 3), "float32")), stride=2)
+    with pytest.raises(CallError, match="for 4 input channels"):
+        call(np.zeros((1, 5, 9, 9), "float32"), pack(np.zeros((4, 4, 3, 3), "float32")))

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from tvmops.signatures import SIGNATURES
+from tvmops.signatures.layouts import PLAIN, layout_of
 from tvmops.workloads import Workload
 
 Call = Callable[[], object]
@@ -30,6 +32,15 @@ def reporting(compute: Callable[[], Any], report: Callable[[Any], object]) -> Ca
         return result
 
     return call
+
+
+def plain_inputs(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any]:
+    """Return the arrays of a conv2d by their names, its weights unpacked, in its layout."""
+    given = dict(zip((spec.name for spec in SIGNATURES[workload.op].inputs(workload)), inputs))
+    if workload["packed"] != PLAIN:
+        w = layout_of(workload).unpack(given["w"], *workload.dims("co", "ci"))
+        given["w"] = np.ascontiguousarray(np.moveaxis(w, 1, 3)) if workload["layout"] == "NHWC" else w
+    return given
 
 
 def channels_first(array: Any) -> Any:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnxruntime
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from tvmops.machine import physical_cores
 from tvmops.ops import op_of
-from tvmops.report.peers.base import Call, MakeCall, channels_first, reporting
+from tvmops.report.peers.base import Call, MakeCall, channels_first, plain_inputs, reporting
 from tvmops.report.turns import take_turns
+from tvmops.signatures.layouts import PLAIN
 from tvmops.workloads import Workload
 
 
@@ -27,15 +29,14 @@ def conv2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) ->
     if workload["residual"] or workload["activation"] not in activation:
         return None
     last = workload["layout"] == "NHWC"
-    names = ["x", "w", *(["bias"] if workload["bias"] else [])]
     given = {
         name: channels_first(array) if last and array.ndim == 4 else array
-        for name, array in zip(names, inputs)
+        for name, array in plain_inputs(workload, inputs).items()
     }
     y = channels_first(outputs[0]) if last else outputs[0]
     conv = helper.make_node(
         "Conv",
-        names,
+        list(given),
         ["sum" if activation[str(workload["activation"])] else "y"],
         strides=workload["stride"],
         pads=workload["padding"],
@@ -44,7 +45,9 @@ def conv2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) ->
     )
     after = activation[str(workload["activation"])]
     nodes = [conv, helper.make_node(after, ["sum"], ["y"])] if after else [conv]
-    call = _session(nodes, given, {"y": y})
+    prepared = () if workload["packed"] == PLAIN else ("w", "bias")
+    constant = {name: given.pop(name) for name in prepared if name in given}
+    call = _session(nodes, given, {"y": y}, constant=constant)
     return reporting(call, lambda _: np.copyto(outputs[0], np.moveaxis(y, 1, 3))) if last else call
 
 
@@ -105,16 +108,23 @@ def attention(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any])
     return forms[min(timings, key=lambda name: timings[name].median)]
 
 
-def _session(nodes: list[Any], inputs: dict[str, Any], outputs: dict[str, Any], opset: int = 17) -> Call:
-    """Return a call of the graph of `nodes` on these arrays."""
+def _session(
+    nodes: list[Any],
+    inputs: dict[str, Any],
+    outputs: dict[str, Any],
+    opset: int = 17,
+    constant: Mapping[str, Any] = MappingProxyType({}),
+) -> Call:
+    """Return a call of the graph of `nodes` on these arrays; those that are constant are part of it."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = physical_cores()
     tensors = [
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape) for name, array in side.items()]
         for side in (inputs, outputs)
     ]
+    initializers = [numpy_helper.from_array(array, name) for name, array in constant.items()]
     model = helper.make_model(
-        helper.make_graph(nodes, "graph", *tensors),
+        helper.make_graph(nodes, "graph", *tensors, initializer=initializers),
         opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)],
         ir_version=11 if opset > 17 else 8,
     )

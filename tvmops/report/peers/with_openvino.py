@@ -11,7 +11,8 @@ from openvino import opset13 as ops
 
 from tvmops.machine import physical_cores
 from tvmops.ops import op_of
-from tvmops.report.peers.base import Call, MakeCall, channels_first, reporting
+from tvmops.report.peers.base import Call, MakeCall, channels_first, plain_inputs, reporting
+from tvmops.signatures.layouts import PLAIN
 from tvmops.workloads import Workload
 
 
@@ -26,18 +27,23 @@ def conv2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) ->
     if workload["residual"] or workload["activation"] not in _ACTIVATIONS:
         return None
     last, groups = workload["layout"] == "NHWC", workload.dims("groups")[0]
-    given = [channels_first(array) if last and array.ndim == 4 else array for array in inputs]
+    given = [
+        channels_first(array) if last and array.ndim == 4 else array
+        for array in plain_inputs(workload, inputs).values()
+    ]
     y = channels_first(outputs[0]) if last else outputs[0]
     if groups > 1:
         given[1] = given[1].reshape(groups, -1, *given[1].shape[1:])
-    parameters = [ops.parameter(array.shape, array.dtype) for array in given]
+    varying = 1 if workload["packed"] != PLAIN else len(given)
+    parameters = [ops.parameter(array.shape, array.dtype) for array in given[:varying]]
+    nodes = [*parameters, *map(ops.constant, given[varying:])]
     stride, padding, dilation = (list(workload[name]) for name in ("stride", "padding", "dilation"))  # type: ignore[arg-type]
     convolution = ops.group_convolution if groups > 1 else ops.convolution
-    node = convolution(*parameters[:2], stride, padding[:2], padding[2:], dilation)
+    node = convolution(*nodes[:2], stride, padding[:2], padding[2:], dilation)
     if workload["bias"]:
-        node = ops.add(node, ops.unsqueeze(parameters[2], [0, 2, 3]))
+        node = ops.add(node, ops.unsqueeze(nodes[2], [0, 2, 3]))
     node = _ACTIVATIONS[str(workload["activation"])](node)
-    call = _request(node, parameters, given, y)
+    call = _request(node, parameters, given[:varying], y)
     return reporting(call, lambda _: np.copyto(outputs[0], np.moveaxis(y, 1, 3))) if last else call
 
 

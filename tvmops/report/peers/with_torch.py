@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from tvmops.machine import physical_cores
 from tvmops.ops import op_of
-from tvmops.report.peers.base import Call, MakeCall, reporting
+from tvmops.report.peers.base import Call, MakeCall, plain_inputs, reporting
 from tvmops.report.turns import take_turns
 from tvmops.signatures.softmax import SCALE
 from tvmops.workloads import Workload
@@ -30,9 +30,7 @@ def conv2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) ->
     assert isinstance(padding, tuple)
     if padding[:2] != padding[2:]:
         return None
-    given = {
-        spec.name: torch.from_numpy(array) for spec, array in zip(op_of(workload).inputs(workload), inputs)
-    }
+    given = {name: torch.from_numpy(array) for name, array in plain_inputs(workload, inputs).items()}
     y = torch.from_numpy(outputs[0])
     if workload["layout"] == "NHWC":  # the same memory, seen as NCHW in channels_last
         given = {name: each.permute(0, 3, 1, 2) if each.ndim == 4 else each for name, each in given.items()}

@@ -33,6 +33,10 @@ CALL_ARGUMENTS: dict[str, Callable[..., dict[str, object]]] = {
 }
 
 # From a weight, as `Library.pack` takes it, to what its kernels read.
-PACKS: dict[str, Callable[..., PackedWeight]] = {"matmul": matmul.pack, "matmul_int8": matmul_int8.pack}
+PACKS: dict[str, Callable[..., PackedWeight]] = {
+    "conv2d": conv2d.pack,
+    "matmul": matmul.pack,
+    "matmul_int8": matmul_int8.pack,
+}
 
 __all__ = ["CALLS", "CALL_ARGUMENTS", "PACKS", "Call"]

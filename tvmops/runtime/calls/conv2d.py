@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tvmops.errors import CallError, WorkloadError
-from tvmops.runtime.arrays import view
+import numpy as np
+
+from tvmops.errors import CallError, CallTypeError, WorkloadError
+from tvmops.runtime.arrays import as_numpy, view
 from tvmops.runtime.calls.base import Call, parsed, shape_of
+from tvmops.runtime.packed import PackedWeight
 from tvmops.signatures import SIGNATURES
 from tvmops.signatures.activations import NONE
+from tvmops.signatures.layouts import LAYOUTS, PLAIN, layout_names
+from tvmops.signatures.winograd import TAPS
 from tvmops.workloads import Workload
 
 OP = "conv2d"
@@ -39,9 +44,15 @@ def call(
             "layout": layout,
         }.items()
     }
-    arrays = {"x": view(OP, "x", x), "w": view(OP, "w", w)}
     channels_last = layout == "NHWC"
-    image, weights = (shape_of(OP, name, arrays[name], 4) for name in ("x", "w"))
+    arrays = {"x": view(OP, "x", x)}
+    image = shape_of(OP, "x", arrays["x"], 4)
+    if isinstance(w, PackedWeight):
+        arrays["w"], weights = w.array, _packed_shape(w, channels_last)
+        fields["packed"] = w.layout
+    else:
+        arrays["w"] = view(OP, "w", w)
+        weights = shape_of(OP, "w", arrays["w"], 4)
     n, *size = image
     co, *kernel = weights
     (h, width, ci), (kh, kw, channels) = (
@@ -57,10 +68,19 @@ def call(
             arrays[name] = view(OP, name, array)
     fields |= {"n": n, "h": h, "w": width, "ci": ci, "co": co, "kh": kh, "kw": kw}
     fields |= {"dtype": "float32", "bias": bias is not None, "residual": residual is not None}
+
+    def unpacked() -> Call:
+        plain = np.ascontiguousarray(np.moveaxis(w.plain, 1, 3)) if channels_last else w.plain
+        return call(x, plain, bias, stride, padding, dilation, groups, activation, residual, layout)
+
     try:
-        return Call.of(OP, arrays, **fields)
-    except WorkloadError as error:  # the kernel is larger than the padded image
+        return Call.of(OP, arrays, otherwise=unpacked if "packed" in fields else None, **fields)
+    except WorkloadError as error:
+        if error.fields["field"] == "packed":
+            expected = "plain weights, but for stride, dilation and groups of 1"
+            raise CallError(op=OP, argument="w", value=repr(w), expected=expected) from None
         axis, expected = error.fields["field"], error.fields["expected"]
+        # the kernel is larger than the padded image
         value = f"of {axis}={error.fields['value']}"
         raise CallError(op=OP, argument="x", value=value, expected=expected) from None
 
@@ -69,7 +89,42 @@ def arguments(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any]:
     """Return the arguments of `Library.conv2d` that make it `workload` on these arrays."""
     names = [spec.name for spec in SIGNATURES[OP].inputs(workload)]
     fields = ("stride", "padding", "dilation", "groups", "activation", "layout")
-    return {**dict(zip(names, inputs)), **{name: workload[name] for name in fields}}
+    given = dict(zip(names, inputs))
+    if workload["packed"] != PLAIN:
+        shape, dtype = (*workload.dims("co", "ci"), TAPS, TAPS), str(workload["dtype"])
+        given["w"] = PackedWeight(OP, shape, dtype, str(workload["packed"]), given["w"])
+    return {**given, **{name: workload[name] for name in fields}}
+
+
+def pack(weight: Any, packed: str = "winograd4", layout: str = "NCHW") -> PackedWeight:
+    """Return `weight`, the w of later calls in `layout`, transformed for Winograd's algorithm.
+
+    NumPy does it in float64, so that each weight is rounded once; it happens once, and needs
+    no kernel.
+    """
+    dense = as_numpy(OP, "weight", weight)
+    plain = np.moveaxis(dense, 3, 1) if layout == "NHWC" and dense.ndim == 4 else dense
+    if dense.dtype.name != "float32":
+        raise CallTypeError(
+            op=OP, argument="weight", value=f"of dtype {dense.dtype.name}", expected="dtype float32"
+        )
+    if plain.ndim != 4 or plain.shape[2:] != (TAPS, TAPS) or 0 in plain.shape:
+        expected = "(co, 3, 3, ci)" if layout == "NHWC" else "(co, ci, 3, 3)"
+        value = f"of shape {tuple(dense.shape)}"
+        raise CallError(op=OP, argument="weight", value=value, expected=f"shape {expected}")
+    names = layout_names(OP)[1:]
+    if packed not in names:
+        raise CallError(op=OP, argument="packed", value=repr(packed), expected=f"one of {', '.join(names)}")
+    array = LAYOUTS[OP, packed, "float32"].pack(plain)
+    return PackedWeight(OP, tuple(plain.shape), "float32", packed, array)
+
+
+def _packed_shape(weight: PackedWeight, channels_last: bool) -> tuple[int, ...]:
+    """Return the shape that packed weights have unpacked."""
+    if weight.op != OP:
+        raise CallError(op=OP, argument="w", value=repr(weight), expected="weights packed for conv2d")
+    co, ci, kh, kw = weight.shape
+    return (co, kh, kw, ci) if channels_last else (co, ci, kh, kw)
 
 
 def _check_channels(ci: int, co: int, channels: int, groups: int) -> None:
