@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,23 +116,25 @@ def test_gelu_by_tanh(lib: Library) -> None:
 
 
 def test_what_does_not_fit_is_refused_by_name(lib: Library) -> None:
-    for expected, call in {
+    misfits: dict[str, Callable[[], Any]] = {
         "'axis' is 3; expected from -3 to 2": lambda: lib.softmax(X, axis=3),
         "'mask' is of shape (5, 16)": lambda: lib.softmax(X, mask=np.zeros((5, 16), np.float32)),
         "'weight' is of shape (15,)": lambda: lib.layer_norm(X, WEIGHT[:15]),
         "'residual' is of shape": lambda: lib.layer_norm(X, residual=X[0]),
         "'activation' is mish": lambda: lib.activation("mish", X),
-    }.items():
+    }
+    for expected, call in misfits.items():
         with pytest.raises(CallError, match=re.escape(expected)):
             call()
-    for expected, wrong in {
+    wrong: dict[str, Callable[[], Any]] = {
         "'eps' is 'small'": lambda: lib.layer_norm(X, WEIGHT, BIAS, eps="small"),  # type: ignore[arg-type]
         "'out' is ndarray; expected a pair": lambda: lib.layer_norm(X, residual=X, out=X.copy()),
         "'x' is of dtype float64": lambda: lib.softmax(X.astype("float64")),
         "'axis' is 0.5": lambda: lib.softmax(X, axis=0.5),  # type: ignore[arg-type]
-    }.items():
+    }
+    for expected, call in wrong.items():
         with pytest.raises(CallTypeError, match=re.escape(expected)):
-            wrong()
+            call()
 
 
 def test_nothing_comes_of_nothing(lib: Library) -> None:

@@ -95,6 +95,7 @@ def test_random_configs_of_known_shapes(form: dict[str, Any]) -> None:
         work = shaped(form, rows, cols)
         space = templates_for(work, machine("x86-64-v4"))[0].space(work, machine("x86-64-v4"))
         config = space.sample(rng)
+        assert config is not None
         check(built(work, machine("x86-64-v4"), config), work, offset=1)
 
 

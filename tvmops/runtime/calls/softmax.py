@@ -32,6 +32,7 @@ def call(x: Any, axis: int = -1, scale: float | None = None, mask: Any = None, l
     inputs = {"x": dense.reshape((rows, cols) if is_last else (rows, cols, inner))}
     if mask is not None and rows * cols > 0:
         inputs["mask"] = _mask(mask, shape or (1,))
+    fields: dict[str, Any] = {"mask_rows": len(inputs["mask"])} if "mask" in inputs else {}
     return Call.of(
         OP,
         inputs,
@@ -44,7 +45,7 @@ def call(x: Any, axis: int = -1, scale: float | None = None, mask: Any = None, l
         log=bool(log),
         scaled=scale is not None,
         dtype="float32",
-        **({"mask_rows": len(inputs["mask"])} if "mask" in inputs else {}),
+        **fields,
     )
 
 
