@@ -19,6 +19,7 @@ from tvmops.schedules.cpu.winograd import Winograd2, Winograd4, Winograd6
 from tvmops.schedules.cuda.attention_decode import DecodeAttention
 from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
+from tvmops.schedules.cuda.rows import CudaRows
 from tvmops.schedules.sketch import Sketch
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.targets import Target
@@ -43,6 +44,7 @@ TEMPLATES: tuple[Template, ...] = (
     WgmmaGemm(),
     DecodeAttention(),
     WgmmaAttention(),
+    CudaRows(),
     Sketch(),
 )
 

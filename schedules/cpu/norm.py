@@ -19,7 +19,11 @@ class CpuNorm(RowTemplate):
     name = "cpu.norm"
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        return workload.op in ("layer_norm", "rms_norm") and target.kind == "cpu"
+        return (
+            workload.op in ("layer_norm", "rms_norm")
+            and workload["dtype"] == "float32"
+            and target.kind == "cpu"
+        )
 
     def kernel(self, workload: Workload, width: int, config: Config) -> RowKernel:
         return NormKernel(workload, width, config)

@@ -31,7 +31,7 @@ class RowTemplate(Template):
     op: str
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        return workload.op == self.op and target.kind == "cpu"
+        return workload.op == self.op and workload["dtype"] == "float32" and target.kind == "cpu"
 
     def space(self, workload: Workload, target: Target) -> Space:
         rows = int(workload.dims("rows")[0])

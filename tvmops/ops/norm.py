@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tvmops.ops.base import Array, Exact, Op
+from tvmops.ops.matmul import ROUNDING
 from tvmops.workloads import Workload
 
 UNIT_ROUNDOFF = 2.0**-24  # of float32
@@ -22,10 +23,16 @@ class _Norm(Op):
 
         inputs = {s.name: te.placeholder(s.shape, s.dtype, name=s.name) for s in self.inputs(workload)}
         eps = te.var("eps", "float32")
-        x = inputs["x"]
+        wide = {
+            name: te.compute(t.shape, lambda *at, t=t: t[at].astype("float32"), name=f"wide_{name}")
+            if t.dtype != "float32"
+            else t
+            for name, t in inputs.items()
+        }
+        x = wide["x"]
         rows, cols = workload.dims("rows", "cols")
         if workload["residual"]:
-            given, residual = x, inputs["residual"]
+            given, residual = x, wide["residual"]
             x = te.compute((rows, cols), lambda i, j: given[i, j] + residual[i, j], name="sum")
         share = tirx.const(1 / cols, "float32")
         r, s = (te.reduce_axis((0, cols), name=name) for name in "rs")
@@ -39,11 +46,17 @@ class _Norm(Op):
         def result(i: Any, j: Any) -> Any:
             value = off(i, j) / tirx.sqrt(square[i] * share + eps)
             if workload["weight"]:
-                value = value * inputs["weight"][j]
-            return value + inputs["bias"][j] if workload["bias"] else value
+                value = value * wide["weight"][j]
+            value = value + wide["bias"][j] if workload["bias"] else value
+            return value.astype(workload["dtype"])
 
         out = te.compute((rows, cols), result, name="out")
-        return [*inputs.values(), eps, out, *([x] if workload["residual"] else [])]
+        if not workload["residual"]:
+            return [*inputs.values(), eps, out]
+        if x.dtype != workload["dtype"]:
+            exact = x
+            x = te.compute((rows, cols), lambda i, j: exact[i, j].astype(workload["dtype"]), name="rounded")
+        return [*inputs.values(), eps, out, x]
 
     def reference(self, workload: Workload, *inputs: Array) -> tuple[Exact, ...]:
         given = {spec.name: array.astype(np.float64) for spec, array in zip(self.inputs(workload), inputs)}
@@ -63,7 +76,7 @@ class _Norm(Op):
     def tolerance(self, workload: Workload) -> float:
         (cols,) = workload.dims("cols")
         largest = _LARGEST if cols >= 32 else 1 / math.sqrt(_EPS)  # a short row may hardly vary
-        return (16 + cols / 8) * UNIT_ROUNDOFF * largest
+        return ((16 + cols / 8) * UNIT_ROUNDOFF + ROUNDING[str(workload["dtype"])]) * largest
 
     def scalars(self, workload: Workload) -> tuple[float, ...]:
         return (_EPS,)
@@ -81,7 +94,8 @@ class LayerNorm(_Norm):
     1983). Sums are float32, in several partial sums; kernels are held to the error of cols / 8
     numbers added one after the other, (16 + cols / 8) u, u = 2**-24, times 4, as large as a
     result gets for `random_inputs` (1 / sqrt(eps) below 32 columns, which may hardly
-    vary). The sum with the residual is rounded once.
+    vary). The sum with the residual is rounded once. Results of
+    16 bits are rounded once more.
     """
 
     name = "layer_norm"

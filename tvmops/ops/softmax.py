@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tvmops.ops.base import Array, Exact, Op
+from tvmops.ops.matmul import ROUNDING
 from tvmops.signatures.softmax import SCALE
 from tvmops.workloads import Workload
 
@@ -39,9 +40,9 @@ class Softmax(Op):
         scalars = [te.var(name, "float32") for name in (("scale",) if workload["scaled"] else ())]
 
         def value(*at: Any) -> Any:
-            scaled = x[at] * scalars[0] if scalars else x[at]
+            scaled = x[at].astype("float32") * scalars[0] if scalars else x[at].astype("float32")
             (mask_rows,) = workload.dims("mask_rows")
-            return scaled + inputs[1][at[0] % mask_rows, at[1]] if mask_rows else scaled
+            return scaled + inputs[1][at[0] % mask_rows, at[1]].astype("float32") if mask_rows else scaled
 
         def at(outer: tuple[Any, ...], r: Any) -> tuple[Any, ...]:
             return (outer[0], r, *outer[1:])
@@ -56,7 +57,8 @@ class Softmax(Op):
         def result(*i: Any) -> Any:
             o = (i[0], *i[2:])
             below = value(*i) - top[o]
-            return below - tirx.log(total[o]) if workload["log"] else tirx.exp(below) / total[o]
+            made = below - tirx.log(total[o]) if workload["log"] else tirx.exp(below) / total[o]
+            return made.astype(workload["dtype"])
 
         return [*inputs, *scalars, te.compute(shape, result, name="out")]
 
@@ -78,10 +80,11 @@ class Softmax(Op):
 
     def tolerance(self, workload: Workload) -> float:
         (cols,) = workload.dims("cols")
+        rounding = ROUNDING[str(workload["dtype"])]
         relative = (16 + cols / 8) * UNIT_ROUNDOFF
         if workload["log"]:
-            return relative + 2 * UNIT_ROUNDOFF * (math.log(cols) + 4)
-        return relative * min(1.0, math.exp(4) / cols)
+            return relative + (2 * UNIT_ROUNDOFF + rounding) * (math.log(cols) + 4)
+        return (relative + rounding) * min(1.0, math.exp(4) / cols)
 
     def scalars(self, workload: Workload) -> tuple[float, ...]:
         return (SCALE,) if workload["scaled"] else ()

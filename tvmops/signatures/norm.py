@@ -23,7 +23,7 @@ class Norm(Signature):
         Field("weight", Flag(), False),
         Field("bias", Flag(), False),
         Field("residual", Flag(), False),
-        Field("dtype", Choice(("float32",)), "float32", shown=True),
+        Field("dtype", Choice(("float32", "float16", "bfloat16")), "float32", shown=True),
     )
 
     def inputs(self, workload: Workload) -> tuple[TensorSpec, ...]:

@@ -29,7 +29,7 @@ class Softmax(Signature):
         Field("log", Flag(), False),
         Field("scaled", Flag(), False),
         Field("mask_rows", Dim(low=0), 0),
-        Field("dtype", Choice(("float32",)), "float32", shown=True),
+        Field("dtype", Choice(("float32", "float16", "bfloat16")), "float32", shown=True),
     )
 
     def inputs(self, workload: Workload) -> tuple[TensorSpec, ...]:

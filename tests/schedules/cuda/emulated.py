@@ -42,9 +42,9 @@ def emulated(cubin: Cubin, folder: Path) -> Callable[..., None]:
     body = _SHARED.sub(r"uchar* \1 = emulator::now->block->memory.data();", cubin.source[found.start() :])
     names = ", ".join(words[-1] for words in parameters)
     launch = f"""
-extern "C" void run(int grid, int cluster, int shared_bytes, {found[3]}) {{
+extern "C" const char* run(int grid, int cluster, int shared_bytes, {found[3]}) {{
   emulator::kernel = [=] {{ {name}({names}); }};
-  emulator::launch(grid, cluster, {threads}, shared_bytes);
+  return emulator::launch(grid, cluster, {threads}, shared_bytes);
 }}
 """
     source, library = folder / "kernel.cpp", folder / "kernel.so"
@@ -53,10 +53,11 @@ extern "C" void run(int grid, int cluster, int shared_bytes, {found[3]}) {{
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     run = ctypes.CDLL(str(library)).run
+    run.restype = ctypes.c_char_p
 
     def call(grid: int, arguments: Mapping[str, Any], cluster: int = 1, shared_bytes: int = 0) -> None:
         values = [_value(words, arguments) for words in parameters]
-        run(grid, cluster, shared_bytes, *values)
+        assert run(grid, cluster, shared_bytes, *values) == b""
 
     return call
 

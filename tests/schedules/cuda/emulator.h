@@ -10,6 +10,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 #include <ucontext.h>
 
@@ -53,9 +54,12 @@ static std::vector<std::unique_ptr<Block>>* cluster;
 static Group cluster_group;
 static std::function<void()> kernel;
 
-[[noreturn]] static void fail(const char* what) {
-  std::fprintf(stderr, "emulator: block %d, thread %d: %s\n", now->block->index, now->number, what);
-  std::exit(3);
+static std::string complaint;
+
+// Ends the run: nobody goes on.
+static void fail(const char* what) {
+  complaint = "block " + std::to_string(now->block->index) + ", thread " + std::to_string(now->number) + ": " + what;
+  for (;;) swapcontext(&now->context, &scheduler);
 }
 
 static void meet(Group& group) {
@@ -128,16 +132,23 @@ static void run_cluster(int first, int blocks, int threads, int shared_bytes) {
       thread->waits_for = nullptr;
       now = thread.get();
       swapcontext(&scheduler, &now->context);
+      if (!complaint.empty()) return;
       moved = true;
       left -= now->done;
     }
-    if (!moved) fail("waits for threads that do not come");
+    if (!moved) {
+      complaint = "threads wait for others that do not come";
+      return;
+    }
   }
 }
 
-static void launch(int grid, int cluster_size, int threads, int shared_bytes) {
-  for (int first = 0; first < grid; first += cluster_size)
+// Returns what went wrong, or "".
+static const char* launch(int grid, int cluster_size, int threads, int shared_bytes) {
+  complaint.clear();
+  for (int first = 0; first < grid && complaint.empty(); first += cluster_size)
     run_cluster(first, cluster_size, threads, shared_bytes);
+  return complaint.c_str();
 }
 
 }  // namespace emulator
