@@ -47,6 +47,11 @@ class Manifest:
     toolchain: Mapping[str, str]
     schema: int = SCHEMA
 
+    @property
+    def device(self) -> str:
+        """Where its arrays lie: "cuda", or "cpu"."""
+        return "cuda" if any(need.startswith("sm_") for need in self.needs) else "cpu"
+
     def write(self, folder: Path) -> None:
         table = dataclasses.asdict(self)
         (folder / FILE).write_text(json.dumps({**table, "digest": _digest(table)}, indent=1) + "\n")

@@ -23,7 +23,7 @@ from tvmops.measure.build import build_library
 from tvmops.measure.toolchain import toolchain
 from tvmops.ops import op_of
 from tvmops.records import Record, best_records, read_log
-from tvmops.runtime.backend import RUNTIME_FILE
+from tvmops.runtime.backend import CUDA_RUNTIME_FILE, RUNTIME_FILE
 from tvmops.schedules import GenericKernel, Template, templates_for
 from tvmops.signatures.layouts import PLAIN
 from tvmops.space import Config, Space
@@ -217,7 +217,9 @@ def _write(folder: Path, target: Target, kernels: Sequence[_Kernel]) -> None:
     build_library(merged, target, linked)
     # A name of its own: a process that holds an earlier module of this folder would get that again.
     module = linked.rename(folder / f"kernels-{_digest(linked)[:12]}.so").name
-    shutil.copy(Path(tvm.__file__).parent / "lib" / RUNTIME_FILE, folder / RUNTIME_FILE)
+    runtimes = [RUNTIME_FILE, *([CUDA_RUNTIME_FILE] if target.kind == "cuda" else [])]
+    for name in runtimes:
+        shutil.copy(Path(tvm.__file__).parent / "lib" / name, folder / name)
     manifest = Manifest(
         target=target.name,
         arch=target.arch,
@@ -225,7 +227,7 @@ def _write(folder: Path, target: Target, kernels: Sequence[_Kernel]) -> None:
         module=module,
         runtime=RUNTIME_FILE,
         kernels=tuple(kernel.entry for kernel in kernels),
-        files={name: _digest(folder / name) for name in (module, RUNTIME_FILE)},
+        files={name: _digest(folder / name) for name in (module, *runtimes)},
         toolchain=toolchain(),
     )
     manifest.write(folder)

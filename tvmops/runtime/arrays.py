@@ -25,7 +25,7 @@ def view(op: str, name: str, array: Any) -> Any:
     CallTypeError
         It is no array.
     CallError
-        It is not on the CPU, not strided, or needs a gradient, which kernels don't compute.
+        It is on no CPU or GPU, not strided, or needs a gradient, which kernels don't compute.
     """
     if _is_torch(array):
         _check_torch(op, name, array)
@@ -109,11 +109,19 @@ def new_output(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
     return np.empty(shape, like.dtype if like.dtype.name == dtype else stored(dtype))
 
 
+def device_of(array: Any) -> str:
+    """Return where what `view` gave lies: "cpu", or "cuda:0" and such."""
+    return str(array.device) if _is_torch(array) else "cpu"
+
+
 def as_argument(array: Any, dtype: str) -> Any:
     """Return a dense array of `dtype` in the form that tvm-ffi takes.
 
-    NumPy lends read-only memory by request alone. What NumPy does not have goes as its bits.
+    NumPy lends read-only memory by request alone. What NumPy does not have goes as its bits,
+    but for tensors on a GPU, whose kernels take them as they are.
     """
+    if device_of(array) != "cpu":
+        return array
     held = stored(dtype)
     if held != dtype:
         array = array.view(getattr(sys.modules["torch"], held) if _is_torch(array) else held)
@@ -144,9 +152,9 @@ def _is_torch(array: Any) -> bool:
 
 
 def _check_torch(op: str, name: str, tensor: Any) -> None:
-    if tensor.device.type != "cpu":
+    if tensor.device.type not in ("cpu", "cuda"):
         raise CallError(
-            op=op, argument=name, value=f"on device {tensor.device}", expected="a tensor on the CPU"
+            op=op, argument=name, value=f"on device {tensor.device}", expected="a tensor on the CPU or a GPU"
         )
     torch = sys.modules["torch"]
     if tensor.layout is not torch.strided or tensor.is_nested:

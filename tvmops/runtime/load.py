@@ -18,7 +18,7 @@ from tvmops.errors import (
 from tvmops.machine import missing_features, this_machine
 from tvmops.manifest import Manifest
 from tvmops.runtime import backend
-from tvmops.runtime.arrays import as_argument, as_output, new_output, overlap
+from tvmops.runtime.arrays import as_argument, as_output, device_of, new_output, overlap
 from tvmops.runtime.calls import CALLS, PACKS, Call
 from tvmops.runtime.dispatch import Dispatcher, Explanation
 from tvmops.runtime.known import Key, KnownCalls, key_of
@@ -48,6 +48,8 @@ def load(path: str | os.PathLike[str]) -> Library:
     _check_machine(folder, manifest)
     _check_files(folder, manifest)
     backend.load_backend(folder)
+    if manifest.device == "cuda":
+        backend.load_cuda_backend(folder)
     return Library(folder, manifest)
 
 
@@ -480,13 +482,28 @@ class Library:
         """
         call = self._answerable(call)
         made = self._compute(call, outs)
-        if key and not call.is_empty:
+        if key and not call.is_empty and self.manifest.device == "cpu":
             self._known.learn(key, arrays, call, self._kernels[call.workload])
         return made
+
+    def _check_devices(self, call: Call, outs: tuple[Any, ...]) -> None:
+        """Refuse arrays that lie elsewhere than this library's kernels and the first array."""
+        op, wanted = call.workload.op, self.manifest.device
+        names = [spec.name for spec in SIGNATURES[op].inputs(call.workload)]
+        given = [*zip(names, call.inputs), *zip(_out_names(outs), outs)]
+        first = device_of(call.inputs[0])
+        for name, array in given:
+            found = first if array is None else device_of(array)
+            if not found.startswith(wanted):
+                expected = "a tensor on the CPU" if wanted == "cpu" else "a torch tensor on a CUDA device"
+                raise CallError(op=op, argument=name, value=f"on device {found}", expected=expected)
+            if found != first:
+                raise CallError(op=op, argument=name, value=f"on device {found}", expected=f"device {first}")
 
     def _compute(self, call: Call, outs: tuple[Any, ...]) -> tuple[Any, ...]:
         op, like = call.workload.op, call.inputs[0]
         signature = SIGNATURES[op]
+        self._check_devices(call, outs)
         made = tuple(
             new_output(like, shape, spec.dtype)
             if out is None

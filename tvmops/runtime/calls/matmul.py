@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from tvmops.errors import CallError, CallTypeError
-from tvmops.runtime.arrays import as_input, as_numpy, broadcast, dtype_of, is_dense, view
+from tvmops.runtime.arrays import as_input, as_numpy, broadcast, device_of, dtype_of, is_dense, view
 from tvmops.runtime.calls.base import Call, parsed
 from tvmops.runtime.packed import PackedWeight
 from tvmops.signatures import Value
@@ -19,6 +19,7 @@ from tvmops.workloads import Workload
 
 OP = "matmul"
 _DTYPES = ("float32", BFLOAT16)
+_GPU_DTYPES = ("float16",)  # besides those
 Shape = tuple[int, ...]
 
 
@@ -118,7 +119,8 @@ class _Operand:
 
     @property
     def dtype(self) -> str:
-        return _named(dtype_of(self.array))
+        found = dtype_of(self.array)
+        return found if found in _GPU_DTYPES and device_of(self.array) != "cpu" else _named(found)
 
     @property
     def count(self) -> int:

@@ -1,0 +1,44 @@
+"""A library for a GPU is built where there is none, and refused there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.libraries import default_record, write_log
+from tests.schedules.cuda.compiled import needs_nvcc
+from tvmops import gpu
+from tvmops.errors import LibraryTargetError
+from tvmops.library.export import export
+from tvmops.manifest import Manifest
+from tvmops.runtime.load import load
+from tvmops.targets import target
+from tvmops.workloads import workload
+
+H200 = target("nvidia-h200")
+W = workload("matmul", m=4096, n=4096, k=4096, dtype="bfloat16")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cuda")
+    return export(W, H200, [write_log(folder / "log.jsonl", default_record(W, H200))], folder / "lib")
+
+
+@needs_nvcc
+def test_it_holds_the_kernels_and_both_runtimes(library: Path) -> None:
+    manifest = Manifest.read(library)
+    assert manifest.device == "cuda" and manifest.needs == ("sm_90a",)
+    assert {"libtvm_runtime.so", "libtvm_runtime_cuda.so"} < manifest.files.keys()
+    code = (library / manifest.module).read_bytes()
+    assert all(f"{entry.function}_kernel".encode() in code for entry in manifest.kernels)
+    generic = [entry for entry in manifest.kernels if entry.seconds is None]
+    assert generic and all(entry.multiples == {"n": 8, "k": 8} for entry in generic)
+
+
+@needs_nvcc
+def test_a_machine_without_that_gpu_refuses_it(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "capabilities", lambda: ((8, 0),))
+    with pytest.raises(LibraryTargetError, match="needs sm_90a"):
+        load(library)
