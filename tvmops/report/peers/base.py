@@ -46,3 +46,21 @@ def plain_inputs(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any]:
 def channels_first(array: Any) -> Any:
     """Return a dense NCHW copy of an NHWC array."""
     return np.ascontiguousarray(np.moveaxis(array, 3, 1))
+
+
+def matmul_operands(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any] | None:
+    """Return the arrays of a matmul of float32 by name, a and b as they stand in the product.
+
+    Transposed ones are views; a packed b is laid out again as (k, n), and is constant. None for
+    another dtype.
+    """
+    if workload["dtype"] != "float32":
+        return None
+    names = [spec.name for spec in SIGNATURES["matmul"].inputs(workload)]
+    given = dict(zip(names, inputs))
+    if workload["packed"] != PLAIN:
+        given["b"] = np.ascontiguousarray(layout_of(workload).unpack(given["b"], *workload.dims("k", "n")))
+    for name in "ab":
+        if workload[f"trans_{name}"]:
+            given[name] = given[name].swapaxes(-1, -2)
+    return given

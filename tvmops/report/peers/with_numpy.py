@@ -7,13 +7,25 @@ from typing import Any
 
 import numpy as np
 
-from tvmops.report.peers.base import Call, MakeCall
+from tvmops.report.peers.base import Call, MakeCall, matmul_operands
 from tvmops.workloads import Workload
 
 
-def matmul(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call:
-    (a, b), (c,) = inputs, outputs
-    return lambda: np.matmul(a, b, out=c)
+def matmul(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
+    given, (c,) = matmul_operands(workload, inputs), outputs
+    if given is None or workload["activation"] not in ("none", "relu"):
+        return None
+    a, b = given.pop("a"), given.pop("b")
+
+    def call() -> None:
+        np.matmul(a, b, out=c)
+        for addend in given.values():
+            np.add(c, addend, out=c)
+        if workload["activation"] == "relu":
+            np.maximum(c, 0, out=c)
+
+    plain = not given and workload["activation"] == "none"
+    return (lambda: np.matmul(a, b, out=c)) if plain else call
 
 
 def softmax(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:

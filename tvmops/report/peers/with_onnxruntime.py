@@ -12,15 +12,38 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tvmops.machine import physical_cores
 from tvmops.ops import op_of
-from tvmops.report.peers.base import Call, MakeCall, channels_first, plain_inputs, reporting
+from tvmops.report.peers.base import Call, MakeCall, channels_first, matmul_operands, plain_inputs, reporting
 from tvmops.report.turns import take_turns
 from tvmops.signatures.layouts import PLAIN
 from tvmops.workloads import Workload
 
 
-def matmul(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call:
-    (a, b), (c,) = inputs, outputs
-    return _session([helper.make_node("MatMul", ["a", "b"], ["c"])], {"a": a, "b": b}, {"c": c})
+def matmul(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
+    """As nodes that it fuses, an initializer for a constant b."""
+    activation = {"none": None, "relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "gelu": "Gelu"}
+    given = matmul_operands(workload, inputs)
+    if given is None or workload["activation"] not in activation:
+        return None
+    constant = {"b": given.pop("b")} if workload["packed"] != PLAIN else {}
+    flags = {f"trans{name.upper()}": int(workload[f"trans_{name}"] is True) for name in "ab"}
+    arrays = {
+        name: each.swapaxes(-1, -2) if name in "ab" and workload[f"trans_{name}"] else each
+        for name, each in given.items()
+    }
+    if any(flags.values()):
+        product = helper.make_node("FusedMatMul", ["a", "b"], ["0"], domain="com.microsoft", **flags)
+    else:
+        product = helper.make_node("MatMul", ["a", "b"], ["0"])
+    nodes = [product]
+    for name in ("bias", "residual"):
+        if name in arrays:
+            nodes.append(helper.make_node("Add", [nodes[-1].output[0], name], [str(len(nodes))]))
+    after = activation[str(workload["activation"])]
+    if after:
+        domain = "com.microsoft" if after == "Gelu" else ""
+        nodes.append(helper.make_node(after, [nodes[-1].output[0]], [str(len(nodes))], domain=domain))
+    nodes[-1].output[0] = "c"
+    return _session(nodes, arrays, {"c": outputs[0]}, constant=constant)
 
 
 def conv2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:

@@ -11,15 +11,25 @@ from openvino import opset13 as ops
 
 from tvmops.machine import physical_cores
 from tvmops.ops import op_of
-from tvmops.report.peers.base import Call, MakeCall, channels_first, plain_inputs, reporting
+from tvmops.report.peers.base import Call, MakeCall, channels_first, matmul_operands, plain_inputs, reporting
 from tvmops.signatures.layouts import PLAIN
 from tvmops.workloads import Workload
 
 
-def matmul(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call:
-    (a, b), (c,) = inputs, outputs
-    left, right = (ops.parameter(array.shape, array.dtype) for array in (a, b))
-    return _request(ops.matmul(left, right, False, False), [left, right], [a, b], c)
+def matmul(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
+    given = matmul_operands(workload, inputs)
+    if given is None:
+        return None
+    constant = {"b": given.pop("b")} if workload["packed"] != PLAIN else {}
+    turned = {name for name in "ab" if workload[f"trans_{name}"]}
+    arrays = {name: each.swapaxes(-1, -2) if name in turned else each for name, each in given.items()}
+    parameters = {name: ops.parameter(array.shape, array.dtype) for name, array in arrays.items()}
+    nodes = {**parameters, **{name: ops.constant(array) for name, array in constant.items()}}
+    node = ops.matmul(nodes["a"], nodes["b"], "a" in turned, "b" in turned)
+    for name in given.keys() - {"a", "b"}:
+        node = ops.add(node, nodes[name])
+    node = _ACTIVATIONS[str(workload["activation"])](node)
+    return _request(node, list(parameters.values()), list(arrays.values()), outputs[0])
 
 
 def conv2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:

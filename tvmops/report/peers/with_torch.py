@@ -10,17 +10,37 @@ from torch.nn import functional
 
 from tvmops.machine import physical_cores
 from tvmops.ops import op_of
-from tvmops.report.peers.base import Call, MakeCall, plain_inputs, reporting
+from tvmops.report.peers.base import Call, MakeCall, matmul_operands, plain_inputs, reporting
 from tvmops.report.turns import take_turns
 from tvmops.signatures.softmax import SCALE
 from tvmops.workloads import Workload
 
 
-def matmul(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call:
-    (a, b), (c,) = inputs, outputs
+def matmul(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
+    arrays = matmul_operands(workload, inputs)
+    if arrays is None:
+        return None
     torch.set_num_threads(physical_cores())
-    ta, tb, tc = (torch.from_numpy(array) for array in (a, b, c))
-    return lambda: torch.matmul(ta, tb, out=tc)
+    given, out = (
+        {name: torch.from_numpy(array) for name, array in arrays.items()},
+        torch.from_numpy(outputs[0]),
+    )
+    a, b = given["a"], given["b"]
+    bias, residual = given.get("bias"), given.get("residual")
+    activation = _ACTIVATIONS[str(workload["activation"])]
+    if bias is residual is activation is None:
+        return lambda: torch.matmul(a, b, out=out)
+
+    def compute() -> torch.Tensor:
+        with torch.inference_mode():
+            result = functional.linear(a, b.mT, bias) if b.ndim == 2 else torch.matmul(a, b)
+            if bias is not None and b.ndim > 2:
+                result += bias
+            if residual is not None:
+                result += residual
+            return activation(result) if activation else result
+
+    return reporting(compute, out.copy_)
 
 
 def conv2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
