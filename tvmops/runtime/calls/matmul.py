@@ -193,7 +193,7 @@ def _made(left: _Operand, right: _Operand | _Packed, epilogue: _Epilogue, shape:
         a = left.as_matrices(tuple(batch), dtype)
         if count > 1:
             shared = "b" if right.count == 1 else "a" if left.count == 1 else "none"
-    inputs = {"a": a, "b": right.as_matrices(tuple(batch), dtype)}
+    inputs = {"a": a, "b": right.as_matrices(() if count == 1 else tuple(batch), dtype)}
     if epilogue.bias is not None:
         inputs["bias"] = epilogue.bias
     if epilogue.residual is not None:
