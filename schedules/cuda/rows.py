@@ -32,10 +32,10 @@ class CudaRows(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        if target.gpu is None or workload["cols"] == ANY:
+        if target.gpu is None or workload.op not in ("softmax", *_NORMS) or workload["cols"] == ANY:
             return False
-        fits = workload["axis"] == LAST if workload.op == "softmax" else workload.op in _NORMS
-        return fits and bool(_plain_configs(workload, target))
+        along_rows = workload.op in _NORMS or workload["axis"] == LAST
+        return along_rows and bool(_plain_configs(workload, target))
 
     def space(self, workload: Workload, target: Target) -> Space:
         factors = workload.op in _NORMS and bool(workload["weight"] or workload["bias"])
