@@ -15,6 +15,7 @@ from tvmops.schedules.cpu.gemm_int8 import CpuGemmInt8
 from tvmops.schedules.cpu.norm import CpuNorm
 from tvmops.schedules.cpu.softmax import CpuSoftmax
 from tvmops.schedules.cpu.softmax_columns import CpuSoftmaxColumns
+from tvmops.schedules.cpu.weight_only import WeightOnly
 from tvmops.schedules.cpu.winograd import Winograd2, Winograd4, Winograd6
 from tvmops.schedules.cuda.attention_decode import DecodeAttention
 from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
@@ -29,6 +30,7 @@ TEMPLATES: tuple[Template, ...] = (
     CpuGemm(),
     CpuGemmBfloat16(),
     CpuGemmInt8(),
+    WeightOnly(),
     Conv2DDepthwise(),
     Conv2DPixels(),
     Conv2DChannels(),

@@ -39,6 +39,14 @@ def lib(tmp_path_factory: pytest.TempPathFactory) -> Library:
         pytest.skip("no target for this machine")
     work = [int8_work(**fields) for fields in INT8_FORMS.values()]
     work += [tvmops.workload("matmul", m=M, n=N, k=K, dtype="bfloat16", packed=p) for p in ("none", "words")]
+    work += [
+        tvmops.workload(
+            "matmul_weight_only", m=M, n=N, k=96, group=32, bits=bits, zero_points=zeros, x_bits=x_bits
+        )
+        for bits in (4, 8)
+        for zeros in (False, True)
+        for x_bits in (8, 24)
+    ]
     folder = tmp_path_factory.mktemp("lowp")
     log = write_log(folder / "log.jsonl", *(default_record(w, machine) for w in work))
     return tvmops.load(export(work, machine, [log], folder / "library"))
@@ -180,3 +188,30 @@ def test_dtypes_do_not_mix(lib: Library) -> None:
         lib.matmul(a, b)
     with pytest.raises(CallTypeError, match="expected dtype bfloat16"):
         lib.matmul(a, lib.pack("matmul", b))
+
+
+@pytest.mark.parametrize("dtype", ["int4", "uint4", "int8", "uint8"])
+@pytest.mark.filterwarnings("ignore:library")
+def test_quantised_weights_alone(lib: Library, dtype: str) -> None:
+    rng = np.random.default_rng(5)
+    w, x = (rng.standard_normal(s).astype("float32") for s in ((N, 96), (M, 96)))
+    quantized = quantize(w, dtype, axis=1, group=32)
+    packed = lib.pack("matmul_weight_only", quantized)
+    expected = x.astype("float64") @ quantized.dequantized().T
+    for bits, error in ((24, 2e-5), (8, 0.2)):
+        y = lib.matmul_weight_only(x, packed, x_bits=bits)
+        np.testing.assert_allclose(y, expected, atol=error)
+        assert lib.matmul_weight_only(x, packed, x_bits=bits, out=y) is y
+
+
+def test_weights_must_be_packed_and_fit(lib: Library) -> None:
+    x, w = np.zeros((M, 96), "float32"), np.zeros((N, 64), "float32")
+    with pytest.raises(CallTypeError, match="'w' is ndarray; expected what pack"):
+        lib.matmul_weight_only(x, w)
+    with pytest.raises(CallTypeError, match="'weight' is ndarray"):
+        lib.pack("matmul_weight_only", w)
+    with pytest.raises(CallError, match="group None; expected shape"):
+        lib.pack("matmul_weight_only", quantize(w + 1, axis=1))
+    packed = lib.pack("matmul_weight_only", quantize(w + 1, "int4", axis=1, group=32))
+    with pytest.raises(CallError, match=r"'w' is of shape .*; expected 96 columns"):
+        lib.matmul_weight_only(x, packed)

@@ -9,13 +9,24 @@ from tvmops.ops.base import Array, Exact, Op
 from tvmops.ops.conv2d import Conv2D
 from tvmops.ops.matmul import MatMul
 from tvmops.ops.matmul_int8 import MatMulInt8
+from tvmops.ops.matmul_weight_only import MatMulWeightOnly
 from tvmops.ops.norm import LayerNorm, RMSNorm
 from tvmops.ops.softmax import Softmax
 from tvmops.workloads import Workload
 
 _OPS: dict[str, Op] = {
     op.name: op
-    for op in (MatMul(), MatMulInt8(), Attention(), Conv2D(), Softmax(), LayerNorm(), RMSNorm(), Activation())
+    for op in (
+        MatMul(),
+        MatMulInt8(),
+        MatMulWeightOnly(),
+        Attention(),
+        Conv2D(),
+        Softmax(),
+        LayerNorm(),
+        RMSNorm(),
+        Activation(),
+    )
 }
 
 

@@ -199,6 +199,34 @@ class Library:
             made = self._answer(key, arrays, call, (out,))
         return made[0]
 
+    def matmul_weight_only(self, x: Any, w: PackedWeight, x_bits: int = 24, out: Any = None) -> Any:
+        """Return x @ w.T for integer weights with a scale for each group of k.
+
+        Parameters
+        ----------
+        x
+            Array of shape (m, k), float32.
+        w
+            What `pack("matmul_weight_only", quantized)` returned, of weights (n, k) that
+            `tvmops.quantize.quantize(..., axis=1, group=...)` made: int4, uint4, int8 or uint8.
+        x_bits
+            How finely values of x are told apart within a group: 24 bits, as float32 does; 16; or
+            8, which is faster, and what others call dynamic quantisation.
+        out
+            Where to write the result, of shape (m, n), float32: dense, not overlapping an input.
+            Without it a new array is made.
+
+        Raises
+        ------
+        CallError, CallTypeError
+            An argument does not fit; the message names it.
+        """
+        arrays, key = (x, w), key_of("matmul_weight_only", (x, w), (x_bits,))
+        made = self._known.answer(key, arrays, (out,))
+        if made is None:
+            made = self._answer(key, arrays, CALLS["matmul_weight_only"](x, w, x_bits), (out,))
+        return made[0]
+
     def attention(
         self,
         q: Any,

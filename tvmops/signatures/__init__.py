@@ -9,12 +9,14 @@ from tvmops.signatures.conv2d import Conv2D
 from tvmops.signatures.fields import ANY, Choice, Dim, Field, Flag, Sizes, Value
 from tvmops.signatures.matmul import MatMul
 from tvmops.signatures.matmul_int8 import MatMulInt8
+from tvmops.signatures.matmul_weight_only import MatMulWeightOnly
 from tvmops.signatures.norm import Norm
 from tvmops.signatures.softmax import Softmax
 
 SIGNATURES: dict[str, Signature] = {
     "matmul": MatMul(),
     "matmul_int8": MatMulInt8(),
+    "matmul_weight_only": MatMulWeightOnly(),
     "attention": Attention(),
     "conv2d": Conv2D(),
     "softmax": Softmax(),

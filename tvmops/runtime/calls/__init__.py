@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tvmops.runtime.calls import activation, attention, conv2d, matmul, matmul_int8, norm, softmax
+from tvmops.runtime.calls import (
+    activation,
+    attention,
+    conv2d,
+    matmul,
+    matmul_int8,
+    matmul_weight_only,
+    norm,
+    softmax,
+)
 from tvmops.runtime.calls.base import Call
 from tvmops.runtime.packed import PackedWeight
 
@@ -12,6 +21,7 @@ from tvmops.runtime.packed import PackedWeight
 CALLS: dict[str, Callable[..., Call]] = {
     "matmul": matmul.call,
     "matmul_int8": matmul_int8.call,
+    "matmul_weight_only": matmul_weight_only.call,
     "attention": attention.call,
     "conv2d": conv2d.call,
     "softmax": softmax.call,
@@ -24,6 +34,7 @@ CALLS: dict[str, Callable[..., Call]] = {
 CALL_ARGUMENTS: dict[str, Callable[..., dict[str, object]]] = {
     "matmul": matmul.arguments,
     "matmul_int8": matmul_int8.arguments,
+    "matmul_weight_only": matmul_weight_only.arguments,
     "attention": attention.arguments,
     "conv2d": conv2d.arguments,
     "softmax": softmax.arguments,
@@ -37,6 +48,7 @@ PACKS: dict[str, Callable[..., PackedWeight]] = {
     "conv2d": conv2d.pack,
     "matmul": matmul.pack,
     "matmul_int8": matmul_int8.pack,
+    "matmul_weight_only": matmul_weight_only.pack,
 }
 
 __all__ = ["CALLS", "CALL_ARGUMENTS", "PACKS", "Call"]

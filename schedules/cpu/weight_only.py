@@ -1,0 +1,327 @@
+"""matmul_weight_only: digits of x times integer weights, on words of four; see `dot`.
+
+Each group of a row of x becomes integers of one, two or three digits to the base of 256. The
+weights stay integers: a row of 64 bytes is loaded, parted into nibbles by a mask and a shift, and
+multiplied by each digit in one instruction. What is done in floats is done once a group. So four
+bits are read at the speed of memory, with the accuracy of float32, for one to a few rows of x.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Any
+
+from tvm import IRModule, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from tvmops.ops.matmul_weight_only import MOST
+from tvmops.schedules.cpu.dot import Value, constant, integer_dot
+from tvmops.schedules.cpu.emit import (
+    Extent,
+    Span,
+    branch,
+    broadcast,
+    ceildiv,
+    divides,
+    lanes,
+    load,
+    minimum,
+    refuse_overlap,
+    registers,
+    share,
+    store,
+    zeros,
+)
+from tvmops.schedules.template import GenericKernel, Template
+from tvmops.signatures.matmul_weight_only import groups_of
+from tvmops.signatures.words import COLUMNS
+from tvmops.space import Config, Knob, Space
+from tvmops.targets import Target
+from tvmops.workloads import Workload
+
+_SMALLEST, _LARGEST = 2.0**-100, 2.0**100  # of the largest |x| of a group, for the digits to serve
+
+
+class WeightOnly(Template):
+    name = "cpu.weight_only"
+    version = 1
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        return workload.op == "matmul_weight_only" and target.kind == "cpu"
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        m, _ = workload.dims("m", "n")
+        knobs = (
+            Knob("mr", tuple(mr for mr in (1, 2, 3, 4, 6) if mr <= m)),
+            Knob("nv", (1, 2, 3, 4, 6)),
+            Knob("ku", (1, 2, 4)),
+            Knob("tasks", tuple(sorted({1, target.cores, 2 * target.cores, 4 * target.cores}))),
+        )
+        return Space(self.name, knobs, lambda config: self._is_legal(config, workload, target))
+
+    def _is_legal(self, config: Config, workload: Workload, target: Target) -> bool:
+        """Say whether `config` fits the machine; the only statement of the template's limits."""
+        (n,) = workload.dims("n")
+        mr, nv, ku, tasks = (config.number(name) for name in ("mr", "nv", "ku", "tasks"))
+        digits = int(str(workload["x_bits"])) // 8
+        vectors = ceil(n / target.vector_width("int32"))
+        return (
+            (nv == 1 or nv <= vectors)
+            and (mr * nv == 1 or mr * nv * (digits + 1) + 4 <= target.vector_registers)
+            and mr * nv * ku * digits <= 96
+            and (tasks == 1 or tasks * nv <= vectors)
+        )
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        m, n, k = workload.dims("m", "n", "k")
+        space = self.space(workload, target)
+        wanted = [
+            Config.of(mr=mr, nv=nv, ku=ku, tasks=tasks)
+            for tasks in ([target.cores, 1] if m * n * k > 1_000_000 else [1])
+            for mr in (4, 3, 2, 1)
+            for nv in (4, 3, 2, 1)
+            for ku in (2, 1)
+        ]
+        return next(config for config in wanted if config in space)
+
+    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        one = Config.of(mr=1, nv=2, ku=2, tasks=target.cores)
+        small = {"m": (1, 8), "n": (1, 256), "k": (1, 256)}
+        return [
+            GenericKernel(small, one.replace(tasks=1)),
+            GenericKernel({"m": (1, 1)}, one),
+            GenericKernel({}, one.replace(mr=2)),
+        ]
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        """Count cycles of the busiest core: products or loads, x's digits, starting threads."""
+        m, n, k = workload.dims("m", "n", "k")
+        mr, nv, ku, tasks = (config.number(name) for name in ("mr", "nv", "ku", "tasks"))
+        layout, digits = groups_of(workload), int(str(workload["x_bits"])) // 8
+        products = 8 // layout.bits * digits * mr
+        row = max(nv * (products + 3), products / digits * 5) + 2 / ku
+        each = k / layout.step * row + k / layout.group * nv * mr * 2 * digits
+        panels = ceil(n / (nv * target.vector_width("int32")) / tasks)
+        tiles = ceil(m / mr)
+        return ceil(tasks / target.cores) * tiles * (panels * each + mr * k) + (tasks > 1) * 10_000
+
+    def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
+        return _Nest(workload, target, config).module()
+
+
+class _Nest:
+    def __init__(self, workload: Workload, target: Target, config: Config) -> None:
+        sizes = (workload[name] for name in ("m", "n", "k"))
+        self.m, self.n, self.k = (
+            size if isinstance(size, int) else tirx.Var(name, "int32") for name, size in zip("mnk", sizes)
+        )
+        self.mr, self.nv, self.ku, self.tasks = (config.number(x) for x in ("mr", "nv", "ku", "tasks"))
+        self.layout = groups_of(workload)
+        self.digits = int(str(workload["x_bits"])) // 8
+        self.most = MOST[str(workload["x_bits"])]
+        self.dot = integer_dot(target)
+        self.width = target.vector_width("int32")
+        self.groups = ceildiv(self.k, self.layout.group)
+        self.nr = self.nv * self.width
+
+    def module(self) -> IRModule:
+        with IRBuilder() as builder:
+            with T.prim_func(s_tir=True):
+                T.func_name("main")
+                T.func_attr({"tirx.noalias": True})
+                x, w, c = (T.arg(name, T.handle()) for name in ("x", "w", "c"))
+                rows = self.groups * self.layout.rows
+                self.x = T.match_buffer(x, (self.m, self.k), "float32", align=4)
+                self.w = T.match_buffer(w, (ceildiv(self.n, COLUMNS), rows, 64), "uint8", align=1)
+                self.c = T.match_buffer(c, (self.m, self.n), "float32", align=4)
+                refuse_overlap(self.c, {"x": self.x, "w": self.w})
+                panels = Span(0, ceildiv(self.n, self.nr))
+                if self.tasks == 1:
+                    self._task(panels)
+                else:
+                    with T.parallel(self.tasks) as task:
+                        self._task(share(panels, task, self.tasks))
+        return IRModule({"main": builder.get()})
+
+    def _task(self, panels: Span) -> None:
+        whole = self.groups * self.layout.group
+        self.words = T.alloc_buffer((self.digits, self.mr, whole), "int8")
+        # for each row and group: the step of each digit, and what a zero point of 1 takes off
+        self.steps = T.alloc_buffer((self.mr, self.groups, self.digits + 1), "float32")
+        self.odd = registers((1,), "int32")  # 1 where the digits do not serve
+        with T.serial(ceildiv(self.m, self.mr)) as tile:
+            T.buffer_store(self.odd, tirx.const(0, "int32"), [0])
+            with T.serial(self.mr) as i, T.serial(self.groups) as group:
+                row = minimum(tile * self.mr + i, self.m - 1)
+                self._digits(i, row, group)
+            with T.serial(panels.count) as panel:
+                column = (panels.start + panel) * self.nr
+                branch(
+                    self.odd[0] == 0,
+                    lambda column=column: self._multiply(tile, column),  # type: ignore[misc]
+                    lambda column=column: self._plainly(tile, column),  # type: ignore[misc]
+                )
+
+    def _digits(self, i: Extent, row: Extent, group: Extent) -> None:
+        """Store the digits of one group of a row of x, eight values at a time."""
+        size, width = self.layout.group, 8
+        start = group * size
+
+        def values(at: Extent) -> Value:
+            if divides(size, self.k):
+                return load(self.x, [row], start + at, width, None)
+            return tirx.Shuffle(
+                [
+                    tirx.if_then_else(
+                        start + at + j < self.k,
+                        self.x[row, minimum(start + at + j, self.k - 1)],
+                        tirx.const(0, "float32"),
+                    )
+                    for j in range(width)
+                ],
+                list(range(width)),
+            )
+
+        largest, total = registers((width,), "int32"), registers((width,), "float32")
+        every = lanes(0, width)
+        T.buffer_store(largest, zeros("int32", width), [every])
+        T.buffer_store(total, zeros("float32", width), [every])
+        with T.serial(size // width) as at:  # by their bits: floats of one sign are in the same order
+            bits = T.reinterpret(f"int32x{width}", values(at * width))
+            T.buffer_store(largest, tirx.max(largest[every], bits & constant(0x7FFFFFFF, bits)), [every])
+        bits = largest[0]
+        for j in range(1, width):
+            bits = tirx.max(bits, largest[j])
+        most = T.bind(T.reinterpret("float32", bits))
+        serves = tirx.any(most == 0, tirx.all(most >= _SMALLEST, most <= _LARGEST))
+        with T.If(tirx.Not(serves)), T.Then():
+            T.buffer_store(self.odd, tirx.const(1, "int32"), [0])
+        safe = T.bind(tirx.Select(tirx.all(serves, most != 0), most, tirx.const(1.0, "float32")))
+        inverse = T.bind(tirx.const(float(self.most), "float32") / safe)
+        with T.serial(size // width) as at:
+            scaled = T.bind(T.nearbyint(values(at * width) * broadcast(inverse, width)))
+            T.buffer_store(total, total[every] + scaled, [every])
+            rest = T.bind(T.Cast(f"int32x{width}", scaled))
+            for digit in range(self.digits):  # the lowest first, each from -128 to 127
+                low = T.bind(((rest + constant(128, rest)) & constant(255, rest)) - constant(128, rest))
+                place = [digit, i, lanes(start + at * width, width)]
+                T.buffer_store(self.words, T.Cast(f"int8x{width}", low), place)
+                rest = T.bind((rest - low) >> constant(8, rest))
+        step = T.bind(safe / tirx.const(float(self.most), "float32"))
+        for digit in range(self.digits):
+            T.buffer_store(self.steps, step * tirx.const(256.0**digit, "float32"), [i, group, digit])
+        summed = total[0]
+        for j in range(1, width):
+            summed = summed + total[j]
+        zero = 1 if self.layout.has_zero_points else self.layout.zero
+        T.buffer_store(
+            self.steps, summed * step * tirx.const(-float(zero), "float32"), [i, group, self.digits]
+        )
+
+    def _multiply(self, tile: Extent, column: Extent) -> None:
+        sums = registers((self.mr, self.nr), "float32")
+        for i in range(self.mr):
+            for v in range(self.nv):
+                T.buffer_store(sums, zeros("float32", self.width), [i, self._lanes(v)])
+        with T.serial(self.groups) as group:
+            totals = registers((self.digits, self.mr, self.nr), "int32")
+            for digit in range(self.digits):
+                for i in range(self.mr):
+                    for v in range(self.nv):
+                        T.buffer_store(totals, zeros("int32", self.width), [digit, i, self._lanes(v)])
+            head = group * self.layout.rows + 1 + int(self.layout.has_zero_points)
+            count = self.layout.group // self.layout.step
+            ku = self.ku if count % self.ku == 0 else 1
+            with T.serial(count // ku) as block:
+                for u in range(ku):
+                    self._row(totals, column, group, head, block * ku + u)
+            for v in range(self.nv):
+                self._add_group(sums, totals, column, group, v)
+        for i in range(self.mr):
+            row = tile * self.mr + i
+
+            def finish(i: int = i, row: Extent = row) -> None:
+                for v in range(self.nv):
+                    at = column + v * self.width
+                    limit = None if divides(self.nr, self.n) else self.n
+                    store(self.c, sums[i, self._lanes(v)], [row], at, self.width, limit)
+
+            if divides(self.mr, self.m):
+                finish()
+            else:
+                with T.If(row < self.m), T.Then():
+                    finish()
+
+    def _row(self, totals: Any, column: Extent, group: Extent, head: Extent, at: Extent) -> None:
+        """Multiply the weights of one row of 64 bytes of each panel by their digits of x."""
+        first = group * self.layout.group + at * self.layout.step
+        halves = 8 // self.layout.bits
+        for v in range(self.nv):
+            word = T.bind(self._bytes(column, v, head + at))
+            for half in range(halves):
+                part = word
+                if halves == 2:
+                    shifted = word >> constant(4, word) if half else word
+                    part = T.bind(shifted & constant(0x0F0F0F0F, word))
+                for digit in range(self.digits):
+                    for i in range(self.mr):
+                        four = self.words[digit, i, lanes(first + 4 * half, 4)]
+                        x = broadcast(T.reinterpret("int32", four), self.width)
+                        place = [digit, i, self._lanes(v)]
+                        total = totals[tuple(place)]
+                        for piece in range(self.dot.parts):
+                            left, right = self.dot.left(part, piece), self.dot.right(x, piece)
+                            total = self.dot.add(total, left, right)
+                        T.buffer_store(totals, total, place)
+
+    def _add_group(self, sums: Any, totals: Any, column: Extent, group: Extent, v: int) -> None:
+        first = group * self.layout.rows
+        scale = T.bind(T.reinterpret(f"float32x{self.width}", self._bytes(column, v, first)))
+        for i in range(self.mr):
+            value = broadcast(self.steps[i, group, self.digits], self.width)
+            if self.layout.has_zero_points:
+                zero = T.reinterpret(f"float32x{self.width}", self._bytes(column, v, first + 1))
+                value = value * zero
+            for digit in range(self.digits):
+                total = T.Cast(f"float32x{self.width}", totals[digit, i, self._lanes(v)])
+                value = value + total * broadcast(self.steps[i, group, digit], self.width)
+            place = [i, self._lanes(v)]
+            T.buffer_store(sums, sums[tuple(place)] + value * scale, place)
+
+    def _bytes(self, column: Extent, v: int, row: Extent) -> Value:
+        """Return a vector of words of one row of the panel of `column`, v vectors on."""
+        at = column + v * self.width
+        panel = minimum(at // COLUMNS, ceildiv(self.n, COLUMNS) - 1)  # the last may lie beyond
+        values = self.w[panel, row, lanes(at % COLUMNS * 4, 4 * self.width)]
+        return T.reinterpret(f"int32x{self.width}", values)
+
+    def _plainly(self, tile: Extent, column: Extent) -> None:
+        """Multiply one by one in float32: for infinities, NaN and numbers far from 1."""
+        layout = self.layout
+        rows = minimum(self.mr, self.m - tile * self.mr)
+        columns = minimum(self.nr, self.n - column)
+        with T.serial(rows) as i, T.serial(columns) as j:
+            row, at = tile * self.mr + i, column + j
+            total = registers((1,), "float32")
+            T.buffer_store(total, tirx.const(0, "float32"), [0])
+            with T.serial(self.k) as r:
+                first, inside = r // layout.group * layout.rows, r % layout.group
+                place = first + 1 + int(layout.has_zero_points) + inside // layout.step
+                q = T.Cast("int32", self.w[at // COLUMNS, place, at % COLUMNS * 4 + inside % 4])
+                if layout.bits == 4:
+                    q = (q >> (inside % 8 // 4 * 4)) & 15
+
+                def number(index: Extent, at: Extent = at) -> Value:
+                    four = self.w[at // COLUMNS, index, lanes(at % COLUMNS * 4, 4)]
+                    return T.reinterpret("float32", four)
+
+                zero: Value = tirx.const(float(layout.zero), "float32")
+                if layout.has_zero_points:
+                    zero = number(first + 1)
+                weight = (T.Cast("float32", q) - zero) * number(first)
+                T.buffer_store(total, total[0] + self.x[row, r] * weight, [0])
+            T.buffer_store(self.c, total[0], [row, at])
+
+    def _lanes(self, v: int) -> tirx.Expr:
+        return lanes(v * self.width, self.width)
