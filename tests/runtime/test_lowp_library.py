@@ -45,7 +45,7 @@ def lib(tmp_path_factory: pytest.TempPathFactory) -> Library:
         )
         for bits in (4, 8)
         for zeros in (False, True)
-        for x_bits in (8, 24)
+        for x_bits in ((8, 24) if bits == 4 and not zeros else (24,))
     ]
     folder = tmp_path_factory.mktemp("lowp")
     log = write_log(folder / "log.jsonl", *(default_record(w, machine) for w in work))
@@ -198,7 +198,7 @@ def test_quantised_weights_alone(lib: Library, dtype: str) -> None:
     quantized = quantize(w, dtype, axis=1, group=32)
     packed = lib.pack("matmul_weight_only", quantized)
     expected = x.astype("float64") @ quantized.dequantized().T
-    for bits, error in ((24, 2e-5), (8, 0.2)):
+    for bits, error in ((24, 2e-5), (8, 0.2)) if dtype == "int4" else ((24, 2e-5),):
         y = lib.matmul_weight_only(x, packed, x_bits=bits)
         np.testing.assert_allclose(y, expected, atol=error)
         assert lib.matmul_weight_only(x, packed, x_bits=bits, out=y) is y
