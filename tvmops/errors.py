@@ -94,7 +94,8 @@ class NoLinkerError(TvmopsError):
 
 class NoCudaCompilerError(TvmopsError):
     message = (
-        "nothing here compiles CUDA (no {tried}); install the CUDA toolkit, or `pip install 'tvmops[cuda]'`"
+        "nothing here compiles CUDA (no {tried}); install the CUDA toolkit, "
+        "or `pip install nvidia-cuda-nvcc nvidia-cuda-runtime`"
     )
 
 
