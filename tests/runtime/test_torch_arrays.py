@@ -77,11 +77,16 @@ def test_a_gradient_is_refused_and_not_dropped(lib: tvmops.Library) -> None:
             assert torch.allclose(lib.matmul(a, b), a @ b, atol=1e-5)
 
 
+def test_operands_of_two_dtypes_are_refused(lib: tvmops.Library) -> None:
+    with pytest.raises(CallTypeError, match="'b' is of dtype float32; expected dtype bfloat16"):
+        lib.matmul(random(8, 8).bfloat16(), random(8, 8))
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
         (lambda: random(8, 8).double(), "of dtype float64; expected dtype float32"),
-        (lambda: random(8, 8).bfloat16(), "of dtype bfloat16; expected dtype float32"),
+        (lambda: random(8, 8).int(), "of dtype int32; expected dtype float32"),
         (lambda: random(8, 8).to_sparse(), "of layout torch.sparse_coo; expected a dense tensor"),
         (lambda: random(8, 8).to_sparse_csr(), "of layout torch.sparse_csr; expected a dense tensor"),
         (lambda: random(8, 8).to_mkldnn(), "of layout torch._mkldnn; expected a dense tensor"),
