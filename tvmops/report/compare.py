@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tvmops.measure.verify import largest_error, poisoned
 from tvmops.ops import Array, op_of
@@ -100,7 +101,7 @@ def _our_call(
     method = getattr(library, workload.op)
     arguments = CALL_ARGUMENTS[workload.op](workload, inputs)
     out = outputs[0] if len(outputs) == 1 else tuple(outputs)
-    return lambda: method(**arguments, out=out)
+    return partial(method, **arguments, out=out)
 
 
 def geometric_mean(ratios: Sequence[float]) -> float:

@@ -23,7 +23,7 @@ from tvmops.signatures import SIGNATURES
 from tvmops.signatures.dtypes import stored
 
 _MOST = 4096  # calls to remember
-_REFUSALS = (ValueError, TypeError, BufferError, AttributeError, RuntimeError)
+REFUSALS = (ValueError, TypeError, BufferError, AttributeError, RuntimeError)
 
 Shape = tuple[int, ...]
 Arrays = tuple[Any, ...]  # arguments that may be arrays; None where one is left out
@@ -35,6 +35,7 @@ class KnownCalls:
 
     def __init__(self) -> None:
         self._plans: dict[Key, _Plan] = {}
+        self.products: dict[Key, Callable[..., None]] = {}  # of plain matrices, by their shapes and flags
 
     def answer(self, key: Key, arrays: Arrays, outs: Arrays) -> Arrays | None:
         """Compute a call that is known; None if it is not, or must go the careful way.
@@ -54,7 +55,7 @@ class KnownCalls:
                 plan.kernel(*filter(_is_given, arrays), *plan.scalars, *outs)
                 return outs
             return plan.answer(arrays, outs)
-        except _REFUSALS:
+        except REFUSALS:
             return None
 
     def learn(self, key: Key, arrays: Arrays, call: Call, kernel: Callable[..., None]) -> None:
@@ -64,6 +65,10 @@ class KnownCalls:
             return
         if len(self._plans) >= _MOST:
             self._plans.clear()
+            self.products.clear()
+        if call.workload.op == "matmul" and plan.is_direct and len(plan.inputs) == 2 and key[1][0] is None:
+            _, trans_a, trans_b = key[1]
+            self.products[arrays[0].shape, arrays[1].shape, trans_a, trans_b] = kernel
         with suppress(TypeError):  # an attribute that has no hash
             self._plans[key] = plan
 

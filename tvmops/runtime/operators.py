@@ -1,0 +1,435 @@
+"""The operators, as methods: what users of a library call."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from numpy import ndarray as _ndarray
+
+from tvmops.errors import ArgumentError, CallTypeError
+from tvmops.runtime.calls import CALLS, PACKS, Call
+from tvmops.runtime.known import REFUSALS, Key, KnownCalls, key_of
+from tvmops.runtime.packed import PackedWeight
+
+
+class Operators(ABC):
+    """One method an op. A call like an earlier one goes straight to its kernel."""
+
+    def __init__(self) -> None:
+        self._known = KnownCalls()
+
+    @abstractmethod
+    def _answer(
+        self, key: Key, arrays: tuple[Any, ...], call: Call, outs: tuple[Any, ...]
+    ) -> tuple[Any, ...]:
+        """Compute `call` into `outs`, of which those that are None are made, and remember how.
+
+        Parameters
+        ----------
+        key, arrays
+            The same that `KnownCalls.answer` got.
+        """
+
+    def matmul(
+        self,
+        a: Any,
+        b: Any,
+        bias: Any = None,
+        activation: str | None = None,
+        trans_a: bool = False,
+        trans_b: bool = False,
+        residual: Any = None,
+        out: Any = None,
+    ) -> Any:
+        """Return activation(a @ b + bias + residual).
+
+        Parameters
+        ----------
+        a, b
+            Arrays of shape (..., m, k) and (..., k, n), both float32 or both bfloat16. Batch
+            dimensions broadcast as those of `numpy.matmul` do. b may be what `pack` returned.
+        bias
+            Array of shape (n,).
+        activation
+            relu, relu6, gelu, gelu_tanh, silu, hardswish, sigmoid or tanh.
+        trans_a, trans_b
+            a is (..., k, m), b is (..., n, k). A transposed view means the same. Both are read
+            as they lie where the library has a kernel for that, else copied.
+        residual
+            Array of the result's shape, added before the activation.
+        out
+            Where to write the result, of shape (..., m, n): dense, not overlapping an input.
+            Without it a new array is made.
+
+        Raises
+        ------
+        CallError, CallTypeError
+            An argument does not fit; the message names it.
+        NotInLibraryError
+            The library was exported without such an epilogue, or without packed weights.
+        """
+        # np.matmul is quick: a plain product into a given array takes no longer than it must
+        if type(a) is type(b) is type(out) is _ndarray and bias is activation is residual is None:
+            kernel = self._known.products.get((a.shape, b.shape, trans_a, trans_b))
+            if kernel is not None:
+                try:
+                    kernel(a, b, out)
+                    return out
+                except REFUSALS:
+                    pass  # the careful way says why, or copies
+        arrays = (a, b, bias, residual)
+        key = key_of("matmul", arrays, (activation, trans_a, trans_b))
+        made = self._known.answer(key, arrays, (out,))
+        if made is None:
+            call = CALLS["matmul"](a, b, bias, activation, trans_a, trans_b, residual)
+            made = self._answer(key, arrays, call, (out,))
+        return made[0]
+
+    def pack(self, op: str, weight: Any, **attributes: Any) -> PackedWeight:
+        """Return `weight` as kernels for constant weights read it, to be packed once and used often.
+
+        Parameters
+        ----------
+        op
+            "matmul" or "matmul_int8", whose weight is b, or "conv2d", whose weight is w.
+        weight
+            Array of shape (k, n), float32; (n, k) with `trans_b=True`. For matmul_int8 (k, n), int8.
+            For conv2d (co, ci, 3, 3), float32; (co, 3, 3, ci) with `layout="NHWC"`.
+        packed
+            The layout, by its name, where an op has several: for conv2d "winograd4" or
+            "winograd2", weights of convolutions of 3x3 with stride, dilation and groups of 1.
+
+        Raises
+        ------
+        ArgumentError
+            `op` takes no packed weights.
+        CallError, CallTypeError
+            The weight does not fit; the message says how.
+        """
+        if op not in PACKS:
+            raise ArgumentError(argument="op", value=op, expected="one of " + ", ".join(PACKS))
+        return PACKS[op](weight, **attributes)
+
+    def matmul_int8(
+        self,
+        a: Any,
+        b: Any,
+        a_zero_point: int = 0,
+        a_scale: float | None = None,
+        b_scale: Any = None,
+        bias: Any = None,
+        activation: str | None = None,
+        out_dtype: str | None = None,
+        out_scale: float = 1.0,
+        out_zero_point: int = 0,
+        out: Any = None,
+    ) -> Any:
+        """Return (a - a_zero_point) @ b of 8-bit integers, summed in int32, and rescaled if wished.
+
+        Parameters
+        ----------
+        a
+            Array of shape (m, k), uint8 or int8.
+        b
+            Array of shape (k, n), int8, or what `pack("matmul_int8", b)` returned.
+        a_zero_point
+            The integer of a that stands for 0.
+        a_scale, b_scale
+            What a step of a and of b stands for: numbers; b_scale may be an array of shape (n,),
+            float32, one a column. With either or with a bias the result is float32.
+        bias
+            Array of shape (n,), float32, in terms of the rescaled result.
+        activation
+            Of the rescaled result: relu, relu6, gelu, gelu_tanh, silu, hardswish, sigmoid or tanh.
+        out_dtype
+            "int32": the sums as they are, exact. "float32": activation(a_scale * b_scale * sums +
+            bias). "uint8", "int8": that quantised by `out_scale` and `out_zero_point`, rounded to
+            nearest, ties to even, and clipped.
+        out
+            Where to write the result, of shape (m, n): dense, not overlapping an input.
+            Without it a new array is made.
+
+        Raises
+        ------
+        CallError, CallTypeError
+            An argument does not fit; the message names it.
+        NotInLibraryError
+            The library was exported without such a form of matmul_int8.
+        """
+        by_channel = hasattr(b_scale, "shape") and len(b_scale.shape) == 1
+        arrays = (a, b, b_scale if by_channel else None, bias)
+        scales = a_zero_point, a_scale, None if by_channel else b_scale
+        rest = activation, out_dtype, out_scale, out_zero_point
+        key = key_of("matmul_int8", arrays, (*scales, *rest))
+        made = self._known.answer(key, arrays, (out,))
+        if made is None:
+            call = CALLS["matmul_int8"](a, b, a_zero_point, a_scale, b_scale, bias, *rest)
+            made = self._answer(key, arrays, call, (out,))
+        return made[0]
+
+    def matmul_weight_only(self, x: Any, w: PackedWeight, x_bits: int = 24, out: Any = None) -> Any:
+        """Return x @ w.T for integer weights with a scale for each group of k.
+
+        Parameters
+        ----------
+        x
+            Array of shape (m, k), float32.
+        w
+            What `pack("matmul_weight_only", quantized)` returned, of weights (n, k) that
+            `tvmops.quantize.quantize(..., axis=1, group=...)` made: int4, uint4, int8 or uint8.
+        x_bits
+            How finely values of x are told apart within a group: 24 bits, as float32 does; 16; or
+            8, which is faster, and what others call dynamic quantisation.
+        out
+            Where to write the result, of shape (m, n), float32: dense, not overlapping an input.
+            Without it a new array is made.
+
+        Raises
+        ------
+        CallError, CallTypeError
+            An argument does not fit; the message names it.
+        """
+        arrays, key = (x, w), key_of("matmul_weight_only", (x, w), (x_bits,))
+        made = self._known.answer(key, arrays, (out,))
+        if made is None:
+            made = self._answer(key, arrays, CALLS["matmul_weight_only"](x, w, x_bits), (out,))
+        return made[0]
+
+    def attention(
+        self,
+        q: Any,
+        k: Any,
+        v: Any,
+        causal: bool = False,
+        scale: float | None = None,
+        mask: Any = None,
+        align: str = "bottom-right",
+        out: Any = None,
+    ) -> Any:
+        """Return softmax(scale * q @ k.T + mask) @ v for each head.
+
+        Parameters
+        ----------
+        q
+            Array of shape (batch, heads, q_len, head_dim), float32.
+        k, v
+            Arrays of shape (batch, kv_heads, kv_len, head_dim); kv_heads divides heads, and
+            as many neighbouring heads of q share a head of k and v.
+        causal
+            Let a query see no later key: query i sees key j where j <= i + kv_len - q_len.
+        scale
+            1 / sqrt(head_dim) by default.
+        mask
+            Bool, true where a key is seen; or float32, added to the scores. Of a shape that
+            broadcasts to (batch, heads, q_len, kv_len). May be given together with `causal`.
+        align
+            "bottom-right": as above, the last query sees all keys. "top-left": query i sees key
+            j where j <= i, as PyTorch's `is_causal`. They differ where q_len is not kv_len.
+        out
+            Where to write the result, of the shape of q: dense, not overlapping an input.
+            Without it a new array is made.
+
+        A query that sees no key has the result 0.
+
+        Raises
+        ------
+        CallError, CallTypeError
+            An argument does not fit; the message names it.
+        """
+        arrays = (q, k, v, mask)
+        key = key_of("attention", arrays, (causal, scale, align))
+        made = self._known.answer(key, arrays, (out,))
+        if made is None:
+            call = CALLS["attention"](q, k, v, causal, scale, mask, align)
+            made = self._answer(key, arrays, call, (out,))
+        return made[0]
+
+    def conv2d(
+        self,
+        x: Any,
+        w: Any,
+        bias: Any = None,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, ...] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        activation: str | None = None,
+        residual: Any = None,
+        layout: str = "NCHW",
+        out: Any = None,
+    ) -> Any:
+        """Return activation(conv(x, w) + bias + residual).
+
+        Parameters
+        ----------
+        x
+            Images, float32, of shape (n, ci, h, w); (n, h, w, ci) where `layout` is "NHWC".
+        w
+            Weights, float32, of shape (co, ci / groups, kh, kw); (co, kh, kw, ci / groups) for
+            NHWC, as torch.channels_last lays them out; or what `pack` returned.
+        bias
+            Shape (co,).
+        stride, dilation
+            One number, or (h, w).
+        padding
+            Zeros around the image: one number, (h, w), or (top, left, bottom, right); "valid"
+            is none, "same" makes the output ceil(size / stride), the odd row and column of
+            zeros at the bottom and right.
+        groups
+            Into how many groups the channels are divided; ci of them for a depthwise one.
+        activation
+            "relu", "relu6", "gelu", "gelu_tanh", "silu", "hardswish", "sigmoid" or "tanh".
+        residual
+            Is added before the activation; of the result's shape.
+        layout
+            "NCHW" or "NHWC", of x, w, residual and the result.
+        out
+            Where to write the result: dense, not overlapping an input. Without it a new array is made.
+
+        Raises
+        ------
+        CallError, CallTypeError
+            An argument does not fit; the message names it.
+        """
+        arrays = (x, w, bias, residual)
+        attributes = (stride, padding, dilation, groups, activation, layout)
+        key = key_of("conv2d", arrays, attributes)
+        made = self._known.answer(key, arrays, (out,))
+        if made is None:
+            call = CALLS["conv2d"](
+                x, w, bias, stride, padding, dilation, groups, activation, residual, layout
+            )
+            made = self._answer(key, arrays, call, (out,))
+        return made[0]
+
+    def softmax(
+        self,
+        x: Any,
+        axis: int = -1,
+        scale: float | None = None,
+        mask: Any = None,
+        log: bool = False,
+        out: Any = None,
+    ) -> Any:
+        """Return softmax(x * scale + mask) along one axis, or its logarithm.
+
+        Parameters
+        ----------
+        x
+            Array of any shape, float32.
+        axis
+            Along which the results add up to one.
+        scale
+            A number; 1 where it is left out.
+        mask
+            float32, added after scaling; or bool, true where an element counts. Of a shape that
+            broadcasts to that of x. With the last axis only.
+        log
+            Return the logarithm, without ever computing that of a small number.
+        out
+            Where to write the result, of the shape of x: dense, not overlapping an input.
+            Without it a new array is made.
+
+        A row that is -inf throughout gives NaN, as in PyTorch.
+
+        Raises
+        ------
+        CallError, CallTypeError
+            An argument does not fit; the message names it.
+        """
+        arrays = (x, mask)
+        key = key_of("softmax", arrays, (axis, scale, log))
+        made = self._known.answer(key, arrays, (out,))
+        if made is None:
+            made = self._answer(key, arrays, CALLS["softmax"](x, axis, scale, mask, log), (out,))
+        return made[0]
+
+    def layer_norm(
+        self,
+        x: Any,
+        weight: Any = None,
+        bias: Any = None,
+        eps: float = 1e-5,
+        residual: Any = None,
+        out: Any = None,
+    ) -> Any:
+        """Return (x - mean) / sqrt(variance + eps) * weight + bias, and x + residual with a residual.
+
+        Parameters
+        ----------
+        x
+            Array of any shape, float32.
+        weight, bias
+            Of the shape of the last dimensions of x, those that are normalised together; the
+            last one where neither is given.
+        eps
+            Is added to the variance.
+        residual
+            Array of the shape of x, added to it first. There are two results then: the
+            normalised sum, and the sum.
+        out
+            Where to write the result, of the shape of x: dense, not overlapping an input; with
+            a residual a pair of such. Without it new arrays are made.
+
+        Raises
+        ------
+        CallError, CallTypeError
+            An argument does not fit; the message names it.
+        """
+        return self._norm("layer_norm", x, weight, bias, eps, residual, out)
+
+    def rms_norm(
+        self,
+        x: Any,
+        weight: Any = None,
+        bias: Any = None,
+        eps: float = 1e-5,
+        residual: Any = None,
+        out: Any = None,
+    ) -> Any:
+        """Return x / sqrt(mean of x**2 + eps) * weight + bias, and x + residual with a residual.
+
+        Parameters and errors are those of `layer_norm`.
+        """
+        return self._norm("rms_norm", x, weight, bias, eps, residual, out)
+
+    def _norm(self, op: str, x: Any, weight: Any, bias: Any, eps: float, residual: Any, out: Any) -> Any:
+        outs = (out,)
+        if residual is not None:
+            if out is not None and not (isinstance(out, tuple | list) and len(out) == 2):
+                raise CallTypeError(
+                    op=op, argument="out", value=type(out).__name__, expected="a pair of arrays"
+                )
+            outs = (None, None) if out is None else tuple(out)
+        arrays = (x, weight, bias, residual)
+        key = key_of(op, arrays, (eps,))
+        made = self._known.answer(key, arrays, outs)
+        if made is None:
+            made = self._answer(key, arrays, CALLS[op](x, weight, bias, eps, residual), outs)
+        return made[0] if residual is None else made
+
+    def activation(self, activation: str, x: Any, out: Any = None) -> Any:
+        """Return an activation of each element of x.
+
+        Parameters
+        ----------
+        activation
+            relu, relu6, gelu, gelu_tanh, silu, hardswish, sigmoid or tanh.
+        x
+            Array of any shape, float32.
+        out
+            Where to write the result, of the shape of x: dense, not overlapping it. Without it
+            a new array is made.
+
+        Raises
+        ------
+        CallError, CallTypeError
+            An argument does not fit; the message names it.
+        """
+        arrays = (x,)
+        key = key_of("activation", arrays, (activation,))
+        made = self._known.answer(key, arrays, (out,))
+        if made is None:
+            made = self._answer(key, arrays, CALLS["activation"](activation, x), (out,))
+        return made[0]
