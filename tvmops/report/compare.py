@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
+from itertools import takewhile
 
 from tvmops.measure.verify import largest_error, poisoned
 from tvmops.ops import Array, op_of
@@ -101,7 +103,9 @@ def _our_call(
     method = getattr(library, workload.op)
     arguments = CALL_ARGUMENTS[workload.op](workload, inputs)
     out = outputs[0] if len(outputs) == 1 else tuple(outputs)
-    return partial(method, **arguments, out=out)
+    leading = list(takewhile(arguments.__contains__, signature(method).parameters))
+    arrays = [arguments.pop(name) for name in leading]
+    return partial(method, *arrays, **arguments, out=out)
 
 
 def geometric_mean(ratios: Sequence[float]) -> float:
