@@ -113,7 +113,7 @@ class Dispatcher:
             misses.setdefault(workload, 0)
         if is_new:
             warnings.warn(
-                f"library {self._path}: '{workload}' was not tuned; a generic kernel answers", stacklevel=6
+                f"library {self._path}: '{workload}' was not tuned; a generic kernel answers", stacklevel=7
             )
 
         def call(*arguments: Any) -> None:

@@ -19,6 +19,19 @@ class Operators(ABC):
     def __init__(self) -> None:
         self._known = KnownCalls()
 
+    def _call(
+        self,
+        op: str,
+        arrays: tuple[Any, ...],
+        attributes: tuple[Any, ...],
+        arguments: tuple[Any, ...],
+        outs: tuple[Any, ...],
+    ) -> tuple[Any, ...]:
+        """Answer a call of `op` with `arguments`: `arrays`, which have shapes, and `attributes`."""
+        key = key_of(op, arrays, attributes)
+        made = self._known.answer(key, arrays, outs)
+        return self._answer(key, arrays, CALLS[op](*arguments), outs) if made is None else made
+
     @abstractmethod
     def _answer(
         self, key: Key, arrays: tuple[Any, ...], call: Call, outs: tuple[Any, ...]
@@ -79,12 +92,8 @@ class Operators(ABC):
                 except REFUSALS:
                     pass  # the careful way says why, or copies
         arrays = (a, b, bias, residual)
-        key = key_of("matmul", arrays, (activation, trans_a, trans_b))
-        made = self._known.answer(key, arrays, (out,))
-        if made is None:
-            call = CALLS["matmul"](a, b, bias, activation, trans_a, trans_b, residual)
-            made = self._answer(key, arrays, call, (out,))
-        return made[0]
+        arguments = (a, b, bias, activation, trans_a, trans_b, residual)
+        return self._call("matmul", arrays, (activation, trans_a, trans_b), arguments, (out,))[0]
 
     def pack(self, op: str, weight: Any, **attributes: Any) -> PackedWeight:
         """Return `weight` as kernels for constant weights read it, to be packed once and used often.
@@ -161,12 +170,8 @@ class Operators(ABC):
         arrays = (a, b, b_scale if by_channel else None, bias)
         scales = a_zero_point, a_scale, None if by_channel else b_scale
         rest = activation, out_dtype, out_scale, out_zero_point
-        key = key_of("matmul_int8", arrays, (*scales, *rest))
-        made = self._known.answer(key, arrays, (out,))
-        if made is None:
-            call = CALLS["matmul_int8"](a, b, a_zero_point, a_scale, b_scale, bias, *rest)
-            made = self._answer(key, arrays, call, (out,))
-        return made[0]
+        arguments = (a, b, a_zero_point, a_scale, b_scale, bias, *rest)
+        return self._call("matmul_int8", arrays, (*scales, *rest), arguments, (out,))[0]
 
     def matmul_weight_only(self, x: Any, w: PackedWeight, x_bits: int = 24, out: Any = None) -> Any:
         """Return x @ w.T for integer weights with a scale for each group of k.
@@ -190,11 +195,7 @@ class Operators(ABC):
         CallError, CallTypeError
             An argument does not fit; the message names it.
         """
-        arrays, key = (x, w), key_of("matmul_weight_only", (x, w), (x_bits,))
-        made = self._known.answer(key, arrays, (out,))
-        if made is None:
-            made = self._answer(key, arrays, CALLS["matmul_weight_only"](x, w, x_bits), (out,))
-        return made[0]
+        return self._call("matmul_weight_only", (x, w), (x_bits,), (x, w, x_bits), (out,))[0]
 
     def attention(
         self,
@@ -238,12 +239,8 @@ class Operators(ABC):
             An argument does not fit; the message names it.
         """
         arrays = (q, k, v, mask)
-        key = key_of("attention", arrays, (causal, scale, align))
-        made = self._known.answer(key, arrays, (out,))
-        if made is None:
-            call = CALLS["attention"](q, k, v, causal, scale, mask, align)
-            made = self._answer(key, arrays, call, (out,))
-        return made[0]
+        arguments = (q, k, v, causal, scale, mask, align)
+        return self._call("attention", arrays, (causal, scale, align), arguments, (out,))[0]
 
     def conv2d(
         self,
@@ -294,14 +291,8 @@ class Operators(ABC):
         """
         arrays = (x, w, bias, residual)
         attributes = (stride, padding, dilation, groups, activation, layout)
-        key = key_of("conv2d", arrays, attributes)
-        made = self._known.answer(key, arrays, (out,))
-        if made is None:
-            call = CALLS["conv2d"](
-                x, w, bias, stride, padding, dilation, groups, activation, residual, layout
-            )
-            made = self._answer(key, arrays, call, (out,))
-        return made[0]
+        arguments = (x, w, bias, stride, padding, dilation, groups, activation, residual, layout)
+        return self._call("conv2d", arrays, attributes, arguments, (out,))[0]
 
     def softmax(
         self,
@@ -339,11 +330,8 @@ class Operators(ABC):
             An argument does not fit; the message names it.
         """
         arrays = (x, mask)
-        key = key_of("softmax", arrays, (axis, scale, log))
-        made = self._known.answer(key, arrays, (out,))
-        if made is None:
-            made = self._answer(key, arrays, CALLS["softmax"](x, axis, scale, mask, log), (out,))
-        return made[0]
+        arguments = (x, axis, scale, mask, log)
+        return self._call("softmax", arrays, (axis, scale, log), arguments, (out,))[0]
 
     def layer_norm(
         self,
@@ -403,10 +391,8 @@ class Operators(ABC):
                 )
             outs = (None, None) if out is None else tuple(out)
         arrays = (x, weight, bias, residual)
-        key = key_of(op, arrays, (eps,))
-        made = self._known.answer(key, arrays, outs)
-        if made is None:
-            made = self._answer(key, arrays, CALLS[op](x, weight, bias, eps, residual), outs)
+        arguments = (x, weight, bias, eps, residual)
+        made = self._call(op, arrays, (eps,), arguments, outs)
         return made[0] if residual is None else made
 
     def activation(self, activation: str, x: Any, out: Any = None) -> Any:
@@ -428,8 +414,5 @@ class Operators(ABC):
             An argument does not fit; the message names it.
         """
         arrays = (x,)
-        key = key_of("activation", arrays, (activation,))
-        made = self._known.answer(key, arrays, (out,))
-        if made is None:
-            made = self._answer(key, arrays, CALLS["activation"](activation, x), (out,))
-        return made[0]
+        arguments = (activation, x)
+        return self._call("activation", arrays, (activation,), arguments, (out,))[0]
