@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tvmops.errors import TargetFileError, UnknownTargetError
-from tvmops.machine import Machine, missing_features, this_machine
+from tvmops.machine import Machine, is_one_of, missing_features, this_machine
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -64,12 +64,7 @@ class Target:
 
     def describes(self, machine: Machine) -> bool:
         """True if `machine` is one of the CPUs that this file names."""
-        return any(
-            machine.vendor == model["vendor"]
-            and machine.family == model["family"]
-            and model["low"] <= machine.model <= model["high"]
-            for model in self.models
-        )
+        return is_one_of(self.models, machine)
 
     def missing(self, machine: Machine) -> list[str]:
         """Return what `machine` lacks to run code built for this target."""

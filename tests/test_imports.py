@@ -29,6 +29,7 @@ LEAVES = {
     "logs",
     "suites",
     "quantize",
+    "warn",
 }
 ORDER = ["leaves", "ops targets runtime", "schedules", "measure", "tuner", "library", "report", "cli"]
 RANKS = {part: rank for rank, parts in enumerate(ORDER) for part in parts.split()}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tvmops.errors import LibraryDamagedError, LibraryError, LibraryMissingError, LibraryVersionError
-from tvmops.manifest import FILE, SCHEMA, KernelEntry, Manifest
+from tvmops.manifest import FILE, SCHEMA, KernelEntry, Manifest, Variant
 
 KERNEL = KernelEntry(
     function="matmul_m1",
@@ -18,17 +18,19 @@ KERNEL = KernelEntry(
     error=3e-8,
     tolerance=4e-7,
     measured="today",
+    record="ab12",
 )
-MANIFEST = Manifest(
+VARIANT = Variant(
     target="x86-64-v3",
     arch="x86_64",
     needs=("avx2", "fma"),
+    vector_bits=256,
+    models=({"vendor": "GenuineIntel", "family": 6, "low": 60, "high": 61},),
     module="kernels.so",
     runtime="runtime.so",
     kernels=(KERNEL,),
-    files={"kernels.so": "00ff"},
-    toolchain={"tvm": "0.27"},
 )
+MANIFEST = Manifest(variants=(VARIANT,), files={"kernels.so": "00ff"}, toolchain={"tvm": "0.27"})
 
 
 def test_it_is_read_back_as_it_was(tmp_path: Path) -> None:
@@ -73,7 +75,7 @@ def test_a_newer_schema_is_said_to_be_newer(tmp_path: Path) -> None:
         Manifest.read(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "{}", '"schema"', "null", '{"schema": 1}', "\xff"])
+@pytest.mark.parametrize("content", ["[]", "3", "{}", '"schema"', "null", '{"schema": 2}', "\xff"])
 def test_what_is_no_manifest_is_damaged(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE).write_bytes(content.encode("latin-1"))
     with pytest.raises(LibraryDamagedError):

@@ -154,7 +154,7 @@ class LibraryVersionError(LibraryError):
 
 
 class LibraryTargetError(LibraryError):
-    message = "library {path}: built for {target}, which needs {missing}; this machine ({machine}) lacks it"
+    message = "library {path}: holds {holds}; this machine ({machine}) lacks {missing}"
 
 
 class RuntimeMissingError(LibraryError):

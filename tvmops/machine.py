@@ -9,9 +9,10 @@ import functools
 import hashlib
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tvmops import gpu
 
@@ -128,6 +129,16 @@ def _number(text: str | None) -> int:
         return int(text or "0", 0)
     except ValueError:
         return 0
+
+
+def is_one_of(models: Iterable[Mapping[str, Any]], machine: Machine) -> bool:
+    """True if `machine` is one of `models`, given by vendor, family, lowest and highest model number."""
+    return any(
+        machine.vendor == model["vendor"]
+        and machine.family == model["family"]
+        and model["low"] <= machine.model <= model["high"]
+        for model in models
+    )
 
 
 def missing_features(needs: Iterable[str], machine: Machine) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tvmops.errors import LibraryDamagedError, LibraryMissingError, LibraryVersionError
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "manifest.json"
 
 
@@ -31,26 +31,36 @@ class KernelEntry:
     measured: str  # when and where the record behind it was made
     parallel: bool = True  # whether it may start threads
     multiples: Mapping[str, int] = field(default_factory=dict)  # what `*` dimensions must divide by
+    record: str = ""  # sha256 of the line of the tuning log that it came from; "" for a generic kernel
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """A library folder: the machine it was built for, its kernels, a digest of each file."""
+class Variant:
+    """The kernels of a library for one target, and what a machine must have to run them."""
 
     target: str
     arch: str
-    needs: tuple[str, ...]  # CPU features
+    needs: tuple[str, ...]  # CPU features, or "sm_90a" and such
+    vector_bits: int
+    models: tuple[Mapping[str, Any], ...]  # the CPUs that the target describes by name
     module: str  # file that holds the kernels
-    runtime: str  # file that holds the TVM runtime
+    runtime: str  # file that holds the runtime which they call
     kernels: tuple[KernelEntry, ...]
-    files: Mapping[str, str]  # name to sha256
-    toolchain: Mapping[str, str]
-    schema: int = SCHEMA
 
     @property
     def device(self) -> str:
         """Where its arrays lie: "cuda", or "cpu"."""
         return "cuda" if any(need.startswith("sm_") for need in self.needs) else "cpu"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A library folder: its kernels for each target, and a digest of each file."""
+
+    variants: tuple[Variant, ...]
+    files: Mapping[str, str]  # name to sha256
+    toolchain: Mapping[str, str]
+    schema: int = SCHEMA
 
     def write(self, folder: Path) -> None:
         table = dataclasses.asdict(self)
@@ -79,12 +89,29 @@ class Manifest:
         if table.pop("digest", None) != _digest(table):
             raise LibraryDamagedError(path=folder, file=FILE, detail="was altered")
         try:
-            kernels = tuple(_kernel(entry) for entry in table.pop("kernels"))
-            return cls(**{**table, "kernels": kernels, "needs": tuple(table["needs"])})
+            variants = tuple(_variant(entry) for entry in table.pop("variants"))
+            manifest = cls(**{**table, "variants": variants})
         except (KeyError, TypeError, ValueError, AttributeError):
             raise LibraryDamagedError(
                 path=folder, file=FILE, detail="lacks a field or has one too many"
             ) from None
+        _check_names(folder, manifest)
+        return manifest
+
+
+def _check_names(folder: Path, manifest: Manifest) -> None:
+    """Refuse files elsewhere, and kernels in a file that has no digest."""
+    modules = {variant.module for variant in manifest.variants}
+    for name in (*manifest.files, *(variant.runtime for variant in manifest.variants)):
+        if name != Path(name).name or name in ("", ".."):
+            raise LibraryDamagedError(path=folder, file=name, detail="is outside the folder")
+    for name in sorted(modules - manifest.files.keys()):
+        raise LibraryDamagedError(path=folder, file=name, detail="has no digest in the manifest")
+
+
+def _variant(entry: Mapping[str, Any]) -> Variant:
+    fields = {name: tuple(entry[name]) for name in ("needs", "models")}
+    return Variant(**{**entry, **fields, "kernels": tuple(map(_kernel, entry["kernels"]))})
 
 
 def _kernel(entry: Mapping[str, Any]) -> KernelEntry:

@@ -13,7 +13,7 @@ import pytest
 import tvmops
 from tests.libraries import default_record, exported, matmul, write_log
 from tvmops.errors import ArgumentError, LinkError, LogReadError, NoRecordError, WorkloadError
-from tvmops.library import export as exporting
+from tvmops.library import write
 from tvmops.library.export import export
 from tvmops.manifest import Manifest
 from tvmops.runtime.backend import RUNTIME_FILE
@@ -34,7 +34,7 @@ def here() -> Target:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the compiler out, for tests of what is chosen and where it is written."""
-    monkeypatch.setattr(exporting, "build_library", lambda module, target, path: path.write_bytes(b"so"))
+    monkeypatch.setattr(write, "build_library", lambda module, target, path: path.write_bytes(b"so"))
 
 
 @pytest.fixture
@@ -53,19 +53,20 @@ def same(lib: tvmops.Library, work: Workload) -> bool:
 def test_a_library_holds_what_was_asked_for_and_generic_kernels(tmp_path: Path, here: Target) -> None:
     folder = exported(tmp_path / "library", [(4, 5, 6), (3, 2, 1)], here)
     manifest = Manifest.read(folder)
-    workloads = [entry.workload for entry in manifest.kernels]
+    (variant,) = manifest.variants
+    workloads = [entry.workload for entry in variant.kernels]
     assert workloads[:2] == [str(SMALL), str(OTHER)]
     assert set(workloads[2:]) == {str(SMALL.generic())}
-    assert {path.name for path in folder.iterdir()} == {manifest.module, RUNTIME_FILE, "manifest.json"}
-    assert set(manifest.files) == {manifest.module, RUNTIME_FILE}
-    assert (manifest.target, manifest.arch, manifest.needs) == (here.name, here.arch, here.needs)
+    assert {path.name for path in folder.iterdir()} == {variant.module, RUNTIME_FILE, "manifest.json"}
+    assert set(manifest.files) == {variant.module, RUNTIME_FILE}
+    assert (variant.target, variant.arch, variant.needs) == (here.name, here.arch, here.needs)
     assert manifest.toolchain == toolchain()
     lib = tvmops.load(folder)
     assert same(lib, SMALL)
     assert same(lib, OTHER)
     assert lib.misses() == {}
-    names = subprocess.run(["nm", "-D", str(folder / manifest.module)], capture_output=True, text=True).stdout
-    for entry in manifest.kernels:
+    names = subprocess.run(["nm", "-D", str(folder / variant.module)], capture_output=True, text=True).stdout
+    for entry in variant.kernels:
         assert entry.function in names
 
 
@@ -95,7 +96,7 @@ class TestChoice:
             *(default_record(SMALL, target(name), seconds=(1e-12,)) for name in here.fallbacks),
         ]
         log = write_log(tmp_path / "log.jsonl", *records)
-        entry = Manifest.read(export(SMALL, here, [log], tmp_path / "library")).kernels[0]
+        entry = Manifest.read(export(SMALL, here, [log], tmp_path / "library")).variants[0].kernels[0]
         assert entry.config == faster.as_dict()
         assert (entry.seconds, entry.error) == (5e-7, 2e-7)
         assert entry.tolerance == pytest.approx(4 * 7 * 2**-24)
@@ -105,17 +106,19 @@ class TestChoice:
         fast = default_record(SMALL, far, seconds=(1e-9,))
         log = write_log(tmp_path / "far.jsonl", fast)
         library = export(SMALL, near, [log], tmp_path / "library")
-        assert Manifest.read(library).kernels[0].seconds == 1e-9
+        assert Manifest.read(library).variants[0].kernels[0].seconds == 1e-9
         log = write_log(tmp_path / "near.jsonl", fast, default_record(SMALL, near))
         library = export(SMALL, near, [log], tmp_path / "library")
-        assert Manifest.read(library).kernels[0].seconds == 2e-6
+        assert Manifest.read(library).variants[0].kernels[0].seconds == 2e-6
 
     def test_several_logs_are_read_as_one(self, tmp_path: Path, here: Target) -> None:
         logs = [
             write_log(tmp_path / f"{index}.jsonl", default_record(work, here))
             for index, work in enumerate((SMALL, OTHER))
         ]
-        kernels = Manifest.read(export([SMALL, OTHER, SMALL], here, logs, tmp_path / "library")).kernels
+        kernels = (
+            Manifest.read(export([SMALL, OTHER, SMALL], here, logs, tmp_path / "library")).variants[0].kernels
+        )
         assert [entry.workload for entry in kernels[:2]] == [str(SMALL), str(OTHER)]
 
     def test_stale_records_are_named_and_not_used(self, tmp_path: Path, here: Target) -> None:
@@ -123,7 +126,7 @@ class TestChoice:
         log = write_log(tmp_path / "log.jsonl", old, default_record(SMALL, here))
         with pytest.warns(UserWarning, match="records of template cpu.gemm@0 are stale") as said:
             library = export(SMALL, here, [log], tmp_path / "library")
-        assert Manifest.read(library).kernels[0].seconds == 2e-6
+        assert Manifest.read(library).variants[0].kernels[0].seconds == 2e-6
         assert len(said) == 1
         log = write_log(tmp_path / "stale.jsonl", old)
         with pytest.warns(UserWarning), pytest.raises(NoRecordError):
@@ -137,7 +140,7 @@ class TestChoice:
         log = write_log(tmp_path / "log.jsonl", alien, default_record(large, here))
         with pytest.warns(UserWarning, match=f"1 records of target {here.name} are not used"):
             library = export(large, here, [log], tmp_path / "library")
-        assert Manifest.read(library).kernels[0].seconds == 2e-6
+        assert Manifest.read(library).variants[0].kernels[0].seconds == 2e-6
 
     def test_other_workloads_of_a_log_are_of_no_concern(self, tmp_path: Path, here: Target) -> None:
         records = [default_record(SMALL, here), default_record(OTHER, here, template="gone@3")]
@@ -189,7 +192,7 @@ class TestRefusals:
         def fail(module: object, target: Target, path: Path) -> None:
             raise LinkError(path=path, linker="ld", detail="no space")
 
-        monkeypatch.setattr(exporting, "build_library", fail)
+        monkeypatch.setattr(write, "build_library", fail)
         with pytest.raises(LinkError):
             export(OTHER, here, [log], library)
         assert Manifest.read(library) == before
@@ -201,4 +204,4 @@ class TestRefusals:
 def test_a_library_for_another_machine_is_built_here(tmp_path: Path, name: str) -> None:
     there = target(name)
     folder = exported(tmp_path / "library", [(3, 5, 7)], there)
-    assert Manifest.read(folder).needs == there.needs
+    assert Manifest.read(folder).variants[0].needs == there.needs

@@ -29,16 +29,19 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @needs_nvcc
 def test_it_holds_the_kernels_and_both_runtimes(library: Path) -> None:
     manifest = Manifest.read(library)
-    assert manifest.device == "cuda" and manifest.needs == ("sm_90a",)
+    (variant,) = manifest.variants
+    assert variant.device == "cuda" and variant.needs == ("sm_90a",)
     assert {"libtvm_runtime.so", "libtvm_runtime_cuda.so"} < manifest.files.keys()
-    code = (library / manifest.module).read_bytes()
-    assert all(f"{entry.function}_kernel".encode() in code for entry in manifest.kernels)
-    generic = [entry for entry in manifest.kernels if entry.seconds is None]
+    code = (library / variant.module).read_bytes()
+    assert all(f"{entry.function}_kernel".encode() in code for entry in variant.kernels)
+    generic = [entry for entry in variant.kernels if entry.seconds is None]
     assert generic and all(entry.multiples == {"n": 8, "k": 8} for entry in generic)
 
 
 @needs_nvcc
 def test_a_machine_without_that_gpu_refuses_it(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "capabilities", lambda: ((8, 0),))
-    with pytest.raises(LibraryTargetError, match="needs sm_90a"):
+    with pytest.raises(
+        LibraryTargetError, match=r"holds nvidia-h200; this machine .* lacks sm_90a for nvidia-h200"
+    ):
         load(library)

@@ -14,7 +14,7 @@ import pytest
 
 import tvmops
 from tvmops.errors import ArgumentError, CallError, CallTypeError, NotInLibraryError, WorkloadError
-from tvmops.manifest import KernelEntry, Manifest
+from tvmops.manifest import KernelEntry, Variant
 from tvmops.runtime.dispatch import Dispatcher
 from tvmops.workloads import Workload, workload
 
@@ -83,7 +83,8 @@ def test_explain_names_a_generic_kernel(lib: tvmops.Library) -> None:
 
 def test_the_narrowest_generic_kernel_answers(lib: tvmops.Library) -> None:
     """Each kernel states the sizes it is meant for; the first that covers a shape answers it."""
-    generic = [entry for entry in lib.manifest.kernels if Workload.parse(entry.workload).is_generic]
+    kernels = lib.manifest.variants[0].kernels
+    generic = [entry for entry in kernels if Workload.parse(entry.workload).is_generic]
     assert len({entry.function for entry in generic}) == len(generic)
     assert generic[-1].ranges == {}, "the last takes every shape"
     for m, n, k in [(1, 5000, 3000), (2, 3, 4), (5, 9000, 9000), (900, 900, 901)]:
@@ -120,8 +121,8 @@ def dispatcher(*texts: str) -> Dispatcher:
     entries = tuple(
         KernelEntry(f"f{i}", text, {}, "t@1", {}, None, None, None, "") for i, text in enumerate(texts)
     )
-    manifest = Manifest("toy", "x86_64", (), "k.so", "r.so", entries, {}, {})
-    return Dispatcher("lib", manifest, lambda name: lambda *arguments: None)
+    variant = Variant("toy", "x86_64", (), 256, (), "k.so", "r.so", entries)
+    return Dispatcher("lib", variant, lambda name: lambda *arguments: None)
 
 
 def test_what_no_kernel_answers_is_said_with_what_there_is() -> None:

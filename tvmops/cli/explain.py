@@ -25,6 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tvmops.runtime.load import load
 
     library = load(arguments.library)
+    print(library.variants)
     for workload in work:
         print(library.explain(str(workload)))
     return 0

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from tvmops.cli.parser import Commands
-from tvmops.manifest import Manifest
+from tvmops.manifest import Manifest, Variant
 from tvmops.suites import read_specs
 from tvmops.targets import target
 
@@ -20,7 +20,7 @@ def add_to(commands: Commands) -> None:
         example='tvmops export "matmul m=1024 n=1024 k=1024" --log my.jsonl -o libmine',
     )
     parser.add_specs()
-    parser.add_target()
+    parser.add_targets()
     parser.add_argument(
         "--log", action="append", required=True, metavar="FILE", help="a tuning log; may be given again"
     )
@@ -29,13 +29,17 @@ def add_to(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    work, machine = list(read_specs(arguments.specs)), target(arguments.target)  # before the slow import
+    work = list(read_specs(arguments.specs))  # before the slow import
+    machines = [target(name) for name in arguments.target or ["native"]]
     from tvmops.library.export import export
 
-    folder = export(work, machine, arguments.log, arguments.output)
+    folder = export(work, machines, arguments.log, arguments.output)
     manifest = Manifest.read(folder)
-    tuned = sum(kernel.seconds is not None for kernel in manifest.kernels)
     size = sum(path.stat().st_size for path in Path(folder).iterdir()) / 1e6
-    generic = len(manifest.kernels) - tuned
-    print(f"{folder}: {tuned} tuned and {generic} generic kernels for {manifest.target}, {size:.1f} MB")
+    print(f"{folder}: {'; '.join(map(_held, manifest.variants))}, {size:.1f} MB")
     return 0
+
+
+def _held(variant: Variant) -> str:
+    tuned = sum(kernel.seconds is not None for kernel in variant.kernels)
+    return f"{tuned} tuned and {len(variant.kernels) - tuned} generic kernels for {variant.target}"

@@ -33,6 +33,14 @@ class Parser(argparse.ArgumentParser):
             help="one that `tvmops targets` lists (%(default)s)",
         )
 
+    def add_targets(self) -> None:
+        self.add_argument(
+            "--target",
+            action="append",
+            metavar="NAME",
+            help="one that `tvmops targets` lists; may be given again (native)",
+        )
+
     def add_json(self, what: str = "JSON lines") -> None:
         self.add_argument("--json", action="store_true", help=f"print {what}, for scripts")
 

@@ -6,43 +6,29 @@ import dataclasses
 import hashlib
 import os
 import re
-import shutil
-import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import tvm
 from tvm import IRModule
 
 from tvmops.errors import ArgumentError, KnobError, NoRecordError
+from tvmops.library.write import Kernel, Part, check_place, write_library
 from tvmops.machine import this_machine
-from tvmops.manifest import FILE, KernelEntry, Manifest
-from tvmops.measure.build import build_library
-from tvmops.measure.toolchain import toolchain
+from tvmops.manifest import KernelEntry
 from tvmops.ops import op_of
-from tvmops.records import Record, best_records, read_log
-from tvmops.runtime.backend import CUDA_RUNTIME_FILE, RUNTIME_FILE
+from tvmops.records import Record, best_records, read_lines
 from tvmops.schedules import GenericKernel, Template, templates_for
 from tvmops.signatures.layouts import PLAIN
 from tvmops.space import Config, Space
 from tvmops.targets import Target
 from tvmops.targets import target as target_named
+from tvmops.warn import warn
 from tvmops.workloads import Workload
-
-
-@dataclass(frozen=True)
-class _Kernel:
-    """One function of the library, before it is compiled."""
-
-    entry: KernelEntry
-    module: IRModule
 
 
 def export(
     work: Sequence[Workload] | Workload,
-    target: Target | str = "native",
+    target: Target | str | Sequence[Target | str] = "native",
     logs: Sequence[str | os.PathLike[str]] = ("tuning.jsonl",),
     path: str | os.PathLike[str] = "library",
 ) -> Path:
@@ -54,8 +40,9 @@ def export(
     Parameters
     ----------
     target
-        Whose records to take: those made on this machine before those of others, and those
-        of its fallbacks where it has none.
+        A machine to build for, or several; a machine that loads the library takes the best of
+        those that it can run. Records of each are taken: those made on this machine before
+        those of others, and those of its fallbacks where it has none.
     logs
         Tuning logs to read.
     path
@@ -64,45 +51,52 @@ def export(
     Raises
     ------
     NoRecordError
-        A workload was never tuned for this target.
+        A workload was never tuned for a target. Of several targets one is enough: for the
+        others its generic kernels answer, which a warning says.
     """
-    target = target_named(target) if isinstance(target, str) else target
+    given = [target] if isinstance(target, str | Target) else target
+    targets = {each.name: each for each in (target_named(t) if isinstance(t, str) else t for t in given)}
     work = [work] if isinstance(work, Workload) else list(dict.fromkeys(work))
-    if not work:
-        raise ArgumentError(argument="work", value=[], expected="at least one workload")
-    folder = Path(path)
-    if folder.exists() and not (folder / FILE).is_file():
-        raise ArgumentError(argument="path", value=str(path), expected="a new folder, or an earlier library")
-    kernels = _kernels(work, target, logs)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        _write(staging, target, kernels)
-        staging.chmod(0o755)
-        earlier = staging.with_name(f"{staging.name}-earlier")
-        if folder.exists():
-            folder.rename(earlier)
-        staging.rename(folder)
-        shutil.rmtree(earlier, ignore_errors=True)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    for name, value in (("work", work), ("target", targets)):
+        if not value:
+            raise ArgumentError(argument=name, value=[], expected=f"at least one {name}")
+    folder = check_place(path)
+    lines = [line for log in logs for line in read_lines(log)]
+    found = {name: _best(work, each, lines) for name, each in targets.items()}
+    _check_all_tuned(work, found, ", ".join(map(str, logs)))
+    digests = {id(record): hashlib.sha256(text.encode()).hexdigest() for text, record in lines}
+    parts = []
+    for name, best in found.items():
+        tuned = [
+            _tuned(workload, targets[name], best[workload], digests[id(best[workload])])
+            for workload in work
+            if workload in best
+        ]
+        patterns = dict.fromkeys(_answerable(workload.generic(), targets[name]) for workload in work)
+        generic = [kernel for pattern in patterns for kernel in _generic(pattern, targets[name])]
+        parts.append(Part(targets[name], [*tuned, *generic]))
+    write_library(folder, parts)
     return folder
 
 
-def _kernels(
-    work: Sequence[Workload], target: Target, logs: Sequence[str | os.PathLike[str]]
-) -> list[_Kernel]:
-    records = [record for log in logs for record in read_log(log)]
-    usable, names = _usable(records, work, target), (target.name, *target.fallbacks)
+def _best(
+    work: Sequence[Workload], target: Target, lines: Sequence[tuple[str, Record]]
+) -> dict[Workload, Record]:
+    """Return the best record of each workload that was tuned for `target`."""
+    usable, names = _usable([record for _, record in lines], work, target), (target.name, *target.fallbacks)
     best = best_records(usable, names, this_machine().fingerprint)
-    kernels = []
-    for workload in work:
-        if str(workload) not in best:
-            raise NoRecordError(workload=workload, target=target.name, logs=", ".join(map(str, logs)))
-        kernels.append(_tuned(workload, target, best[str(workload)]))
-    for pattern in dict.fromkeys(_answerable(workload.generic(), target) for workload in work):
-        kernels.extend(_generic(pattern, target))
-    return kernels
+    return {workload: best[str(workload)] for workload in work if str(workload) in best}
+
+
+def _check_all_tuned(
+    work: Sequence[Workload], found: Mapping[str, Mapping[Workload, Record]], logs: str
+) -> None:
+    for target, best in found.items():
+        missing = [workload for workload in work if workload not in best]
+        for workload in missing:
+            if len(missing) == len(work) or not any(workload in other for other in found.values()):
+                raise NoRecordError(workload=workload, target=target, logs=logs)
+            warn(f"'{workload}' was not tuned for target {target}; a generic kernel answers there")
 
 
 def _usable(records: Sequence[Record], work: Sequence[Workload], target: Target) -> list[Record]:
@@ -112,23 +106,20 @@ def _usable(records: Sequence[Record], work: Sequence[Workload], target: Target)
         for workload in work
         for template in templates_for(workload, target)
     }
-    wanted = {str(workload) for workload in work}
+    wanted, names = {str(workload) for workload in work}, (target.name, *target.fallbacks)
     usable, stale, alien = [], set(), 0
     for record in records:
         space = spaces.get((record.workload, record.template))
         if space is not None and _fits(record, space):
             usable.append(record)
-        elif space is None and record.workload in wanted:
+        elif space is None and record.workload in wanted and record.target in names:
             stale.add(record.template)
         elif space is not None and record.target == target.name:
             alien += 1
     for template in sorted(stale):
-        warnings.warn(f"records of template {template} are stale and not used; tune again", stacklevel=4)
+        warn(f"records of template {template} are stale and not used; tune again")
     if alien:
-        warnings.warn(
-            f"{alien} records of target {target.name} are not used: made with other cores or caches",
-            stacklevel=4,
-        )
+        warn(f"{alien} records of target {target.name} are not used: made with other cores or caches")
     return usable
 
 
@@ -140,7 +131,7 @@ def _fits(record: Record, space: Space) -> bool:
     return True
 
 
-def _tuned(workload: Workload, target: Target, record: Record) -> _Kernel:
+def _tuned(workload: Workload, target: Target, record: Record, digest: str) -> Kernel:
     template = next(t for t in templates_for(workload, target) if t.label == record.template)
     config = template.space(workload, target).config(record.config)
     own = template.tolerance(workload, config)
@@ -154,6 +145,7 @@ def _tuned(workload: Workload, target: Target, record: Record) -> _Kernel:
         error=record.error,
         tolerance=op_of(workload).tolerance(workload) if own is None else own,
         measured=f"{record.when} on {record.machine}",
+        record=digest,
     )
     return _build(entry, template, workload, target, config)
 
@@ -170,7 +162,7 @@ def _answerable(pattern: Workload, target: Target) -> Workload:
     return pattern if any(offers) else pattern.replace(packed=PLAIN)
 
 
-def _generic(pattern: Workload, target: Target) -> list[_Kernel]:
+def _generic(pattern: Workload, target: Target) -> list[Kernel]:
     kernels = []
     for index, (template, generic) in enumerate(_offers(pattern, target)):
         entry = KernelEntry(
@@ -200,38 +192,12 @@ def _offers(pattern: Workload, target: Target) -> Iterator[tuple[Template, Gener
 
 def _build(
     entry: KernelEntry, template: Template, workload: Workload, target: Target, config: Config
-) -> _Kernel:
+) -> Kernel:
     function = template.build(workload, target, config)["main"].with_attr("global_symbol", entry.function)
     parallel = "parallel" in function.script()  # as a loop's kind, or as a sketch's annotation
-    return _Kernel(dataclasses.replace(entry, parallel=parallel), IRModule({entry.function: function}))
+    return Kernel(dataclasses.replace(entry, parallel=parallel), IRModule({entry.function: function}))
 
 
 def _name(text: str) -> str:
     """Return a C identifier that says what the kernel is for."""
     return re.sub(r"[^A-Za-z0-9]+", "_", text.replace("dtype=", "").replace("=", ""))
-
-
-def _write(folder: Path, target: Target, kernels: Sequence[_Kernel]) -> None:
-    merged = IRModule({name: function for k in kernels for name, function in k.module.functions.items()})
-    linked = folder / "kernels.so"
-    build_library(merged, target, linked)
-    # A name of its own: a process that holds an earlier module of this folder would get that again.
-    module = linked.rename(folder / f"kernels-{_digest(linked)[:12]}.so").name
-    runtimes = [RUNTIME_FILE, *([CUDA_RUNTIME_FILE] if target.kind == "cuda" else [])]
-    for name in runtimes:
-        shutil.copy(Path(tvm.__file__).parent / "lib" / name, folder / name)
-    manifest = Manifest(
-        target=target.name,
-        arch=target.arch,
-        needs=target.needs,
-        module=module,
-        runtime=RUNTIME_FILE,
-        kernels=tuple(kernel.entry for kernel in kernels),
-        files={name: _digest(folder / name) for name in (module, *runtimes)},
-        toolchain=toolchain(),
-    )
-    manifest.write(folder)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

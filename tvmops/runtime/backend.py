@@ -14,7 +14,6 @@ import importlib.util
 import os
 import sys
 import threading
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import tvm_ffi
 
 from tvmops.errors import ArgumentError, RuntimeMissingError
 from tvmops.machine import this_machine
+from tvmops.warn import warn
 
 RUNTIME_FILE = "libtvm_runtime.so"
 CUDA_RUNTIME_FILE = "libtvm_runtime_cuda.so"
@@ -40,11 +40,11 @@ _pool = _Pool()
 _wanted = 0  # what `set_threads` said, or the default; 0 before it is known
 
 
-def load_backend(folder: Path | None = None) -> None:
+def load_backend(folder: Path | None = None, file: str = RUNTIME_FILE) -> None:
     """Load the TVM runtime into this process, unless it is there already.
 
     It comes from an installed apache-tvm where there is one, since two copies in one
-    process would clash; otherwise from the library's own `folder`.
+    process would clash; otherwise it is `file` in the library's own `folder`.
 
     Raises
     ------
@@ -54,12 +54,12 @@ def load_backend(folder: Path | None = None) -> None:
     _prepare_pools()
     if _is_loaded():
         return
-    places = [place for place in (_installed_runtime(), folder and folder / RUNTIME_FILE) if place]
+    places = [place for place in (_installed_runtime(), folder and folder / file) if place]
     for path in places:
         if path.is_file():
             ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
             return
-    raise RuntimeMissingError(path=folder, file=RUNTIME_FILE)
+    raise RuntimeMissingError(path=folder, file=file)
 
 
 def load_cuda_backend(folder: Path | None = None) -> None:
@@ -157,7 +157,7 @@ def _configure() -> None:
         dead = "this process was forked after kernels had run; start it by 'spawn', or fork earlier"
         small = "TVM ran kernels before the library was loaded; load it first"
         reason = dead if _pool.is_dead else small
-        warnings.warn(f"kernels use {found} of {_wanted} threads: {reason}", stacklevel=5)
+        warn(f"kernels use {found} of {_wanted} threads: {reason}")
 
 
 def _after_fork() -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tvmops.errors import ArgumentError, NotInLibraryError
-from tvmops.manifest import KernelEntry, Manifest
+from tvmops.manifest import KernelEntry, Variant
 from tvmops.runtime.backend import ready_threads
 from tvmops.space import Config
+from tvmops.warn import warn
 from tvmops.workloads import Workload
 
 
@@ -23,6 +23,7 @@ class Explanation:
     tier: str  # "exact" or "generic"
     kernel: KernelEntry
     why: str
+    variant: str = ""  # the target that the kernel was built for
 
     def __str__(self) -> str:
         kernel = self.kernel
@@ -36,6 +37,7 @@ class Explanation:
             [
                 f"{self.workload}",
                 f"  kernel       {kernel.function} ({self.tier}: {self.why})",
+                f"  variant      {self.variant}",
                 f"  schedule     {kernel.template} {config}",
                 f"  time         {measured}",
                 f"  error bound  {bound}{seen}",
@@ -47,12 +49,12 @@ class Explanation:
 class Dispatcher:
     """Finds kernels by workload and counts what the generic ones answer."""
 
-    def __init__(self, path: str, manifest: Manifest, function: Callable[[str], Callable[..., None]]) -> None:
+    def __init__(self, path: str, variant: Variant, function: Callable[[str], Callable[..., None]]) -> None:
         self._path = path
         self._function = function
         self._exact: dict[Workload, KernelEntry] = {}
         self._generic: list[tuple[Workload, KernelEntry]] = []
-        for entry in manifest.kernels:
+        for entry in variant.kernels:
             workload = Workload.parse(entry.workload)
             if workload.is_generic:
                 self._generic.append((workload, entry))
@@ -112,9 +114,7 @@ class Dispatcher:
             is_new = workload not in misses
             misses.setdefault(workload, 0)
         if is_new:
-            warnings.warn(
-                f"library {self._path}: '{workload}' was not tuned; a generic kernel answers", stacklevel=7
-            )
+            warn(f"library {self._path}: '{workload}' was not tuned; a generic kernel answers")
 
         def call(*arguments: Any) -> None:
             kernel(*arguments)

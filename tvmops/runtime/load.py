@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from tvmops.errors import (
-    ArgumentError,
-    CallError,
-    LibraryDamagedError,
-    LibraryTargetError,
-)
-from tvmops.machine import missing_features, this_machine
-from tvmops.manifest import Manifest
+from tvmops.errors import ArgumentError, CallError, LibraryDamagedError
+from tvmops.machine import this_machine
+from tvmops.manifest import FILE, Manifest, Variant
 from tvmops.runtime import backend
 from tvmops.runtime.arrays import as_argument, as_output, device_of, new_output, overlap
 from tvmops.runtime.calls import CALLS, Call
 from tvmops.runtime.dispatch import Dispatcher, Explanation
 from tvmops.runtime.known import Key
 from tvmops.runtime.operators import Operators
+from tvmops.runtime.variants import Choice, choose
 from tvmops.signatures import SIGNATURES
 from tvmops.workloads import Workload
 
+_PLACES = {"cpu": "a tensor on the CPU", "cuda": "a torch tensor on a CUDA device"}
 
-def load(path: str | os.PathLike[str]) -> Library:
+
+def load(path: str | os.PathLike[str], mask_features: Iterable[str] = ()) -> Library:
     """Load the library that `tvmops export` wrote to `path`. Needs no compiler.
 
     Nothing of it is executed before its files are checked against their digests and its
-    target against this machine.
+    targets against this machine. The best of those that run here serves; see `Library.variants`.
+
+    Parameters
+    ----------
+    mask_features
+        Features of this machine to do without, as shell patterns: ["avx512*"]. The
+        environment variable TVMOPS_MASK_FEATURES names more, with commas between.
 
     Raises
     ------
@@ -38,18 +44,19 @@ def load(path: str | os.PathLike[str]) -> Library:
         The folder or a file of it is not there, was cut short or altered, or is of
         another schema.
     LibraryTargetError
-        It was built for another machine.
+        It was built for other machines.
     RuntimeMissingError
         There is no TVM runtime for its kernels.
     """
     folder = Path(path)
     manifest = Manifest.read(folder)
-    _check_machine(folder, manifest)
     _check_files(folder, manifest)
-    backend.load_backend(folder)
-    if manifest.device == "cuda":
-        backend.load_cuda_backend(folder)
-    return Library(folder, manifest)
+    choice = choose(folder, manifest, this_machine(), mask_features)
+    for device, variant in choice.taken.items():
+        backend.load_backend(folder, variant.runtime)
+        if device == "cuda":
+            backend.load_cuda_backend(folder)
+    return Library(folder, manifest, choice)
 
 
 class Library(Operators):
@@ -61,14 +68,18 @@ class Library(Operators):
     counts and a warning names once.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, variants: Choice) -> None:
         super().__init__()
         self.path = folder
         self.manifest = manifest
-        module = backend.load_kernels((folder / manifest.module).resolve())
-        functions = {entry.function: module[entry.function] for entry in manifest.kernels}
-        self._dispatcher = Dispatcher(str(folder), manifest, functions.__getitem__)
-        self._kernels: dict[Workload, Callable[..., None]] = {}
+        self.variants = variants  # which of the manifest's serve here, and why
+        self._dispatchers = {device: self._open(variant) for device, variant in variants.taken.items()}
+        self._kernels: dict[tuple[str, Workload], Callable[..., None]] = {}
+
+    def _open(self, variant: Variant) -> Dispatcher:
+        module = backend.load_kernels((self.path / variant.module).resolve())
+        functions = {entry.function: module[entry.function] for entry in variant.kernels}
+        return Dispatcher(str(self.path), variant, functions.__getitem__)
 
     def explain(self, op: str, *arrays: Any, **attributes: Any) -> Explanation:
         """Say which kernel answers a call, why, its measured time and its error bound.
@@ -76,18 +87,26 @@ class Library(Operators):
         Parameters
         ----------
         op
-            An op's name, followed by the arguments of a call; or a workload's text alone.
+            An op's name, followed by the arguments of a call; or a workload's text alone,
+            which is explained for arrays on the CPU where a variant serves those.
         """
         if not arrays:
-            return self._dispatcher.explain(Workload.parse(op))
+            return self._explain(min(self._dispatchers), Workload.parse(op))
         if op not in CALLS:
             expected = "one of " + ", ".join(CALLS)
             raise ArgumentError(argument="op", value=op, expected=expected)
-        return self._dispatcher.explain(self._answerable(CALLS[op](*arrays, **attributes)).workload)
+        call = CALLS[op](*arrays, **attributes)
+        self._check_devices(call, ())
+        return self._explain(_device(call), self._answerable(call).workload)
+
+    def _explain(self, device: str, workload: Workload) -> Explanation:
+        explanation = self._dispatchers[device].explain(workload)
+        return dataclasses.replace(explanation, variant=self.variants.taken[device].target)
 
     def misses(self) -> dict[str, int]:
-        """Return the workloads that generic kernels answered, and how often."""
-        return self._dispatcher.misses()
+        """Return the workloads that generic kernels answered, most often first, and how often."""
+        counts = sum((Counter(each.misses()) for each in self._dispatchers.values()), Counter[str]())
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     def set_threads(self, count: int) -> None:
         """Run kernels of this process on `count` threads. The default is all physical cores.
@@ -98,38 +117,41 @@ class Library(Operators):
 
     def _answerable(self, call: Call) -> Call:
         """Return `call`, or the one to make instead where no kernel answers it."""
-        if call.otherwise is None or self._dispatcher.answers(call.workload):
+        if call.otherwise is None:
+            return call
+        dispatcher = self._dispatchers[_device(call)]
+        if dispatcher.answers(call.workload):
             return call
         instead = call.otherwise()
-        return instead if self._dispatcher.answers(instead.workload) else call
+        return instead if dispatcher.answers(instead.workload) else call
 
     def _answer(
         self, key: Key, arrays: tuple[Any, ...], call: Call, outs: tuple[Any, ...]
     ) -> tuple[Any, ...]:
-        call = self._answerable(call)
-        made = self._compute(call, outs)
-        if key and not call.is_empty and self.manifest.device == "cpu":
-            self._known.learn(key, arrays, call, self._kernels[call.workload])
+        self._check_devices(call, outs)
+        call, device = self._answerable(call), _device(call)
+        made = self._compute(call, outs, device)
+        if key and not call.is_empty and device == "cpu":
+            self._known.learn(key, arrays, call, self._kernels[device, call.workload])
         return made
 
     def _check_devices(self, call: Call, outs: tuple[Any, ...]) -> None:
-        """Refuse arrays that lie elsewhere than this library's kernels and the first array."""
-        op, wanted = call.workload.op, self.manifest.device
+        """Refuse arrays that lie where no kernel of this library runs, or elsewhere than the first."""
+        op, places = call.workload.op, {device: _PLACES[device] for device in sorted(self._dispatchers)}
         names = [spec.name for spec in SIGNATURES[op].inputs(call.workload)]
         given = [*zip(names, call.inputs), *zip(_out_names(outs), outs)]
         first = device_of(call.inputs[0])
         for name, array in given:
             found = first if array is None else device_of(array)
-            if not found.startswith(wanted):
-                expected = "a tensor on the CPU" if wanted == "cpu" else "a torch tensor on a CUDA device"
+            if found.partition(":")[0] not in places:
+                expected = " or ".join(places.values())
                 raise CallError(op=op, argument=name, value=f"on device {found}", expected=expected)
             if found != first:
                 raise CallError(op=op, argument=name, value=f"on device {found}", expected=f"device {first}")
 
-    def _compute(self, call: Call, outs: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _compute(self, call: Call, outs: tuple[Any, ...], device: str) -> tuple[Any, ...]:
         op, like = call.workload.op, call.inputs[0]
         signature = SIGNATURES[op]
-        self._check_devices(call, outs)
         made = tuple(
             new_output(like, shape, spec.dtype)
             if out is None
@@ -146,15 +168,21 @@ class Library(Operators):
             for out in made:
                 out[...] = 0
             return made
-        kernel = self._kernels.get(call.workload)
+        kernel = self._kernels.get((device, call.workload))
         if kernel is None:
-            kernel = self._kernels[call.workload] = self._dispatcher.find(call.workload)
+            kernel = self._dispatchers[device].find(call.workload)
+            self._kernels[device, call.workload] = kernel
         inputs = [as_argument(array, spec.dtype) for array, spec in zip(call.inputs, specs)]
         outputs = [
             as_argument(array.reshape(spec.shape), spec.dtype) for array, spec in zip(made, call.outputs)
         ]
         kernel(*inputs, *call.scalars, *outputs)
         return made
+
+
+def _device(call: Call) -> str:
+    """Return where the first array of `call` lies: "cpu" or "cuda"."""
+    return device_of(call.inputs[0]).partition(":")[0]
 
 
 def _out_names(outs: tuple[Any, ...]) -> tuple[str, ...]:
@@ -168,15 +196,6 @@ def _refuse_overlap(op: str, name: str, out: Any, others: list[tuple[str, Any]])
             raise CallError(op=op, argument=name, value=value, expected="memory of its own")
 
 
-def _check_machine(folder: Path, manifest: Manifest) -> None:
-    machine = this_machine()
-    missing = [manifest.arch] if manifest.arch != machine.arch else missing_features(manifest.needs, machine)
-    if missing:
-        raise LibraryTargetError(
-            path=folder, target=manifest.target, missing=", ".join(missing), machine=machine.cpu
-        )
-
-
 def _check_files(folder: Path, manifest: Manifest) -> None:
     for name, digest in manifest.files.items():
         path = folder / name
@@ -184,3 +203,6 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             raise LibraryDamagedError(path=folder, file=name, detail="is missing")
         if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             raise LibraryDamagedError(path=folder, file=name, detail="was cut short or altered")
+    for path in sorted(folder.iterdir()):
+        if path.name != FILE and path.name not in manifest.files:
+            raise LibraryDamagedError(path=folder, file=path.name, detail="is not named by the manifest")
