@@ -19,6 +19,7 @@ from tvmops.signatures.dtypes import decode
 from tvmops.workloads import Workload
 
 OURS = "tvmops"
+_LOOSE = 10.0  # how many times our tolerance a peer may be off, and still does the same
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ class Comparison:
 
     @property
     def best_peer(self) -> str | None:
-        """The fastest of the peers; None without peers."""
-        peers = [name for name in self.timings if name != OURS]
+        """The fastest of the peers whose results are not far off; None without such."""
+        allowed = _LOOSE * self.tolerance
+        peers = [name for name in self.timings if name != OURS and self.errors[name] <= allowed]
         return max(peers, key=self.gflops, default=None)
 
     @property

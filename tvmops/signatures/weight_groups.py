@@ -68,15 +68,21 @@ class WeightGroups:
 
     def unpack(self, packed: Array, n: int, k: int) -> NDArray[np.float64]:
         """Return the weights (n, k) that `packed` stands for."""
-        panels, groups = packed.shape[0], -(-k // self.group)
+        offsets, scales, zeros = (each.astype(np.float64) for each in self.parts(packed, n))
+        grouped = offsets.reshape(n, -1, self.group)
+        weights: NDArray[np.float64] = (grouped - zeros[..., None]) * scales[..., None]
+        return weights.reshape(n, -1)[:, :k]
+
+    def parts(self, packed: Array, n: int) -> tuple[Array, Array, Array]:
+        """Return offsets (n, k rounded up to groups), scales and zero points (n, groups) of `packed`."""
+        panels = packed.shape[0]
+        groups = packed.shape[1] // self.rows
         blocks = packed.reshape(panels, groups, self.rows, CACHE_LINE)
         head = 1 + self.has_zero_points
-        floats = np.ascontiguousarray(blocks[:, :, :head]).view(np.float32).astype(np.float64)
+        floats = np.ascontiguousarray(blocks[:, :, :head]).view(np.float32)
         words = blocks[:, :, head:].reshape(panels, groups, -1, COLUMNS, 4)
         if self.bits == 4:
             words = np.concatenate([words & 15, words >> 4], axis=-1)
-        offsets = words.transpose(0, 3, 1, 2, 4).reshape(panels * COLUMNS, groups, self.group)
-        zeros = floats[:, :, 1].transpose(0, 2, 1).reshape(-1, groups, 1) if head == 2 else self.zero
-        scales = floats[:, :, 0].transpose(0, 2, 1).reshape(-1, groups, 1)
-        weights: NDArray[np.float64] = (offsets.astype(np.float64) - zeros) * scales
-        return weights.reshape(panels * COLUMNS, -1)[:n, :k]
+        offsets = words.transpose(0, 3, 1, 2, 4).reshape(panels * COLUMNS, groups * self.group)
+        scales, *zeros = (floats[:, :, row].transpose(0, 2, 1).reshape(-1, groups)[:n] for row in range(head))
+        return offsets[:n], scales, zeros[0] if zeros else np.full_like(scales, self.zero)

@@ -18,12 +18,12 @@ from tvmops.machine import physical_cores
 from tvmops.report.peers.base import Call
 from tvmops.workloads import Workload
 
-# Each peer: the module here that calls it, and the packages that this takes.
-PEERS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "numpy": ("with_numpy", ("numpy",)),
-    "onnxruntime": ("with_onnxruntime", ("onnx", "onnxruntime")),
-    "openvino": ("with_openvino", ("openvino",)),
-    "torch": ("with_torch", ("torch",)),
+# Each peer: the modules here that call it, and the packages that this takes.
+PEERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "numpy": (("with_numpy",), ("numpy",)),
+    "onnxruntime": (("with_onnxruntime", "integers_onnxruntime"), ("onnx", "onnxruntime")),
+    "openvino": (("with_openvino", "integers_openvino"), ("openvino",)),
+    "torch": (("with_torch", "integers_torch"), ("torch",)),
 }
 
 
@@ -45,11 +45,15 @@ def peer_call(peer: str, workload: Workload, inputs: Sequence[Any], outputs: Seq
     """
     if peer not in PEERS:
         raise ArgumentError(argument="against", value=peer, expected="names among " + ", ".join(PEERS))
-    module, packages = PEERS[peer]
+    modules, packages = PEERS[peer]
     if not all(find_spec(package) for package in packages):
         return None
-    make = importlib.import_module(f"{__name__}.{module}").CALLS.get(workload.op)
-    return make(workload, inputs, outputs) if make else None
+    for module in modules:
+        make = importlib.import_module(f"{__name__}.{module}").CALLS.get(workload.op)
+        if make:
+            call: Call | None = make(workload, inputs, outputs)
+            return call
+    return None
 
 
 __all__ = ["PEERS", "Call", "limit_threads", "peer_call"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from tvmops.report.turns import take_turns
 from tvmops.signatures import SIGNATURES
 from tvmops.signatures.layouts import PLAIN, layout_of
 from tvmops.workloads import Workload
@@ -48,14 +49,17 @@ def channels_first(array: Any) -> Any:
     return np.ascontiguousarray(np.moveaxis(array, 3, 1))
 
 
-def matmul_operands(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any] | None:
-    """Return the arrays of a matmul of float32 by name, a and b as they stand in the product.
+def fastest(forms: Mapping[str, Call]) -> Call:
+    """Return the fastest of several calls that do the same."""
+    timings = take_turns(forms, rounds=3) if len(forms) > 1 else {}
+    return forms[min(forms, key=lambda name: timings[name].median if timings else 0.0)]
 
-    Transposed ones are views; a packed b is laid out again as (k, n), and is constant. None for
-    another dtype.
+
+def matmul_operands(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any]:
+    """Return the arrays of a matmul by name, a and b as they stand in the product.
+
+    Transposed ones are views; a packed b is laid out again as (k, n), and is constant.
     """
-    if workload["dtype"] != "float32":
-        return None
     names = [spec.name for spec in SIGNATURES["matmul"].inputs(workload)]
     given = dict(zip(names, inputs))
     if workload["packed"] != PLAIN:

@@ -12,9 +12,9 @@ from tvmops.workloads import Workload
 
 
 def matmul(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
-    given, (c,) = matmul_operands(workload, inputs), outputs
-    if given is None or workload["activation"] not in ("none", "relu"):
+    if workload["dtype"] != "float32" or workload["activation"] not in ("none", "relu"):
         return None
+    given, (c,) = matmul_operands(workload, inputs), outputs
     a, b = given.pop("a"), given.pop("b")
 
     def call() -> None:

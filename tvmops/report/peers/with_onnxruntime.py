@@ -8,12 +8,19 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from tvmops.machine import physical_cores
 from tvmops.ops import op_of
-from tvmops.report.peers.base import Call, MakeCall, channels_first, matmul_operands, plain_inputs, reporting
-from tvmops.report.turns import take_turns
+from tvmops.report.peers.base import (
+    Call,
+    MakeCall,
+    channels_first,
+    fastest,
+    matmul_operands,
+    plain_inputs,
+    reporting,
+)
 from tvmops.signatures.layouts import PLAIN
 from tvmops.workloads import Workload
 
@@ -21,9 +28,9 @@ from tvmops.workloads import Workload
 def matmul(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
     """As nodes that it fuses, an initializer for a constant b."""
     activation = {"none": None, "relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "gelu": "Gelu"}
-    given = matmul_operands(workload, inputs)
-    if given is None or workload["activation"] not in activation:
+    if workload["dtype"] != "float32" or workload["activation"] not in activation:
         return None
+    given = matmul_operands(workload, inputs)
     constant = {"b": given.pop("b")} if workload["packed"] != PLAIN else {}
     flags = {f"trans{name.upper()}": int(workload[f"trans_{name}"] is True) for name in "ab"}
     arrays = {
@@ -43,7 +50,7 @@ def matmul(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) ->
         domain = "com.microsoft" if after == "Gelu" else ""
         nodes.append(helper.make_node(after, [nodes[-1].output[0]], [str(len(nodes))], domain=domain))
     nodes[-1].output[0] = "c"
-    return _session(nodes, arrays, {"c": outputs[0]}, constant=constant)
+    return session(nodes, arrays, {"c": outputs[0]}, constant=constant)
 
 
 def conv2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
@@ -70,7 +77,7 @@ def conv2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) ->
     nodes = [conv, helper.make_node(after, ["sum"], ["y"])] if after else [conv]
     prepared = () if workload["packed"] == PLAIN else ("w", "bias")
     constant = {name: given.pop(name) for name in prepared if name in given}
-    call = _session(nodes, given, {"y": y}, constant=constant)
+    call = session(nodes, given, {"y": y}, constant=constant)
     return reporting(call, lambda _: np.copyto(outputs[0], np.moveaxis(y, 1, 3))) if last else call
 
 
@@ -78,7 +85,7 @@ def softmax(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -
     if workload["mask_rows"] or workload["scaled"]:
         return None
     name = "LogSoftmax" if workload["log"] else "Softmax"
-    return _session([helper.make_node(name, ["x"], ["out"], axis=1)], {"x": inputs[0]}, {"out": outputs[0]})
+    return session([helper.make_node(name, ["x"], ["out"], axis=1)], {"x": inputs[0]}, {"out": outputs[0]})
 
 
 def norm(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
@@ -98,7 +105,7 @@ def norm(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> C
     else:
         name = "LayerNormalization" if is_layer else "SimplifiedLayerNormalization"
         node = helper.make_node(name, ["x", "weight", *bias], ["out"], epsilon=eps, axis=1)
-    return _session([node], given, results)
+    return session([node], given, results)
 
 
 def attention(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
@@ -112,7 +119,7 @@ def attention(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any])
         return None
     given, out = dict(zip("qkv", inputs)), outputs[0]
     node = helper.make_node("Attention", ["q", "k", "v"], ["out"], is_causal=int(causal))
-    forms = {"Attention": _session([node], given, {"out": out}, opset=23)}
+    forms = {"Attention": session([node], given, {"out": out}, opset=23)}
     if heads == kv_heads:
         rows = np.ascontiguousarray(np.swapaxes(inputs[0], 1, 2)).reshape(batch, q_len, -1)
         result = np.empty_like(rows)
@@ -124,14 +131,13 @@ def attention(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any])
             num_heads=heads,
             unidirectional=int(causal),
         )
-        call = _session([node], {**given, "q": rows}, {"out": result})
+        call = session([node], {**given, "q": rows}, {"out": result})
         as_rows = result.reshape(batch, q_len, heads, -1)
         forms["MultiHeadAttention"] = reporting(call, lambda _: np.copyto(out, np.swapaxes(as_rows, 1, 2)))
-    timings = take_turns(forms, rounds=3)
-    return forms[min(timings, key=lambda name: timings[name].median)]
+    return fastest(forms)
 
 
-def _session(
+def session(
     nodes: list[Any],
     inputs: dict[str, Any],
     outputs: dict[str, Any],
@@ -142,7 +148,10 @@ def _session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = physical_cores()
     tensors = [
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape) for name, array in side.items()]
+        [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+            for name, array in side.items()
+        ]
         for side in (inputs, outputs)
     ]
     initializers = [numpy_helper.from_array(array, name) for name, array in constant.items()]
@@ -151,15 +160,15 @@ def _session(
         opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)],
         ir_version=11 if opset > 17 else 8,
     )
-    session = onnxruntime.InferenceSession(
+    runner = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    binding = session.io_binding()
+    binding = runner.io_binding()
     for name, array in inputs.items():
         binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
     for name, array in outputs.items():
         binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-    return lambda: (session.run_with_iobinding(binding), inputs, outputs)  # which keeps the arrays
+    return lambda: (runner.run_with_iobinding(binding), inputs, outputs)  # which keeps the arrays
 
 
 CALLS: dict[str, MakeCall] = {

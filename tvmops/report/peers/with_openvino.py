@@ -12,24 +12,35 @@ from openvino import opset13 as ops
 from tvmops.machine import physical_cores
 from tvmops.ops import op_of
 from tvmops.report.peers.base import Call, MakeCall, channels_first, matmul_operands, plain_inputs, reporting
+from tvmops.signatures.dtypes import BFLOAT16
 from tvmops.signatures.layouts import PLAIN
 from tvmops.workloads import Workload
 
 
 def matmul(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
-    given = matmul_operands(workload, inputs)
-    if given is None:
+    """Numbers of bfloat16 by instructions for those, all others in float32."""
+    if workload["dtype"] not in ("float32", BFLOAT16):
         return None
+    given = matmul_operands(workload, inputs)
     constant = {"b": given.pop("b")} if workload["packed"] != PLAIN else {}
     turned = {name for name in "ab" if workload[f"trans_{name}"]}
     arrays = {name: each.swapaxes(-1, -2) if name in turned else each for name, each in given.items()}
-    parameters = {name: ops.parameter(array.shape, array.dtype) for name, array in arrays.items()}
-    nodes = {**parameters, **{name: ops.constant(array) for name, array in constant.items()}}
+    short = workload["dtype"] == BFLOAT16
+    kind = ov.Type.bf16 if short else ov.Type.f32
+    parameters = {name: ops.parameter(array.shape, kind) for name, array in arrays.items()}
+    nodes = {
+        **parameters,
+        **{
+            name: ops.constant(ov.Tensor(array, array.shape, kind), shared_memory=False)
+            for name, array in constant.items()
+        },
+    }
     node = ops.matmul(nodes["a"], nodes["b"], "a" in turned, "b" in turned)
     for name in given.keys() - {"a", "b"}:
         node = ops.add(node, nodes[name])
     node = _ACTIVATIONS[str(workload["activation"])](node)
-    return _request(node, list(parameters.values()), list(arrays.values()), outputs[0])
+    precision = "bf16" if short else "f32"
+    return request(node, list(parameters.values()), list(arrays.values()), outputs[0], precision)
 
 
 def conv2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
@@ -53,7 +64,7 @@ def conv2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) ->
     if workload["bias"]:
         node = ops.add(node, ops.unsqueeze(nodes[2], [0, 2, 3]))
     node = _ACTIVATIONS[str(workload["activation"])](node)
-    call = _request(node, parameters, given[:varying], y)
+    call = request(node, parameters, given[:varying], y)
     return reporting(call, lambda _: np.copyto(outputs[0], np.moveaxis(y, 1, 3))) if last else call
 
 
@@ -61,7 +72,7 @@ def softmax(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -
     if workload["mask_rows"] or workload["scaled"]:
         return None
     x = ops.parameter(inputs[0].shape, inputs[0].dtype)
-    return _request((ops.log_softmax if workload["log"] else ops.softmax)(x, 1), [x], inputs, outputs[0])
+    return request((ops.log_softmax if workload["log"] else ops.softmax)(x, 1), [x], inputs, outputs[0])
 
 
 def norm(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
@@ -81,7 +92,7 @@ def norm(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> C
         node = ops.multiply(node, given["weight"])
     if "bias" in given:
         node = ops.add(node, given["bias"])
-    return _request(node, list(given.values()), inputs, outputs[0])
+    return request(node, list(given.values()), inputs, outputs[0])
 
 
 def attention(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
@@ -107,27 +118,42 @@ def attention(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any])
             for each in (k, v)
         )
     node = ops.scaled_dot_product_attention(q, k, v, causal=causal)
-    return _request(node, parameters, list(inputs), outputs[0])
+    return request(node, parameters, list(inputs), outputs[0])
 
 
 def activation(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call:
     x = ops.parameter(inputs[0].shape, inputs[0].dtype)
-    return _request(_ACTIVATIONS[str(workload["activation"])](x), [x], inputs, outputs[0])
+    return request(_ACTIVATIONS[str(workload["activation"])](x), [x], inputs, outputs[0])
 
 
-def _request(node: Any, parameters: list[Any], inputs: Sequence[Any], output: Any) -> Call:
-    """Return a call of the graph that ends in `node`, on these arrays."""
+def request(
+    node: Any,
+    parameters: list[Any],
+    inputs: Sequence[Any],
+    output: Any,
+    precision: str = "f32",
+    **settings: object,
+) -> Call:
+    """Return a call of the graph that ends in `node`, on these arrays, with what `settings` say besides."""
     model = ov.Model([node], parameters)
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": physical_cores(),
-        "INFERENCE_PRECISION_HINT": "f32",  # it would take bf16 where the CPU has it
+        "INFERENCE_PRECISION_HINT": precision,  # by itself it takes bf16 where the CPU has it
+        **settings,
     }
-    request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
-    for index, array in enumerate(inputs):
-        request.set_input_tensor(index, ov.Tensor(array, shared_memory=True))
-    request.set_output_tensor(0, ov.Tensor(output, shared_memory=True))
-    return lambda: (request.infer(), inputs, output)  # which keeps the arrays
+    made = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
+    for index, (parameter, array) in enumerate(zip(parameters, inputs)):
+        made.set_input_tensor(index, _shared(array, parameter.get_element_type()))
+    made.set_output_tensor(0, _shared(output, node.get_element_type()))
+    return lambda: (made.infer(), inputs, output)  # which keeps the arrays
+
+
+def _shared(array: Any, kind: Any) -> Any:
+    """Return a tensor in the memory of `array`."""
+    if kind == ov.Type.bf16:
+        return ov.Tensor(array, array.shape, kind)
+    return ov.Tensor(array, shared_memory=True)
 
 
 _ACTIVATIONS: dict[str, Callable[[Any], Any]] = {

@@ -10,26 +10,35 @@ from torch.nn import functional
 
 from tvmops.machine import physical_cores
 from tvmops.ops import op_of
-from tvmops.report.peers.base import Call, MakeCall, matmul_operands, plain_inputs, reporting
-from tvmops.report.turns import take_turns
+from tvmops.report.peers.base import (
+    Call,
+    MakeCall,
+    fastest,
+    matmul_operands,
+    plain_inputs,
+    reporting,
+)
+from tvmops.signatures.dtypes import BFLOAT16
+from tvmops.signatures.layouts import PLAIN
 from tvmops.signatures.softmax import SCALE
 from tvmops.workloads import Workload
 
 
 def matmul(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
-    arrays = matmul_operands(workload, inputs)
-    if arrays is None:
+    """Constant weights of bfloat16 also as oneDNN packs them."""
+    if workload["dtype"] not in ("float32", BFLOAT16):
         return None
     torch.set_num_threads(physical_cores())
-    given, out = (
-        {name: torch.from_numpy(array) for name, array in arrays.items()},
-        torch.from_numpy(outputs[0]),
-    )
-    a, b = given["a"], given["b"]
+    dtype = str(workload["dtype"])
+    given = {name: _tensor(array, dtype) for name, array in matmul_operands(workload, inputs).items()}
+    out, a, b = _tensor(outputs[0], dtype), given["a"], given["b"]
     bias, residual = given.get("bias"), given.get("residual")
     activation = _ACTIVATIONS[str(workload["activation"])]
     if bias is residual is activation is None:
-        return lambda: torch.matmul(a, b, out=out)
+        forms: dict[str, Call] = {"plain": lambda: torch.matmul(a, b, out=out)}
+        if dtype == BFLOAT16 and workload["packed"] != PLAIN:
+            forms["packed"] = _packed_by_onednn(a, b, out)
+        return fastest(forms)
 
     def compute() -> torch.Tensor:
         with torch.inference_mode():
@@ -39,6 +48,22 @@ def matmul(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) ->
             if residual is not None:
                 result += residual
             return activation(result) if activation else result
+
+    return reporting(compute, out.copy_)
+
+
+def _tensor(array: Any, dtype: str) -> torch.Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if dtype == BFLOAT16 else tensor
+
+
+def _packed_by_onednn(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> Call:
+    """Return the product by a constant b as PyTorch's compiler calls it."""
+    weight = torch.ops.mkldnn._reorder_linear_weight(b.T.contiguous(), len(a))
+
+    def compute() -> torch.Tensor:
+        with torch.inference_mode():
+            return torch.ops.mkldnn._linear_pointwise(a, weight, None, "none", [], "")
 
     return reporting(compute, out.copy_)
 
@@ -75,8 +100,7 @@ def conv2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) ->
         "contiguous": form(torch.contiguous_format),
         "channels_last": form(torch.channels_last),
     }
-    timings = take_turns(forms, rounds=3)
-    return forms[min(timings, key=lambda name: timings[name].median)]
+    return fastest(forms)
 
 
 def softmax(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call:
@@ -187,8 +211,7 @@ def attention(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any])
     forms = {"plain": reporting(compute, out.copy_)}
     if mask is None and not causal and kv_heads < heads:
         forms["grouped"] = reporting(compute_grouped, out.copy_)
-    timings = take_turns(forms, rounds=3) if len(forms) > 1 else {}
-    return forms[min(forms, key=lambda name: timings[name].median if timings else 0.0)]
+    return fastest(forms)
 
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {
