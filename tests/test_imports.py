@@ -25,6 +25,7 @@ LEAVES = {
     "space",
     "manifest",
     "machine",
+    "arm",
     "gpu",
     "logs",
     "suites",

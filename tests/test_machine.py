@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 import pytest
 
-from tvmops import machine
+from tvmops import arm, machine
 from tvmops.machine import missing_features, physical_cores, this_machine
 
 INTEL = """\
@@ -103,11 +104,13 @@ def test_x86_is_read_from_its_first_cpu(computer: Path) -> None:
     assert there.l3_bytes == 0
 
 
-def test_arm_is_read_from_its_first_cpu(computer: Path) -> None:
+def test_arm_is_read_from_its_first_cpu(computer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (computer / "cpuinfo").write_text(ARM)
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(arm, "features", lambda: frozenset({"fp", "asimd", "sve", "sve128"}))
     there = machine.this_machine()
     assert (there.vendor, there.model) == ("0x41", 0xD4F)
-    assert there.features == {"fp", "asimd", "sve"}
+    assert there.features == {"fp", "asimd", "sve", "sve128"}
 
 
 def test_a_machine_that_says_nothing_is_still_described(computer: Path) -> None:

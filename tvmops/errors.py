@@ -92,6 +92,20 @@ class NoLinkerError(TvmopsError):
     )
 
 
+class NoCrossLinkerError(TvmopsError):
+    message = (
+        "nothing here can link a shared library for {arch} (tried: {tried}); install Debian's "
+        "binutils-{arch}-linux-gnu or gcc-{arch}-linux-gnu, or lld, or `pip install ziglang`"
+    )
+
+
+class RuntimeDownloadError(TvmopsError):
+    message = (
+        "there is no TVM runtime for {arch} here ({detail}); "
+        "$TVMOPS_RUNTIMES names a folder that holds {file}"
+    )
+
+
 class NoCudaCompilerError(TvmopsError):
     message = (
         "nothing here compiles CUDA (no {tried}); install the CUDA toolkit, "

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvmops import gpu
+from tvmops import arm, gpu
 
 _CPUINFO = Path("/proc/cpuinfo")
 _CPUS = Path("/sys/devices/system/cpu")
@@ -46,15 +46,16 @@ class Machine:
 def this_machine() -> Machine:
     """Describe this machine; read once a process."""
     info = _first_cpu(_CPUINFO.read_text() if _CPUINFO.exists() else "")
-    flags = info.get("flags") or info.get("Features") or ""
+    arch = platform.machine()
+    flags = arm.features() if arch == "aarch64" else frozenset((info.get("flags") or "").split())
     caches = {level: _cache_bytes(level) for level in (1, 2, 3)}
     return Machine(
-        arch=platform.machine(),
+        arch=arch,
         cpu=info.get("model name") or platform.processor() or platform.machine(),
         vendor=info.get("vendor_id") or info.get("CPU implementer") or "unknown",
         family=_number(info.get("cpu family")),
         model=_number(info.get("model") or info.get("CPU part")),
-        features=frozenset(flags.split()),
+        features=flags,
         cores=physical_cores(),
         l1_bytes=caches[1],
         l2_bytes=caches[2],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import tvmops
-from tvmops.errors import LinkError, NoLinkerError
+from tvmops.errors import LinkError, NoCrossLinkerError, NoLinkerError
 from tvmops.measure.link import find_linker, link
 from tvmops.workloads import workload
 
@@ -141,3 +142,35 @@ def test_the_linkers_of_this_machine_make_a_library(tmp_path: Path, bare: bool) 
         pytest.skip("needs a C compiler to make an object")
     link([tmp_path / "k.o"], tmp_path / "k.so", bare)
     assert ctypes.CDLL(str(tmp_path / "k.so")).answer() == 42
+
+
+OTHER = "aarch64" if platform.machine() == "x86_64" else "x86_64"
+CROSS = f"{OTHER}-linux-gnu-"
+
+
+@pytest.mark.parametrize(
+    "installed, chosen",
+    [
+        ([f"{CROSS}gcc", f"{CROSS}ld", "ld.lld"], f"{CROSS}ld"),
+        ([f"{CROSS}gcc", "ld.lld"], "ld.lld"),  # without that architecture's C library a compiler can't link
+        ([f"{CROSS}gcc"], f"{CROSS}gcc"),
+    ],
+)
+@pytest.mark.parametrize("bare", [False, True])
+def test_another_architecture_has_tools_of_its_own(
+    tools: Path, monkeypatch: pytest.MonkeyPatch, installed: list[str], chosen: str, bare: bool
+) -> None:
+    install(tools, "cc", "ld", *installed)
+    monkeypatch.setenv("CC", "cc")
+    assert find_linker(bare, OTHER) == (str(tools / chosen),)
+
+
+def test_ziglang_is_told_of_another_architecture(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "ziglang" else None)
+    assert find_linker(arch=OTHER)[-2:] == ("-target", f"{OTHER}-linux-gnu")
+
+
+def test_without_a_cross_linker_the_error_says_what_to_install(tools: Path) -> None:
+    install(tools, "cc", "ld")
+    with pytest.raises(NoCrossLinkerError, match=f"binutils-{OTHER}-linux-gnu or gcc-{OTHER}-linux-gnu"):
+        find_linker(arch=OTHER)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -14,11 +13,12 @@ from pathlib import Path
 import tvm
 from tvm import IRModule
 
-from tvmops.errors import ArgumentError, RuntimeMissingError
+from tvmops.errors import ArgumentError
+from tvmops.library.runtimes import runtime_file
 from tvmops.manifest import FILE, KernelEntry, Manifest, Variant
 from tvmops.measure.build import build_library
 from tvmops.measure.toolchain import toolchain
-from tvmops.runtime.backend import CUDA_RUNTIME_FILE, RUNTIME_FILE
+from tvmops.runtime.backend import CUDA_RUNTIME_FILE
 from tvmops.targets import Target
 
 
@@ -100,19 +100,6 @@ def _runtime_files(target: Target) -> list[Path]:
     """Return the files that kernels for `target` need beside them: the runtime that they call first."""
     lib = Path(tvm.__file__).parent / "lib"
     return [runtime_file(target.arch), *([lib / CUDA_RUNTIME_FILE] if target.kind == "cuda" else [])]
-
-
-def runtime_file(arch: str) -> Path:
-    """Return the runtime that kernels for CPUs of `arch` call.
-
-    Raises
-    ------
-    RuntimeMissingError
-        There is none here.
-    """
-    if arch != platform.machine():
-        raise RuntimeMissingError(path="to export", file=f"{RUNTIME_FILE} for {arch}")
-    return Path(tvm.__file__).parent / "lib" / RUNTIME_FILE
 
 
 def digest_of(path: Path) -> str:

@@ -36,7 +36,7 @@ def build_library(
     object_path = path.with_suffix(".o")
     try:
         compile_object(module, target, object_path, checked)
-        link([object_path], path, bare)
+        link([object_path], path, bare, arch=target.arch)
     finally:
         object_path.unlink(missing_ok=True)
 
