@@ -62,9 +62,11 @@ def test_it_takes_new_arrays_of_the_same_shapes(known: Library) -> None:
 def test_a_library_returns_what_the_first_input_is(known: Library) -> None:
     torch = pytest.importorskip("torch")
     a, b = (torch.from_numpy(array) for array in inputs(1))
+    assert isinstance(known.matmul(a, b), torch.Tensor)  # tensors are known apart
+    learned = careful_calls(known)
     assert isinstance(known.matmul(a, b), torch.Tensor)
     assert isinstance(known.matmul(*inputs(1)), np.ndarray)
-    assert careful_calls(known) == 0
+    assert careful_calls(known) == learned
 
 
 def test_a_gradient_is_refused_all_the_same(known: Library) -> None:
@@ -75,6 +77,35 @@ def test_a_gradient_is_refused_all_the_same(known: Library) -> None:
         known.matmul(a, b)
     with torch.no_grad():
         assert is_product(known.matmul(a, b).numpy(), a.numpy(), b.numpy())
+
+
+def test_tensors_of_known_shapes_go_straight_to_the_kernel(known: Library) -> None:
+    torch = pytest.importorskip("torch")
+    a, b = (torch.from_numpy(array) for array in inputs(1))
+    out = torch.empty(17, 31)
+    known.matmul(a, b, out=out)
+    learned = careful_calls(known)
+    out.zero_()
+    assert known.matmul(a, b, out=out) is out
+    assert is_product(out.numpy(), a.numpy(), b.numpy())
+    assert careful_calls(known) == learned
+    for each in (a, b, out):
+        each.requires_grad_()
+        with pytest.raises(CallError, match="requires grad"):
+            known.matmul(a, b, out=out)
+        with torch.no_grad():
+            known.matmul(a, b, out=out)
+        each.requires_grad_(False)
+
+
+def test_a_tensor_that_is_to_be_negated_is(lib: Library) -> None:
+    """One element is dense however it is strided."""
+    torch = pytest.importorskip("torch")
+    one, negated = torch.ones(1, 1), torch.complex(torch.ones(1, 1), torch.ones(1, 1)).conj().imag
+    out = torch.empty(1, 1)
+    for _ in range(2):
+        assert lib.matmul(one, one, out=out).item() == 1
+        assert lib.matmul(negated, one, out=out).item() == -1
 
 
 def test_strided_inputs_are_copied(known: Library) -> None:

@@ -35,7 +35,7 @@ class KnownCalls:
 
     def __init__(self) -> None:
         self._plans: dict[Key, _Plan] = {}
-        self.products: dict[Key, Callable[..., None]] = {}  # of plain matrices, by their shapes and flags
+        self.products: dict[Key, Callable[..., None]] = {}  # of plain matrices, by type, shapes and flags
 
     def answer(self, key: Key, arrays: Arrays, outs: Arrays) -> Arrays | None:
         """Compute a call that is known; None if it is not, or must go the careful way.
@@ -67,15 +67,34 @@ class KnownCalls:
             self._plans.clear()
             self.products.clear()
         if call.workload.op == "matmul" and plan.is_direct and len(plan.inputs) == 2 and key[1][0] is None:
-            _, trans_a, trans_b = key[1]
-            self.products[arrays[0].shape, arrays[1].shape, trans_a, trans_b] = kernel
+            self._learn_product(arrays[:2], key[1][1:], kernel)
         with suppress(TypeError):  # an attribute that has no hash
             self._plans[key] = plan
+
+    def _learn_product(self, arrays: Arrays, flags: tuple[Any, ...], kernel: Callable[..., None]) -> None:
+        a, b = arrays
+        if type(a) is type(b) is _ndarray:
+            self.products[_ndarray, a.shape, b.shape, *flags] = kernel
+        elif _is_tensor(a) and type(a) is type(b) and a.numel() > 1 and b.numel() > 1:
+            # tensors that are to be negated lie strided, but for a single element
+            self.products[type(a), a.shape, b.shape, *flags] = _without_gradients(kernel)
+
+
+def _without_gradients(kernel: Callable[..., None]) -> Callable[..., None]:
+    """Return `kernel`, of three tensors, which refuses those that need a gradient."""
+    is_grad_enabled = sys.modules["torch"].is_grad_enabled
+
+    def checked(a: Any, b: Any, out: Any) -> None:
+        if is_grad_enabled() and (a.requires_grad or b.requires_grad or out.requires_grad):
+            raise ValueError("a tensor requires grad")
+        kernel(a, b, out)
+
+    return checked
 
 
 def key_of(op: str, arrays: Arrays, attributes: tuple[Any, ...]) -> Key:
     """Return what calls that need the same kernel have in common; () for unusual arguments."""
-    marks: list[Any] = [op, attributes]
+    marks: list[Any] = [op, attributes, type(arrays[0])]
     for array in arrays:
         if type(array) is _ndarray:
             marks.append(array.shape)
@@ -160,8 +179,12 @@ def _is_same(array: Any, taken: Any) -> bool:
     return array is not None and is_dense(array) and bounds(array) == bounds(taken)
 
 
-def _is_plain_tensor(array: Any) -> bool:
+def _is_tensor(array: Any) -> bool:
     torch = sys.modules.get("torch")
-    if torch is None or not isinstance(array, torch.Tensor):
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
+def _is_plain_tensor(array: Any) -> bool:
+    if not _is_tensor(array):
         return False
-    return not (array.is_neg() or (array.requires_grad and torch.is_grad_enabled()))
+    return not (array.is_neg() or (array.requires_grad and sys.modules["torch"].is_grad_enabled()))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-from numpy import ndarray as _ndarray
-
 from tvmops.errors import ArgumentError, CallTypeError
 from tvmops.runtime.calls import CALLS, PACKS, Call
 from tvmops.runtime.known import REFUSALS, Key, KnownCalls, key_of
@@ -83,14 +81,15 @@ class Operators(ABC):
             The library was exported without such an epilogue, or without packed weights.
         """
         # np.matmul is quick: a plain product into a given array takes no longer than it must
-        if type(a) is type(b) is type(out) is _ndarray and bias is activation is residual is None:
-            kernel = self._known.products.get((a.shape, b.shape, trans_a, trans_b))
-            if kernel is not None:
-                try:
+        kind = type(a)
+        if kind is type(b) is type(out) and bias is activation is residual is None:
+            try:
+                kernel = self._known.products.get((kind, a.shape, b.shape, trans_a, trans_b))
+                if kernel is not None:
                     kernel(a, b, out)
                     return out
-                except REFUSALS:
-                    pass  # the careful way says why, or copies
+            except REFUSALS:
+                pass  # the careful way says why, or copies
         arrays = (a, b, bias, residual)
         arguments = (a, b, bias, activation, trans_a, trans_b, residual)
         return self._call("matmul", arrays, (activation, trans_a, trans_b), arguments, (out,))[0]
