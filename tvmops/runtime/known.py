@@ -49,7 +49,7 @@ class KnownCalls:
         """
         try:
             plan = self._plans.get(key)
-            if plan is None:
+            if plan is None or not all(out is None or _is_plain(out) for out in outs):
                 return None
             if plan.is_direct and None is not outs[0]:
                 plan.kernel(*filter(_is_given, arrays), *plan.scalars, *outs)
@@ -74,10 +74,10 @@ class KnownCalls:
     def _learn_product(self, arrays: Arrays, flags: tuple[Any, ...], kernel: Callable[..., None]) -> None:
         a, b = arrays
         if type(a) is type(b) is _ndarray:
-            self.products[_ndarray, a.shape, b.shape, *flags] = kernel
+            self.products[(_ndarray, a.shape, b.shape, *flags)] = kernel
         elif _is_tensor(a) and type(a) is type(b) and a.numel() > 1 and b.numel() > 1:
             # tensors that are to be negated lie strided, but for a single element
-            self.products[type(a), a.shape, b.shape, *flags] = _without_gradients(kernel)
+            self.products[(type(a), a.shape, b.shape, *flags)] = _without_gradients(kernel)
 
 
 def _without_gradients(kernel: Callable[..., None]) -> Callable[..., None]:
@@ -182,6 +182,10 @@ def _is_same(array: Any, taken: Any) -> bool:
 def _is_tensor(array: Any) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(array, torch.Tensor)
+
+
+def _is_plain(array: Any) -> bool:
+    return type(array) is _ndarray or _is_plain_tensor(array)
 
 
 def _is_plain_tensor(array: Any) -> bool:
