@@ -1,0 +1,117 @@
+"""Libraries for ARM CPUs, run under emulation on CPUs that have what they need, and on others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("tvm")
+
+from tests.arm.conftest import Answers
+from tests.arm.emulated import Job
+from tests.libraries import default_record, write_log
+from tvmops.errors import LibraryTargetError
+from tvmops.library.export import export
+from tvmops.measure.problem import make_problem
+from tvmops.runtime.load import load
+from tvmops.targets import target
+from tvmops.workloads import Workload
+
+Emulate = Callable[[str, Job], Answers]
+
+# What qemu calls a CPU with what each target needs, and no more than it can leave out. Nothing of
+# ours takes SME; SVE can't be had without SVE2.
+CPUS = {
+    "cortex-a53": "cortex-a53",
+    "cortex-a72": "cortex-a72",
+    "cortex-a76": "cortex-a76",
+    "neoverse-n1": "neoverse-n1",
+    "neoverse-v1": "max,sme=off,sve128=on,sve256=on,sve512=off",
+    "neoverse-v2": "max,sme=off,sve128=on,sve256=off,sve512=off",
+    "apple-m4": "max,sme=off,sve=off",
+}
+PLAIN = "matmul m=33 n=65 k=17"  # tiles, and a rest in each dimension
+TUNED = [
+    PLAIN,
+    "matmul m=20 n=33 k=17 trans_a=true trans_b=true bias=true activation=gelu batch=3",
+    "matmul m=17 n=33 k=31 dtype=bfloat16",
+    "matmul_int8 m=17 n=33 k=31",
+    "matmul_weight_only m=3 n=64 k=64",
+    "conv2d n=1 h=9 w=11 ci=8 co=16 kh=3 kw=3 padding=1",
+    "conv2d n=1 h=9 w=11 ci=16 co=16 kh=3 kw=3 padding=1 groups=16",
+    "softmax rows=5 cols=33",
+    "layer_norm rows=5 cols=33",
+    "attention batch=1 heads=2 kv_heads=2 q_len=33 kv_len=33 head_dim=32",
+    "attention batch=1 heads=2 kv_heads=2 q_len=1 kv_len=65 head_dim=32",
+    "activation size=1001 activation=tanh",
+]
+OTHER = [  # the generic kernels answer
+    "matmul m=5 n=7 k=9",
+    "matmul m=9 n=31 k=7 dtype=bfloat16",
+    "matmul_int8 m=5 n=9 k=13",
+    "conv2d n=2 h=7 w=9 ci=5 co=7 kh=3 kw=3 padding=1",
+    "softmax rows=3 cols=101",
+    "layer_norm rows=3 cols=101",
+    "attention batch=1 heads=2 kv_heads=2 q_len=17 kv_len=29 head_dim=32",
+    "activation size=77 activation=tanh",
+]
+WHOLE = ("cortex-a53", "neoverse-n1", "neoverse-v1", "neoverse-v2", "apple-m4")  # one of each set of features
+
+
+def exported(folder: Path, name: str, texts: list[str]) -> Path:
+    work, machine = [Workload.parse(text) for text in texts], target(name)
+    log = write_log(folder / f"{name}.jsonl", *(default_record(each, machine) for each in work))
+    return export(work, machine, [log], folder / name)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of libraries, one for each of some targets, and one for all of those."""
+    folder, work = tmp_path_factory.mktemp("small"), Workload.parse("softmax rows=3 cols=5")
+    names = ["cortex-a53", "neoverse-n1", "neoverse-v2", "apple-m4"]
+    log = write_log(folder / "log.jsonl", *(default_record(work, target(name)) for name in names))
+    for name in names:
+        export(work, name, [log], folder / name)
+    export(work, names, [log], folder / "several")
+    return folder
+
+
+@pytest.mark.parametrize("name", CPUS)
+def test_every_op_is_right(name: str, emulate: Emulate, tmp_path: Path) -> None:
+    tuned, other = (TUNED, OTHER) if name in WHOLE else ([PLAIN], OTHER[:1])
+    work = [Workload.parse(text) for text in (*tuned, *other)]
+    problems = tuple((str(w), make_problem(w, tmp_path / str(i), seed=i)) for i, w in enumerate(work))
+    answers = emulate(CPUS[name], Job(run=(exported(tmp_path, name, tuned),), problems=problems))
+    checks = [answer for answer in answers if "workload" in answer]
+    assert [(check["workload"], check["complaint"]) for check in checks] == [(str(w), "") for w in work]
+    assert [check["tier"] for check in checks] == ["exact"] * len(tuned) + ["generic"] * len(other)
+    (call,) = (answer for answer in answers if "called" in answer)
+    assert call["error"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    "cpu, chosen, refused",
+    [
+        ("cortex-a72", "cortex-a53", {"neoverse-n1": "asimddp", "neoverse-v2": "sve2", "apple-m4": "i8mm"}),
+        ("neoverse-n1", "neoverse-n1", {"neoverse-v2": "sve2", "apple-m4": "i8mm"}),
+        ("apple-m4", "apple-m4", {"neoverse-v2": "sve2"}),
+        ("neoverse-v2", "neoverse-v2", {}),
+    ],
+)
+def test_what_a_cpu_lacks_is_refused_and_of_several_the_best_is_taken(
+    cpu: str, chosen: str, refused: dict[str, str], emulate: Emulate, small: Path
+) -> None:
+    alone = tuple(small / name for name in refused)
+    answers = emulate(CPUS[cpu], Job(refuse=alone, choose=(small / "several",)))
+    messages = {answer["refused"]: answer["message"] for answer in answers if "refused" in answer}
+    assert messages.keys() == refused.keys()
+    for name, feature in refused.items():
+        assert feature in messages[name] and "lacks" in messages[name]
+    assert [answer["chosen"] for answer in answers if "chosen" in answer] == [[chosen]]
+
+
+def test_another_architecture_is_refused(small: Path) -> None:
+    with pytest.raises(LibraryTargetError, match="architecture aarch64"):
+        load(small / "several")
