@@ -13,6 +13,7 @@ from tvmops.schedules.cpu.gemm import CpuGemm
 from tvmops.schedules.cpu.gemm_bfloat16 import CpuGemmBfloat16
 from tvmops.schedules.cpu.gemm_int8 import CpuGemmInt8
 from tvmops.schedules.cpu.norm import CpuNorm
+from tvmops.schedules.cpu.pool import CpuPool
 from tvmops.schedules.cpu.softmax import CpuSoftmax
 from tvmops.schedules.cpu.softmax_columns import CpuSoftmaxColumns
 from tvmops.schedules.cpu.weight_only import WeightOnly
@@ -39,6 +40,7 @@ TEMPLATES: tuple[Template, ...] = (
     Winograd4(),
     Winograd2(),
     Winograd6(),
+    CpuPool(),
     CpuSoftmax(),
     CpuSoftmaxColumns(),
     CpuNorm(),

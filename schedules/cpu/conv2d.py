@@ -13,8 +13,8 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import Extent, refuse_overlap
 from tvmops.schedules.cpu.epilogue import Epilogue
-from tvmops.signatures.conv2d import Window, windows
 from tvmops.signatures.layouts import PLAIN, layout_of
+from tvmops.signatures.windows import Window, windows
 from tvmops.workloads import Workload
 
 
@@ -47,11 +47,11 @@ class ConvShape:
 
     @cached_property
     def oh(self) -> Extent:
-        return _steps(self.down, self.h)
+        return steps(self.down, self.h)
 
     @cached_property
     def ow(self) -> Extent:
-        return _steps(self.across, self.w)
+        return steps(self.across, self.w)
 
     @property
     def ci_each(self) -> Extent:
@@ -126,8 +126,12 @@ def _extent(workload: Workload, name: str) -> Extent:
     return value if isinstance(value, int) else tirx.Var(name, "int32")
 
 
-def _steps(window: Window, extent: Extent) -> Extent:
+def steps(window: Window, extent: Extent) -> Extent:
+    """Return the output's extent along one axis for an image of `extent`."""
     if isinstance(extent, int):
         return window.steps(extent)
     span = extent + (window.before + window.after - window.reach)
-    return span + 1 if window.stride == 1 else tirx.floordiv(span, window.stride) + 1
+    if not window.overhangs:
+        return span + 1 if window.stride == 1 else tirx.floordiv(span, window.stride) + 1
+    last = tirx.ceildiv(span, window.stride)
+    return last + tirx.Select(last * window.stride < extent + window.before, 1, 0)

@@ -19,7 +19,7 @@ from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cpu.conv2d_depthwise_nest import ChannelsNest, DepthwiseNest, RowsNest, Tiling
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
-from tvmops.signatures.conv2d import windows
+from tvmops.signatures.windows import windows
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload

@@ -28,7 +28,7 @@ from tvmops.schedules.cpu.emit import (
     transpose,
     zeros,
 )
-from tvmops.signatures.conv2d import Window
+from tvmops.signatures.windows import Window
 from tvmops.space import Config
 
 

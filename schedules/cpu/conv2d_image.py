@@ -11,7 +11,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cpu.emit import Extent, Span, branch, lanes, zeros
-from tvmops.signatures.conv2d import Window
+from tvmops.signatures.windows import Window
 
 
 @dataclass(frozen=True)

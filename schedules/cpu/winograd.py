@@ -31,8 +31,8 @@ from tvmops.schedules.cpu.winograd_cost import cost
 from tvmops.schedules.cpu.winograd_grid import Grid
 from tvmops.schedules.cpu.winograd_nest import Blocking, WinogradNest
 from tvmops.schedules.template import GenericKernel, Template
-from tvmops.signatures.conv2d import windows
 from tvmops.signatures.layouts import PLAIN
+from tvmops.signatures.windows import windows
 from tvmops.signatures.winograd import CHANNELS, TAPS, transforms
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tvmops.schedules.cpu.emit import Extent, Span, chunk
-from tvmops.signatures.conv2d import output_size, windows
+from tvmops.signatures.windows import output_size, windows
 from tvmops.workloads import Workload
 
 

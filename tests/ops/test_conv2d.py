@@ -10,7 +10,7 @@ from tvmops.measure.build import compile_module
 from tvmops.ops import op_of
 from tvmops.runtime.calls import CALL_ARGUMENTS, CALLS
 from tvmops.schedules.sketch import tensor_program
-from tvmops.signatures.conv2d import output_size
+from tvmops.signatures.windows import output_size
 from tvmops.targets import target
 from tvmops.workloads import Workload, workload
 

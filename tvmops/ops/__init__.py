@@ -11,6 +11,7 @@ from tvmops.ops.matmul import MatMul
 from tvmops.ops.matmul_int8 import MatMulInt8
 from tvmops.ops.matmul_weight_only import MatMulWeightOnly
 from tvmops.ops.norm import LayerNorm, RMSNorm
+from tvmops.ops.pool2d import Pool2D
 from tvmops.ops.softmax import Softmax
 from tvmops.workloads import Workload
 
@@ -22,6 +23,7 @@ _OPS: dict[str, Op] = {
         MatMulWeightOnly(),
         Attention(),
         Conv2D(),
+        Pool2D(),
         Softmax(),
         LayerNorm(),
         RMSNorm(),

@@ -10,8 +10,8 @@ from tvmops.ops.activations import STEEPEST, activated, expression
 from tvmops.ops.base import Array, Exact, Op
 from tvmops.ops.winograd import weights_of
 from tvmops.signatures.activations import NONE
-from tvmops.signatures.conv2d import output_size, windows
 from tvmops.signatures.layouts import PLAIN, layout_of
+from tvmops.signatures.windows import output_size, windows
 from tvmops.workloads import Workload
 
 UNIT_ROUNDOFF = 2.0**-24  # of float32

@@ -293,6 +293,53 @@ class Operators(ABC):
         arguments = (x, w, bias, stride, padding, dilation, groups, activation, residual, layout)
         return self._call("conv2d", arrays, attributes, arguments, (out,))[0]
 
+    def pool2d(
+        self,
+        x: Any,
+        kernel: int | tuple[int, int] | str,
+        stride: int | tuple[int, int] | None = None,
+        padding: int | tuple[int, ...] | str = 0,
+        kind: str = "max",
+        dilation: int | tuple[int, int] = 1,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        layout: str = "NCHW",
+        out: Any = None,
+    ) -> Any:
+        """Return the largest element, or the mean, of each window of each channel.
+
+        Parameters
+        ----------
+        x
+            Images, float32, of shape (n, c, h, w); (n, h, w, c) where `layout` is "NHWC".
+        kernel
+            One number, or (h, w); "global": the whole image, so that the result is 1 x 1.
+        stride
+            One number, or (h, w); that of the kernel where it is left out.
+        padding
+            One number, (h, w), (top, left, bottom, right), "valid" or "same", as `conv2d` takes
+            it, of at most half of the kernel; -inf for max, zeros for the mean.
+        kind
+            "max" or "average". A window that holds a NaN gives NaN.
+        dilation
+            Steps between the elements of a window, for max; one number, or (h, w).
+        ceil_mode
+            Round the output's size up: a last window may end beyond the padding.
+        count_include_pad
+            Let the padding count in the mean.
+        layout
+            "NCHW" or "NHWC", of x and the result.
+        out
+            Where to write the result: dense, not overlapping an input. Without it a new array is made.
+
+        Raises
+        ------
+        CallError, CallTypeError
+            An argument does not fit; the message names it.
+        """
+        attributes = (kernel, stride, padding, kind, dilation, ceil_mode, count_include_pad, layout)
+        return self._call("pool2d", (x,), attributes, (x, *attributes), (out,))[0]
+
     def softmax(
         self,
         x: Any,

@@ -11,6 +11,7 @@ from tvmops.signatures.matmul import MatMul
 from tvmops.signatures.matmul_int8 import MatMulInt8
 from tvmops.signatures.matmul_weight_only import MatMulWeightOnly
 from tvmops.signatures.norm import Norm
+from tvmops.signatures.pool2d import Pool2D
 from tvmops.signatures.softmax import Softmax
 
 SIGNATURES: dict[str, Signature] = {
@@ -19,6 +20,7 @@ SIGNATURES: dict[str, Signature] = {
     "matmul_weight_only": MatMulWeightOnly(),
     "attention": Attention(),
     "conv2d": Conv2D(),
+    "pool2d": Pool2D(),
     "softmax": Softmax(),
     "layer_norm": Norm(),
     "rms_norm": Norm(),

@@ -22,6 +22,7 @@ from tvmops.report.peers.base import (
     reporting,
 )
 from tvmops.signatures.layouts import PLAIN
+from tvmops.signatures.pool2d import GLOBAL, MAX
 from tvmops.workloads import Workload
 
 
@@ -78,6 +79,31 @@ def conv2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) ->
     prepared = () if workload["packed"] == PLAIN else ("w", "bias")
     constant = {name: given.pop(name) for name in prepared if name in given}
     call = session(nodes, given, {"y": y}, constant=constant)
+    return reporting(call, lambda _: np.copyto(outputs[0], np.moveaxis(y, 1, 3))) if last else call
+
+
+def pool2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
+    """In NCHW, the only layout that its operators have; data comes in that layout."""
+    if workload["ceil_mode"]:
+        return None  # its means count elements beyond the padding
+    last, is_max = workload["layout"] == "NHWC", workload["kind"] == MAX
+    x, y = (channels_first(array) if last else array for array in (inputs[0], outputs[0]))
+    name = "MaxPool" if is_max else "AveragePool"
+    if workload["kernel"] == GLOBAL:
+        node = helper.make_node(f"Global{name}", ["x"], ["y"])
+    else:
+        counted = int(workload["count_include_pad"] is True)
+        own = {"dilations": workload["dilation"]} if is_max else {"count_include_pad": counted}
+        node = helper.make_node(
+            name,
+            ["x"],
+            ["y"],
+            kernel_shape=workload["kernel"],
+            strides=workload["stride"],
+            pads=workload["padding"],
+            **own,
+        )
+    call = session([node], {"x": x}, {"y": y})
     return reporting(call, lambda _: np.copyto(outputs[0], np.moveaxis(y, 1, 3))) if last else call
 
 
@@ -175,6 +201,7 @@ CALLS: dict[str, MakeCall] = {
     "attention": attention,
     "conv2d": conv2d,
     "matmul": matmul,
+    "pool2d": pool2d,
     "softmax": softmax,
     "layer_norm": norm,
     "rms_norm": norm,

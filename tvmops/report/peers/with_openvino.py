@@ -14,6 +14,7 @@ from tvmops.ops import op_of
 from tvmops.report.peers.base import Call, MakeCall, channels_first, matmul_operands, plain_inputs, reporting
 from tvmops.signatures.dtypes import BFLOAT16
 from tvmops.signatures.layouts import PLAIN
+from tvmops.signatures.pool2d import GLOBAL, MAX
 from tvmops.workloads import Workload
 
 
@@ -65,6 +66,28 @@ def conv2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) ->
         node = ops.add(node, ops.unsqueeze(nodes[2], [0, 2, 3]))
     node = _ACTIVATIONS[str(workload["activation"])](node)
     call = request(node, parameters, given[:varying], y)
+    return reporting(call, lambda _: np.copyto(outputs[0], np.moveaxis(y, 1, 3))) if last else call
+
+
+def pool2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
+    """In NCHW, the only layout that its operators have; data comes in that layout."""
+    last, is_max = workload["layout"] == "NHWC", workload["kind"] == MAX
+    if workload["ceil_mode"]:
+        return None
+    x, y = (channels_first(array) if last else array for array in (inputs[0], outputs[0]))
+    parameter = ops.parameter(x.shape, x.dtype)
+    if workload["kernel"] == GLOBAL:
+        node = (ops.reduce_max if is_max else ops.reduce_mean)(parameter, [2, 3], keep_dims=True)
+    else:
+        names = ("kernel", "stride", "padding", "dilation")
+        kernel, stride, padding, dilation = (list(workload[name]) for name in names)  # type: ignore[arg-type]
+        sides = padding[:2], padding[2:]
+        if is_max:
+            node = ops.max_pool(parameter, stride, dilation, *sides, kernel).output(0)
+        else:
+            excluded = workload["count_include_pad"] is False
+            node = ops.avg_pool(parameter, stride, *sides, kernel, excluded)
+    call = request(node, [parameter], [x], y)
     return reporting(call, lambda _: np.copyto(outputs[0], np.moveaxis(y, 1, 3))) if last else call
 
 
@@ -172,6 +195,7 @@ CALLS: dict[str, MakeCall] = {
     "attention": attention,
     "conv2d": conv2d,
     "matmul": matmul,
+    "pool2d": pool2d,
     "softmax": softmax,
     "layer_norm": norm,
     "rms_norm": norm,

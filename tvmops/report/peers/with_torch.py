@@ -20,6 +20,7 @@ from tvmops.report.peers.base import (
 )
 from tvmops.signatures.dtypes import BFLOAT16
 from tvmops.signatures.layouts import PLAIN
+from tvmops.signatures.pool2d import GLOBAL, MAX
 from tvmops.signatures.softmax import SCALE
 from tvmops.workloads import Workload
 
@@ -96,11 +97,45 @@ def conv2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) ->
 
         return reporting(compute, y.copy_)
 
+    return _faster_layout(form)
+
+
+def _faster_layout(form: Callable[[torch.memory_format], Call]) -> Call:
+    """Return the faster of what `form` gives for both memory layouts."""
     forms = {
         "contiguous": form(torch.contiguous_format),
         "channels_last": form(torch.channels_last),
     }
     return fastest(forms)
+
+
+def pool2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
+    """The faster of both memory layouts."""
+    torch.set_num_threads(physical_cores())
+    padding = workload["padding"]
+    assert isinstance(padding, tuple)
+    if padding[:2] != padding[2:]:
+        return None
+    given, y = torch.from_numpy(inputs[0]), torch.from_numpy(outputs[0])
+    if workload["layout"] == "NHWC":  # the same memory, seen as NCHW in channels_last
+        given, y = given.permute(0, 3, 1, 2), y.permute(0, 3, 1, 2)
+    is_max, is_global = workload["kind"] == MAX, workload["kernel"] == GLOBAL
+    attributes: dict[str, Any] = {"ceil_mode": workload["ceil_mode"], "padding": padding[:2]}
+    own = "dilation" if is_max else "count_include_pad"
+    attributes |= {"kernel_size": workload["kernel"], "stride": workload["stride"], own: workload[own]}
+
+    def form(memory: torch.memory_format) -> Call:
+        x = given.contiguous(memory_format=memory)
+
+        def compute() -> torch.Tensor:
+            with torch.inference_mode():
+                if is_global:
+                    return x.amax((2, 3), True) if is_max else x.mean((2, 3), True)
+                return (functional.max_pool2d if is_max else functional.avg_pool2d)(x, **attributes)
+
+        return reporting(compute, y.copy_)
+
+    return _faster_layout(form)
 
 
 def softmax(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call:
@@ -230,6 +265,7 @@ CALLS: dict[str, MakeCall] = {
     "attention": attention,
     "conv2d": conv2d,
     "matmul": matmul,
+    "pool2d": pool2d,
     "softmax": softmax,
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,

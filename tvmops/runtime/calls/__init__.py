@@ -12,6 +12,7 @@ from tvmops.runtime.calls import (
     matmul_int8,
     matmul_weight_only,
     norm,
+    pool2d,
     softmax,
 )
 from tvmops.runtime.calls.base import Call
@@ -24,6 +25,7 @@ CALLS: dict[str, Callable[..., Call]] = {
     "matmul_weight_only": matmul_weight_only.call,
     "attention": attention.call,
     "conv2d": conv2d.call,
+    "pool2d": pool2d.call,
     "softmax": softmax.call,
     "layer_norm": norm.layer_norm,
     "rms_norm": norm.rms_norm,
@@ -37,6 +39,7 @@ CALL_ARGUMENTS: dict[str, Callable[..., dict[str, object]]] = {
     "matmul_weight_only": matmul_weight_only.arguments,
     "attention": attention.arguments,
     "conv2d": conv2d.arguments,
+    "pool2d": pool2d.arguments,
     "softmax": softmax.arguments,
     "layer_norm": norm.arguments,
     "rms_norm": norm.arguments,
