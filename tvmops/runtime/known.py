@@ -34,7 +34,7 @@ class KnownCalls:
     """What was learned of calls, by op, shapes and attributes."""
 
     def __init__(self) -> None:
-        self._plans: dict[Key, _Plan] = {}
+        self._plans: dict[Key, Plan] = {}
         self.products: dict[Key, Callable[..., None]] = {}  # of plain matrices, by type, shapes and flags
 
     def answer(self, key: Key, arrays: Arrays, outs: Arrays) -> Arrays | None:
@@ -60,7 +60,7 @@ class KnownCalls:
 
     def learn(self, key: Key, arrays: Arrays, call: Call, kernel: Callable[..., None]) -> None:
         """Remember which kernel answered, if the caller's own memory, reshaped, went to it."""
-        plan = _plan(arrays, call, kernel)
+        plan = plan_of(arrays, call, kernel)
         if plan is None:
             return
         if len(self._plans) >= _MOST:
@@ -110,7 +110,7 @@ def key_of(op: str, arrays: Arrays, attributes: tuple[Any, ...]) -> Key:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """How arrays reach a kernel; as they are where a shape is None."""
 
     kernel: Callable[..., None]
@@ -138,7 +138,7 @@ class _Plan:
         return tuple(made)
 
 
-def _plan(arrays: Arrays, call: Call, kernel: Callable[..., None]) -> _Plan | None:
+def plan_of(arrays: Arrays, call: Call, kernel: Callable[..., None]) -> Plan | None:
     """Return how to make `call` again with other arrays of the same shapes."""
     specs = SIGNATURES[call.workload.op].inputs(call.workload)
     inputs = []
@@ -153,7 +153,7 @@ def _plan(arrays: Arrays, call: Call, kernel: Callable[..., None]) -> _Plan | No
         for seen, spec in zip(call.shapes, call.outputs)
     ]
     in_order = [index for index, array in enumerate(arrays) if array is not None]
-    return _Plan(
+    return Plan(
         kernel,
         tuple(inputs),
         call.scalars,

@@ -14,11 +14,12 @@ from tvmops.errors import ArgumentError, CallError, LibraryDamagedError
 from tvmops.machine import this_machine
 from tvmops.manifest import FILE, Manifest, Variant
 from tvmops.runtime import backend
-from tvmops.runtime.arrays import as_argument, as_output, device_of, new_output, overlap
+from tvmops.runtime.arrays import as_argument, as_output, device_of, new_output
 from tvmops.runtime.calls import CALLS, Call
 from tvmops.runtime.dispatch import Dispatcher, Explanation
 from tvmops.runtime.known import Key
 from tvmops.runtime.operators import Operators
+from tvmops.runtime.prepared import Prepared, prepared_call, refuse_overlap
 from tvmops.runtime.variants import Choice, choose
 from tvmops.signatures import SIGNATURES
 from tvmops.workloads import Workload
@@ -103,6 +104,47 @@ class Library(Operators):
         explanation = self._dispatchers[device].explain(workload)
         return dataclasses.replace(explanation, variant=self.variants.taken[device].target)
 
+    def prepare(self, op: str, *arrays: Any, out: Any = None, **attributes: Any) -> Prepared:
+        """Return a call of `op` that is bound to its kernel, for loops that want no dispatch.
+
+            step = lib.prepare("matmul", a, b, bias=bias)
+            for a in batches:
+                step(a, b, bias, out=c)
+
+        Nothing is computed yet.
+
+        Parameters
+        ----------
+        op
+            An op's name, followed by the arguments of a call, or by arrays that are like them.
+            They must be such as a kernel takes where they lie: dense, of the op's dtype.
+        out
+            If given, is checked now.
+
+        Raises
+        ------
+        ArgumentError
+            There is no such op.
+        CallError, CallTypeError
+            An argument does not fit, or would have to be copied; the message names it.
+        NotInLibraryError
+            No kernel answers such a call.
+        """
+        if op not in CALLS:
+            raise ArgumentError(argument="op", value=op, expected="one of " + ", ".join(CALLS))
+        call, given = prepared_call(op, arrays, attributes)
+        self._check_devices(call, ())
+        prepared = Prepared(call, given, self._kernel(_device(call), call.workload))
+        if out is not None:
+            prepared.check_out(tuple(given.values()), out)
+        return prepared
+
+    def _kernel(self, device: str, workload: Workload) -> Callable[..., None]:
+        kernel = self._kernels.get((device, workload))
+        if kernel is None:
+            kernel = self._kernels[device, workload] = self._dispatchers[device].find(workload)
+        return kernel
+
     def misses(self) -> dict[str, int]:
         """Return the workloads that generic kernels answered, most often first, and how often."""
         counts = sum((Counter(each.misses()) for each in self._dispatchers.values()), Counter[str]())
@@ -162,16 +204,13 @@ class Library(Operators):
         named = [(spec.name, array) for spec, array in zip(specs, call.inputs)]
         for name, given, out in zip(_out_names(outs), outs, made):
             if given is not None:
-                _refuse_overlap(op, name, out, named)
+                refuse_overlap(op, name, out, named)
             named.append((name, out))
         if call.is_empty:
             for out in made:
                 out[...] = 0
             return made
-        kernel = self._kernels.get((device, call.workload))
-        if kernel is None:
-            kernel = self._dispatchers[device].find(call.workload)
-            self._kernels[device, call.workload] = kernel
+        kernel = self._kernel(device, call.workload)
         inputs = [as_argument(array, spec.dtype) for array, spec in zip(call.inputs, specs)]
         outputs = [
             as_argument(array.reshape(spec.shape), spec.dtype) for array, spec in zip(made, call.outputs)
@@ -187,13 +226,6 @@ def _device(call: Call) -> str:
 
 def _out_names(outs: tuple[Any, ...]) -> tuple[str, ...]:
     return ("out",) if len(outs) == 1 else tuple(f"out[{index}]" for index in range(len(outs)))
-
-
-def _refuse_overlap(op: str, name: str, out: Any, others: list[tuple[str, Any]]) -> None:
-    for other, array in others:
-        if overlap(out, array):
-            value = f"an array that shares memory with '{other}'"
-            raise CallError(op=op, argument=name, value=value, expected="memory of its own")
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
