@@ -26,6 +26,7 @@ from tvmops.ops import op_of
 from tvmops.schedules.cpu.emit import refuse_overlap
 from tvmops.schedules.cpu.plain import plain_schedule
 from tvmops.schedules.template import GenericKernel, Template
+from tvmops.signatures.dtypes import stored
 from tvmops.space import Config, KnobValue, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
@@ -54,8 +55,10 @@ class Sketch(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        # of attention the rules would make kernels that hold all scores
-        return target.kind == "cpu" and workload.op != "attention"
+        # of attention the rules would make kernels that hold all scores; of what NumPy does not
+        # have, kernels that do not take its bits
+        dtype = str(workload["dtype"])
+        return target.kind == "cpu" and workload.op != "attention" and dtype == stored(dtype)
 
     def space(self, workload: Workload, target: Target) -> TraceSpace:
         return TraceSpace(self.name, (), lambda config: True, tensor_program(workload), target)

@@ -19,9 +19,10 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.ops import op_of
-from tvmops.schedules.cpu.attention_problem import Problem
+from tvmops.schedules.cpu.attention_problem import F32, Problem
 from tvmops.schedules.cpu.attention_tile import Tile, TileShape
 from tvmops.schedules.cpu.emit import Extent, branch, ceildiv, computed
+from tvmops.schedules.cpu.floats import DTYPES
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
@@ -55,7 +56,7 @@ class CpuAttention(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        return workload.op == "attention" and workload["dtype"] == "float32" and target.kind == "cpu"
+        return workload.op == "attention" and workload["dtype"] in DTYPES and target.kind == "cpu"
 
     def space(self, workload: Workload, target: Target) -> Space:
         knobs = (
@@ -69,15 +70,14 @@ class CpuAttention(Template):
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
     def default(self, workload: Workload, target: Target) -> Config:
-        q_len, kv_len, head_dim = workload.dims("q_len", "kv_len", "head_dim")
-        return _default(q_len, kv_len, head_dim, target, op_of(workload).flops(workload) > _SMALL_FLOPS)
+        return _default(workload, target, op_of(workload).flops(workload) > _SMALL_FLOPS)
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        (head_dim,) = workload.dims("head_dim")
         few = {"batch": (1, 2), "heads": (1, 4), "q_len": (1, 16), "kv_len": (1, 32)}
+        small, large = (workload.replace(q_len=q, kv_len=kv) for q, kv in ((16, 32), (1024, 1024)))
         return [
-            GenericKernel(few, _default(16, 32, head_dim, target, False)),
-            GenericKernel({}, _default(1024, 1024, head_dim, target, True)),
+            GenericKernel(few, _default(small, target, False)),
+            GenericKernel({}, _default(large, target, True)),
         ]
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
@@ -107,18 +107,27 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and (knobs.tiles == 2 or block < 2 * kv_len)
         and (knobs.dims == 2 or knobs.dims < 2 * head_dim)
         and 4 * width * knobs.vectors * (block + 2 * head_dim) <= target.l2_bytes // 2
+        and (workload["dtype"] == F32 or _widened(head_dim) * block <= target.l2_bytes // 2)
         and rows * knobs.vectors * knobs.unroll <= 128  # beyond, compiling takes long and gains nothing
     )
 
 
-def _default(q_len: int, kv_len: int, head_dim: int, target: Target, parallel: bool) -> Config:
+def _widened(head_dim: int) -> int:
+    """Return how many bytes the elements of k and v that belong to a key take as float32."""
+    return 8 * head_dim
+
+
+def _default(workload: Workload, target: Target, parallel: bool) -> Config:
     """Fill the register file with sums; hold a block's weights in half of the first cache."""
+    q_len, kv_len, head_dim = workload.dims("q_len", "kv_len", "head_dim")
     width = target.vector_width("float32")
     vectors = min(2, ceil(q_len / width))
     most = min((target.vector_registers - 1) // vectors - 1, 24 // vectors)
     keys = max(keys for keys in (2, 3, 4, 5, 6, 8, 10, 12, 20) if keys <= most)
     dims = max(dims for dims in (2, 3, 4, 5, 6, 8) if dims <= min(most, max(head_dim, 2)))
     room = max(2 * keys, min(target.l1_bytes // (2 * 4 * width * vectors), 2 * kv_len - 1))
+    if workload["dtype"] != F32:
+        room = max(2 * keys, min(room, target.l2_bytes // 4 // _widened(head_dim)))
     tiles = max(tiles for tiles in (2, 4, 6, 8, 10) if tiles * keys <= room)
     return Config.of(vectors=vectors, keys=keys, tiles=tiles, dims=dims, unroll=2, parallel=parallel)
 

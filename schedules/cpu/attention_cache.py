@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import tirx
+from tvm import DataType, tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.attention_problem import F32, LOWEST, UNSEEN, Problem
@@ -26,8 +26,8 @@ from tvmops.schedules.cpu.emit import (
     load,
     minimum,
     registers,
-    store,
 )
+from tvmops.schedules.cpu.floats import load_floats, store_floats
 from tvmops.schedules.cpu.shuffle import in_all_lanes, sums_of
 from tvmops.schedules.cpu.vector_math import exp_nonpositive
 
@@ -211,7 +211,7 @@ class CacheTask:
             share = tirx.Select(none, self._all(0.0), self._all(1.0) / self._get(total, 0, 0))
             for p in range(self.parts):
                 value = self._get(self.mixed, row, p * width) * share
-                store(problem.out, value, at, p * width, width, self._edge(p))
+                store_floats(problem.out, value, at, p * width, width, self._edge(p))
             return
         for p in range(self.parts):
             T.buffer_store(
@@ -224,10 +224,10 @@ class CacheTask:
 
     def _ask(self, buffer: Any, key: Extent) -> None:
         """Ask for what lies some way behind a key's elements; beyond an array that does nothing."""
-        line = 64
+        line, size = 64, DataType(buffer.dtype).itemsize
         if self.shape.prefetch:
-            for first in range(0, 4 * self.problem.head_dim, line):
-                ahead = (self.shape.prefetch + first) // 4
+            for first in range(0, size * self.problem.head_dim, line):
+                ahead = (self.shape.prefetch + first) // size
                 address = tirx.address_of(buffer[(*self.of_kv, key, ahead)])
                 T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, 0, 3, 1))
 
@@ -237,7 +237,7 @@ class CacheTask:
     def _load(self, buffer: Any, at: list[Extent], p: int) -> tirx.Expr:
         """Load a vector of head_dim; lanes beyond it are 0."""
         width = self.shape.width
-        value = load(buffer, at, p * width, width, self._edge(p))
+        value = load_floats(buffer, at, p * width, width, self._edge(p))
         if self._edge(p) is None:
             return value
         inside = lanes(tirx.const(p * width, "int32"), width) < broadcast(
@@ -275,4 +275,4 @@ def merge(problem: Problem, width: int, partial: Partial, parts: int, at: list[E
         for part in range(parts):
             mixed = partial.mixed[(part, *at, lanes(first, width))] * broadcast(factors[part], width)
             sums = mixed if sums is None else sums + mixed
-        store(problem.out, sums * broadcast(share[0], width), at, first, width, limit)
+        store_floats(problem.out, sums * broadcast(share[0], width), at, first, width, limit)

@@ -19,8 +19,10 @@ from tvmops.ops import op_of
 from tvmops.schedules.cpu.attention_cache import CacheShape, CacheTask, Partial, merge
 from tvmops.schedules.cpu.attention_problem import F32, Problem
 from tvmops.schedules.cpu.emit import Extent, Span, ceildiv, computed, minimum, share
+from tvmops.schedules.cpu.floats import DTYPES
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
+from tvmops.signatures.dtypes import bits_of
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
@@ -51,7 +53,7 @@ class CpuDecode(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        if workload.op != "attention" or workload["dtype"] != "float32" or target.kind != "cpu":
+        if workload.op != "attention" or workload["dtype"] not in DTYPES or target.kind != "cpu":
             return False
         return workload["q_len"] == ANY or workload.dims("q_len")[0] <= _FEW_QUERIES
 
@@ -101,7 +103,8 @@ class CpuDecode(Template):
         width = _width(target)
         parts = ceil(head_dim / width)
         passes = ceil(parts / knobs.vectors)
-        read = 8 * kv_len * head_dim / _MEMORY_BYTES_A_CYCLE * (1 if knobs.prefetch else 1.1)
+        size = bits_of(str(workload["dtype"])) // 8
+        read = 2 * size * kv_len * head_dim / _MEMORY_BYTES_A_CYCLE * (1 if knobs.prefetch else 1.1)
         step = parts + 3 + max(parts, 4 * passes) + 2 * passes
         blocks = ceil(kv_len / (knobs.tiles * width)) * (60 + 3 * parts)
         work = max(read, rows * (kv_len * step + blocks))

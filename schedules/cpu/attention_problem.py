@@ -9,6 +9,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import Extent, refuse_overlap
+from tvmops.schedules.cpu.floats import argument
 from tvmops.signatures.attention import MASK_DTYPES, MASK_SIZES, NO_MASK
 from tvmops.workloads import Workload
 
@@ -49,18 +50,15 @@ class Problem:
         scale, out = T.arg("scale", T.float32()), T.arg("out", T.handle())
         of_q = tuple(extents[name] for name in ("batch", "heads", "q_len"))
         of_kv = tuple(extents[name] for name in ("batch", "kv_heads", "kv_len"))
-        # align=4: a caller's array may start at any element
+        dtype = str(workload["dtype"])
         inputs = {
-            name: T.match_buffer(handles[name], (*shape, head_dim), F32, align=4)
+            name: argument(handles[name], (*shape, head_dim), dtype)
             for name, shape in (("q", of_q), ("k", of_kv), ("v", of_kv))
         }
         if kind != NO_MASK:
             shape = tuple(extents[name] if x in mask_dims else 1 for x, name in MASK_SIZES.items())
-            dtype = MASK_DTYPES[kind]
-            inputs["mask"] = T.match_buffer(
-                handles["mask"], (*shape, extents["kv_len"]), dtype, align=4 if dtype == F32 else 1
-            )
-        output = T.match_buffer(out, (*of_q, head_dim), F32, align=4)
+            inputs["mask"] = argument(handles["mask"], (*shape, extents["kv_len"]), MASK_DTYPES[kind])
+        output = argument(out, (*of_q, head_dim), dtype)
         refuse_overlap(output, inputs)
         last_key: Extent | None = None
         if workload["causal"]:
@@ -81,6 +79,11 @@ class Problem:
             head_dim=head_dim,
             last_key=last_key,
         )
+
+    @property
+    def is_wide(self) -> bool:
+        """True if elements of q, k and v are what is computed with."""
+        return bool(self.k.dtype == F32)
 
     def mask_at(self, batch: Extent, head: Extent, query: Extent) -> list[Extent]:
         """Return the indices, but for the key's, of a query's elements of the mask."""

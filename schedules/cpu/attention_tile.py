@@ -3,7 +3,7 @@
 Vectors run along the queries. So neither k nor v is packed or transposed: both products
 broadcast single elements of them, and maximum, sum and rescaling need no horizontal step.
 What is transposed is small: the tile's queries before, its results after, and its part of a
-mask that differs by query.
+mask that differs by query. Where k and v are bfloat16, those of a block are widened first.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tvmops.schedules.cpu.emit import (
     registers,
     store,
 )
+from tvmops.schedules.cpu.floats import load_floats, store_floats
 from tvmops.schedules.cpu.shuffle import transpose
 from tvmops.schedules.cpu.vector_math import exp_nonpositive
 
@@ -71,6 +72,10 @@ class Tile:
         if problem.mask is not None and "q" in problem.mask_dims:
             rows = ceildiv(shape.block, shape.width)
             self.masks = T.alloc_buffer((rows * shape.width, shape.queries), F32)
+        self.wide: dict[str, Any] = {}
+        if not problem.is_wide:
+            pitch = ceildiv(problem.head_dim, shape.width) * shape.width
+            self.wide = {name: T.alloc_buffer((shape.block, pitch), F32) for name in "kv"}
         self.most = registers((1, shape.queries), F32)
         self.total = registers((1, shape.queries), F32)
         for v in range(shape.vectors):
@@ -103,7 +108,7 @@ class Tile:
         for v in range(self.shape.vectors):
             at = self._rows(v)
             with T.serial(ceildiv(problem.head_dim, width)) as part:
-                rows = [load(problem.q, row, part * width, width, limit) * scale for row in at]
+                rows = [load_floats(problem.q, row, part * width, width, limit) * scale for row in at]
                 columns = self._transposed(rows)
                 for i in range(width):
                     self._below(
@@ -150,7 +155,7 @@ class Tile:
 
                     def put(query: Extent, i: int = i, rows: Any = rows, part: Extent = part) -> None:
                         at = [*self.of_q, query]
-                        store(problem.out, rows[i, lanes(0, width)], at, part * width, width, limit)
+                        store_floats(problem.out, rows[i, lanes(0, width)], at, part * width, width, limit)
 
                     self._below(query, problem.q_len, put)
 
@@ -180,10 +185,28 @@ class Tile:
 
     # --- one block of keys
 
+    def _widen(self, name: str, start: Extent, count: Extent) -> None:
+        """Make float32 of the elements of k or v that belong to a block."""
+        head_dim, width = self.problem.head_dim, self.shape.width
+        with T.serial(count) as row:
+            for at in range(0, head_dim, width):
+                limit = head_dim if at + width > head_dim else None
+                value = load_floats(self._given(name), [*self.of_kv, start + row], at, width, limit)
+                store(self.wide[name], value, [row], at, width, limit)
+
+    def _element(self, name: str, start: Extent, row: Extent, d: Extent) -> tirx.Expr:
+        """Return an element of k or v, `row` rows into the block that begins at `start`."""
+        return self.wide[name][row, d] if self.wide else self._given(name)[(*self.of_kv, start + row, d)]
+
+    def _given(self, name: str) -> Any:
+        return self.problem.k if name == "k" else self.problem.v
+
     def _block(self, start: Extent, count: Extent) -> None:
         shape = self.shape
         if self.masks is not None:
             self._load_masks(start, count)
+        for name in self.wide:
+            self._widen(name, start, count)
         highest = registers((1, shape.queries), F32)
         for v in range(shape.vectors):
             self._put(highest, 0, v, self._get(self.most, 0, v))
@@ -219,7 +242,7 @@ class Tile:
         def step(d: Extent) -> None:
             queries = [self._get(self.queries, d, v) for v in range(shape.vectors)]
             for i, v in every:
-                element = broadcast(problem.k[(*self.of_kv, keys[i], d)], shape.width)
+                element = broadcast(self._element("k", start, at[i], d), shape.width)
                 self._put(sums, i, v, self._get(sums, i, v) + element * queries[v])
 
         self._unrolled(problem.head_dim, shape.unroll, step)
@@ -265,7 +288,7 @@ class Tile:
 
     def _mix(self, start: Extent, count: Extent, faded: Any, first: Extent, dims: int) -> None:
         """Add a block's values by their weights to what came before, faded; `dims` of head_dim."""
-        problem, shape = self.problem, self.shape
+        shape = self.shape
         every = [(i, v) for i in range(dims) for v in range(shape.vectors)]
         sums = registers((dims, shape.queries), F32)
         for i, v in every:
@@ -274,7 +297,7 @@ class Tile:
         def step(row: Extent) -> None:
             weights = [self._get(self.weights, row, v) for v in range(shape.vectors)]
             for i, v in every:
-                element = broadcast(problem.v[(*self.of_kv, start + row, first + i)], shape.width)
+                element = broadcast(self._element("v", start, row, first + i), shape.width)
                 self._put(sums, i, v, self._get(sums, i, v) + element * weights[v])
 
         self._unrolled(count, shape.unroll, step)

@@ -6,8 +6,9 @@ from tvm import IRModule
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cpu.emit import Extent, Span, ceildiv, divides, load, refuse_overlap, share, store
+from tvmops.schedules.cpu.emit import Extent, Span, ceildiv, divides, refuse_overlap, share
 from tvmops.schedules.cpu.epilogue import activate
+from tvmops.schedules.cpu.floats import argument, load_floats, store_floats
 from tvmops.schedules.cpu.rows import SMALL, extent
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.space import Config, Knob, Space
@@ -48,16 +49,14 @@ class CpuElementwise(Template):
             with T.prim_func(s_tir=True):
                 T.func_name("main")
                 T.func_attr({"tirx.noalias": True})
-                # align=4: a caller's array may start at any element
-                x, out = (
-                    T.match_buffer(T.arg(name, T.handle()), (size,), "float32", align=4)
-                    for name in ("x", "out")
-                )
+                dtype = str(workload["dtype"])
+                x, out = (argument(T.arg(name, T.handle()), (size,), dtype) for name in ("x", "out"))
                 refuse_overlap(out, {"x": x})
 
                 def vector(start: Extent, limit: Extent | None) -> None:
-                    value = activate(str(workload["activation"]), load(x, [], start, width, limit), width)
-                    store(out, value, [], start, width, limit)
+                    value = load_floats(x, [], start, width, limit)
+                    value = activate(str(workload["activation"]), value, width)
+                    store_floats(out, value, [], start, width, limit)
 
                 def sweep(steps: Span) -> None:
                     with T.serial(steps.count) as i:

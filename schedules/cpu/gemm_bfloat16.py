@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cpu.dot import Dot, Value, bfloat16_dot, constant
+from tvmops.schedules.cpu.dot import Dot, Value, bfloat16_dot
 from tvmops.schedules.cpu.dot_nest import DotBlocking, DotNest, Sizes
-from tvmops.schedules.cpu.emit import Extent, load, refuse_overlap, store
+from tvmops.schedules.cpu.emit import Extent, refuse_overlap
 from tvmops.schedules.cpu.epilogue import Epilogue
+from tvmops.schedules.cpu.floats import argument, load_floats, store_floats
 from tvmops.schedules.cpu.gemm_dot import GemmDot
+from tvmops.signatures.dtypes import BFLOAT16
 from tvmops.signatures.layouts import PLAIN
 from tvmops.signatures.words import COLUMNS
 from tvmops.targets import Target
@@ -56,38 +57,20 @@ class _Nest(DotNest):
         if self.epilogue.residual:
             shapes["residual"] = (self.m, self.n)
         handles = {name: T.arg(name, T.handle()) for name in (*shapes, "c")}
-        # a caller's array may start at any element; bfloat16 goes as its bits
         self.inputs: dict[str, Any] = {
-            name: T.match_buffer(handles[name], shape, "uint16", align=2) for name, shape in shapes.items()
+            name: argument(handles[name], shape, BFLOAT16) for name, shape in shapes.items()
         }
         self.a, self.b = self.inputs["a"], self.inputs["b"]
-        self.c = T.match_buffer(handles["c"], (self.m, self.n), "uint16", align=2)
+        self.c = argument(handles["c"], (self.m, self.n), BFLOAT16)
         refuse_overlap(self.c, self.inputs)
 
     def finish(
         self, row: Extent, column: Extent, total: Value, sums: Value | None, limit: Extent | None
     ) -> None:
         def loaded(name: str, *indices: Extent) -> Value:
-            return widened(load(self.inputs[name], list(indices), column, self.width, limit), self.width)
+            return load_floats(self.inputs[name], list(indices), column, self.width, limit)
 
         value = self.epilogue.apply(
             total, self.width, lambda: loaded("bias"), lambda: loaded("residual", row)
         )
-        store(self.c, rounded(T.bind(value), self.width), [row], column, self.width, limit)
-
-
-def widened(bits: Value, width: int) -> Value:
-    """Return bfloat16, given as bits, as float32."""
-    words = T.Cast(f"int32x{width}", bits)
-    return T.reinterpret(f"float32x{width}", words << constant(16, words))
-
-
-def rounded(value: Value, width: int) -> Value:
-    """Return the bits of float32 values rounded to bfloat16: nearest, ties to even, NaN kept."""
-    bits = T.bind(T.reinterpret(f"int32x{width}", value))
-    odd = (bits >> constant(16, bits)) & constant(1, bits)
-    nearest = bits + constant(0x7FFF, bits) + odd
-    quiet = bits | constant(0x400000, bits)  # rounding the bits of a NaN could make it infinite
-    size = bits & constant(0x7FFFFFFF, bits)
-    chosen = tirx.Select(size > constant(0x7F800000, bits), quiet, nearest)
-    return T.Cast(f"uint16x{width}", chosen >> constant(16, chosen))
+        store_floats(self.c, value, [row], column, self.width, limit)

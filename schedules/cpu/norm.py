@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from tvmops.schedules.cpu.emit import Extent, broadcast, store
+from tvmops.schedules.cpu.emit import Extent, broadcast
+from tvmops.schedules.cpu.floats import DTYPES
 from tvmops.schedules.cpu.row_sweeps import Vector, named
 from tvmops.schedules.cpu.rows import RowKernel, RowTemplate
 from tvmops.schedules.cpu.vector_math import fma
@@ -20,9 +21,7 @@ class CpuNorm(RowTemplate):
 
     def covers(self, workload: Workload, target: Target) -> bool:
         return (
-            workload.op in ("layer_norm", "rms_norm")
-            and workload["dtype"] == "float32"
-            and target.kind == "cpu"
+            workload.op in ("layer_norm", "rms_norm") and workload["dtype"] in DTYPES and target.kind == "cpu"
         )
 
     def kernel(self, workload: Workload, width: int, config: Config) -> RowKernel:
@@ -32,14 +31,14 @@ class CpuNorm(RowTemplate):
 class NormKernel(RowKernel):
     """The differences from the mean are squared in a sweep of their own, as `ops.norm` says.
 
-    With a residual the first sweep writes the sum, which the others read.
+    With a residual the first sweep writes the sum, which the others read; where it was rounded to
+    16 bits they add up again.
     """
 
     def __init__(self, workload: Workload, width: int, config: Config) -> None:
         super().__init__(workload, width, config)
         self.residual = workload["residual"] is True
         self.outputs = ("out", "sum") if self.residual else ("out",)
-        self.source = "sum" if self.residual else "x"
 
     def shapes(self) -> dict[str, tuple[Extent, ...]]:
         whole = (self.rows, self.cols)
@@ -56,7 +55,7 @@ class NormKernel(RowKernel):
             self.sweep.each(lambda v: self._sum(row, v))
 
         def off(vector: Vector) -> tirx.Expr:
-            value = self.load(self.source, [row], vector)
+            value = self._given(row, vector)
             return value if mean is None else value - broadcast(mean, self.width)
 
         def square(vector: Vector) -> tirx.Expr:
@@ -76,7 +75,7 @@ class NormKernel(RowKernel):
                 value = value * weight
             elif bias is not None:
                 value = value + bias
-            store(self.buffers["out"], value, [row], vector.start, self.width, vector.limit)
+            self.store("out", value, row, vector)
 
         self.sweep.each(finish)
 
@@ -89,11 +88,19 @@ class NormKernel(RowKernel):
     def _first(self, row: Extent, vector: Vector) -> tirx.Expr:
         if self.residual:
             self._sum(row, vector)
-        return self.within(self.load(self.source, [row], vector), 0.0, vector)
+        return self.within(self._given(row, vector), 0.0, vector)
+
+    def _given(self, row: Extent, vector: Vector) -> tirx.Expr:
+        """Return what is normalised."""
+        if not self.residual:
+            return self.load("x", [row], vector)
+        return self.load("sum", [row], vector) if self.dtype == "float32" else self._added(row, vector)
+
+    def _added(self, row: Extent, vector: Vector) -> tirx.Expr:
+        return self.load("x", [row], vector) + self.load("residual", [row], vector)
 
     def _sum(self, row: Extent, vector: Vector) -> None:
-        value = self.load("x", [row], vector) + self.load("residual", [row], vector)
-        store(self.buffers["sum"], value, [row], vector.start, self.width, vector.limit)
+        self.store("sum", self._added(row, vector), row, vector)
 
 
 def _add(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:

@@ -13,7 +13,8 @@ from tvm import IRModule, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cpu.emit import Extent, Span, load, refuse_overlap, share
+from tvmops.schedules.cpu.emit import Extent, Span, computed, refuse_overlap, share
+from tvmops.schedules.cpu.floats import DTYPES, argument, load_floats, store_floats
 from tvmops.schedules.cpu.row_sweeps import Sweep, Vector
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import SIGNATURES
@@ -31,7 +32,7 @@ class RowTemplate(Template):
     op: str
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        return workload.op == self.op and workload["dtype"] == "float32" and target.kind == "cpu"
+        return workload.op == self.op and workload["dtype"] in DTYPES and target.kind == "cpu"
 
     def space(self, workload: Workload, target: Target) -> Space:
         rows = int(workload.dims("rows")[0])
@@ -86,6 +87,7 @@ class RowKernel:
     def __init__(self, workload: Workload, width: int, config: Config) -> None:
         self.workload = workload
         self.width = width
+        self.dtype = str(workload["dtype"])
         self.tasks = config.number("tasks")
         self.rows, self.cols = (extent(workload, name) for name in ("rows", "cols"))
         self.sweep = Sweep(self.cols, width, config.number("slots"))
@@ -105,8 +107,7 @@ class RowKernel:
                     self.scalars[name] = T.arg(name, T.float32())
                 handles.update({name: T.arg(name, T.handle()) for name in self.outputs})
                 for name, handle in handles.items():
-                    # align=4: a caller's array may start at any element
-                    self.buffers[name] = T.match_buffer(handle, shapes[name], "float32", align=4)
+                    self.buffers[name] = argument(handle, shapes[name], self.dtype)
                 for index, name in enumerate(self.outputs):
                     others = [*inputs, *self.outputs[:index]]
                     refuse_overlap(self.buffers[name], {other: self.buffers[other] for other in others})
@@ -115,13 +116,15 @@ class RowKernel:
 
     def _tasks(self) -> None:
         if self.tasks == 1:
+            self.begin()
             with T.serial(self.rows) as row:
                 self.row(row)
             return
         with T.parallel(self.tasks) as task:
+            self.begin()
             part = share(Span(0, self.rows), task, self.tasks)
             with T.serial(part.count) as i:
-                self.row(part.start + i)
+                self.row(computed(part.start + i))
 
     outputs: tuple[str, ...] = ("out",)
 
@@ -129,12 +132,18 @@ class RowKernel:
     def shapes(self) -> dict[str, tuple[Extent, ...]]:
         """Return the shapes of the arrays, inputs first, in the order of the signature."""
 
+    def begin(self) -> None:
+        """Emit what a task does before its first row."""
+
     @abstractmethod
     def row(self, row: Extent) -> None:
         """Emit the work on one row."""
 
     def load(self, name: str, indices: list[Extent], vector: Vector) -> tirx.Expr:
-        return load(self.buffers[name], indices, vector.start, self.width, vector.limit)
+        return load_floats(self.buffers[name], indices, vector.start, self.width, vector.limit)
+
+    def store(self, name: str, value: tirx.Expr, row: Extent, vector: Vector) -> None:
+        store_floats(self.buffers[name], value, [row], vector.start, self.width, vector.limit)
 
     def within(self, value: tirx.Expr, otherwise: float, vector: Vector) -> tirx.Expr:
         """Return `value`, and `otherwise` in the lanes beyond the row."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cpu.emit import Extent, broadcast, lanes, registers, store
+from tvmops.schedules.cpu.emit import Extent, broadcast, computed, lanes, load, registers, store
 from tvmops.schedules.cpu.row_sweeps import Vector, named
 from tvmops.schedules.cpu.rows import RowKernel, RowTemplate, extent
 from tvmops.schedules.cpu.vector_math import exp_nonpositive, log, rounded
@@ -29,7 +30,7 @@ class CpuSoftmax(RowTemplate):
 
 
 class SoftmaxKernel(RowKernel):
-    """Three sweeps; exponentials wait in `out` for their sum.
+    """Three sweeps; exponentials wait in `out` for their sum, or beside it where it would round them.
 
     The largest element is found without looking for NaN: it shows in the sum.
     """
@@ -44,7 +45,13 @@ class SoftmaxKernel(RowKernel):
         mask = {"mask": (self.mask_rows, self.cols)} if self.is_masked else {}
         return {"x": whole, **mask, "out": whole}
 
+    def begin(self) -> None:
+        self.waiting: Any = None
+        if self.dtype != "float32" and not self.workload["log"]:
+            self.waiting = T.alloc_buffer((self.cols,), "float32")
+
     def row(self, row: Extent) -> None:
+        self.mask_row = computed(row % self.mask_rows) if self.is_masked else 0
         top = self.sweep.reduced(-math.inf, lambda vector: self._value(row, vector), larger)
         is_log = self.workload["log"] is True
         powers = registers((self.sweep.slots, self.width), "float32")
@@ -54,14 +61,15 @@ class SoftmaxKernel(RowKernel):
             at = lanes(0, self.width)
             T.buffer_store(powers, value, [vector.slot, at])
             if not is_log:
-                self._store(powers[vector.slot, at], row, vector)
+                self._wait(powers[vector.slot, at], row, vector)
             return powers[vector.slot, at]
 
         total = self.sweep.reduced(0.0, power, lambda a, b: a + b)
         if is_log:
             below = named(log(total))
             self.sweep.each(
-                lambda vector: self._store(
+                lambda vector: self.store(
+                    "out",
                     self._value(row, vector) - broadcast(top, self.width) - broadcast(below, self.width),
                     row,
                     vector,
@@ -70,8 +78,8 @@ class SoftmaxKernel(RowKernel):
         else:
             share = named(tirx.const(1, "float32") / total)
             self.sweep.each(
-                lambda vector: self._store(
-                    self.load("out", [row], vector) * broadcast(share, self.width), row, vector
+                lambda vector: self.store(
+                    "out", self._waiting(row, vector) * broadcast(share, self.width), row, vector
                 )
             )
 
@@ -81,11 +89,19 @@ class SoftmaxKernel(RowKernel):
             # as found for the largest element, or what is above it may be large
             value = rounded(value * broadcast(self.scalars["scale"], self.width))
         if self.is_masked:
-            value = value + self.load("mask", [row % self.mask_rows], vector)
+            value = value + self.load("mask", [self.mask_row], vector)
         return self.within(value, -math.inf, vector)
 
-    def _store(self, value: tirx.Expr, row: Extent, vector: Vector) -> None:
-        store(self.buffers["out"], value, [row], vector.start, self.width, vector.limit)
+    def _wait(self, power: tirx.Expr, row: Extent, vector: Vector) -> None:
+        if self.waiting is None:
+            self.store("out", power, row, vector)
+        else:
+            store(self.waiting, power, [], vector.start, self.width, vector.limit)
+
+    def _waiting(self, row: Extent, vector: Vector) -> tirx.Expr:
+        if self.waiting is None:
+            return self.load("out", [row], vector)
+        return load(self.waiting, [], vector.start, self.width, vector.limit)
 
 
 def larger(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:

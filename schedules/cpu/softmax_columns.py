@@ -16,6 +16,7 @@ from tvmops.schedules.cpu.emit import (
     branch,
     broadcast,
     ceildiv,
+    computed,
     divides,
     lanes,
     load,
@@ -24,6 +25,7 @@ from tvmops.schedules.cpu.emit import (
     share,
     store,
 )
+from tvmops.schedules.cpu.floats import DTYPES, argument, load_floats, store_floats
 from tvmops.schedules.cpu.rows import SMALL, extent
 from tvmops.schedules.cpu.softmax import larger
 from tvmops.schedules.cpu.vector_math import exp_nonpositive, like, log, rounded
@@ -41,7 +43,8 @@ class CpuSoftmaxColumns(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        return workload.op == "softmax" and workload["axis"] == MIDDLE and target.kind == "cpu"
+        fits = workload["dtype"] in DTYPES and target.kind == "cpu"
+        return workload.op == "softmax" and workload["axis"] == MIDDLE and fits
 
     def space(self, workload: Workload, target: Target) -> Space:
         knobs = (
@@ -74,10 +77,15 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
 
 
 class _Kernel:
+    """Exponentials wait in `out` for their sum, or beside it where it would round them."""
+
     def __init__(self, workload: Workload, width: int, config: Config) -> None:
         self.rows, self.cols, self.inner = (extent(workload, name) for name in ("rows", "cols", "inner"))
         self.is_log, self.is_scaled = workload["log"] is True, workload["scaled"] is True
         self.width, self.slots, self.tasks = width, config.number("slots"), config.number("tasks")
+        self.dtype = str(workload["dtype"])
+        self.is_masked, self.mask_rows = workload["mask_rows"] != 0, extent(workload, "mask_rows")
+        self.waits_beside = self.dtype != "float32" and not self.is_log
 
     def module(self) -> IRModule:
         shape = (self.rows, self.cols, self.inner)
@@ -85,13 +93,14 @@ class _Kernel:
             with T.prim_func(s_tir=True):
                 T.func_name("main")
                 T.func_attr({"tirx.noalias": True})
-                x = T.arg("x", T.handle())
+                names = ("x", "mask") if self.is_masked else ("x",)
+                handles = {name: T.arg(name, T.handle()) for name in names}
                 self.scale: Any = T.arg("scale", T.float32()) if self.is_scaled else None
                 out = T.arg("out", T.handle())
-                # align=4: a caller's array may start at any element
-                self.x = T.match_buffer(x, shape, "float32", align=4)
-                self.out = T.match_buffer(out, shape, "float32", align=4)
-                refuse_overlap(self.out, {"x": self.x})
+                shapes = {"x": shape, "mask": (self.mask_rows, *shape[1:])}
+                self.inputs = {name: argument(handles[name], shapes[name], self.dtype) for name in names}
+                self.out = argument(out, shape, self.dtype)
+                refuse_overlap(self.out, self.inputs)
                 blocks = ceildiv(self.inner, self.slots * self.width)
                 whole = Span(0, self.rows * blocks)
                 if self.tasks == 1:
@@ -103,8 +112,10 @@ class _Kernel:
 
     def _blocks(self, part: Span, blocks: Extent) -> None:
         step = self.slots * self.width
+        self.waiting: Any = T.alloc_buffer((self.cols, step), "float32") if self.waits_beside else None
         with T.serial(part.count) as i:
-            row, start = (part.start + i) // blocks, (part.start + i) % blocks * step
+            at = computed(part.start + i)
+            row, start = computed(at // blocks), computed(at % blocks * step)
             if divides(step, self.inner):
                 self._block(row, start, None)
             else:
@@ -115,6 +126,7 @@ class _Kernel:
                 )
 
     def _block(self, row: Extent, start: Extent, limit: Extent | None) -> None:
+        mask_row = computed(row % self.mask_rows) if self.is_masked else 0
         tops, totals = (registers((self.slots, self.width), "float32") for _ in range(2))
         powers = registers((self.slots, self.width), "float32")
         whole = lanes(0, self.width)
@@ -124,15 +136,31 @@ class _Kernel:
                 for slot in range(self.slots):
                     body(column, slot)
 
+        def given(name: str, row: Extent, column: Extent, slot: int) -> tirx.Expr:
+            at = start + slot * self.width
+            return load_floats(self.inputs[name], [row, column], at, self.width, limit)
+
         def value(column: Extent, slot: int) -> tirx.Expr:
-            found = load(self.x, [row, column], start + slot * self.width, self.width, limit)
-            if self.scale is None:
-                return found
-            # as found for the largest element, or what is above it may be large
-            return rounded(found * broadcast(self.scale, self.width))
+            found = given("x", row, column, slot)
+            if self.scale is not None:
+                # as found for the largest element, or what is above it may be large
+                found = rounded(found * broadcast(self.scale, self.width))
+            return found + given("mask", mask_row, column, slot) if self.is_masked else found
 
         def put(result: tirx.Expr, column: Extent, slot: int) -> None:
-            store(self.out, result, [row, column], start + slot * self.width, self.width, limit)
+            at = start + slot * self.width
+            store_floats(self.out, result, [row, column], at, self.width, limit)
+
+        def wait(power: tirx.Expr, column: Extent, slot: int) -> None:
+            if self.waiting is None:
+                put(power, column, slot)
+            else:
+                store(self.waiting, power, [column], slot * self.width, self.width, None)
+
+        def waiting(column: Extent, slot: int) -> tirx.Expr:
+            if self.waiting is None:
+                return load(self.out, [row, column], start + slot * self.width, self.width, limit)
+            return load(self.waiting, [column], slot * self.width, self.width, None)
 
         def top(column: Extent, slot: int) -> None:
             T.buffer_store(tops, larger(tops[slot, whole], value(column, slot)), [slot, whole])
@@ -141,14 +169,13 @@ class _Kernel:
             T.buffer_store(powers, exp_nonpositive(value(column, slot) - tops[slot, whole]), [slot, whole])
             T.buffer_store(totals, totals[slot, whole] + powers[slot, whole], [slot, whole])
             if not self.is_log:
-                put(powers[slot, whole], column, slot)
+                wait(powers[slot, whole], column, slot)
 
         def finish(column: Extent, slot: int) -> None:
             if self.is_log:
                 put(value(column, slot) - tops[slot, whole] - totals[slot, whole], column, slot)
             else:
-                at = start + slot * self.width
-                put(load(self.out, [row, column], at, self.width, limit) * totals[slot, whole], column, slot)
+                put(waiting(column, slot) * totals[slot, whole], column, slot)
 
         for slot in range(self.slots):
             for registers_, initial in ((tops, -math.inf), (totals, 0.0)):

@@ -12,6 +12,7 @@ import tvmops
 from tests.libraries import default_record, write_log
 from tvmops.errors import CallError, CallTypeError
 from tvmops.ops import op_of
+from tvmops.signatures.dtypes import decode
 from tvmops.workloads import Workload
 
 PREFILL = "attention batch=2 heads=4 kv_heads=2 q_len=20 kv_len=33 head_dim=16"
@@ -19,13 +20,14 @@ DECODE = "attention batch=2 heads=4 kv_heads=2 q_len=3 kv_len=33 head_dim=16"
 FLOAT_MASK = f"{PREFILL} causal=true align=top-left mask=float32 mask_dims=hqk"
 PADDING = f"{DECODE} causal=true mask=bool mask_dims=bk"
 TUNED = [PREFILL, DECODE, FLOAT_MASK, PADDING]
+NARROW = [f"{text} dtype=bfloat16" for text in TUNED]
 
 
 @pytest.fixture(scope="module")
 def lib(tmp_path_factory: pytest.TempPathFactory) -> tvmops.Library:
     folder = tmp_path_factory.mktemp("exported")
     machine = tvmops.target("native")
-    work = [Workload.parse(text) for text in TUNED]
+    work = [Workload.parse(text) for text in (*TUNED, *NARROW)]
     log = write_log(folder / "log.jsonl", *(default_record(w, machine) for w in work))
     return tvmops.load(tvmops.export(work, machine, [log], folder / "library"))
 
@@ -35,7 +37,8 @@ def drawn(text: str) -> tuple[list[Any], Any, float]:
     work = Workload.parse(text)
     op = op_of(work)
     inputs = op.random_inputs(work, seed=1)
-    return inputs, op.reference(work, *inputs)[0], op.tolerance(work)
+    values = [decode(array, spec.dtype) for array, spec in zip(inputs, op.inputs(work))]
+    return inputs, op.reference(work, *values)[0], op.tolerance(work)
 
 
 @pytest.mark.parametrize("text", TUNED)
@@ -98,6 +101,27 @@ def test_torch_tensors_come_and_go(lib: tvmops.Library) -> None:
     result = lib.attention(*tensors, mask=torch.from_numpy(mask).bool(), causal=True)
     assert isinstance(result, torch.Tensor)
     assert np.abs(result.numpy() - expected).max() <= allowed
+
+
+@pytest.mark.parametrize("text", NARROW)
+def test_bfloat16_comes_as_torch_tensors_or_bits(lib: tvmops.Library, text: str) -> None:
+    torch = pytest.importorskip("torch")
+    work = Workload.parse(text)
+    inputs, expected, allowed = drawn(text)
+    *qkv, mask = inputs if len(inputs) == 4 else (*inputs, None)
+    causal, align = bool(work["causal"]), str(work["align"])
+    tensors = [torch.from_numpy(array).view(torch.bfloat16) for array in qkv]
+    if work["mask"] == "float32":
+        masks = mask, torch.from_numpy(mask).bfloat16()
+        allowed += 2**-7  # of a mask that was rounded
+    else:
+        masks = mask, None if mask is None else torch.from_numpy(mask).bool()
+    result = lib.attention(*tensors, causal, align=align, mask=masks[1])
+    assert result.dtype == torch.bfloat16
+    assert np.abs(result.float().numpy() - expected).max() <= allowed
+    bits = lib.attention(*qkv, causal, align=align, mask=masks[0])
+    assert bits.dtype == np.uint16
+    assert np.abs(decode(bits, "bfloat16") - expected).max() <= allowed
 
 
 def test_no_keys_and_no_queries(lib: tvmops.Library) -> None:

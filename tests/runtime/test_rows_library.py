@@ -19,9 +19,12 @@ from tests.libraries import default_record, write_log  # noqa: E402
 from tvmops.errors import CallError, CallTypeError  # noqa: E402
 from tvmops.library.export import export  # noqa: E402
 from tvmops.runtime.load import Library  # noqa: E402
+from tvmops.signatures.activations import ACTIVATIONS  # noqa: E402
+from tvmops.signatures.dtypes import decode, encode  # noqa: E402
 from tvmops.targets import target  # noqa: E402
 from tvmops.workloads import Workload  # noqa: E402
 
+NAMES = [name for name in ACTIVATIONS if name != "none"]
 WORK = [
     "softmax rows=8 cols=16",
     "softmax rows=8 cols=16 log=true",
@@ -32,9 +35,11 @@ WORK = [
     "layer_norm rows=8 cols=16 weight=true bias=true",
     "layer_norm rows=8 cols=16 weight=true bias=true residual=true",
     "rms_norm rows=8 cols=16 weight=true",
-    *(f"activation size=128 activation={name}" for name in ("gelu", "gelu_tanh", "silu", "sigmoid", "tanh")),
-    *(f"activation size=128 activation={name}" for name in ("relu", "relu6", "hardswish")),
+    "softmax rows=8 cols=16 mask_rows=4",
+    "softmax rows=2 cols=4 inner=16 axis=middle mask_rows=2",
+    *(f"activation size=128 activation={name}" for name in NAMES),
 ]
+WORK += [f"{text} dtype=bfloat16" for text in WORK if "mask_rows=4" not in text]
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((2, 4, 16), dtype="float32")
 WEIGHT, BIAS = RNG.standard_normal((2, 16), dtype="float32")
@@ -59,6 +64,12 @@ def quiet() -> Iterator[None]:
 
 def agree(ours: Any, theirs: Any) -> None:
     np.testing.assert_allclose(np.asarray(ours), theirs.numpy(), rtol=2e-5, atol=2e-6)
+
+
+def agree_rounded(ours: Any, theirs: Any) -> None:
+    """Compare a tensor of bfloat16 with float32 of the same arithmetic: one rounding, and what that hides."""
+    assert ours.dtype == torch.bfloat16
+    np.testing.assert_allclose(ours.float().numpy(), theirs.numpy(), rtol=2**-8 + 2e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("turn", [1, 2])
@@ -105,14 +116,45 @@ def test_norms_over_the_last_dimensions_of_the_weight(lib: Library) -> None:
     agree(lib.rms_norm(X, weight), expected)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("shape", [(4, 16), (2, 4, 16), (2, 1, 16), (4, 1), (1,), ()])
+def test_softmax_with_a_mask_along_another_axis(lib: Library, shape: tuple[int, ...], axis: int) -> None:
+    mask = np.random.default_rng(axis).standard_normal(shape, dtype="float32")
+    for x, tx in ((X, TX), (X[..., :1], TX[..., :1])):
+        given = mask[..., :1] if shape else mask
+        agree(lib.softmax(x, axis, mask=given), torch.softmax(tx + torch.from_numpy(given), axis))
+    kept = torch.from_numpy(np.asarray(mask > -1))
+    agree(lib.softmax(TX, axis, mask=kept), torch.softmax(TX.masked_fill(~kept, -np.inf), axis))
+
+
 @pytest.mark.parametrize("turn", [1, 2])
-@pytest.mark.parametrize("name", ["gelu", "silu", "sigmoid", "tanh", "relu", "relu6", "hardswish"])
-def test_activations(lib: Library, name: str, turn: int) -> None:
-    agree(lib.activation(name, X), getattr(F, name)(TX))
+def test_bfloat16(lib: Library, turn: int) -> None:
+    x, weight, bias = (array.bfloat16() for array in (TX, TW, TB))
+    wide, wide_weight, wide_bias = (array.float() for array in (x, weight, bias))
+    agree_rounded(lib.softmax(x), torch.softmax(wide, -1))
+    agree_rounded(lib.softmax(x, axis=1, log=True), torch.log_softmax(wide, 1))
+    mask = torch.from_numpy(X > -1)
+    agree_rounded(lib.softmax(x, 1, mask=mask), torch.softmax(wide.masked_fill(~mask, -np.inf), 1))
+    agree_rounded(lib.softmax(x, 1, mask=x), torch.softmax(wide * 2, 1))
+    agree_rounded(lib.rms_norm(x, weight), F.rms_norm(wide, (16,), wide_weight, eps=1e-5))
+    agree_rounded(lib.layer_norm(x), F.layer_norm(wide, (16,)))
+    out, total = lib.layer_norm(x, weight, bias, residual=weight.expand(2, 4, 16))
+    added = wide + wide_weight
+    agree_rounded(total, added)
+    found = F.layer_norm(added, (16,), wide_weight, wide_bias)
+    np.testing.assert_allclose(out.float().numpy(), found.numpy(), rtol=2**-8, atol=1e-5)
+    bits = encode(X, "bfloat16")
+    given = np.empty_like(bits)
+    assert lib.softmax(bits, out=given) is given
+    agree(decode(given, "bfloat16"), lib.softmax(x).float())
 
 
-def test_gelu_by_tanh(lib: Library) -> None:
-    agree(lib.activation("gelu_tanh", X), F.gelu(TX, approximate="tanh"))
+@pytest.mark.parametrize("name", NAMES)
+def test_activations(lib: Library, name: str) -> None:
+    torchs = (lambda x: F.gelu(x, approximate="tanh")) if name == "gelu_tanh" else getattr(F, name)
+    for _ in range(2):
+        agree(lib.activation(name, X), torchs(TX))
+        agree_rounded(lib.activation(name, TX.bfloat16()), torchs(TX.bfloat16().float()))
 
 
 def test_what_does_not_fit_is_refused_by_name(lib: Library) -> None:
@@ -130,6 +172,8 @@ def test_what_does_not_fit_is_refused_by_name(lib: Library) -> None:
         "'eps' is 'small'": lambda: lib.layer_norm(X, WEIGHT, BIAS, eps="small"),  # type: ignore[arg-type]
         "'out' is ndarray; expected a pair": lambda: lib.layer_norm(X, residual=X, out=X.copy()),
         "'x' is of dtype float64": lambda: lib.softmax(X.astype("float64")),
+        "'mask' is of dtype float32; expected dtype bfloat16": lambda: lib.softmax(TX.bfloat16(), mask=X),
+        "'weight' is of dtype float32; expected dtype bfloat16": lambda: lib.rms_norm(TX.bfloat16(), TW),
         "'axis' is 0.5": lambda: lib.softmax(X, axis=0.5),  # type: ignore[arg-type]
     }
     for expected, call in wrong.items():

@@ -23,12 +23,15 @@ class _Norm(Op):
 
         inputs = {s.name: te.placeholder(s.shape, s.dtype, name=s.name) for s in self.inputs(workload)}
         eps = te.var("eps", "float32")
-        wide = {
-            name: te.compute(t.shape, lambda *at, t=t: t[at].astype("float32"), name=f"wide_{name}")
-            if t.dtype != "float32"
-            else t
-            for name, t in inputs.items()
-        }
+
+        def widened(tensor: Any) -> Any:
+            if tensor.dtype == "float32":
+                return tensor
+            return te.compute(
+                tensor.shape, lambda *at: tensor[at].astype("float32"), name=f"wide_{tensor.name}"
+            )
+
+        wide = {name: widened(tensor) for name, tensor in inputs.items()}
         x = wide["x"]
         rows, cols = workload.dims("rows", "cols")
         if workload["residual"]:

@@ -42,7 +42,7 @@ class Softmax(Op):
         def value(*at: Any) -> Any:
             scaled = x[at].astype("float32") * scalars[0] if scalars else x[at].astype("float32")
             (mask_rows,) = workload.dims("mask_rows")
-            return scaled + inputs[1][at[0] % mask_rows, at[1]].astype("float32") if mask_rows else scaled
+            return scaled + inputs[1][(at[0] % mask_rows, *at[1:])].astype("float32") if mask_rows else scaled
 
         def at(outer: tuple[Any, ...], r: Any) -> tuple[Any, ...]:
             return (outer[0], r, *outer[1:])
@@ -67,7 +67,7 @@ class Softmax(Op):
         if workload["scaled"]:
             values *= SCALE
         if workload["mask_rows"] != 0:
-            values += np.tile(inputs[1].astype(np.float64), (len(values) // len(inputs[1]), 1))
+            values += np.concatenate([inputs[1].astype(np.float64)] * (len(values) // len(inputs[1])))
         with np.errstate(invalid="ignore", divide="ignore"):
             below = values - values.max(axis=1, keepdims=True)
             powers = np.exp(below)

@@ -212,7 +212,7 @@ class Operators(ABC):
         Parameters
         ----------
         q
-            Array of shape (batch, heads, q_len, head_dim), float32.
+            Array of shape (batch, heads, q_len, head_dim), float32 or bfloat16; computed in float32.
         k, v
             Arrays of shape (batch, kv_heads, kv_len, head_dim); kv_heads divides heads, and
             as many neighbouring heads of q share a head of k and v.
@@ -221,8 +221,9 @@ class Operators(ABC):
         scale
             1 / sqrt(head_dim) by default.
         mask
-            Bool, true where a key is seen; or float32, added to the scores. Of a shape that
-            broadcasts to (batch, heads, q_len, kv_len). May be given together with `causal`.
+            Bool, true where a key is seen; or float32, added to the scores (beside a q of bfloat16
+            one of that, too, which is copied). Of a shape that broadcasts to (batch, heads, q_len,
+            kv_len). May be given together with `causal`.
         align
             "bottom-right": as above, the last query sees all keys. "top-left": query i sees key
             j where j <= i, as PyTorch's `is_causal`. They differ where q_len is not kv_len.
@@ -354,14 +355,14 @@ class Operators(ABC):
         Parameters
         ----------
         x
-            Array of any shape, float32.
+            Array of any shape, float32 or bfloat16; computed in float32.
         axis
             Along which the results add up to one.
         scale
             A number; 1 where it is left out.
         mask
-            float32, added after scaling; or bool, true where an element counts. Of a shape that
-            broadcasts to that of x. With the last axis only.
+            Of the dtype of x, added after scaling; or bool, true where an element counts. Of a
+            shape that broadcasts to that of x.
         log
             Return the logarithm, without ever computing that of a small number.
         out
@@ -393,14 +394,14 @@ class Operators(ABC):
         Parameters
         ----------
         x
-            Array of any shape, float32.
+            Array of any shape, float32 or bfloat16; computed in float32.
         weight, bias
-            Of the shape of the last dimensions of x, those that are normalised together; the
-            last one where neither is given.
+            Of the dtype of x and of the shape of its last dimensions, those that are normalised
+            together; the last one where neither is given.
         eps
             Is added to the variance.
         residual
-            Array of the shape of x, added to it first. There are two results then: the
+            Array of the dtype and shape of x, added to it first. There are two results then: the
             normalised sum, and the sum.
         out
             Where to write the result, of the shape of x: dense, not overlapping an input; with
@@ -449,7 +450,7 @@ class Operators(ABC):
         activation
             relu, relu6, gelu, gelu_tanh, silu, hardswish, sigmoid or tanh.
         x
-            Array of any shape, float32.
+            Array of any shape, float32 or bfloat16; computed in float32.
         out
             Where to write the result, of the shape of x: dense, not overlapping it. Without it
             a new array is made.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tvmops.signatures.activations import ACTIVATIONS, NONE
 from tvmops.signatures.base import Signature, TensorSpec
+from tvmops.signatures.dtypes import BFLOAT16
 from tvmops.signatures.fields import Choice, Dim, Field
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ class Activation(Signature):
     fields = (
         Field("size", Dim()),
         Field("activation", Choice(tuple(name for name in ACTIVATIONS if name != NONE))),
-        Field("dtype", Choice(("float32",)), "float32", shown=True),
+        Field("dtype", Choice(("float32", BFLOAT16)), "float32", shown=True),
     )
 
     def inputs(self, workload: Workload) -> tuple[TensorSpec, ...]:

@@ -18,7 +18,8 @@ SCALE = 0.625  # what kernels are verified and timed with
 class Softmax(Signature):
     """x and out (rows, cols), along cols; (rows, cols, inner) where the axis is not the last.
 
-    A mask of `mask_rows` rows, which repeat over those of x, is added after scaling.
+    A mask of `mask_rows` rows, which repeat over those of x, is added after scaling: it is of
+    shape (mask_rows, cols), or (mask_rows, cols, inner).
     """
 
     fields = (
@@ -36,7 +37,8 @@ class Softmax(Signature):
         x = TensorSpec("x", self._shape(workload), str(workload["dtype"]))
         if workload["mask_rows"] == 0:
             return (x,)
-        return x, TensorSpec("mask", workload.dims("mask_rows", "cols"), str(workload["dtype"]))
+        (mask_rows,) = workload.dims("mask_rows")
+        return x, TensorSpec("mask", (mask_rows, *x.shape[1:]), x.dtype)
 
     def outputs(self, workload: Workload) -> tuple[TensorSpec, ...]:
         return (TensorSpec("out", self._shape(workload), str(workload["dtype"])),)
@@ -49,8 +51,6 @@ class Softmax(Signature):
         if workload["axis"] == LAST and workload["inner"] not in (1, "*"):
             self._refuse(workload, "inner", "1, as the axis is the last")
         rows, mask_rows = workload["rows"], workload["mask_rows"]
-        if workload["axis"] == MIDDLE and mask_rows != 0:
-            self._refuse(workload, "mask_rows", "0, as the axis is not the last")
         if isinstance(rows, int) and isinstance(mask_rows, int) and mask_rows and rows % mask_rows:
             self._refuse(workload, "mask_rows", f"a divisor of rows, {rows}")
 

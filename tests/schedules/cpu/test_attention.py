@@ -11,17 +11,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.schedules.cpu.attention_kernels import Dims, attention, check, compiled, run
+from tests.schedules.cpu.attention_kernels import Dims, attention, kernels_of, run
+from tests.schedules.cpu.guarded import check, compiled
 from tests.schedules.cpu.kernels import Array, Kernel
 from tvmops.machine import this_machine
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cpu.attention import CpuAttention
 from tvmops.signatures.attention import MASK_DIMS
+from tvmops.signatures.dtypes import encode
 from tvmops.targets import names, target
 from tvmops.workloads import Workload
 
 TEMPLATE = CpuAttention()
+default_kernel = kernels_of(TEMPLATE)
 TARGETS = [name for name in ("x86-64-v3", "x86-64-v4") if not target(name).missing(this_machine())]
 
 WORK: list[tuple[Dims, dict[str, object], str]] = [
@@ -37,22 +40,10 @@ WORK: list[tuple[Dims, dict[str, object], str]] = [
     ((2, 2, 2, 20, 33, 5), {"mask": "bool", "mask_dims": "bk"}, "padding"),
     ((1, 3, 1, 18, 35, 40), {"mask": "float32", "mask_dims": "hk", "causal": True}, "two masks at once"),
     ((1, 1, 1, 5, 300, 256), {"causal": True}, "less than a vector of queries"),
+    ((2, 4, 2, 33, 130, 80), {"causal": True, "dtype": "bfloat16"}, "two heads share one; several blocks"),
+    ((1, 3, 1, 17, 49, 17), {"mask": "float32", "mask_dims": "hk", "dtype": "bfloat16"}, "edges everywhere"),
 ]
 CASES = [pytest.param(attention(dims, **fields), id=f"{dims}: {why}") for dims, fields, why in WORK]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _threads() -> None:
-    """Run parallel loops on threads: TVM's own count would be one on a machine of two cores."""
-    from tvmops.runtime.backend import load_backend, ready_threads
-
-    load_backend()
-    ready_threads()
-
-
-@cache
-def default_kernel(work: Workload, name: str) -> Kernel:
-    return compiled(TEMPLATE, work, target(name), TEMPLATE.default(work, target(name)))
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -75,6 +66,7 @@ def test_masks_of_every_form(dims: str, kind: str) -> None:
     st.booleans(),
     st.sampled_from(["none", "bool", "float32"]),
     st.sampled_from(TARGETS),
+    st.sampled_from(["float32", "bfloat16"]),
     st.integers(0, 2**16),
 )
 def test_any_config_at_any_shape(
@@ -83,11 +75,17 @@ def test_any_config_at_any_shape(
     causal: bool,
     mask: str,
     name: str,
+    dtype: str,
     seed: int,
 ) -> None:
     batch, kv_heads, group = heads
-    dims = "k" if lengths[0] == 1 and mask != "none" else "qk"
-    work = attention((batch, kv_heads * group, kv_heads, *lengths), causal=causal, mask=mask, mask_dims=dims)
+    work = attention(
+        (batch, kv_heads * group, kv_heads, *lengths),
+        causal=causal,
+        mask=mask,
+        mask_dims="k" if lengths[0] == 1 and mask != "none" else "qk",
+        dtype=dtype,
+    )
     config = TEMPLATE.space(work, target(name)).sample(random.Random(seed))
     assert config is not None
     check(compiled(TEMPLATE, work, target(name), config), work, offset=seed % 16)
@@ -106,6 +104,7 @@ PATTERNS: list[dict[str, object]] = [
     {"causal": True},
     {"causal": True, "align": "top-left", "mask": "bool"},
     {"mask": "float32", "mask_dims": "bk"},
+    {"causal": True, "dtype": "bfloat16"},
 ]
 
 
@@ -188,7 +187,10 @@ def altered(name: str) -> list[Array]:
     ],
 )
 def test_unusual_values_do_as_in_float64(unusual: str, name: str) -> None:
-    check(default_kernel(ADVERSARIAL, name), ADVERSARIAL, inputs=altered(unusual))
+    check(default_kernel(ADVERSARIAL, name), ADVERSARIAL, altered(unusual))
+    narrow = ADVERSARIAL.replace(dtype="bfloat16")
+    *qkv, mask = altered(unusual)
+    check(default_kernel(narrow, name), narrow, [*(encode(array, "bfloat16") for array in qkv), mask])
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -222,7 +224,7 @@ def test_what_keys_hold_that_are_not_seen_does_not_matter(name: str) -> None:
 def test_arrays_may_start_at_any_element(offset: int) -> None:
     work = attention((1, 2, 1, 17, 33, 24))
     for kernel in generic_kernels(work.generic(), TARGETS[-1]):
-        check(kernel, work, offset)
+        check(kernel, work, offset=offset)
 
 
 @pytest.mark.parametrize("argument", [0, 1, 2])

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.schedules.cpu.attention_kernels import Dims, attention, check, compiled
-from tests.schedules.cpu.kernels import Kernel
+from tests.schedules.cpu.attention_kernels import Dims, attention, kernels_of
+from tests.schedules.cpu.guarded import check, compiled
 from tvmops.machine import this_machine
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cpu.attention_decode import CpuDecode
+from tvmops.signatures.dtypes import encode
 from tvmops.targets import names, target
 from tvmops.workloads import Workload
 
 TEMPLATE = CpuDecode()
+default_kernel = kernels_of(TEMPLATE)
 TARGETS = [name for name in ("x86-64-v3", "x86-64-v4") if not target(name).missing(this_machine())]
 
 WORK: list[tuple[Dims, dict[str, object], str]] = [
@@ -34,22 +35,10 @@ WORK: list[tuple[Dims, dict[str, object], str]] = [
     ((2, 2, 1, 5, 37, 256), {"mask": "bool"}, "one mask for all heads"),
     ((2, 2, 1, 3, 130, 8), {"mask": "float32", "mask_dims": "bhqk"}, "a mask each"),
     ((2, 2, 2, 1, 33, 5), {"mask": "bool", "mask_dims": "bk", "causal": True}, "padding"),
+    ((2, 4, 2, 3, 150, 80), {"causal": True, "dtype": "bfloat16"}, "whole vectors"),
+    ((1, 2, 1, 1, 70, 17), {"mask": "float32", "mask_dims": "k", "dtype": "bfloat16"}, "an edge in head_dim"),
 ]
 CASES = [pytest.param(attention(dims, **fields), id=f"{dims}: {why}") for dims, fields, why in WORK]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _threads() -> None:
-    """Run parallel loops on threads: TVM's own count would be one on a machine of two cores."""
-    from tvmops.runtime.backend import load_backend, ready_threads
-
-    load_backend()
-    ready_threads()
-
-
-@cache
-def default_kernel(work: Workload, name: str) -> Kernel:
-    return compiled(TEMPLATE, work, target(name), TEMPLATE.default(work, target(name)))
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -65,6 +54,7 @@ def test_the_default_config(work: Workload, name: str) -> None:
     st.booleans(),
     st.sampled_from(["none", "bool", "float32"]),
     st.sampled_from(TARGETS),
+    st.sampled_from(["float32", "bfloat16"]),
     st.integers(0, 2**16),
 )
 def test_any_config_at_any_shape(
@@ -73,10 +63,12 @@ def test_any_config_at_any_shape(
     causal: bool,
     mask: str,
     name: str,
+    dtype: str,
     seed: int,
 ) -> None:
     batch, kv_heads, group = heads
-    work = attention((batch, kv_heads * group, kv_heads, *lengths), causal=causal, mask=mask)
+    dims = (batch, kv_heads * group, kv_heads, *lengths)
+    work = attention(dims, causal=causal, mask=mask, dtype=dtype)
     config = TEMPLATE.space(work, target(name)).sample(random.Random(seed))
     assert config is not None
     check(compiled(TEMPLATE, work, target(name), config), work, offset=seed % 16)
@@ -96,7 +88,7 @@ def test_stretches_of_keys_are_merged(name: str) -> None:
         check(compiled(TEMPLATE, work, machine, config), work)
 
 
-@pytest.mark.parametrize("fields", [{}, {"causal": True, "mask": "bool"}], ids=str)
+@pytest.mark.parametrize("fields", [{}, {"causal": True, "mask": "bool"}, {"dtype": "bfloat16"}], ids=str)
 def test_the_generic_kernels(fields: dict[str, object]) -> None:
     """Each at every shape: ranges say what a kernel is meant for, not what it can do."""
     pattern = attention((2, 2, 1, 2, 2, 24), **fields).generic()
@@ -121,7 +113,10 @@ def test_unusual_values_do_as_in_float64(unusual: str, name: str) -> None:
         q[0, 1, 1, 3] = np.inf
     else:
         {"k": k, "v": v}[unusual[-1]][0, 1, 149, 3] = np.nan
-    check(default_kernel(work, name), work, inputs=[q, k, v, mask])
+    check(default_kernel(work, name), work, [q, k, v, mask])
+    narrow = work.replace(dtype="bfloat16")
+    bits = [encode(array, "bfloat16") for array in (q, k, v)]
+    check(default_kernel(narrow, name), narrow, [*bits, mask])
 
 
 @pytest.mark.parametrize("name", names())

@@ -47,14 +47,6 @@ CASES = [pytest.param(shape, id=why) for shape, why in SHAPES.items()]
 LAYOUTS = ("NCHW", "NHWC")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _threads() -> None:
-    from tvmops.runtime.backend import load_backend, ready_threads
-
-    load_backend()
-    ready_threads()
-
-
 def conv(shape: str, layout: str = "NCHW") -> Workload:
     return Workload.parse(f"conv2d {shape} layout={layout}")
 

@@ -49,15 +49,6 @@ SHAPES: dict[Shape, str] = {
 CASES = [pytest.param(shape, id=f"{'x'.join(map(str, shape))}: {why}") for shape, why in SHAPES.items()]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _threads() -> None:
-    """Run parallel loops on threads: TVM's own count would be one on a machine of two cores."""
-    from tvmops.runtime.backend import load_backend, ready_threads
-
-    load_backend()
-    ready_threads()
-
-
 @cache
 def default_kernel(shape: Shape, name: str) -> Kernel:
     work, machine = matmul(*shape), target(name)

@@ -35,14 +35,6 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _threads() -> None:
-    from tvmops.runtime.backend import load_backend, ready_threads
-
-    load_backend()
-    ready_threads()
-
-
 def matmul(shape: tuple[int, int, int], **fields: Any) -> Workload:
     m, n, k = shape
     return workload("matmul", m=m, n=n, k=k, dtype="bfloat16", **fields)

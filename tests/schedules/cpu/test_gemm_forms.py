@@ -44,14 +44,6 @@ def forms(sizes: tuple[int, int, int], form: str) -> Workload:
     return Workload.parse("matmul m={} n={} k={} ".format(*sizes) + form)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _threads() -> None:
-    from tvmops.runtime.backend import load_backend, ready_threads
-
-    load_backend()
-    ready_threads()
-
-
 @cache
 def generic_kernels(pattern: Workload, name: str) -> list[Kernel]:
     machine = target(name)

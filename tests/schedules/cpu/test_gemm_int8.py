@@ -50,14 +50,6 @@ FORMS: dict[str, dict[str, Any]] = {
 CASES = [pytest.param(shape, id=f"{'x'.join(map(str, shape))}: {why}") for shape, why in SHAPES.items()]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _threads() -> None:
-    from tvmops.runtime.backend import load_backend, ready_threads
-
-    load_backend()
-    ready_threads()
-
-
 def matmul(shape: Shape, **fields: Any) -> Workload:
     m, n, k = shape
     return workload("matmul_int8", m=m, n=n, k=k, **fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 from functools import cache
 from typing import Any
@@ -12,12 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.schedules.cpu.kernels import SENTINEL, Banded, Kernel
+from tests.schedules.cpu import guarded
+from tests.schedules.cpu.kernels import Kernel
 from tvmops.measure.build import compile_module
-from tvmops.measure.verify import largest_error
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.signatures.activations import ACTIVATIONS
+from tvmops.signatures.dtypes import decode, encode
 from tvmops.space import Config
 from tvmops.targets import Target, target
 from tvmops.workloads import Workload, workload
@@ -32,7 +34,12 @@ FORMS: list[dict[str, Any]] = [
     {"op": "layer_norm", **ALL_NORM},
     {"op": "rms_norm", "weight": True},
     {"op": "rms_norm", **ALL_NORM},
+    {"op": "softmax", "dtype": "bfloat16"},
+    {"op": "softmax", "log": True, "scaled": True, "mask_rows": 3, "dtype": "bfloat16"},
+    {"op": "layer_norm", **ALL_NORM, "dtype": "bfloat16"},
+    {"op": "rms_norm", "weight": True, "dtype": "bfloat16"},
 ]
+DTYPES = ("float32", "bfloat16")
 SHAPES = [(3, 1), (3, 15), (6, 16), (3, 17), (6, 64), (3, 131), (15, 300)]  # below, at and beyond vectors
 
 
@@ -58,25 +65,12 @@ def generic(pattern: Workload, on: str, index: int) -> Kernel:
 
 
 def check(kernel: Kernel, work: Workload, offset: int = 0, change: Any = None) -> None:
-    """Call `kernel` on random inputs, NaN around them, and compare with float64."""
-    op = op_of(work)
-    drawn = op.random_inputs(work, seed=7)
+    """Call `kernel` on random inputs, which `change` may alter, and compare with float64."""
+    op, dtype = op_of(work), str(work["dtype"])
+    values = [decode(array, dtype).copy() for array in op.random_inputs(work, seed=7)]
     if change is not None:
-        change(drawn)
-    expected = op.reference(work, *drawn)
-    inputs = [Banded.of(array.shape, np.nan, offset) for array in drawn]
-    for banded, array in zip(inputs, drawn):
-        banded.array[...] = array
-    outputs = [Banded.of(array.shape, float(SENTINEL), offset) for array in expected]
-
-    kernel(*(each.array for each in inputs), *op.scalars(work), *(each.array for each in outputs))
-
-    for output, right in zip(outputs, expected):
-        assert largest_error(output.array, right) <= op.tolerance(work), work
-        assert output.is_intact(), "wrote beyond an output"
-    for banded, array in zip(inputs, drawn):
-        assert np.array_equal(banded.array, array, equal_nan=True), "wrote to an input"
-        assert banded.is_intact(), "wrote beyond an input"
+        change(values)
+    guarded.check(kernel, work, [encode(array, dtype) for array in values], offset)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -112,30 +106,36 @@ def unusual(drawn: list[Any]) -> None:
     x[1, 3] = np.nan
     x[2, 5] = np.inf
     x[3] = 3e38
-    x[4] = 1e-44
+    x[4] = 1e-40  # denormal
     x[5, :7] = -np.inf
-    x[6] = -1000
-    x[6, 4] = 1000
+    x[6] = -1024
+    x[6, 4] = 1024
 
 
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("index", [1, 2])
-def test_softmax_of_unusual_values_is_that_of_float64(log: bool, scaled: bool, index: int) -> None:
-    work = workload("softmax", rows=9, cols=37, log=log, scaled=scaled)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_softmax_of_unusual_values_is_that_of_float64(
+    log: bool, scaled: bool, index: int, dtype: str
+) -> None:
+    work = workload("softmax", rows=9, cols=37, log=log, scaled=scaled, dtype=dtype)
     check(generic(work.generic(), "x86-64-v4", index), work, change=unusual)
 
 
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("on", ["x86-64-v3", "x86-64-v4"])
-def test_softmax_along_another_axis(log: bool, on: str) -> None:
-    for scaled in (False, True):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_softmax_along_another_axis(log: bool, on: str, dtype: str) -> None:
+    for scaled, mask_rows in ((False, 0), (True, 0), (True, 1)):
+        form = {"axis": "middle", "log": log, "scaled": scaled, "mask_rows": mask_rows, "dtype": dtype}
+        pattern = workload("softmax", rows=9, cols=9, inner=9, **form).generic()
         for rows, cols, inner in ((1, 5, 2), (3, 1, 16), (2, 7, 37), (3, 40, 131), (2, 9, 64)):
-            sizes = {"rows": rows, "cols": cols, "inner": inner}
-            work = workload("softmax", axis="middle", log=log, scaled=scaled, **sizes)
-            for index in (0, 1):
-                check(generic(work.replace(rows=9, cols=9).generic(), on, index), work, offset=1)
-    check(generic(work.generic(), on, 1), work, change=unusual_columns)
+            work = workload("softmax", rows=rows, cols=cols, inner=inner, **form)
+            masks = (work, work.replace(mask_rows=rows)) if mask_rows else (work,)
+            for index, masked in itertools.product((0, 1), masks):
+                check(generic(pattern, on, index), masked, offset=1)
+    check(generic(pattern, on, 1), work, change=unusual_columns)
 
 
 def unusual_columns(drawn: list[Any]) -> None:
@@ -155,11 +155,38 @@ def test_a_large_mean_costs_layer_norm_no_more_than_the_rounding_of_its_input() 
 
 
 @pytest.mark.parametrize("name", [name for name in ACTIVATIONS if name != "none"])
-@pytest.mark.parametrize("size", [1, 63, 64, 1000, 40_000])
-def test_activations(name: str, size: int) -> None:
-    work = workload("activation", size=size, activation=name)
-    for index in (0, 1):
-        check(generic(work.generic(), "x86-64-v4", index), work, offset=1)
+@pytest.mark.parametrize("dtype, on", [("float32", "x86-64-v4"), ("bfloat16", "x86-64-v3")])
+def test_activations(name: str, dtype: str, on: str) -> None:
+    for index, size in itertools.product((0, 1), (1, 63, 64, 1000, 40_000)):
+        work = workload("activation", size=size, activation=name, dtype=dtype)
+        check(generic(work.generic(), on, index), work, offset=1)
+
+
+def infinite(drawn: list[Any]) -> None:
+    drawn[0][:5] = np.nan, np.inf, -np.inf, 1e-40, -1e-40
+
+
+@pytest.mark.parametrize("name", ["relu", "relu6", "sigmoid", "tanh"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_activations_of_unusual_values(name: str, dtype: str) -> None:
+    work = workload("activation", size=70, activation=name, dtype=dtype)
+    check(generic(work.generic(), "x86-64-v4", 0), work, change=infinite)
+
+
+def unusual_rows(drawn: list[Any]) -> None:
+    x = drawn[0]
+    x[0] = np.inf
+    x[1, 3] = np.nan
+    x[2, 5] = -np.inf
+    x[3] = 1e-40
+    x[4] *= 1e18
+
+
+@pytest.mark.parametrize("op", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norms_of_unusual_values(op: str, dtype: str) -> None:
+    work = workload(op, rows=7, cols=37, weight=True, dtype=dtype)
+    check(generic(work.generic(), "x86-64-v4", 2), work, change=unusual_rows)
 
 
 def test_overlap_is_refused_before_anything_is_written() -> None:

@@ -39,14 +39,6 @@ def matmul(shape: tuple[int, int, int], **fields: Any) -> Workload:
     return workload("matmul_weight_only", m=m, n=n, k=k, **fields)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _threads() -> None:
-    from tvmops.runtime.backend import load_backend, ready_threads
-
-    load_backend()
-    ready_threads()
-
-
 @pytest.mark.parametrize("name", RUNNABLE)
 @pytest.mark.parametrize("fields", FORMS, ids=str)
 def test_the_default_config(fields: dict[str, Any], name: str) -> None:

@@ -50,7 +50,7 @@ def test_what_it_covers(work: Workload, machine: str, covered: bool) -> None:
     assert TEMPLATE.covers(work, target(machine)) is covered
 
 
-def test_no_cpu_template_takes_sixteen_bits() -> None:
+def test_no_template_for_cpus_takes_it() -> None:
     assert [template.name for template in templates_for(norm(), H200)] == ["cuda.rows"]
 
 

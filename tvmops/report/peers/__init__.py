@@ -26,6 +26,8 @@ PEERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "torch": (("with_torch", "integers_torch"), ("torch",)),
 }
 
+_FLOAT32 = ("softmax", "layer_norm", "rms_norm", "attention", "activation")  # of which only torch has others
+
 
 def limit_threads() -> None:
     """Give OpenBLAS one thread a physical core; it reads this when NumPy is first imported."""
@@ -47,6 +49,8 @@ def peer_call(peer: str, workload: Workload, inputs: Sequence[Any], outputs: Seq
         raise ArgumentError(argument="against", value=peer, expected="names among " + ", ".join(PEERS))
     modules, packages = PEERS[peer]
     if not all(find_spec(package) for package in packages):
+        return None
+    if peer != "torch" and workload.op in _FLOAT32 and workload["dtype"] != "float32":
         return None
     for module in modules:
         make = importlib.import_module(f"{__name__}.{module}").CALLS.get(workload.op)

@@ -31,8 +31,8 @@ def matmul(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) ->
         return None
     torch.set_num_threads(physical_cores())
     dtype = str(workload["dtype"])
-    given = {name: _tensor(array, dtype) for name, array in matmul_operands(workload, inputs).items()}
-    out, a, b = _tensor(outputs[0], dtype), given["a"], given["b"]
+    given = {name: _tensor(array) for name, array in matmul_operands(workload, inputs).items()}
+    out, a, b = _tensor(outputs[0]), given["a"], given["b"]
     bias, residual = given.get("bias"), given.get("residual")
     activation = _ACTIVATIONS[str(workload["activation"])]
     if bias is residual is activation is None:
@@ -51,11 +51,6 @@ def matmul(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) ->
             return activation(result) if activation else result
 
     return reporting(compute, out.copy_)
-
-
-def _tensor(array: Any, dtype: str) -> torch.Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if dtype == BFLOAT16 else tensor
 
 
 def _packed_by_onednn(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> Call:
@@ -141,9 +136,9 @@ def pool2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) ->
 def softmax(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call:
     torch.set_num_threads(physical_cores())
     given = _tensors(workload, inputs)
-    x, mask, out = given["x"], given.get("mask"), torch.from_numpy(outputs[0])
+    x, mask, out = given["x"], given.get("mask"), _tensor(outputs[0])
     if mask is not None:
-        mask = mask.repeat(len(x) // len(mask), 1)
+        mask = mask.repeat(len(x) // len(mask), *[1] * (x.ndim - 1))
     compute = torch.log_softmax if workload["log"] else torch.softmax
 
     def call() -> None:
@@ -164,13 +159,13 @@ def rms_norm(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) 
 
 def activation(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call:
     torch.set_num_threads(physical_cores())
-    x, function = torch.from_numpy(inputs[0]), _OUT_OF_PLACE[str(workload["activation"])]
+    x, function = _tensor(inputs[0]), _OUT_OF_PLACE[str(workload["activation"])]
 
     def compute() -> torch.Tensor:
         with torch.inference_mode():
             return function(x)
 
-    return reporting(compute, torch.from_numpy(outputs[0]).copy_)
+    return reporting(compute, _tensor(outputs[0]).copy_)
 
 
 _OUT_OF_PLACE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -196,7 +191,7 @@ def _norm(
     (eps,) = op_of(workload).scalars(workload)
     x, residual = given["x"], given.get("residual")
     affine = [given.get(name) for name in _AFFINE[workload.op]]
-    total = torch.from_numpy(outputs[1]) if residual is not None else x
+    total = _tensor(outputs[1]) if residual is not None else x
 
     def compute() -> torch.Tensor:
         with torch.inference_mode():
@@ -204,7 +199,7 @@ def _norm(
                 torch.add(x, residual, out=total)
             return function(total, x.shape[1:], *affine, eps=eps)
 
-    return reporting(compute, torch.from_numpy(outputs[0]).copy_)
+    return reporting(compute, _tensor(outputs[0]).copy_)
 
 
 _AFFINE = {"layer_norm": ("weight", "bias"), "rms_norm": ("weight",)}
@@ -212,16 +207,22 @@ _AFFINE = {"layer_norm": ("weight", "bias"), "rms_norm": ("weight",)}
 
 def _tensors(workload: Workload, inputs: Sequence[Any]) -> dict[str, torch.Tensor]:
     specs = op_of(workload).inputs(workload)
-    return {spec.name: torch.from_numpy(array) for spec, array in zip(specs, inputs)}
+    return {spec.name: _tensor(array) for spec, array in zip(specs, inputs)}
+
+
+def _tensor(array: Any) -> torch.Tensor:
+    """Return `array` as a tensor of the same memory; bits are bfloat16."""
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor
 
 
 def attention(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call:
     """As it is; without masks also with the queries of heads that share k and v as those of one head."""
     torch.set_num_threads(physical_cores())
-    q, k, v, *masks = (torch.from_numpy(array) for array in inputs)
-    out = torch.from_numpy(outputs[0])
+    q, k, v, *masks = map(_tensor, inputs)
+    out = _tensor(outputs[0])
     batch, heads, kv_heads, q_len, kv_len = workload.dims("batch", "heads", "kv_heads", "q_len", "kv_len")
-    mask = masks[0].bool() if workload["mask"] == "bool" else masks[0] if masks else None
+    mask = masks[0].bool() if workload["mask"] == "bool" else masks[0].to(q.dtype) if masks else None
     causal = bool(workload["causal"]) and q_len > 1
     top_left = q_len == kv_len or workload["align"] == "top-left"
     if causal and (mask is not None or not top_left):

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from math import sqrt
 from typing import Any
 
+import numpy as np
+
 from tvmops.errors import CallError, CallTypeError
 from tvmops.runtime.arrays import as_bytes, broadcast, dtype_of, view
-from tvmops.runtime.calls.base import Call, shape_of
+from tvmops.runtime.calls.base import Call, float_dtype, shape_of
 from tvmops.signatures.attention import MASK_DTYPES, MASK_SIZES
+from tvmops.signatures.dtypes import BFLOAT16, decode
 from tvmops.workloads import Workload
 
 OP = "attention"
@@ -36,6 +39,7 @@ def call(
         raise CallError(op=OP, argument="k", value=f"of shape {tuple(k.shape)}", expected=expected)
     if align not in _ALIGNS:
         raise CallError(op=OP, argument="align", value=repr(align), expected=" or ".join(map(repr, _ALIGNS)))
+    dtype = float_dtype(q)
     fields: dict[str, Any] = {
         "batch": batch,
         "heads": heads,
@@ -45,11 +49,11 @@ def call(
         "head_dim": head_dim,
         "causal": bool(causal),
         "align": align if causal and q_len != kv_len else "bottom-right",
-        "dtype": dtype_of(q),
+        "dtype": dtype,
     }
     inputs = {"q": q, "k": k, "v": v}
     if mask is not None:
-        inputs["mask"], of_mask = _mask(mask, (batch, heads, q_len, kv_len))
+        inputs["mask"], of_mask = _mask(_widened(mask, dtype), (batch, heads, q_len, kv_len))
         if min(batch, heads, q_len, kv_len) > 0:
             fields.update(of_mask)
     return Call.of(OP, inputs, (_scale(scale, head_dim),), **fields)
@@ -77,9 +81,16 @@ def _scale(scale: float | None, head_dim: int) -> float:
         raise CallTypeError(op=OP, argument="scale", value=repr(scale), expected="a number") from None
 
 
+def _widened(mask: Any, dtype: str) -> Any:
+    """Return a mask of bfloat16, as one may have beside a q of that, as float32."""
+    mask = view(OP, "mask", mask)
+    if dtype != BFLOAT16 or float_dtype(mask) != BFLOAT16:
+        return mask
+    return decode(mask, BFLOAT16) if isinstance(mask, np.ndarray) else mask.float()
+
+
 def _mask(mask: Any, scores: tuple[int, ...]) -> tuple[Any, dict[str, str]]:
     """Return `mask` with four dimensions, each 1 or that of the scores, and its fields."""
-    mask = view(OP, "mask", mask)
     dtype = dtype_of(mask)
     kind = "bool" if dtype == "uint8" else dtype
     if kind not in MASK_DTYPES:

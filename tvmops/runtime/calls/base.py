@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvmops.errors import CallError, CallTypeError
-from tvmops.runtime.arrays import as_input
+from tvmops.runtime.arrays import as_input, device_of, dtype_of
 from tvmops.signatures import ANY, SIGNATURES, Dim, TensorSpec, Value
+from tvmops.signatures.dtypes import BFLOAT16, stored
 from tvmops.workloads import Workload, workload
 
 _INDEX_LIMIT = 2**31  # kernels index in 32 bits
@@ -83,6 +84,17 @@ def shape_of(op: str, name: str, array: Any, *ranks: int) -> tuple[int, ...]:
         plural = "dimension" if ranks == (1,) else "dimensions"
         raise CallError(op=op, argument=name, value=f"of shape {shape}", expected=f"{wanted} {plural}")
     return shape
+
+
+def float_dtype(array: Any) -> str:
+    """Return the dtype of an op on `array`, as `view` gave it: the usual one where it has none such.
+
+    Bits stand for bfloat16; float16 is for tensors on a GPU alone.
+    """
+    found = dtype_of(array)
+    if found in (BFLOAT16, stored(BFLOAT16)):
+        return BFLOAT16
+    return found if found == "float16" and device_of(array) != "cpu" else "float32"
 
 
 def parsed(op: str, name: str, value: object) -> Value:

@@ -8,8 +8,8 @@ from math import prod
 from typing import Any
 
 from tvmops.errors import CallError, CallTypeError
-from tvmops.runtime.arrays import as_input, as_numpy, broadcast, device_of, dtype_of, is_dense, view
-from tvmops.runtime.calls.base import Call, parsed
+from tvmops.runtime.arrays import as_input, as_numpy, broadcast, is_dense, view
+from tvmops.runtime.calls.base import Call, float_dtype, parsed
 from tvmops.runtime.packed import PackedWeight
 from tvmops.signatures import Value
 from tvmops.signatures.activations import NONE
@@ -18,8 +18,6 @@ from tvmops.signatures.layouts import LAYOUTS
 from tvmops.workloads import Workload
 
 OP = "matmul"
-_DTYPES = ("float32", BFLOAT16)
-_GPU_DTYPES = ("float16",)  # besides those
 Shape = tuple[int, ...]
 
 
@@ -86,11 +84,6 @@ def pack(weight: Any, trans_b: bool = False, packed: str | None = None) -> Packe
     return PackedWeight(OP, plain.shape, dtype, packed, LAYOUTS[OP, packed, dtype].pack(plain))
 
 
-def _named(dtype: str) -> str:
-    """Return the op's dtype that an array's stands for, as bits may for bfloat16; else the usual one."""
-    return BFLOAT16 if dtype == stored(BFLOAT16) else dtype if dtype in _DTYPES else _DTYPES[0]
-
-
 @dataclass(frozen=True)
 class _Operand:
     """a or b: an array, and whether its last two dimensions have changed places."""
@@ -119,8 +112,7 @@ class _Operand:
 
     @property
     def dtype(self) -> str:
-        found = dtype_of(self.array)
-        return found if found in _GPU_DTYPES and device_of(self.array) != "cpu" else _named(found)
+        return float_dtype(self.array)
 
     @property
     def count(self) -> int:

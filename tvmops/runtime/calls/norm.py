@@ -8,7 +8,7 @@ from typing import Any
 
 from tvmops.errors import CallError
 from tvmops.runtime.arrays import as_input, view
-from tvmops.runtime.calls.base import Call, number
+from tvmops.runtime.calls.base import Call, float_dtype, number
 from tvmops.signatures import SIGNATURES
 from tvmops.workloads import Workload
 
@@ -25,7 +25,7 @@ def rms_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, re
 
 def _call(op: str, x: Any, weight: Any, bias: Any, eps: float, residual: Any) -> Call:
     x = view(op, "x", x)
-    shape = tuple(x.shape)
+    shape, dtype = tuple(x.shape), float_dtype(x)
     if not shape:
         raise CallError(op=op, argument="x", value="of shape ()", expected="one dimension or more")
     given = {"weight": weight, "bias": bias}
@@ -37,17 +37,17 @@ def _call(op: str, x: Any, weight: Any, bias: Any, eps: float, residual: Any) ->
             expected = f"the last dimensions of x, of shape {shape}"
             raise CallError(op=op, argument=name, value=f"of shape {found}", expected=expected)
     rows, cols = prod(shape[: len(shape) - len(normalised)]), prod(normalised)
-    inputs = {name: as_input(op, name, array, "float32").reshape((cols,)) for name, array in arrays.items()}
-    inputs["x"] = as_input(op, "x", x, "float32").reshape((rows, cols))
+    inputs = {name: as_input(op, name, array, dtype).reshape((cols,)) for name, array in arrays.items()}
+    inputs["x"] = as_input(op, "x", x, dtype).reshape((rows, cols))
     if residual is not None:
-        added = as_input(op, "residual", residual, "float32")
+        added = as_input(op, "residual", residual, dtype)
         if tuple(added.shape) != shape:
             value = f"of shape {tuple(added.shape)}"
             raise CallError(op=op, argument="residual", value=value, expected=f"shape {shape}, that of x")
         inputs["residual"] = added.reshape((rows, cols))
     flags = {name: name in inputs for name in ("weight", "bias", "residual")}
     shapes = (shape,) * (2 if flags["residual"] else 1)
-    fields = {"rows": rows, "cols": cols, "dtype": "float32", **flags}
+    fields = {"rows": rows, "cols": cols, "dtype": dtype, **flags}
     return Call.of(op, inputs, (number(op, "eps", eps),), shapes, **fields)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from tvmops.errors import CallError, CallTypeError
 from tvmops.runtime.arrays import as_input, as_numpy, broadcast, dtype_of, view
-from tvmops.runtime.calls.base import Call, number
+from tvmops.runtime.calls.base import Call, float_dtype, number
+from tvmops.signatures.dtypes import encode
 from tvmops.signatures.softmax import LAST, MIDDLE, SCALE
 from tvmops.workloads import Workload
 
@@ -26,12 +27,11 @@ def call(x: Any, axis: int = -1, scale: float | None = None, mask: Any = None, l
     at = axis_of(OP, axis, shape)
     rows, cols, inner = prod(shape[:at]), prod(shape[at : at + 1]), prod(shape[at + 1 :])
     is_last = at >= len(shape) - 1 or inner == 1
-    if mask is not None and at < len(shape) - 1:
-        raise CallError(op=OP, argument="mask", value="given", expected="None, as the axis is not the last")
-    dense = as_input(OP, "x", x, "float32")
+    dtype = float_dtype(x)
+    dense = as_input(OP, "x", x, dtype)
     inputs = {"x": dense.reshape((rows, cols) if is_last else (rows, cols, inner))}
-    if mask is not None and rows * cols > 0:
-        inputs["mask"] = _mask(mask, shape or (1,))
+    if mask is not None and rows * cols * inner > 0:
+        inputs["mask"] = _mask(mask, shape or (1,), at, dtype).reshape((-1, *inputs["x"].shape[1:]))
     fields: dict[str, Any] = {"mask_rows": len(inputs["mask"])} if "mask" in inputs else {}
     return Call.of(
         OP,
@@ -44,7 +44,7 @@ def call(x: Any, axis: int = -1, scale: float | None = None, mask: Any = None, l
         axis=LAST if is_last else MIDDLE,
         log=bool(log),
         scaled=scale is not None,
-        dtype="float32",
+        dtype=dtype,
         **fields,
     )
 
@@ -54,7 +54,7 @@ def arguments(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any]:
     given: dict[str, Any] = dict(zip(("x", "mask"), inputs))
     if workload["mask_rows"] not in (0, 1, workload["rows"]):
         given["x"] = given["x"].reshape((-1, *given["mask"].shape))  # over which the mask repeats
-    given.update(axis=1 if workload["axis"] == MIDDLE else -1, log=workload["log"])
+    given.update(axis=-2 if workload["axis"] == MIDDLE else -1, log=workload["log"])
     if workload["scaled"]:
         given["scale"] = SCALE
     return given
@@ -72,20 +72,23 @@ def axis_of(op: str, axis: int, shape: Shape) -> int:
     return found % rank
 
 
-def _mask(mask: Any, shape: Shape) -> Any:
-    """Return `mask` as rows that repeat over those of x; a bool one, true where kept, as numbers."""
+def _mask(mask: Any, shape: Shape, axis: int, dtype: str) -> Any:
+    """Return `mask` dense, with the dimensions of x from `axis` on and any before over which it differs.
+
+    It repeats over the others. A bool one, true where kept, becomes numbers.
+    """
     mask = view(OP, "mask", mask)
     if dtype_of(mask) == "bool":
         kept = as_numpy(OP, "mask", mask)
-        mask = np.where(kept, np.float32(0), np.float32(-np.inf))
+        mask = encode(np.where(kept, np.float32(0), np.float32(-np.inf)), dtype)
     given = tuple(mask.shape)
     padded = (1,) * (len(shape) - len(given)) + given
     if len(given) > len(shape) or any(size not in (1, whole) for size, whole in zip(padded, shape)):
         raise CallError(
             op=OP, argument="mask", value=f"of shape {given}", expected=f"a shape that broadcasts to {shape}"
         )
-    while len(given) > 1 and given[0] == 1:
-        given = given[1:]
-    if given != shape[len(shape) - len(given) :]:
-        mask, given = broadcast(mask.reshape(padded), shape), shape
-    return as_input(OP, "mask", mask, "float32").reshape((prod(given[:-1]), given[-1] if given else 1))
+    first = next((at for at in range(axis) if padded[at] != 1), axis)
+    mask = mask.reshape(padded[first:])
+    if padded[first:] != shape[first:]:
+        mask = broadcast(mask, shape[first:])
+    return as_input(OP, "mask", mask, dtype)
