@@ -83,7 +83,7 @@ def test_what_is_no_manifest_is_damaged(tmp_path: Path, content: str) -> None:
 
 
 def test_what_is_not_there_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(LibraryMissingError, match=f"has no {FILE}; expected a folder that"):
+    with pytest.raises(LibraryMissingError, match=f"has no {FILE}; expected what `tvmops export`"):
         Manifest.read(tmp_path)
     with pytest.raises(LibraryMissingError, match="is no folder"):
         Manifest.read(tmp_path / "nowhere")

@@ -156,7 +156,7 @@ class LibraryError(TvmopsError):
 
 
 class LibraryMissingError(LibraryError, FileNotFoundError):
-    message = "library {path}: {detail}; expected a folder that `tvmops export` wrote"
+    message = "library {path}: {detail}; expected what `tvmops export` wrote"
 
 
 class LibraryDamagedError(LibraryError):
@@ -169,6 +169,10 @@ class LibraryVersionError(LibraryError):
 
 class LibraryTargetError(LibraryError):
     message = "library {path}: holds {holds}; this machine ({machine}) lacks {missing}"
+
+
+class CacheError(LibraryError):
+    message = "library {path}: cannot unpack to {folder} ({detail}); $TVMOPS_CACHE names another place for it"
 
 
 class RuntimeMissingError(LibraryError):

@@ -63,6 +63,12 @@ def this_machine() -> Machine:
     )
 
 
+def cache_folder() -> Path:
+    """Return where what can be made again is kept: $TVMOPS_CACHE, by default ~/.cache/tvmops."""
+    folder = os.environ.get("TVMOPS_CACHE")
+    return Path(folder) if folder else Path.home() / ".cache" / "tvmops"
+
+
 def physical_cores() -> int:
     """Count the physical cores that this process may run on.
 

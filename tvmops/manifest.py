@@ -91,22 +91,27 @@ class Manifest:
         try:
             variants = tuple(_variant(entry) for entry in table.pop("variants"))
             manifest = cls(**{**table, "variants": variants})
+            _check_names(folder, manifest)
+            return manifest
         except (KeyError, TypeError, ValueError, AttributeError):
             raise LibraryDamagedError(
                 path=folder, file=FILE, detail="lacks a field or has one too many"
             ) from None
-        _check_names(folder, manifest)
-        return manifest
 
 
 def _check_names(folder: Path, manifest: Manifest) -> None:
     """Refuse files elsewhere, and kernels in a file that has no digest."""
     modules = {variant.module for variant in manifest.variants}
-    for name in (*manifest.files, *(variant.runtime for variant in manifest.variants)):
-        if name != Path(name).name or name in ("", ".."):
+    for name in (*manifest.files, *modules, *(variant.runtime for variant in manifest.variants)):
+        if not is_plain(name):
             raise LibraryDamagedError(path=folder, file=name, detail="is outside the folder")
     for name in sorted(modules - manifest.files.keys()):
         raise LibraryDamagedError(path=folder, file=name, detail="has no digest in the manifest")
+
+
+def is_plain(name: str) -> bool:
+    """True if `name` names a file in a folder, and none elsewhere."""
+    return name == Path(name).name and name not in ("", "..") and "\0" not in name
 
 
 def _variant(entry: Mapping[str, Any]) -> Variant:

@@ -178,7 +178,9 @@ class TestRefusals:
         mine.mkdir()
         (mine / "thesis.txt").write_text("years of work")
         for path in (mine, log):
-            with pytest.raises(ArgumentError, match="expected a new folder, or an earlier library"):
+            with pytest.raises(
+                ArgumentError, match="expected a new folder or zip file, or an earlier library"
+            ):
                 export(SMALL, here, [log], path)
         assert (mine / "thesis.txt").read_text() == "years of work"
 

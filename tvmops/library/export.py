@@ -32,9 +32,9 @@ def export(
     logs: Sequence[str | os.PathLike[str]] = ("tuning.jsonl",),
     path: str | os.PathLike[str] = "library",
 ) -> Path:
-    """Compile the best logged schedule of each workload into a library folder.
+    """Compile the best logged schedule of each workload into a library.
 
-    The folder also gets shape-generic kernels for each op, so that a call of any shape is
+    The library also gets shape-generic kernels for each op, so that a call of any shape is
     answered. It appears whole or not at all.
 
     Parameters
@@ -46,7 +46,8 @@ def export(
     logs
         Tuning logs to read.
     path
-        The folder to write. An earlier library there is replaced; anything else is not.
+        The folder to write; one file, if its name ends in ".zip". An earlier library there is
+        replaced; anything else is not.
 
     Raises
     ------

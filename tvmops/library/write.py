@@ -14,6 +14,7 @@ import tvm
 from tvm import IRModule
 
 from tvmops.errors import ArgumentError
+from tvmops.library.archive import is_zipped_library, zip_folder
 from tvmops.library.runtimes import runtime_file
 from tvmops.manifest import FILE, KernelEntry, Manifest, Variant
 from tvmops.measure.build import build_library
@@ -46,17 +47,27 @@ def check_place(path: str | os.PathLike[str]) -> Path:
     ArgumentError
         Something else is there.
     """
-    folder = Path(path)
-    if folder.exists() and not (folder / FILE).is_file():
-        raise ArgumentError(argument="path", value=str(path), expected="a new folder, or an earlier library")
-    return folder
+    place = Path(path)
+    if place.exists() and not ((place / FILE).is_file() or is_zipped_library(place)):
+        expected = "a new folder or zip file, or an earlier library"
+        raise ArgumentError(argument="path", value=str(path), expected=expected)
+    return place
 
 
-def write_library(folder: Path, parts: Sequence[Part]) -> None:
-    """Compile `parts` into the library `folder`.
+def write_library(path: Path, parts: Sequence[Part]) -> None:
+    """Compile `parts` into the library `path`: a folder, or a zip file where the name ends in ".zip".
 
     It appears whole or not at all, and replaces an earlier one.
     """
+    if path.suffix != ".zip":
+        _write_folder(path, parts)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        _write_folder(Path(scratch, "library"), parts)
+        zip_folder(Path(scratch, "library"), path)
+
+
+def _write_folder(folder: Path, parts: Sequence[Part]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

@@ -7,7 +7,6 @@ and cached a machine in $TVMOPS_CACHE (by default ~/.cache/tvmops).
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +15,7 @@ from tvm import IRModule, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.machine import this_machine
+from tvmops.machine import cache_folder, this_machine
 from tvmops.measure.build import compile_object
 from tvmops.measure.link import link
 from tvmops.measure.local import LocalMeasurer
@@ -142,8 +141,7 @@ def _read_module(cores: int, width: int) -> IRModule:
 
 
 def _cache_file() -> Path:
-    folder = os.environ.get("TVMOPS_CACHE")
-    return (Path(folder) if folder else Path.home() / ".cache" / "tvmops") / "peaks.json"
+    return cache_folder() / "peaks.json"
 
 
 def _read_cache() -> dict[str, dict[str, float]]:

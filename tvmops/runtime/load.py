@@ -14,6 +14,7 @@ from tvmops.errors import ArgumentError, CallError, LibraryDamagedError
 from tvmops.machine import this_machine
 from tvmops.manifest import FILE, Manifest, Variant
 from tvmops.runtime import backend
+from tvmops.runtime.archive import unpacked
 from tvmops.runtime.arrays import as_argument, as_output, device_of, new_output
 from tvmops.runtime.calls import CALLS, Call
 from tvmops.runtime.dispatch import Dispatcher, Explanation
@@ -28,13 +29,15 @@ _PLACES = {"cpu": "a tensor on the CPU", "cuda": "a torch tensor on a CUDA devic
 
 
 def load(path: str | os.PathLike[str], mask_features: Iterable[str] = ()) -> Library:
-    """Load the library that `tvmops export` wrote to `path`. Needs no compiler.
+    """Load the library that `tvmops export` wrote to `path`, a folder or a zip file. Needs no compiler.
 
     Nothing of it is executed before its files are checked against their digests and its
     targets against this machine. The best of those that run here serves; see `Library.variants`.
 
     Parameters
     ----------
+    path
+        A zip file is unpacked once to the cache, $TVMOPS_CACHE or ~/.cache/tvmops.
     mask_features
         Features of this machine to do without, as shell patterns: ["avx512*"]. The
         environment variable TVMOPS_MASK_FEATURES names more, with commas between.
@@ -49,7 +52,7 @@ def load(path: str | os.PathLike[str], mask_features: Iterable[str] = ()) -> Lib
     RuntimeMissingError
         There is no TVM runtime for its kernels.
     """
-    folder = Path(path)
+    folder = unpacked(Path(path)) if Path(path).is_file() else Path(path)
     manifest = Manifest.read(folder)
     _check_files(folder, manifest)
     choice = choose(folder, manifest, this_machine(), mask_features)
