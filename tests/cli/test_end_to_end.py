@@ -72,6 +72,17 @@ def test_explain_names_the_kernel(made: Made, tvmops: Command) -> None:
     assert "generic: this shape was not tuned" in done.out
 
 
+def test_export_writes_one_file_or_a_wheel(made: Made, tvmops: Command, tmp_path: Path) -> None:
+    done = tvmops("export", SPEC, "--log", made.log, "--zip", "-o", tmp_path / "lib")
+    assert done.out.startswith(f"{tmp_path}/lib.zip: 1 tuned and ")
+    done = tvmops("explain", tmp_path / "lib.zip", SPEC)
+    assert "exact: built for this shape" in done.out and "serves arrays on the CPU" in done.out
+    done = tvmops("export", SPEC, "--log", made.log, "--wheel", "--name", "mine", "-o", tmp_path / "dist")
+    (wheel,) = (tmp_path / "dist").iterdir()
+    assert wheel.name.startswith("mine-0.1.0-py3-none-manylinux_2_")
+    assert done.out.startswith(f"{wheel}: 1 tuned and ")
+
+
 def test_using_the_library_imports_no_compiler(made: Made) -> None:
     code = (
         "import sys, tvmops\n"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import shutil
-import tempfile
 import zlib
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from zipfile import BadZipFile, ZipFile
 
 from tvmops.errors import CacheError, LibraryDamagedError
@@ -48,16 +49,18 @@ def _is_whole(folder: Path, archive: ZipFile) -> bool:
 
 
 def _unpack(path: Path, archive: ZipFile, folder: Path) -> None:
+    """Make `folder` of `archive`, unless another process was first; a damaged one is replaced."""
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=folder.parent))
-        try:
+        with (folder.parent / "lock").open("w") as lock, TemporaryDirectory(dir=folder.parent) as scratch:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if _is_whole(folder, archive):
+                return
+            staging = Path(scratch, "library")
+            staging.mkdir()
             for name in archive.namelist():
                 (staging / name).write_bytes(archive.read(name))
-            shutil.rmtree(folder, ignore_errors=True)  # damaged
+            shutil.rmtree(folder, ignore_errors=True)
             staging.rename(folder)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
-        if not _is_whole(folder, archive):  # another process may have been first
-            raise CacheError(path=path, folder=folder, detail=error.strerror) from None
+        raise CacheError(path=path, folder=folder, detail=error.strerror) from None
