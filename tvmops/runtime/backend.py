@@ -26,6 +26,7 @@ from tvmops.warn import warn
 RUNTIME_FILE = "libtvm_runtime.so"
 CUDA_RUNTIME_FILE = "libtvm_runtime_cuda.so"
 _THREADS_VARIABLES = ("TVMOPS_NUM_THREADS", "OMP_NUM_THREADS")
+_RESET = "_ZN3tvm7runtime9threading15ResetThreadPoolEv"  # tvm::runtime::threading::ResetThreadPool()
 _BIG_CORES = 1  # TVM's name for "use the fastest cores first"
 
 
@@ -33,7 +34,7 @@ class _Pool(threading.local):
     """What is known of the calling Python thread's pool."""
 
     wanted = 0  # how many threads it was last told to use; 0 before it is made
-    is_dead = False  # its threads stayed behind when the process forked
+    is_stopped = False  # it was made anew without threads, since the process forked
 
 
 _pool = _Pool()
@@ -151,22 +152,35 @@ def ready_threads() -> None:
 def _configure() -> None:
     global _wanted
     _wanted = _pool.wanted = _wanted or default_threads()
-    tvm_ffi.get_global_func("runtime.config_threadpool")(_BIG_CORES, 1 if _pool.is_dead else _wanted)
+    if _pool.is_stopped:
+        _make_pool_anew(most_threads())
+        _pool.is_stopped = False
+    tvm_ffi.get_global_func("runtime.config_threadpool")(_BIG_CORES, _wanted)
     found = tvm_ffi.get_global_func("runtime.NumThreads")()
     if found < _wanted:
-        dead = "this process was forked after kernels had run; start it by 'spawn', or fork earlier"
-        small = "TVM ran kernels before the library was loaded; load it first"
-        reason = dead if _pool.is_dead else small
+        reason = "TVM ran kernels before the library was loaded; load it first"
         warn(f"kernels use {found} of {_wanted} threads: {reason}")
 
 
-def _after_fork() -> None:
-    """Remember in a forked child that the threads of its pool did not come along."""
+def _stop_pool() -> None:
+    """Make the calling thread's pool one without threads, before the process forks.
+
+    Threads do not come along in a fork: a child would wait for them for ever when it computes, and
+    abort when it joins them at its end. Parent and child make theirs when they next need them.
+    """
     if _pool.wanted:
-        _pool.wanted, _pool.is_dead = 0, True
+        _make_pool_anew(1)
+        _pool.wanted, _pool.is_stopped = 0, True
 
 
-os.register_at_fork(after_in_child=_after_fork)
+def _make_pool_anew(threads: int) -> None:
+    """Join the threads of the calling thread's pool and start others: one less, as the caller works too."""
+    os.environ["TVM_NUM_THREADS"] = str(threads)
+    ctypes.CDLL(None)[_RESET]()
+    os.environ["TVM_NUM_THREADS"] = str(most_threads())
+
+
+os.register_at_fork(before=_stop_pool)
 
 
 def _is_loaded() -> bool:
