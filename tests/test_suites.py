@@ -95,3 +95,17 @@ def test_the_suites_of_models_add_up(name: str, op: str, layers: int, gflops: fl
     assert sum(work.values()) == layers
     flops = sum(count * op_of(w).flops(w) for w, count in work.items())
     assert flops / 1e9 == pytest.approx(gflops, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "op", "norms"),
+    [
+        ("bert-base", "layer_norm", 1 + 2 * 12),
+        ("vit-b16", "layer_norm", 2 * 12 + 1),
+        ("llama3-8b-decode", "rms_norm", 2 * 32 + 1),
+        ("llama3-8b-prefill", "rms_norm", 2 * 32 + 1),
+    ],
+)
+def test_all_norms_of_a_transformer_but_the_first_follow_a_sum(name: str, op: str, norms: int) -> None:
+    counts = [(w["residual"], count) for w, count in read_specs([name]).items() if w.op == op]
+    assert sorted(counts) == [(False, 1), (True, norms - 1)]
