@@ -94,7 +94,7 @@ class CacheTask:
         problem, width = self.problem, self.shape.width
         at = self.query_of(row)
         for p in range(self.parts):
-            value = self._load(problem.q, at, p) * broadcast(problem.scale, width)
+            value = self._load(problem.q, problem.at(*at), p) * broadcast(problem.scale, width)
             self._put(self.queries, row, p * width, value)
             self._put(self.mixed, row, p * width, self._all(0.0))
         self._put(self.most, row, 0, self._all(LOWEST))
@@ -124,10 +124,10 @@ class CacheTask:
         query = [self._get(self.queries, row, p * width) for p in range(self.parts)]
         for i, key in enumerate(keys):
             self._ask(problem.k, key)
-            total = self._load(problem.k, [*self.of_kv, key], 0) * query[0]
+            total = self._load(problem.k, problem.at(*self.of_kv, key), 0) * query[0]
             self._put(sums, i, 0, total)
             for p in range(1, self.parts):
-                product = self._load(problem.k, [*self.of_kv, key], p) * query[p]
+                product = self._load(problem.k, problem.at(*self.of_kv, key), p) * query[p]
                 self._put(sums, i, 0, self._get(sums, i, 0) + product)
         score = sums_of(sums, width)
         if problem.mask is not None:
@@ -194,7 +194,7 @@ class CacheTask:
             self._ask(problem.v, start + j)
             weight = broadcast(self.weights[row, j], width)
             for i, p in enumerate(parts):
-                value = self._load(problem.v, [*self.of_kv, start + j], p)
+                value = self._load(problem.v, problem.at(*self.of_kv, start + j), p)
                 self._put(sums, i, 0, self._get(sums, i, 0) + value * weight)
         for i, p in enumerate(parts):
             self._put(self.mixed, row, p * width, self._get(sums, i, 0))
@@ -228,7 +228,7 @@ class CacheTask:
         if self.shape.prefetch:
             for first in range(0, size * self.problem.head_dim, line):
                 ahead = (self.shape.prefetch + first) // size
-                address = tirx.address_of(buffer[(*self.of_kv, key, ahead)])
+                address = tirx.address_of(buffer[(*self.problem.at(*self.of_kv, key), ahead)])
                 T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, 0, 3, 1))
 
     def _edge(self, p: int) -> int | None:

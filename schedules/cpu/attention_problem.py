@@ -10,7 +10,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import Extent, refuse_overlap
 from tvmops.schedules.cpu.floats import argument
-from tvmops.signatures.attention import MASK_DTYPES, MASK_SIZES, NO_MASK
+from tvmops.signatures.attention import BLHD, MASK_DTYPES, MASK_SIZES, NO_MASK
 from tvmops.workloads import Workload
 
 F32 = "float32"
@@ -25,6 +25,7 @@ class Problem:
     q: Any
     k: Any
     v: Any
+    layout: str
     mask: Any | None  # of shape (batch or 1, heads or 1, q_len or 1, kv_len); None without one
     mask_dims: str  # the letters of its dimensions that are not 1
     scale: tirx.Expr
@@ -51,8 +52,9 @@ class Problem:
         of_q = tuple(extents[name] for name in ("batch", "heads", "q_len"))
         of_kv = tuple(extents[name] for name in ("batch", "kv_heads", "kv_len"))
         dtype = str(workload["dtype"])
+        layout = str(workload["layout"])
         inputs = {
-            name: argument(handles[name], (*shape, head_dim), dtype)
+            name: argument(handles[name], (*_in_memory(layout, *shape), head_dim), dtype)
             for name, shape in (("q", of_q), ("k", of_kv), ("v", of_kv))
         }
         if kind != NO_MASK:
@@ -67,6 +69,7 @@ class Problem:
             q=inputs["q"],
             k=inputs["k"],
             v=inputs["v"],
+            layout=layout,
             mask=inputs.get("mask"),
             mask_dims=mask_dims,
             scale=scale,
@@ -85,9 +88,17 @@ class Problem:
         """True if elements of q, k and v are what is computed with."""
         return bool(self.k.dtype == F32)
 
+    def at(self, batch: Extent, head: Extent, row: Extent) -> list[Extent]:
+        """Return the indices, but for that along head_dim, of a query, or of a key and its value."""
+        return list(_in_memory(self.layout, batch, head, row))
+
     def mask_at(self, batch: Extent, head: Extent, query: Extent) -> list[Extent]:
         """Return the indices, but for the key's, of a query's elements of the mask."""
         return [at if x in self.mask_dims else 0 for x, at in zip(MASK_SIZES, (batch, head, query))]
+
+
+def _in_memory(layout: str, batch: Extent, head: Extent, row: Extent) -> tuple[Extent, ...]:
+    return (batch, row, head) if layout == BLHD else (batch, head, row)
 
 
 def _extent(workload: Workload, name: str) -> Extent:

@@ -108,7 +108,9 @@ class Tile:
         for v in range(self.shape.vectors):
             at = self._rows(v)
             with T.serial(ceildiv(problem.head_dim, width)) as part:
-                rows = [load_floats(problem.q, row, part * width, width, limit) * scale for row in at]
+                rows = [
+                    load_floats(problem.q, problem.at(*row), part * width, width, limit) * scale for row in at
+                ]
                 columns = self._transposed(rows)
                 for i in range(width):
                     self._below(
@@ -191,12 +193,18 @@ class Tile:
         with T.serial(count) as row:
             for at in range(0, head_dim, width):
                 limit = head_dim if at + width > head_dim else None
-                value = load_floats(self._given(name), [*self.of_kv, start + row], at, width, limit)
+                value = load_floats(
+                    self._given(name), self.problem.at(*self.of_kv, start + row), at, width, limit
+                )
                 store(self.wide[name], value, [row], at, width, limit)
 
     def _element(self, name: str, start: Extent, row: Extent, d: Extent) -> tirx.Expr:
         """Return an element of k or v, `row` rows into the block that begins at `start`."""
-        return self.wide[name][row, d] if self.wide else self._given(name)[(*self.of_kv, start + row, d)]
+        return (
+            self.wide[name][row, d]
+            if self.wide
+            else self._given(name)[(*self.problem.at(*self.of_kv, start + row), d)]
+        )
 
     def _given(self, name: str) -> Any:
         return self.problem.k if name == "k" else self.problem.v

@@ -7,7 +7,7 @@ from tvm import tirx
 from tvmops.schedules.cpu.emit import Extent
 from tvmops.schedules.cuda.kernels.attention_flash import Heads
 from tvmops.signatures import ANY
-from tvmops.signatures.attention import NO_MASK
+from tvmops.signatures.attention import BHLD, NO_MASK
 from tvmops.targets import Gpu, Target
 from tvmops.workloads import Workload
 
@@ -16,8 +16,10 @@ _MOST_COLUMNS = 256
 
 
 def is_plain(workload: Workload, multiple: int) -> bool:
-    """True for an attention of 16 bits without a mask, whose head_dim these kernels take."""
+    """True for an attention of 16 bits without a mask, whose layout and head_dim these kernels take."""
     if workload.op != "attention" or workload["mask"] != NO_MASK or workload["dtype"] not in DTYPES:
+        return False
+    if workload["layout"] != BHLD:
         return False
     (head_dim,) = workload.dims("head_dim")
     return head_dim % multiple == 0 and head_dim <= _MOST_COLUMNS

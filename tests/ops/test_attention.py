@@ -51,6 +51,18 @@ def test_a_query_that_sees_no_key_has_the_result_0() -> None:
     assert (result[0, 0, 2:] != 0).all()
 
 
+def test_heads_may_lie_within_positions() -> None:
+    w = attention(2, 4, 2, 3, 5, 7, causal=True)
+    *qkv, mask = ATTENTION.random_inputs(w.replace(mask="bool"), seed=1)
+    turned = [array.swapaxes(1, 2) for array in qkv]
+    within = w.replace(layout="blhd")
+    assert [spec.shape for spec in ATTENTION.inputs(within)] == [array.shape for array in turned]
+    assert ATTENTION.outputs(within) == ATTENTION.outputs(w)
+    expected = ATTENTION.reference(w.replace(mask="bool"), *qkv, mask)
+    found = ATTENTION.reference(within.replace(mask="bool"), *turned, mask)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_work_is_counted() -> None:
     assert ATTENTION.flops(attention(2, 4, 2, 3, 5, 7)) == 4 * 2 * 4 * 3 * 5 * 7
     assert ATTENTION.flops(attention(1, 1, 1, 3, 5, 1, causal=True)) == 4 * (3 + 4 + 5)

@@ -19,6 +19,7 @@ PREFILL = "attention batch=2 heads=4 kv_heads=2 q_len=20 kv_len=33 head_dim=16"
 DECODE = "attention batch=2 heads=4 kv_heads=2 q_len=3 kv_len=33 head_dim=16"
 FLOAT_MASK = f"{PREFILL} causal=true align=top-left mask=float32 mask_dims=hqk"
 PADDING = f"{DECODE} causal=true mask=bool mask_dims=bk"
+WITHIN = f"{PREFILL} causal=true layout=blhd"
 TUNED = [PREFILL, DECODE, FLOAT_MASK, PADDING]
 NARROW = [f"{text} dtype=bfloat16" for text in TUNED]
 
@@ -27,7 +28,7 @@ NARROW = [f"{text} dtype=bfloat16" for text in TUNED]
 def lib(tmp_path_factory: pytest.TempPathFactory) -> tvmops.Library:
     folder = tmp_path_factory.mktemp("exported")
     machine = tvmops.target("native")
-    work = [Workload.parse(text) for text in (*TUNED, *NARROW)]
+    work = [Workload.parse(text) for text in (*TUNED, *NARROW, WITHIN)]
     log = write_log(folder / "log.jsonl", *(default_record(w, machine) for w in work))
     return tvmops.load(tvmops.export(work, machine, [log], folder / "library"))
 
@@ -92,6 +93,21 @@ def test_heads_that_lie_between_positions_are_read_rightly(lib: tvmops.Library) 
     strided = [np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2) for x in (q, k, v)]
     assert not strided[0].flags.c_contiguous
     assert np.abs(lib.attention(*strided) - expected).max() <= allowed
+    assert lib.explain("attention", *strided).workload["layout"] == "bhld"  # of copies
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+def test_heads_that_lie_between_positions_are_read_in_place(lib: tvmops.Library, turn: int) -> None:
+    torch = pytest.importorskip("torch")
+    inputs, expected, allowed = drawn(WITHIN)
+    views = [array.swapaxes(1, 2) for array in inputs]
+    assert str(lib.explain("attention", *views, causal=True).workload) == str(Workload.parse(WITHIN))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = lib.attention(*views, causal=True)
+        tensors = lib.attention(*(torch.from_numpy(x).transpose(1, 2) for x in inputs), causal=True)
+    assert np.abs(result - expected).max() <= allowed
+    assert np.array_equal(tensors.numpy(), result)
 
 
 def test_torch_tensors_come_and_go(lib: tvmops.Library) -> None:

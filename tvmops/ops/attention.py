@@ -9,7 +9,7 @@ import numpy as np
 
 from tvmops.ops.base import Array, Exact, Op
 from tvmops.ops.matmul import ROUNDING, UNIT_ROUNDOFF
-from tvmops.signatures.attention import NO_MASK
+from tvmops.signatures.attention import BLHD, NO_MASK
 from tvmops.signatures.dtypes import decode, encode
 from tvmops.workloads import Workload
 
@@ -29,6 +29,8 @@ class Attention(Op):
     `causal` or a boolean mask excludes does not matter (a float mask of -inf is added to
     their scores, which must not be NaN); v must be finite there, since templates may multiply
     it by their weight, 0.
+
+    Where q, k and v lie as (batch, length, heads, head_dim) they are read in place (layout=blhd).
 
     Scores, weights, their sum and the weighted sum of v are float32, accumulated block by block
     of keys with a running maximum (M. Milakov and N. Gimelshein, Online normalizer calculation
@@ -57,8 +59,9 @@ class Attention(Op):
         unseen = tirx.const(-np.inf, "float32")
         d, j, r = (te.reduce_axis((0, n), name=x) for x, n in (("d", head_dim), ("j", kv_len), ("r", kv_len)))
 
-        def exact(value: Any) -> Any:
-            return value.astype("float32")
+        def exact(array: Any, b: Any, h: Any, row: Any, x: Any) -> Any:
+            at = (b, row, h, x) if workload["layout"] == BLHD else (b, h, row, x)
+            return array[at].astype("float32")
 
         def masked(b: Any, h: Any, i: Any, key: Any) -> Any:
             score = products[b, h, i, key] * scale
@@ -74,7 +77,7 @@ class Attention(Op):
         rows = (batch, heads, q_len)
         products = te.compute(
             (*rows, kv_len),
-            lambda b, h, i, key: te.sum(exact(q[b, h, i, d]) * exact(k[b, h // group, key, d]), axis=d),
+            lambda b, h, i, key: te.sum(exact(q, b, h, i, d) * exact(k, b, h // group, key, d), axis=d),
             name="products",
         )
         scores = te.compute((*rows, kv_len), masked, name="scores")
@@ -92,7 +95,7 @@ class Attention(Op):
         s = te.reduce_axis((0, kv_len), name="s")
         mixed = te.compute(
             (*rows, head_dim),
-            lambda b, h, i, x: te.sum(weights[b, h, i, s] * exact(v[b, h // group, s, x]), axis=s),
+            lambda b, h, i, x: te.sum(weights[b, h, i, s] * exact(v, b, h // group, s, x), axis=s),
             name="mixed",
         )
         out = te.compute(
@@ -106,6 +109,8 @@ class Attention(Op):
 
     def reference(self, workload: Workload, *inputs: Array) -> tuple[Exact, ...]:
         q, k, v = (array.astype(np.float64) for array in inputs[:3])
+        if workload["layout"] == BLHD:
+            q, k, v = (array.swapaxes(1, 2) for array in (q, k, v))
         batch, heads, kv_heads = workload.dims("batch", "heads", "kv_heads")
         (scale,) = self.scalars(workload)
         out = np.empty(q.shape)

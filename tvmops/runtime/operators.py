@@ -215,7 +215,9 @@ class Operators(ABC):
             Array of shape (batch, heads, q_len, head_dim), float32 or bfloat16; computed in float32.
         k, v
             Arrays of shape (batch, kv_heads, kv_len, head_dim); kv_heads divides heads, and
-            as many neighbouring heads of q share a head of k and v.
+            as many neighbouring heads of q share a head of k and v. Where q, k and v are all views
+            of (batch, length, heads, head_dim), a library with kernels for `layout=blhd` reads them
+            in place; otherwise they are copied.
         causal
             Let a query see no later key: query i sees key j where j <= i + kv_len - q_len.
         scale

@@ -18,10 +18,14 @@ MASK_DIMS = ("k", "qk", "hk", "hqk", "bk", "bqk", "bhk", "bhqk")
 MASK_SIZES = {"b": "batch", "h": "heads", "q": "q_len"}
 
 
+BHLD, BLHD = "bhld", "blhd"  # batch, heads, length, head_dim; heads within each position
+
+
 class Attention(Signature):
     """q (batch, heads, q_len, head_dim); k and v (batch, kv_heads, kv_len, head_dim); out like q.
 
-    Query head h reads key and value head h // (heads / kv_heads).
+    With layout=blhd lengths and heads of q, k and v have changed places, as a projection leaves
+    them; out is the same. Query head h reads key and value head h // (heads / kv_heads).
     """
 
     fields = (
@@ -35,6 +39,7 @@ class Attention(Signature):
         Field("align", Choice(("bottom-right", "top-left")), "bottom-right"),
         Field("mask", Choice((NO_MASK, *MASK_DTYPES)), NO_MASK),
         Field("mask_dims", Choice(MASK_DIMS), "qk"),
+        Field("layout", Choice((BHLD, BLHD)), BHLD),
         Field("dtype", Choice(("float32", "float16", "bfloat16")), "float32", shown=True),
     )
 
@@ -42,11 +47,10 @@ class Attention(Signature):
         batch, heads, kv_heads = workload.dims("batch", "heads", "kv_heads")
         q_len, kv_len, head_dim = workload.dims("q_len", "kv_len", "head_dim")
         dtype = str(workload["dtype"])
-        arrays = (
-            TensorSpec("q", (batch, heads, q_len, head_dim), dtype),
-            TensorSpec("k", (batch, kv_heads, kv_len, head_dim), dtype),
-            TensorSpec("v", (batch, kv_heads, kv_len, head_dim), dtype),
-        )
+        rows = {"q": (heads, q_len), "k": (kv_heads, kv_len), "v": (kv_heads, kv_len)}
+        if workload["layout"] == BLHD:
+            rows = {name: (length, count) for name, (count, length) in rows.items()}
+        arrays = tuple(TensorSpec(name, (batch, *each, head_dim), dtype) for name, each in rows.items())
         if workload["mask"] == NO_MASK:
             return arrays
         dims = str(workload["mask_dims"])

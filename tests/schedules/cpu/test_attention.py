@@ -40,6 +40,7 @@ WORK: list[tuple[Dims, dict[str, object], str]] = [
     ((2, 2, 2, 20, 33, 5), {"mask": "bool", "mask_dims": "bk"}, "padding"),
     ((1, 3, 1, 18, 35, 40), {"mask": "float32", "mask_dims": "hk", "causal": True}, "two masks at once"),
     ((1, 1, 1, 5, 300, 256), {"causal": True}, "less than a vector of queries"),
+    ((2, 4, 2, 33, 70, 24), {"causal": True, "layout": "blhd"}, "heads lie within positions"),
     ((2, 4, 2, 33, 130, 80), {"causal": True, "dtype": "bfloat16"}, "two heads share one; several blocks"),
     ((1, 3, 1, 17, 49, 17), {"mask": "float32", "mask_dims": "hk", "dtype": "bfloat16"}, "edges everywhere"),
 ]
@@ -67,6 +68,7 @@ def test_masks_of_every_form(dims: str, kind: str) -> None:
     st.sampled_from(["none", "bool", "float32"]),
     st.sampled_from(TARGETS),
     st.sampled_from(["float32", "bfloat16"]),
+    st.sampled_from(["bhld", "blhd"]),
     st.integers(0, 2**16),
 )
 def test_any_config_at_any_shape(
@@ -76,6 +78,7 @@ def test_any_config_at_any_shape(
     mask: str,
     name: str,
     dtype: str,
+    layout: str,
     seed: int,
 ) -> None:
     batch, kv_heads, group = heads
@@ -85,6 +88,7 @@ def test_any_config_at_any_shape(
         mask=mask,
         mask_dims="k" if lengths[0] == 1 and mask != "none" else "qk",
         dtype=dtype,
+        layout=layout,
     )
     config = TEMPLATE.space(work, target(name)).sample(random.Random(seed))
     assert config is not None
@@ -104,7 +108,7 @@ PATTERNS: list[dict[str, object]] = [
     {"causal": True},
     {"causal": True, "align": "top-left", "mask": "bool"},
     {"mask": "float32", "mask_dims": "bk"},
-    {"causal": True, "dtype": "bfloat16"},
+    {"causal": True, "dtype": "bfloat16", "layout": "blhd"},
 ]
 
 

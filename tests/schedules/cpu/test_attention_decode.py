@@ -36,6 +36,7 @@ WORK: list[tuple[Dims, dict[str, object], str]] = [
     ((2, 2, 1, 3, 130, 8), {"mask": "float32", "mask_dims": "bhqk"}, "a mask each"),
     ((2, 2, 2, 1, 33, 5), {"mask": "bool", "mask_dims": "bk", "causal": True}, "padding"),
     ((2, 4, 2, 3, 150, 80), {"causal": True, "dtype": "bfloat16"}, "whole vectors"),
+    ((2, 4, 2, 3, 150, 24), {"causal": True, "layout": "blhd"}, "heads lie within positions"),
     ((1, 2, 1, 1, 70, 17), {"mask": "float32", "mask_dims": "k", "dtype": "bfloat16"}, "an edge in head_dim"),
 ]
 CASES = [pytest.param(attention(dims, **fields), id=f"{dims}: {why}") for dims, fields, why in WORK]
@@ -88,7 +89,9 @@ def test_stretches_of_keys_are_merged(name: str) -> None:
         check(compiled(TEMPLATE, work, machine, config), work)
 
 
-@pytest.mark.parametrize("fields", [{}, {"causal": True, "mask": "bool"}, {"dtype": "bfloat16"}], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{}, {"causal": True, "mask": "bool"}, {"dtype": "bfloat16", "layout": "blhd"}], ids=str
+)
 def test_the_generic_kernels(fields: dict[str, object]) -> None:
     """Each at every shape: ranges say what a kernel is meant for, not what it can do."""
     pattern = attention((2, 2, 1, 2, 2, 24), **fields).generic()

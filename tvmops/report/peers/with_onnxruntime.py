@@ -21,6 +21,7 @@ from tvmops.report.peers.base import (
     plain_inputs,
     reporting,
 )
+from tvmops.signatures.attention import BHLD
 from tvmops.signatures.layouts import PLAIN
 from tvmops.signatures.pool2d import GLOBAL, MAX
 from tvmops.workloads import Workload
@@ -141,7 +142,7 @@ def attention(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any])
     """
     batch, heads, kv_heads, q_len, kv_len = workload.dims("batch", "heads", "kv_heads", "q_len", "kv_len")
     causal = bool(workload["causal"]) and q_len > 1
-    if workload["mask"] != "none" or (causal and q_len != kv_len):
+    if workload["mask"] != "none" or workload["layout"] != BHLD or (causal and q_len != kv_len):
         return None
     given, out = dict(zip("qkv", inputs)), outputs[0]
     node = helper.make_node("Attention", ["q", "k", "v"], ["out"], is_causal=int(causal))

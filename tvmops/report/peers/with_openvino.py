@@ -12,6 +12,7 @@ from openvino import opset13 as ops
 from tvmops.machine import physical_cores
 from tvmops.ops import op_of
 from tvmops.report.peers.base import Call, MakeCall, channels_first, matmul_operands, plain_inputs, reporting
+from tvmops.signatures.attention import BHLD
 from tvmops.signatures.dtypes import BFLOAT16
 from tvmops.signatures.layouts import PLAIN
 from tvmops.signatures.pool2d import GLOBAL, MAX
@@ -123,7 +124,7 @@ def attention(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any])
     batch, heads, kv_heads, q_len, kv_len = workload.dims("batch", "heads", "kv_heads", "q_len", "kv_len")
     (head_dim,) = workload.dims("head_dim")
     causal = bool(workload["causal"]) and q_len > 1
-    if workload["mask"] != "none" or (causal and q_len != kv_len):
+    if workload["mask"] != "none" or workload["layout"] != BHLD or (causal and q_len != kv_len):
         return None
     parameters = [ops.parameter(array.shape, array.dtype) for array in inputs]
     q, k, v = parameters

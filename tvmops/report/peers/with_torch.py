@@ -18,6 +18,7 @@ from tvmops.report.peers.base import (
     plain_inputs,
     reporting,
 )
+from tvmops.signatures.attention import BLHD
 from tvmops.signatures.dtypes import BFLOAT16
 from tvmops.signatures.layouts import PLAIN
 from tvmops.signatures.pool2d import GLOBAL, MAX
@@ -220,6 +221,8 @@ def attention(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any])
     """As it is; without masks also with the queries of heads that share k and v as those of one head."""
     torch.set_num_threads(physical_cores())
     q, k, v, *masks = map(_tensor, inputs)
+    if workload["layout"] == BLHD:
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v))
     out = _tensor(outputs[0])
     batch, heads, kv_heads, q_len, kv_len = workload.dims("batch", "heads", "kv_heads", "q_len", "kv_len")
     mask = masks[0].bool() if workload["mask"] == "bool" else masks[0].to(q.dtype) if masks else None
@@ -241,8 +244,8 @@ def attention(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any])
 
     def compute_grouped() -> torch.Tensor:
         with torch.inference_mode():
-            rows = q.view(batch, kv_heads, heads // kv_heads * q_len, -1)
-            return functional.scaled_dot_product_attention(rows, k, v).view(q.shape)
+            rows = q.reshape(batch, kv_heads, heads // kv_heads * q_len, -1)
+            return functional.scaled_dot_product_attention(rows, k, v).reshape(q.shape)
 
     forms = {"plain": reporting(compute, out.copy_)}
     if mask is None and not causal and kv_heads < heads:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import sqrt
 from typing import Any
 
 import numpy as np
 
 from tvmops.errors import CallError, CallTypeError
-from tvmops.runtime.arrays import as_bytes, broadcast, dtype_of, view
+from tvmops.runtime.arrays import as_bytes, broadcast, dtype_of, is_dense, view
 from tvmops.runtime.calls.base import Call, float_dtype, shape_of
-from tvmops.signatures.attention import MASK_DTYPES, MASK_SIZES
+from tvmops.signatures.attention import BHLD, BLHD, MASK_DTYPES, MASK_SIZES
 from tvmops.signatures.dtypes import BFLOAT16, decode
 from tvmops.workloads import Workload
 
@@ -28,7 +28,11 @@ def call(
     mask: Any = None,
     align: str = "bottom-right",
 ) -> Call:
-    """Return the call that `Library.attention` makes of its arguments."""
+    """Return the call that `Library.attention` makes of its arguments.
+
+    Where q, k and v are views of (batch, length, heads, head_dim) they are taken as they lie; where
+    a library has no kernel for that, the call's `otherwise` copies them.
+    """
     q, k, v = (view(OP, name, array) for name, array in (("q", q), ("k", k), ("v", v)))
     batch, heads, q_len, head_dim = shape_of(OP, "q", q, 4)
     kv_heads, kv_len = shape_of(OP, "k", k, 4)[1:3]
@@ -56,7 +60,16 @@ def call(
         inputs["mask"], of_mask = _mask(_widened(mask, dtype), (batch, heads, q_len, kv_len))
         if min(batch, heads, q_len, kv_len) > 0:
             fields.update(of_mask)
-    return Call.of(OP, inputs, (_scale(scale, head_dim),), **fields)
+
+    def made(arrays: dict[str, Any], layout: str, otherwise: Callable[[], Call] | None) -> Call:
+        shape = (batch, heads, q_len, head_dim)
+        given = {**inputs, **arrays}
+        return Call.of(OP, given, (_scale(scale, head_dim),), (shape,), otherwise, layout=layout, **fields)
+
+    turned = {name: inputs[name].swapaxes(1, 2) for name in "qkv"}
+    if not all(is_dense(inputs[name]) for name in "qkv") and all(map(is_dense, turned.values())):
+        return made(turned, BLHD, lambda: made({}, BHLD, None))
+    return made({}, BHLD, None)
 
 
 def arguments(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any]:
@@ -64,6 +77,8 @@ def arguments(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any]:
     given = dict(zip(("q", "k", "v", "mask"), inputs))
     if workload["mask"] == "bool":
         given["mask"] = given["mask"].view("bool")
+    if workload["layout"] == BLHD:
+        given.update({name: given[name].swapaxes(1, 2) for name in "qkv"})
     return {**given, "causal": workload["causal"], "align": workload["align"]}
 
 
