@@ -42,7 +42,7 @@ class ConvShape:
         channels_last = workload["layout"] == "NHWC"
         packed = None
         if workload["packed"] != PLAIN:
-            packed = layout_of(workload).shape(*workload.dims("co", "ci"))
+            packed = layout_of(workload).shape(*workload.dims("co", "ci", "kh", "kw"))
         return cls(n, h, w, ci, co, down, across, groups, channels_last, Epilogue.of(workload), packed)
 
     @cached_property

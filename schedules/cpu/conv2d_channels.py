@@ -1,7 +1,8 @@
 """Conv2d with vectors along the channels of the output, for NHWC.
 
 It is a product of matrices, [pixel][k] times [k][co] with k = (r, s, ci). Pixels are read as
-they lie and broadcast; the weights are transposed once a call. The knobs:
+they lie and broadcast; the weights are transposed once a call, where they were not packed
+beforehand. The knobs:
 
     task            groups x split_co x split_px   run side by side, or one by one (parallel)
       row block     rows                 a copy of rows of x, where there is padding or pack_x
@@ -44,7 +45,9 @@ class Conv2DChannels(Template):
     def covers(self, workload: Workload, target: Target) -> bool:
         if workload.op != "conv2d" or target.kind != "cpu":
             return False
-        return workload["layout"] == "NHWC" and workload["packed"] == PLAIN
+        if workload["packed"] == PLAIN:
+            return workload["layout"] == "NHWC"
+        return workload["packed"] == "panels-nhwc" and not workload.is_generic
 
     def space(self, workload: Workload, target: Target) -> Space:
         shape = ConvShape.of(workload)
@@ -121,7 +124,8 @@ class Conv2DChannels(Template):
         cycles = max(multiplies, loads, _FMA_LATENCY) + 1.5 / tiling.cu
         apart = tiling.pack_x or ci % 256 > 0
         cycles += 0.1 * multiplies * (not apart and tiling.mr > 7)  # lines that share a set
-        turned = 0.4 * depth * panels * tiling.nv * target.vector_width("float32")
+        is_plain = shape.packed is None
+        turned = 0.4 * depth * panels * tiling.nv * target.vector_width("float32") * is_plain
         task = steps * panels * (depth * cycles + 4 * multiplies) + copied + turned
         count = shape.groups * tiling.split_co * tiling.split_px
         parallel = tiling.parallel and count > 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from tvm import IRModule, tirx
 from tvm.tirx.script.builder import ir as T
@@ -29,9 +29,11 @@ from tvmops.schedules.cpu.emit import (
     transpose,
     zeros,
 )
+from tvmops.signatures.layouts import PANEL
 from tvmops.space import Config
 
 _LINE = 16  # elements of a cache line
+_Weight: TypeAlias = "Callable[[Extent, Extent, int], tirx.Expr]"
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class ChannelsNest:
     def _task(self, group: Extent, channels: Extent, pixels: Extent) -> None:
         shape, tiling = self.shape, self.tiling
         panels = share(Span(0, self.panels), channels, tiling.split_co)
-        task = _Task(self, group, panels, self._pack_w(group, panels))
+        task = _Task(self, group, panels, self._weights(group, panels))
         if shape.is_pointwise:
             steps = ceildiv(shape.n * shape.h * shape.w, tiling.mr)
             task.over_pixels(share(Span(0, steps), pixels, tiling.split_px))
@@ -102,6 +104,23 @@ class ChannelsNest:
         """Rows of the output that are computed from one copy of rows of x."""
         rows, oh = self.tiling.rows, self.shape.oh
         return min(rows or oh, oh) if isinstance(oh, int) else rows
+
+    def _weights(self, group: Extent, panels: Span) -> _Weight:
+        """Return what reads weights: (panel of `panels`, k, vector of the panel) to a vector."""
+        w, width = self.kernel.w, self.width
+        if self.shape.packed is None:
+            turned = self._pack_w(group, panels)
+            return lambda panel, k, v: turned[panel, k, lanes(v * width, width)]
+        blocks = self.shape.packed[0]
+
+        def packed(panel: Extent, k: Extent, v: int) -> tirx.Expr:
+            channel = (panels.start + panel) * self.nr + v * width
+            block = channel // PANEL
+            if not divides(self.nr, blocks * PANEL):
+                block = minimum(block, blocks - 1)  # products that are not stored
+            return w[block, k, lanes(channel % PANEL, width)]
+
+        return packed
 
     def _pack_w(self, group: Extent, panels: Span) -> Any:
         """Transpose the weights of `panels` to [panel][k][channel], in squares of vectors."""
@@ -146,8 +165,8 @@ class _Row:
 class _Task:
     """Some panels of the channels of one group."""
 
-    def __init__(self, nest: ChannelsNest, group: Extent, panels: Span, packed: Any) -> None:
-        self.nest, self.group, self.panels, self.packed = nest, group, panels, packed
+    def __init__(self, nest: ChannelsNest, group: Extent, panels: Span, weight: _Weight) -> None:
+        self.nest, self.group, self.panels, self.weight = nest, group, panels, weight
 
     def over_pixels(self, steps: Span) -> None:
         """A pointwise kernel: all pixels of all images are one row."""
@@ -233,7 +252,7 @@ class _Task:
                 T.buffer_store(sums, zeros(nest.dtype, nest.width), [j, self._lanes(v)])
 
         def step(r: Extent, s: Extent, c: Extent, k: Extent) -> None:
-            weights = [self.packed[panel, k, self._lanes(v)] for v in range(nest.tiling.nv)]
+            weights = [self.weight(panel, k, v) for v in range(nest.tiling.nv)]
             for j, pixel in enumerate(pixels):
                 value = broadcast(row.x(r, s, pixel, c), nest.width)
                 for v, weight in enumerate(weights):

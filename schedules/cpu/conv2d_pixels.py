@@ -2,7 +2,8 @@
 
 It is a product of matrices, [co][k] times [k][pixel] with k = (ci, r, s), whose second factor
 is never made (implicit GEMM): what place (r, s) of the kernel sees of a channel is that
-channel, shifted. Weights are read as they lie and broadcast. The knobs:
+channel, shifted. Weights are read as they lie and broadcast: rows
+of (ci, r, s), or packed beforehand to panels of 16 channels. The knobs:
 
     task            n x groups x split_co x split_px   run side by side, or one by one (parallel)
       row block     rows                 a padded copy of x, see `PaddedImage`
@@ -47,7 +48,9 @@ class Conv2DPixels(Template):
     def covers(self, workload: Workload, target: Target) -> bool:
         if workload.op != "conv2d" or target.kind != "cpu":
             return False
-        return workload["layout"] == "NCHW" and workload["packed"] == PLAIN
+        if workload["packed"] == PLAIN:
+            return workload["layout"] == "NCHW"
+        return workload["packed"] == "panels-nchw" and not workload.is_generic
 
     def space(self, workload: Workload, target: Target) -> Space:
         shape = ConvShape.of(workload)
@@ -61,7 +64,7 @@ class Conv2DPixels(Template):
             Knob("nv", (1, 2, 3, 4, 5, 6, 7, 8)),
             Knob("cu", (1, 2, 4) if taps <= 3 else (1,)),
             Knob("rows", (ALL,) if flat else (*rows, ALL)),
-            Knob("pack_w", (False, True)),
+            Knob("pack_w", (False, True) if shape.packed is None else (False,)),
             Knob("pack_x", (False, True) if flat else (False,)),
             Knob("split_co", splits),
             Knob("split_px", splits),

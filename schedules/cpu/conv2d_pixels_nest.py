@@ -29,6 +29,7 @@ from tvmops.schedules.cpu.emit import (
     store,
     zeros,
 )
+from tvmops.signatures.layouts import PANEL
 from tvmops.space import Config
 
 
@@ -171,6 +172,9 @@ class _Task:
         taps = shape.down.size * shape.across.size
 
         def weight(i: int, c: Extent, r: Extent, s: int) -> tirx.Expr:
+            if shape.packed is not None:
+                k = c * taps + r * shape.across.size + s
+                return nest.kernel.w[first[i] // PANEL, k, first[i] % PANEL]
             if packed is None:
                 return nest.kernel.w[first[i], c, r, s]
             return packed[i, c * taps + r * shape.across.size + s]

@@ -10,7 +10,7 @@ from tvmops.ops.activations import STEEPEST, activated, expression
 from tvmops.ops.base import Array, Exact, Op
 from tvmops.ops.winograd import weights_of
 from tvmops.signatures.activations import NONE
-from tvmops.signatures.layouts import PLAIN, layout_of
+from tvmops.signatures.layouts import PLAIN, ConvPanels, layout_of
 from tvmops.signatures.windows import output_size, windows
 from tvmops.workloads import Workload
 
@@ -42,7 +42,7 @@ class Conv2D(Op):
         args = {spec.name: te.placeholder(spec.shape, dtype, spec.name) for spec in self.inputs(workload)}
         (output,) = self.outputs(workload)
         is_packed = workload["packed"] != PLAIN
-        weights = weights_of(args["w"], str(workload["packed"]), co) if is_packed else args["w"]
+        weights = _unpacked(workload, args["w"]) if is_packed else args["w"]
         before, after = (
             (0, *zeros, 0) if channels_last else (0, 0, *zeros)
             for zeros in ((down.before, across.before), (down.after, across.after))
@@ -81,7 +81,7 @@ class Conv2D(Op):
         if channels_last:
             x = np.moveaxis(x, 3, 1)
         if workload["packed"] != PLAIN:
-            w = layout_of(workload).unpack(w, *workload.dims("co", "ci"))
+            w = layout_of(workload).unpack(w, *workload.dims("co", "ci", "kh", "kw"))
         elif channels_last:
             w = np.moveaxis(w, 3, 1)
         total = _convolved(workload, x, w)
@@ -113,6 +113,23 @@ class Conv2D(Op):
 
     def tolerance(self, workload: Workload) -> float:
         return STEEPEST[str(workload["activation"])] * 4 * (_terms(workload) + 3) * UNIT_ROUNDOFF
+
+
+def _unpacked(workload: Workload, packed: Any) -> Any:
+    """Return the weights (co, ci, kh, kw) that `packed` was made of, as a tensor expression."""
+    from tvm import te
+
+    layout = layout_of(workload)
+    co, ci, kh, kw = workload.dims("co", "ci", "kh", "kw")
+    if not isinstance(layout, ConvPanels):
+        return weights_of(packed, str(workload["packed"]), co)
+    columns, last = packed.shape[2], layout.image == "NHWC"
+
+    def weight(o: Any, c: Any, r: Any, s: Any) -> Any:
+        k = (r * kw + s) * ci + c if last else (c * kh + r) * kw + s
+        return packed[o // columns, k, o % columns]
+
+    return te.compute((co, ci, kh, kw), weight, "weights")
 
 
 def _terms(workload: Workload) -> int:

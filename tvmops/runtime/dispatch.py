@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,12 @@ class Dispatcher:
             return Explanation(workload, "generic", generic, "this shape was not tuned")
         holds = ", ".join(sorted({str(w) for w in (*self._exact, *(w for w, _ in self._generic))}))
         raise NotInLibraryError(path=self._path, workload=workload, holds=holds or "no kernels")
+
+    def tuned(self, op: str) -> Iterator[tuple[Workload, float]]:
+        """Yield the workloads of `op` that kernels were built for, and how long each took."""
+        for workload, entry in self._exact.items():
+            if workload.op == op and entry.seconds is not None:
+                yield workload, entry.seconds
 
     def answers(self, workload: Workload) -> bool:
         """Say whether some kernel answers `workload`."""

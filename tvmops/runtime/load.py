@@ -160,6 +160,9 @@ class Library(Operators):
         """
         backend.set_threads(count)
 
+    def _tuned(self, op: str) -> Iterable[tuple[Workload, float]]:
+        return (each for dispatcher in self._dispatchers.values() for each in dispatcher.tuned(op))
+
     def _answerable(self, call: Call) -> Call:
         """Return `call`, or the one to make instead where no kernel answers it."""
         if call.otherwise is None:

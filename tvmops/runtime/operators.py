@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 from tvmops.errors import ArgumentError, CallTypeError
 from tvmops.runtime.calls import CALLS, PACKS, Call
+from tvmops.runtime.calls.conv2d import held_layout
 from tvmops.runtime.known import REFUSALS, Key, KnownCalls, key_of
 from tvmops.runtime.packed import PackedWeight
+from tvmops.workloads import Workload
 
 
 class Operators(ABC):
@@ -103,10 +106,11 @@ class Operators(ABC):
             "matmul" or "matmul_int8", whose weight is b, or "conv2d", whose weight is w.
         weight
             Array of shape (k, n), float32; (n, k) with `trans_b=True`. For matmul_int8 (k, n), int8.
-            For conv2d (co, ci, 3, 3), float32; (co, 3, 3, ci) with `layout="NHWC"`.
+            For conv2d (co, ci, kh, kw), float32; (co, kh, kw, ci) with `layout="NHWC"`; no groups.
         packed
-            The layout, by its name, where an op has several: for conv2d "winograd4" or
-            "winograd2", weights of convolutions of 3x3 with stride, dilation and groups of 1.
+            The layout, by its name, where an op has several: for conv2d "panels-nchw",
+            "panels-nhwc", or "winograd4" and "winograd2", of kernels of 3x3 with stride and
+            dilation 1. By default one that this library has tuned kernels for, if any.
 
         Raises
         ------
@@ -117,7 +121,13 @@ class Operators(ABC):
         """
         if op not in PACKS:
             raise ArgumentError(argument="op", value=op, expected="one of " + ", ".join(PACKS))
+        if op == "conv2d" and attributes.get("packed") is None:
+            attributes["packed"] = held_layout(self._tuned(op), weight, **attributes)
         return PACKS[op](weight, **attributes)
+
+    @abstractmethod
+    def _tuned(self, op: str) -> Iterable[tuple[Workload, float]]:
+        """Return the workloads of `op` that there are tuned kernels for, and their seconds."""
 
     def matmul_int8(
         self,

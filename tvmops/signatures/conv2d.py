@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tvmops.signatures.activations import ACTIVATION
 from tvmops.signatures.base import Signature, TensorSpec
 from tvmops.signatures.fields import ANY, Choice, Dim, Field, Flag, Sizes
-from tvmops.signatures.layouts import PLAIN, layout_names, layout_of
+from tvmops.signatures.layouts import PLAIN, ConvPanels, layout_names, layout_of
 from tvmops.signatures.windows import (
     Padding,
     check_fit,
@@ -54,7 +54,7 @@ class Conv2D(Signature):
         x = (n, h, w, ci) if channels_last else (n, ci, h, w)
         weights: tuple[int, ...] = (co, kh, kw, ci // groups) if channels_last else (co, ci // groups, kh, kw)
         if workload["packed"] != PLAIN:
-            weights = layout_of(workload).shape(co, ci)
+            weights = layout_of(workload).shape(co, ci, kh, kw)
         specs = [TensorSpec("x", x, dtype), TensorSpec("w", weights, dtype)]
         if workload["bias"]:
             specs.append(TensorSpec("bias", (co,), dtype))
@@ -76,11 +76,21 @@ class Conv2D(Signature):
 
     def check(self, workload: Workload) -> None:
         groups = workload["groups"]
-        alone = all((each.size, each.stride, each.reach) == (3, 1, 3) for each in windows(workload))
-        if workload["packed"] != PLAIN and not (alone and groups == 1):
-            raise wrong(workload, "packed", "none but for 3x3 kernels of stride, dilation and groups 1")
+        self._check_packed(workload)
         for name in ("ci", "co"):
             size = workload[name]
             if size != ANY and int(size) % int(groups):  # type: ignore[arg-type]
                 raise wrong(workload, name, f"a multiple of groups={groups}")
         check_fit(workload)
+
+    def _check_packed(self, workload: Workload) -> None:
+        if workload["packed"] == PLAIN:
+            return
+        if workload["groups"] != 1:
+            raise wrong(workload, "packed", "none with groups")
+        layout = layout_of(workload)
+        if isinstance(layout, ConvPanels):
+            if layout.image != workload["layout"]:
+                raise wrong(workload, "packed", f"another one with layout={workload['layout']}")
+        elif any((each.size, each.stride, each.reach) != (3, 1, 3) for each in windows(workload)):
+            raise wrong(workload, "packed", "winograd for 3x3 kernels of stride and dilation 1 alone")

@@ -7,8 +7,10 @@ kinds has one layout for each; the field `packed` of a workload names it.
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from tvmops.signatures.aligned import CACHE_LINE, aligned_zeros
@@ -64,10 +66,36 @@ class Panels:
         return rows[:, :n]
 
 
+class ConvPanels:
+    """w[co, ci, kh, kw] as `Panels` of k and co: k runs over (ci, kh, kw), or over (kh, kw, ci) for NHWC."""
+
+    def __init__(self, image: str) -> None:
+        self.image = image
+        self._order = (0, 2, 3, 1) if image == "NHWC" else (0, 1, 2, 3)
+        self._panels = Panels("float32")
+
+    def shape(self, *sizes: int) -> tuple[int, ...]:
+        """Return the shape for weights of the sizes co, ci, kh and kw."""
+        co, *others = sizes
+        return self._panels.shape(prod(others), co)
+
+    def pack(self, weight: Array) -> Array:
+        return self._panels.pack(weight.transpose(self._order).reshape(len(weight), -1).T)
+
+    def unpack(self, packed: Array, *sizes: int) -> Array:
+        rows = self._panels.unpack(packed, prod(sizes[1:]), sizes[0]).T
+        ordered = rows.reshape([sizes[axis] for axis in self._order])
+        return np.ascontiguousarray(ordered.transpose(np.argsort(self._order)))
+
+
+PANEL = Panels("float32").columns  # channels of a panel of `ConvPanels`
+
 # By op, name and dtype.
 LAYOUTS: dict[tuple[str, str, str], Layout] = {
     ("matmul", "panels", "float32"): Panels("float32"),
     ("matmul", "words", "bfloat16"): Words("bfloat16"),
+    ("conv2d", "panels-nchw", "float32"): ConvPanels("NCHW"),
+    ("conv2d", "panels-nhwc", "float32"): ConvPanels("NHWC"),
     ("conv2d", "winograd2", "float32"): WinogradWeights(2),
     ("conv2d", "winograd4", "float32"): WinogradWeights(4),
     ("matmul_int8", "words", "uint8"): Words("int8"),  # whatever a is, b is int8

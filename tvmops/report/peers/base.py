@@ -39,7 +39,7 @@ def plain_inputs(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any]:
     """Return the arrays of a conv2d by their names, its weights unpacked, in its layout."""
     given = dict(zip((spec.name for spec in SIGNATURES[workload.op].inputs(workload)), inputs))
     if workload["packed"] != PLAIN:
-        w = layout_of(workload).unpack(given["w"], *workload.dims("co", "ci"))
+        w = layout_of(workload).unpack(given["w"], *workload.dims("co", "ci", "kh", "kw"))
         given["w"] = np.ascontiguousarray(np.moveaxis(w, 1, 3)) if workload["layout"] == "NHWC" else w
     return given
 

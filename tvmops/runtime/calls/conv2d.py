@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,10 +76,9 @@ def call(
     try:
         return Call.of(OP, arrays, otherwise=unpacked if "packed" in fields else None, **fields)
     except WorkloadError as error:
-        if error.fields["field"] == "packed":
-            expected = "plain weights, but for stride, dilation and groups of 1"
-            raise CallError(op=OP, argument="w", value=repr(w), expected=expected) from None
         axis, expected = error.fields["field"], error.fields["expected"]
+        if axis == "packed":
+            raise CallError(op=OP, argument="w", value=repr(w), expected=f"layout {expected}") from None
         # the kernel is larger than the padded image
         value = f"of {axis}={error.fields['value']}"
         raise CallError(op=OP, argument="x", value=value, expected=expected) from None
@@ -91,32 +90,61 @@ def arguments(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any]:
     fields = ("stride", "padding", "dilation", "groups", "activation", "layout")
     given = dict(zip(names, inputs))
     if workload["packed"] != PLAIN:
-        shape, dtype = (*workload.dims("co", "ci"), TAPS, TAPS), str(workload["dtype"])
+        shape, dtype = workload.dims("co", "ci", "kh", "kw"), str(workload["dtype"])
         given["w"] = PackedWeight(OP, shape, dtype, str(workload["packed"]), given["w"])
     return {**given, **{name: workload[name] for name in fields}}
 
 
-def pack(weight: Any, packed: str = "winograd4", layout: str = "NCHW") -> PackedWeight:
-    """Return `weight`, the w of later calls in `layout`, transformed for Winograd's algorithm.
+def pack(weight: Any, packed: str | None = None, layout: str = "NCHW") -> PackedWeight:
+    """Return `weight`, the w of later calls in `layout`, in the layout `packed`, by default panels.
 
-    NumPy does it in float64, so that each weight is rounded once; it happens once, and needs
-    no kernel.
+    NumPy does it, in float64 where weights are transformed, so that each is rounded once; it
+    happens once, and needs no kernel.
     """
-    dense = as_numpy(OP, "weight", weight)
-    plain = np.moveaxis(dense, 3, 1) if layout == "NHWC" and dense.ndim == 4 else dense
+    dense, plain = _plain(weight, layout)
     if dense.dtype.name != "float32":
         raise CallTypeError(
             op=OP, argument="weight", value=f"of dtype {dense.dtype.name}", expected="dtype float32"
         )
-    if plain.ndim != 4 or plain.shape[2:] != (TAPS, TAPS) or 0 in plain.shape:
-        expected = "(co, 3, 3, ci)" if layout == "NHWC" else "(co, ci, 3, 3)"
-        value = f"of shape {tuple(dense.shape)}"
-        raise CallError(op=OP, argument="weight", value=value, expected=f"shape {expected}")
     names = layout_names(OP)[1:]
+    packed = f"panels-{layout.lower()}" if packed is None else packed
     if packed not in names:
         raise CallError(op=OP, argument="packed", value=repr(packed), expected=f"one of {', '.join(names)}")
+    taps = (TAPS, TAPS) if packed.startswith("winograd") else plain.shape[2:]
+    if plain.ndim != 4 or plain.shape[2:] != taps or 0 in plain.shape:
+        kernel = "3, 3" if packed.startswith("winograd") else "kh, kw"
+        expected = f"(co, {kernel}, ci)" if layout == "NHWC" else f"(co, ci, {kernel})"
+        value = f"of shape {tuple(dense.shape)}"
+        raise CallError(op=OP, argument="weight", value=value, expected=f"shape {expected}")
     array = LAYOUTS[OP, packed, "float32"].pack(plain)
     return PackedWeight(OP, tuple(plain.shape), "float32", packed, array)
+
+
+def held_layout(
+    kernels: Iterable[tuple[Workload, float]], weight: Any, layout: str = "NCHW", **_: Any
+) -> str | None:
+    """Return in which layout most of `kernels` read such a weight, the fastest among equals; None if none.
+
+    Parameters
+    ----------
+    kernels
+        Workloads, and the seconds that each takes.
+    """
+    shape, found = tuple(_plain(weight, layout)[1].shape), dict[str, tuple[int, float]]()
+    for workload, seconds in kernels:
+        packed = str(workload["packed"])
+        same = workload["layout"] == layout and workload.dims("co", "ci", "kh", "kw") == shape
+        if same and packed != PLAIN:
+            count, total = found.get(packed, (0, 0.0))
+            found[packed] = count + 1, total + seconds
+    return min(found, key=lambda name: (-found[name][0], found[name][1]), default=None)
+
+
+def _plain(weight: Any, layout: str) -> tuple[Any, Any]:
+    """Return `weight` as an array, and that as (co, ci, kh, kw)."""
+    parsed(OP, "layout", layout)
+    dense = as_numpy(OP, "weight", weight)
+    return dense, np.moveaxis(dense, 3, 1) if layout == "NHWC" and dense.ndim == 4 else dense
 
 
 def _packed_shape(weight: PackedWeight, channels_last: bool) -> tuple[int, ...]:
