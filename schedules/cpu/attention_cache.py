@@ -63,7 +63,7 @@ class CacheTask:
     ) -> None:
         self.problem, self.shape, self.span = problem, shape, span
         self.batch, self.kv_head = batch, kv_head
-        self.of_kv = [batch, kv_head]
+        self.of_kv = (batch, kv_head)
         self.rows = computed(problem.group * problem.q_len)
         self.parts = ceildiv(problem.head_dim, shape.width)
         self.limit = None if divides(shape.width, problem.head_dim) else problem.head_dim

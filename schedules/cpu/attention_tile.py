@@ -60,7 +60,7 @@ class Tile:
     ) -> None:
         self.problem, self.shape = problem, shape
         self.batch, self.head = batch, head
-        self.of_q, self.of_kv = [batch, head], [batch, computed(head // problem.group)]
+        self.of_q, self.of_kv = [batch, head], (batch, computed(head // problem.group))
         self.first = computed(first)
 
     def emit(self) -> None:
