@@ -19,7 +19,8 @@ from tvmops.targets import target
 from tvmops.workloads import Workload, workload
 
 TEMPLATE = CpuGemmBfloat16()
-RUNNABLE = [n for n in ("x86-64-v3", "x86-64-v4", "znver4") if not target(n).missing(this_machine())]
+CANDIDATES = ("x86-64-v3", "x86-64-v4", "znver4", "sapphirerapids-no-amx")
+RUNNABLE = [name for name in CANDIDATES if not target(name).missing(this_machine())]
 SHAPES = {
     (1, 1, 1): "less than a word",
     (1, 40, 64): "one row",
@@ -32,6 +33,15 @@ FORMS: dict[str, dict[str, Any]] = {
     "packed": {"packed": "words"},
     "epilogue": {"bias": True, "activation": "relu", "residual": True},
     "packed epilogue": {"packed": "words", "bias": True},
+    "transposed": {"trans_a": True, "trans_b": True},
+    "batch": {"batch": 3, "shared": "a", "trans_b": True},
+    "float32 out": {
+        "out_dtype": "float32",
+        "bias": True,
+        "bias_dtype": "float32",
+        "residual": True,
+        "batch": 2,
+    },
 }
 
 
@@ -51,15 +61,15 @@ def test_the_default_config(form: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", [RUNNABLE[0], RUNNABLE[-1]])
 def test_the_generic_kernels(name: str) -> None:
-    for packed in ("none", "words"):
-        pattern, machine = matmul((1, 1, 1), packed=packed).generic(), target(name)
+    for form in ({}, {"packed": "words"}, {"batch": 3, "trans_a": True, "trans_b": True}):
+        pattern, machine = matmul((1, 1, 1), **form).generic(), target(name)
         for generic in TEMPLATE.generic(pattern, machine):
             kernel = compiled(TEMPLATE, pattern, machine, generic.config)
             for shape in SHAPES:
-                check(kernel, matmul(shape, packed=packed))
+                check(kernel, matmul(shape, **form))
 
 
-@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=14, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     st.tuples(st.integers(1, 40), st.integers(1, 100), st.integers(1, 140)),
     st.sampled_from(RUNNABLE),

@@ -22,7 +22,8 @@ from tvmops.workloads import Workload, workload
 TEMPLATE = CpuGemmInt8()
 Shape = tuple[int, int, int]
 
-MACHINES = {name: target(name) for name in ("x86-64-v3", "x86-64-v4", "znver4")}
+CANDIDATES = ("x86-64-v3", "x86-64-v4", "znver4", "sapphirerapids-no-amx")
+MACHINES = {name: target(name) for name in CANDIDATES}
 MACHINES["plain"] = replace(target("x86-64-v3"), arch="none")  # no instruction of its own
 RUNNABLE = [
     name for name, machine in MACHINES.items() if not replace(machine, arch="x86_64").missing(this_machine())
@@ -44,6 +45,9 @@ FORMS: dict[str, dict[str, Any]] = {
     "s8 packed": {"dtype": "int8", "packed": "words"},
     "float32 by channel": {"out_dtype": "float32", "scales": "channel", "bias": True, "packed": "words"},
     "float32 with relu": {"out_dtype": "float32", "activation": "relu", "dtype": "int8"},
+    "b transposed, a zero point": {"trans_b": True, "b_zero_points": "tensor"},
+    "s8 packed, zero points": {"dtype": "int8", "packed": "words", "b_zero_points": "channel"},
+    "float32, zero points": {"out_dtype": "float32", "b_zero_points": "channel", "dtype": "int8"},
     "to uint8": {"out_dtype": "uint8", "bias": True},
     "to int8 by channel": {"out_dtype": "int8", "dtype": "int8", "scales": "channel"},
 }

@@ -13,13 +13,16 @@ from hypothesis import strategies as st
 from tests.schedules.cpu.guarded import check, compiled
 from tvmops.machine import this_machine
 from tvmops.ops import op_of
+from tvmops.ops.matmul import ROUNDING
 from tvmops.schedules.cpu.weight_only import WeightOnly
+from tvmops.signatures.dtypes import decode, encode, stored
 from tvmops.signatures.matmul_weight_only import groups_of
 from tvmops.targets import target
 from tvmops.workloads import Workload, workload
 
 TEMPLATE = WeightOnly()
-RUNNABLE = [n for n in ("x86-64-v3", "x86-64-v4", "znver4") if not target(n).missing(this_machine())]
+CANDIDATES = ("x86-64-v3", "x86-64-v4", "znver4", "sapphirerapids-no-amx")
+RUNNABLE = [name for name in CANDIDATES if not target(name).missing(this_machine())]
 SHAPES = {
     (1, 1, 1): "less than a word",
     (2, 33, 300): "edges each way, several groups",
@@ -31,6 +34,8 @@ FORMS: list[dict[str, Any]] = [
     {"group": 128, "zero_points": True, "x_bits": 16},
     {"group": 64, "bits": 8},
     {"group": 32, "bits": 8, "zero_points": True, "x_bits": 8},
+    {"group": 32, "bias": True, "activation": "gelu"},
+    {"group": 64, "dtype": "bfloat16", "x_bits": 16, "bias": True, "activation": "relu"},
 ]
 
 
@@ -77,19 +82,24 @@ def test_any_config_at_any_shape(
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e35, 1e-38, 1e-42, 0.0])
 def test_extreme_values_follow_the_reference(value: float) -> None:
     """A row far from 1, beside one that is not, in the same tile."""
-    for fields in ({"group": 32}, {"group": 32, "zero_points": True}):
+    for fields in ({"group": 32}, {"group": 32, "zero_points": True}, {"group": 32, "dtype": "bfloat16"}):
         work, machine = matmul((2, 20, 70), **fields), target(RUNNABLE[-1])
+        dtype = str(work["dtype"])
         x, w = op_of(work).random_inputs(work, seed=4)
+        x = decode(x, dtype).copy()
         x[1] = value if np.isfinite(value) else x[1]
         x[1, 3] = value
         kernel = compiled(TEMPLATE, work, machine, TEMPLATE.default(work, machine))
-        out = np.empty((2, 20), "float32")
-        kernel(x, w, out)
+        out = np.empty((2, 20), stored(dtype))
+        kernel(encode(x, dtype), w, out)
+        x, out = decode(encode(x, dtype), dtype), decode(out, dtype)
         with np.errstate(invalid="ignore"):
             (expected,) = op_of(work).reference(work, x, w)
         finite = np.abs(value) if np.isfinite(value) else 1.0
-        np.testing.assert_allclose(out[0], expected[0], atol=1e-4)
-        np.testing.assert_allclose(out[1], expected[1], rtol=1e-4, atol=max(1e-4 * finite, 70 * 2.0**-149))
+        rounding = ROUNDING[dtype]
+        np.testing.assert_allclose(out[0], expected[0], rtol=rounding, atol=1e-4)
+        least = max(1e-4 * finite, 70 * 2.0**-149, 2.0**-133 * (dtype == "bfloat16"))  # denormals
+        np.testing.assert_allclose(out[1], expected[1], rtol=max(1e-4, rounding), atol=least)
 
 
 def test_packed_weights_come_back() -> None:
