@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +23,18 @@ from tvmops.schedules.cpu.emit import (
     divides,
     lanes,
     load,
+    load_or_zeros,
     minimum,
     registers,
     share,
+    transpose,
     zeros,
 )
+from tvmops.signatures import ANY, SIGNATURES
+from tvmops.signatures.dtypes import stored
 from tvmops.signatures.words import COLUMNS
 from tvmops.space import Config
+from tvmops.workloads import Workload
 
 _ONES = 0x01010101  # a word of four ones
 
@@ -44,6 +50,7 @@ class DotBlocking:
     pack_b: bool
     split_m: int
     split_n: int
+    split_batch: int = 1
 
     @classmethod
     def of(cls, config: Config) -> DotBlocking:
@@ -51,22 +58,57 @@ class DotBlocking:
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Those of a product, each a number or a symbol."""
+class Operands:
+    """Sizes of a product, each a number or a symbol, and how a and b lie."""
 
     m: Extent
     n: Extent
     k: Extent
+    batch: Extent
+    shared: str
+    trans_a: bool
+    trans_b: bool
+
+    @classmethod
+    def of(cls, workload: Workload) -> Operands:
+        """Return those of `workload`, whose op may have no batch, and no transposed operands."""
+        fields = dict(workload.items)
+        sizes = ((name, fields.get(name, 1)) for name in ("m", "n", "k", "batch"))
+        extents = (size if isinstance(size, int) else tirx.Var(name, "int32") for name, size in sizes)
+        turned = (fields.get(name) is True for name in ("trans_a", "trans_b"))
+        m, n, k, batch = extents
+        return cls(m, n, k, batch, str(fields.get("shared", "none")), *turned)
+
+    @property
+    def has_batch(self) -> bool:
+        return self.batch != 1 if isinstance(self.batch, int) else True
+
+    def of_batch(self, operand: str, *of_one: Extent, matrix: Extent | None = None) -> tuple[Extent, ...]:
+        """Return the shape of an operand of a matrix each, or the index in it where `matrix` is given."""
+        if not self.has_batch or self.shared == operand:
+            return of_one
+        return (self.batch if matrix is None else matrix, *of_one)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a nest computes of one row of a and a vector of columns of b."""
+
+    products: Value
+    columns: Value | None  # of b, where the nest has `with_sums`
+    row: Value | None  # of a, with zeros beyond k as they are multiplied, where it has `with_row_sums`
 
 
 class DotNest(ABC):
-    """Sums over k of a[m, k] * b[k, n], each handed to `finish`."""
+    """Sums over k of a[m, k] * b[k, n], for each matrix of a batch, each handed to `finish`."""
 
     a: Any
     b: Any
 
-    def __init__(self, sizes: Sizes, dot: Dot, each: int, width: int, blocking: DotBlocking) -> None:
-        self.m, self.n, self.k = sizes.m, sizes.n, sizes.k
+    def __init__(self, operands: Operands, dot: Dot, each: int, width: int, blocking: DotBlocking) -> None:
+        self.operands = operands
+        self.m, self.n, self.k = operands.m, operands.n, operands.k
+        self.matrix: Extent = 0  # of the batch, the one at hand
         self.dot = dot
         self.each = each  # values in a word
         self.width = width  # words in a vector
@@ -76,16 +118,37 @@ class DotNest(ABC):
         self.is_packed = False  # b, beforehand
         self.a_offset = 0  # added to each word of a, by exclusive or
         self.with_sums = False  # of the columns of b
+        self.with_row_sums = False  # of the rows of a, as they are multiplied
 
     @abstractmethod
     def declare(self) -> None:
         """Declare the arguments of the function; set `a` and `b`."""
 
     @abstractmethod
-    def finish(
-        self, row: Extent, column: Extent, total: Value, sums: Value | None, limit: Extent | None
-    ) -> None:
+    def finish(self, row: Extent, column: Extent, sums: Sums, limit: Extent | None) -> None:
         """Store what becomes of a vector of sums; columns from `limit` on are beyond the edge."""
+
+    @staticmethod
+    def dtypes(workload: Workload) -> dict[str, str]:
+        """Return the dtypes in memory of the arrays of `workload`, by name, in calling order."""
+        sized = workload.replace(**{name: 1 for name, value in workload.items if value == ANY})
+        signature = SIGNATURES[workload.op]
+        specs = (*signature.inputs(sized), *signature.outputs(sized))
+        return {spec.name: stored(spec.dtype) for spec in specs}
+
+    def b_shape(self) -> tuple[Extent, ...]:
+        """Return the shape of b as it is given."""
+        if self.is_packed:
+            return ceildiv(self.n, COLUMNS), self.words + self.with_sums, COLUMNS * self.each
+        return self.operands.of_batch("b", *((self.n, self.k) if self.operands.trans_b else (self.k, self.n)))
+
+    def a_shape(self) -> tuple[Extent, ...]:
+        """Return the shape of a as it is given."""
+        return self.operands.of_batch("a", *((self.k, self.m) if self.operands.trans_a else (self.m, self.k)))
+
+    def at(self, operand: str, *index: Extent) -> list[Extent]:
+        """Return the indices of an element of the matrix at hand."""
+        return list(self.operands.of_batch(operand, *index, matrix=self.matrix))
 
     def module(self) -> IRModule:
         with IRBuilder() as builder:
@@ -102,12 +165,26 @@ class DotNest(ABC):
         blocking = self.blocking
         tiles = Span(0, ceildiv(self.m, blocking.mr))
         panels = Span(0, ceildiv(self.n, self.nr))
-        split_m, split_n = blocking.split_m, blocking.split_n
-        if split_m * split_n == 1:
+        split_m, split_n, matrices = blocking.split_m, blocking.split_n, Span(0, self.operands.batch)
+        tasks = split_m * split_n * blocking.split_batch
+        if tasks == 1:
+            self._matrices(matrices, tiles, panels)
+            return
+        with T.parallel(tasks) as task:
+            rectangle = task % (split_m * split_n)
+            self._matrices(
+                share(matrices, task // (split_m * split_n), blocking.split_batch),
+                share(tiles, rectangle // split_n, split_m),
+                share(panels, rectangle % split_n, split_n),
+            )
+
+    def _matrices(self, matrices: Span, tiles: Span, panels: Span) -> None:
+        if not self.operands.has_batch:
             self._task(tiles, panels)
             return
-        with T.parallel(split_m * split_n) as task:
-            self._task(share(tiles, task // split_n, split_m), share(panels, task % split_n, split_n))
+        with T.serial(matrices.count) as index:
+            self.matrix = matrices.start + index
+            self._task(tiles, panels)
 
     def _task(self, tiles: Span, panels: Span) -> None:
         blocking = self.blocking
@@ -117,9 +194,10 @@ class DotNest(ABC):
             with T.serial(tiles.count) as tile:
                 first_row = (tiles.start + tile) * blocking.mr
                 packed_a = self._pack_a(first_row)
+                row_sums = self._sum_rows(packed_a) if self.with_row_sums else None
                 with T.serial(block.count) as panel:
                     column = (block.start + panel) * self.nr
-                    Tile(self, first_row, column, panel, packed_a, packed_b).emit()
+                    Tile(self, first_row, column, panel, packed_a, packed_b, row_sums).emit()
 
     def _pack_a(self, first_row: Extent) -> Any:
         """Copy the words of a tile's rows of a, split in parts, to [part][row][word].
@@ -130,11 +208,16 @@ class DotNest(ABC):
         width = self.width
         pitch = ceildiv(self.words, 16) * 16 + 16
         packed = T.alloc_buffer((self.dot.parts, self.blocking.mr, pitch), "int32")
+        if self.operands.trans_a:  # neighbours in memory are rows
+            with T.serial(self.words) as at, T.serial(self.blocking.mr) as i:
+                self._store_parts(packed, i, at, self._last_word(self.row(first_row + i), at))
+            return packed
         with T.serial(self.blocking.mr) as i:
             row = self.row(first_row + i)
             whole = self.k // (self.each * width)
             with T.serial(whole) as kv:
-                values = self.a[row, lanes(kv * width * self.each, width * self.each)]
+                place = self.at("a", row, lanes(kv * width * self.each, width * self.each))
+                values = self.a[tuple(place)]
                 self._store_parts(packed, i, kv * width, T.reinterpret(f"int32x{width}", values))
             if not divides(self.each * width, self.k):
                 with T.serial(self.words - whole * width) as rest:
@@ -154,11 +237,44 @@ class DotNest(ABC):
         word: Value = tirx.const(0, "int32")
         for j in range(self.each):
             kk = at * self.each + j
-            value = _bits(self.a[row, minimum(kk, self.k - 1)], 1)
-            word = word | (
-                tirx.if_then_else(kk < self.k, value, tirx.const(0, "int32")) << (32 // self.each * j)
-            )
+            inside = minimum(kk, self.k - 1)
+            index = (inside, row) if self.operands.trans_a else (row, inside)
+            value = _bits(self.a[tuple(self.at("a", *index))], 1)
+            if not divides(self.each, self.k):
+                value = tirx.if_then_else(kk < self.k, value, tirx.const(0, "int32"))
+            word = word | (value << (32 // self.each * j))
         return word
+
+    def _sum_rows(self, packed: Any) -> Any:
+        """Return the sums of the values of each packed row."""
+        row_sums = T.alloc_buffer((self.blocking.mr,), "int32")
+        whole, every = self.words // self.width, lanes(0, self.width)
+
+        def added(total: Value, i: Extent, word: Callable[[int], Value]) -> Value:
+            ones = constant(_ONES, total)
+            for part in range(self.dot.parts):
+                total = self.dot.add(total, word(part), self.dot.right(ones, part))
+            return total
+
+        with T.serial(self.blocking.mr) as i:
+            total = registers(
+                (2, self.width), self.dot.dtype
+            )  # of whole vectors, and of the rest in each lane
+            for which in range(2):
+                T.buffer_store(total, zeros(self.dot.dtype, self.width), [which, every])
+            with T.serial(whole) as kv:
+                at = lanes(kv * self.width, self.width)
+                value = added(total[0, every], i, lambda part: packed[part, i, at])
+                T.buffer_store(total, value, [0, every])
+            with T.serial(self.words - whole * self.width) as rest:
+                at = whole * self.width + rest
+                value = added(total[1, every], i, lambda part: broadcast(packed[part, i, at], self.width))
+                T.buffer_store(total, value, [1, every])
+            value = total[1, 0]
+            for lane in range(self.width):
+                value = value + total[0, lane]
+            T.buffer_store(row_sums, value, [i])
+        return row_sums
 
     def row(self, row: Extent) -> Extent:
         """Return `row`, or the last row of a where it lies beyond."""
@@ -169,7 +285,21 @@ class DotNest(ABC):
         blocking = self.blocking
         most: Extent = ceildiv(ceildiv(self.n, self.nr), blocking.split_n)
         most = minimum(blocking.nc, most) if blocking.nc else most
-        packed = T.alloc_buffer((most, self.words + 1, self.nr), "int32")
+        deepest: Extent = self.words + 1
+        if self.operands.trans_b:
+            deepest = ceildiv(self.words, self.width) * self.width + 1
+        packed = T.alloc_buffer((most, deepest, self.nr), "int32")
+        if self.operands.trans_b:
+            self._turn_b(panels, packed)
+        else:
+            self._copy_b(panels, packed)
+        if self.with_sums:
+            with T.serial(panels.count) as panel:
+                self._sum_columns(packed, panel)
+        return packed
+
+    def _copy_b(self, panels: Span, packed: Any) -> None:
+        blocking = self.blocking
 
         def copy(kk: Extent, panel: Extent, is_last: bool) -> None:
             column = (panels.start + panel) * self.nr
@@ -186,10 +316,34 @@ class DotNest(ABC):
         if not divides(self.each, self.k):
             with T.serial(self.words - self.k // self.each), T.serial(panels.count) as panel:
                 copy(self.words - 1, panel, is_last=True)
-        if self.with_sums:
-            with T.serial(panels.count) as panel:
-                self._sum_columns(packed, panel)
-        return packed
+
+    def _turn_b(self, panels: Span, packed: Any) -> None:
+        """Transpose squares of words of a b that is given as (n, k)."""
+        width, count = self.width, self.width * self.each
+        with T.serial(panels.count) as panel, T.serial(self.blocking.nv) as v:
+            column = (panels.start + panel) * self.nr + v * width
+            columns = [minimum(column + i, self.n - 1) for i in range(width)]
+
+            def turn(kk: Extent, is_last: bool) -> None:
+                start = kk * self.each
+                rows = []
+                for each in columns:
+                    at = self.at("b", each)
+                    values = (
+                        load_or_zeros(self.b, at, start, count, self.k)
+                        if is_last
+                        else load(self.b, at, start, count, None)
+                    )
+                    rows.append(T.reinterpret(f"int32x{width}", values))
+                for i, word in enumerate(transpose(rows, "int32")):
+                    T.buffer_store(packed, word, [panel, kk + i, lanes(v * width, width)])
+
+            whole = self.k // count
+            with T.serial(whole) as kv:
+                turn(kv * width, is_last=False)
+            if not divides(count, self.k):
+                with T.If(whole * count < self.k), T.Then():
+                    turn(whole * width, is_last=True)
 
     def _sum_columns(self, packed: Any, panel: Extent) -> None:
         sums = registers((self.nr,), self.dot.dtype)
@@ -218,7 +372,8 @@ class DotNest(ABC):
             inside = not is_last or (isinstance(row, int) and isinstance(self.k, int) and row < self.k)
             if is_last and not inside and isinstance(row, int) and isinstance(self.k, int):
                 continue
-            values = load(self.b, [row if inside else minimum(row, self.k - 1)], column, self.width, limit)
+            at = self.at("b", row if inside else minimum(row, self.k - 1))
+            values = load(self.b, at, column, self.width, limit)
             bits = _bits(values, self.width)
             if not inside:
                 bits = bits & broadcast(tirx.Select(row < self.k, tirx.const(-1), tirx.const(0)), self.width)
@@ -249,8 +404,9 @@ class Tile:
         panel: Extent,
         packed_a: Any,
         packed_b: Any | None,
+        row_sums: Any | None,
     ) -> None:
-        self.nest = nest
+        self.nest, self.row_sums = nest, row_sums
         self.first_row, self.column, self.panel = first_row, column, panel
         self.packed_a, self.packed_b = packed_a, packed_b
         # where b is read once, as it lies, its columns' sums are one more row of the tile
@@ -344,7 +500,9 @@ class Tile:
         nest = self.nest
         for v in range(nest.blocking.nv):
             column = self.column + v * nest.width
-            nest.finish(row, column, accumulators[i, nest.lanes(v)], self._sums(accumulators, v), limit)
+            rows = None if self.row_sums is None else self.row_sums[i]
+            sums = Sums(accumulators[i, nest.lanes(v)], self._sums(accumulators, v), rows)
+            nest.finish(row, column, sums, limit)
 
 
 def _bits(values: Value, width: int) -> Value:

@@ -12,14 +12,12 @@ from typing import Any
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.dot import Dot, Value, bfloat16_dot
-from tvmops.schedules.cpu.dot_nest import DotBlocking, DotNest, Sizes
+from tvmops.schedules.cpu.dot_nest import DotBlocking, DotNest, Operands, Sums
 from tvmops.schedules.cpu.emit import Extent, refuse_overlap
 from tvmops.schedules.cpu.epilogue import Epilogue
 from tvmops.schedules.cpu.floats import argument, load_floats, store_floats
 from tvmops.schedules.cpu.gemm_dot import GemmDot
-from tvmops.signatures.dtypes import BFLOAT16
 from tvmops.signatures.layouts import PLAIN
-from tvmops.signatures.words import COLUMNS
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
@@ -30,47 +28,46 @@ class CpuGemmBfloat16(GemmDot):
     each = 2
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        if workload.op != "matmul" or target.kind != "cpu" or workload["dtype"] != "bfloat16":
-            return False
-        return workload["batch"] == 1 and not workload["trans_a"] and not workload["trans_b"]
+        return workload.op == "matmul" and target.kind == "cpu" and workload["dtype"] == "bfloat16"
 
     def dot(self, target: Target) -> Dot:
         return bfloat16_dot(target)
 
-    def nest(self, workload: Workload, target: Target, sizes: Sizes, blocking: DotBlocking) -> DotNest:
-        return _Nest(workload, target, sizes, blocking)
+    def nest(self, workload: Workload, target: Target, blocking: DotBlocking) -> DotNest:
+        return _Nest(workload, target, blocking)
 
 
 class _Nest(DotNest):
-    def __init__(self, workload: Workload, target: Target, sizes: Sizes, blocking: DotBlocking) -> None:
-        super().__init__(sizes, bfloat16_dot(target), 2, target.vector_width("int32"), blocking)
+    def __init__(self, workload: Workload, target: Target, blocking: DotBlocking) -> None:
+        operands, width = Operands.of(workload), target.vector_width("int32")
+        super().__init__(operands, bfloat16_dot(target), 2, width, blocking)
+        self.workload = workload
         self.epilogue = Epilogue.of(workload)
         self.is_packed = workload["packed"] != PLAIN
 
     def declare(self) -> None:
-        b: tuple[Extent, ...] = (self.k, self.n)
-        if self.is_packed:
-            b = (-(-self.n // COLUMNS), self.words, COLUMNS * self.each)
-        shapes: dict[str, tuple[Extent, ...]] = {"a": (self.m, self.k), "b": b}
-        if self.epilogue.bias:
-            shapes["bias"] = (self.n,)
-        if self.epilogue.residual:
-            shapes["residual"] = (self.m, self.n)
-        handles = {name: T.arg(name, T.handle()) for name in (*shapes, "c")}
-        self.inputs: dict[str, Any] = {
-            name: argument(handles[name], shape, BFLOAT16) for name, shape in shapes.items()
+        result = self.operands.of_batch("", self.m, self.n)
+        shapes = {
+            "a": self.a_shape(),
+            "b": self.b_shape(),
+            "bias": (self.n,),
+            "residual": result,
+            "c": result,
         }
-        self.a, self.b = self.inputs["a"], self.inputs["b"]
-        self.c = argument(handles["c"], (self.m, self.n), BFLOAT16)
+        dtypes = self.dtypes(self.workload)
+        handles = {name: T.arg(name, T.handle()) for name in dtypes}
+        buffers = {name: argument(handles[name], shapes[name], dtype) for name, dtype in dtypes.items()}
+        self.c = buffers.pop("c")
+        self.inputs: dict[str, Any] = buffers
+        self.a, self.b = buffers["a"], buffers["b"]
         refuse_overlap(self.c, self.inputs)
 
-    def finish(
-        self, row: Extent, column: Extent, total: Value, sums: Value | None, limit: Extent | None
-    ) -> None:
-        def loaded(name: str, *indices: Extent) -> Value:
-            return load_floats(self.inputs[name], list(indices), column, self.width, limit)
+    def finish(self, row: Extent, column: Extent, sums: Sums, limit: Extent | None) -> None:
+        def loaded(name: str, indices: list[Extent]) -> Value:
+            return load_floats(self.inputs[name], indices, column, self.width, limit)
 
+        at = self.at("", row)
         value = self.epilogue.apply(
-            total, self.width, lambda: loaded("bias"), lambda: loaded("residual", row)
+            sums.products, self.width, lambda: loaded("bias", []), lambda: loaded("residual", at)
         )
-        store_floats(self.c, value, [row], column, self.width, limit)
+        store_floats(self.c, value, at, column, self.width, limit)

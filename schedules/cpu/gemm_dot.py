@@ -9,7 +9,8 @@ The nest, outermost first, with the knob that sets each block:
 
 All of k is summed in one go: a word holds two or four values, so that a panel of b for thousands
 of k fits the L2 cache. Where b is not packed, its words are put together as it is read, which
-serves few rows. Where it was packed beforehand, they are read as they lie, at the speed of memory.
+serves few rows. A b that is given as (n, k) is transposed where it is packed, in squares of vectors.
+Where b was packed beforehand, words are read as they lie, at the speed of memory.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from math import ceil
 
-from tvm import IRModule, tirx
+from tvm import IRModule
 
 from tvmops.schedules.cpu.dot import Dot
-from tvmops.schedules.cpu.dot_nest import DotBlocking, DotNest, Sizes
-from tvmops.schedules.cpu.emit import ALL, Extent
+from tvmops.schedules.cpu.dot_nest import DotBlocking, DotNest
+from tvmops.schedules.cpu.emit import ALL
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures.layouts import PLAIN
 from tvmops.space import Config, Knob, Space
@@ -29,6 +30,7 @@ from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 _FEW_ROWS = 4  # up to this many, b is read once and not packed
+_TYPICAL_BATCH = 12
 _LAUNCH_CYCLES = 10_000  # to start threads and to wait for the last
 
 
@@ -42,23 +44,25 @@ class GemmDot(Template):
         """Return how `target` multiplies words."""
 
     @abstractmethod
-    def nest(self, workload: Workload, target: Target, sizes: Sizes, blocking: DotBlocking) -> DotNest:
+    def nest(self, workload: Workload, target: Target, blocking: DotBlocking) -> DotNest:
         """Return the loops for `workload`."""
 
     def space(self, workload: Workload, target: Target) -> Space:
         m, n = workload.dims("m", "n")
         panels = -(-n // target.vector_width("int32"))
         splits = _splits(target.cores)
-        knobs = (
+        knobs = [
             Knob("mr", tuple(mr for mr in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 24) if mr <= m)),
             Knob("nv", tuple(nv for nv in (1, 2, 3, 4, 6, 8) if nv <= panels or nv == 1)),
             Knob("nc", (*(nc for nc in (2, 4, 8, 16, 32, 64) if nc < panels), ALL)),
             Knob("ku", (1, 2, 4, 8)),
-            Knob("pack_b", (False, True) if workload["packed"] == PLAIN else (False,)),
+            Knob("pack_b", _pack_b(workload)),
             Knob("split_m", splits),
             Knob("split_n", splits),
-        )
-        return Space(self.name, knobs, lambda config: self._is_legal(config, workload, target))
+        ]
+        if _batch(workload) > 1:
+            knobs.append(Knob("split_batch", splits))
+        return Space(self.name, tuple(knobs), lambda config: self._is_legal(config, workload, target))
 
     def _is_legal(self, config: Config, workload: Workload, target: Target) -> bool:
         """Say whether `config` fits the machine; the only statement of the template's limits."""
@@ -71,27 +75,32 @@ class GemmDot(Template):
             knobs.mr * knobs.nv + knobs.nv * parts + 1 <= target.vector_registers
             and knobs.split_m <= -(-m // knobs.mr)
             and knobs.split_n <= panels
-            and knobs.split_m * knobs.split_n <= 2 * target.cores
+            and knobs.split_batch <= _batch(workload)
+            and knobs.split_m * knobs.split_n * knobs.split_batch <= 2 * target.cores
             and packed <= max(2 * target.l2_bytes, target.l3_bytes // 2)
             and knobs.mr * knobs.nv * knobs.ku * parts <= 192  # beyond, compiling takes long, for nothing
         )
 
     def default(self, workload: Workload, target: Target) -> Config:
         m, n, k = workload.dims("m", "n", "k")
-        wanted = self._wanted(m, n, k, target, workload["packed"] == PLAIN)
+        wanted = self._wanted(m, n, k, target, _pack_b(workload), _batch(workload))
         space = self.space(workload, target)
         values = {knob.name: knob.values for knob in space.knobs}
-        return Config(tuple((name, _fit(values[name], value)) for name, value in wanted.items))
+        return Config(
+            tuple((name, _fit(values[name], value)) for name, value in wanted.items if name in values)
+        )
 
-    def _wanted(self, m: int, n: int, k: int, target: Target, plain: bool) -> Config:
+    def _wanted(self, m: int, n: int, k: int, target: Target, pack_b: tuple[bool, ...], batch: int) -> Config:
         width, parts = target.vector_width("int32"), self.dot(target).parts
-        vectors, is_small = -(-n // width), m * n * k < 500_000
+        vectors, is_small = -(-n // width), batch * m * n * k < 500_000
         nv = 2 if m > _FEW_ROWS else 4 if parts == 1 else 2
         nv = min(nv, max(1, vectors))
         mr = min(m, (target.vector_registers - 1) // nv - parts, 12)
         panels, tiles = -(-vectors // nv), -(-m // mr)
         cores = 1 if is_small else target.cores
         splits = _splits(target.cores)
+        split_batch = max(parts for parts in splits if parts <= min(cores, batch))
+        cores //= split_batch
         split_n = max(parts for parts in splits if parts <= min(cores, panels))
         split_m = max(parts for parts in splits if parts <= min(cores // split_n, tiles))
         panel_bytes = 4 * -(-k // self.each) * nv * width
@@ -101,19 +110,23 @@ class GemmDot(Template):
             nv=nv,
             nc=ALL if m <= _FEW_ROWS else fitting,
             ku=2,
-            pack_b=plain and m > _FEW_ROWS,
+            pack_b=pack_b[-1] and (m > _FEW_ROWS or pack_b[0]),
             split_m=split_m,
             split_n=split_n,
+            split_batch=split_batch,
         )
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        plain = workload["packed"] == PLAIN
+        pack_b, batch = _pack_b(workload), 1 if _batch(workload) == 1 else _TYPICAL_BATCH
         small = {"m": (1, 64), "n": (1, 128), "k": (1, 128)}  # too small to start threads
         return [
-            GenericKernel(small, self._wanted(8, 48, 128, target, plain)),
-            GenericKernel({"m": (1, 1)}, self._wanted(1, 4096, 4096, target, plain)),
-            GenericKernel({"m": (2, _FEW_ROWS)}, self._wanted(_FEW_ROWS, 4096, 4096, target, plain)),
-            GenericKernel({}, self._wanted(1024, 1024, 1024, target, plain)),
+            GenericKernel(ranges, self._wanted(*sizes, target, pack_b, batch))
+            for ranges, sizes in (
+                (small, (8, 48, 128)),
+                ({"m": (1, 1)}, (1, 4096, 4096)),
+                ({"m": (2, _FEW_ROWS)}, (_FEW_ROWS, 4096, 4096)),
+                ({}, (1024, 1024, 1024)),
+            )
         ]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
@@ -135,12 +148,25 @@ class GemmDot(Template):
         blocks = -(-panels // (knobs.nc or panels))
         cycles += tiles * blocks * knobs.mr * (words * parts / width * 2 + 20)
         cycles += knobs.pack_b * panels * words * knobs.nv * 3 * self.each
-        waves = -(-knobs.split_m * knobs.split_n // target.cores)
-        return waves * cycles + (knobs.split_m * knobs.split_n > 1) * _LAUNCH_CYCLES
+        tasks = knobs.split_m * knobs.split_n * knobs.split_batch
+        cycles *= -(-tasks // target.cores) * ceil(_batch(workload) / knobs.split_batch)
+        return cycles + (tasks > 1) * _LAUNCH_CYCLES
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
-        sizes = Sizes(*(_extent(workload, name) for name in ("m", "n", "k")))
-        return self.nest(workload, target, sizes, DotBlocking.of(config)).module()
+        return self.nest(workload, target, DotBlocking.of(config)).module()
+
+
+def _pack_b(workload: Workload) -> tuple[bool, ...]:
+    """Return whether b may be packed by the kernel; what was given transposed must be."""
+    if workload["packed"] != PLAIN:
+        return (False,)
+    return (True,) if workload["trans_b"] else (False, True)
+
+
+def _batch(workload: Workload) -> int:
+    """Return how many matrices there are; some where that is not known."""
+    batch = dict(workload.items).get("batch", 1)
+    return batch if isinstance(batch, int) else _TYPICAL_BATCH
 
 
 def _splits(cores: int) -> tuple[int, ...]:
@@ -153,8 +179,3 @@ def _fit(values: tuple[int | str | bool, ...], wanted: int | str | bool) -> int 
     if wanted in values:
         return wanted
     return ALL if ALL in values else max(value for value in values if int(value) <= int(wanted))
-
-
-def _extent(workload: Workload, name: str) -> Extent:
-    value = workload[name]
-    return value if isinstance(value, int) else tirx.Var(name, "int32")

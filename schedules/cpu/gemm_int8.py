@@ -13,13 +13,13 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.dot import Dot, Value, integer_dot
-from tvmops.schedules.cpu.dot_nest import DotBlocking, DotNest, Sizes
+from tvmops.schedules.cpu.dot_nest import DotBlocking, DotNest, Operands, Sums
 from tvmops.schedules.cpu.emit import Extent, broadcast, load, refuse_overlap, store
 from tvmops.schedules.cpu.epilogue import activate
 from tvmops.schedules.cpu.gemm_dot import GemmDot
+from tvmops.signatures import SIGNATURES
 from tvmops.signatures.layouts import PLAIN
 from tvmops.signatures.matmul_int8 import INTEGERS
-from tvmops.signatures.words import COLUMNS
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
@@ -37,62 +37,71 @@ class CpuGemmInt8(GemmDot):
     def dot(self, target: Target) -> Dot:
         return integer_dot(target)
 
-    def nest(self, workload: Workload, target: Target, sizes: Sizes, blocking: DotBlocking) -> DotNest:
-        return _Nest(workload, target, sizes, blocking)
+    def nest(self, workload: Workload, target: Target, blocking: DotBlocking) -> DotNest:
+        return _Nest(workload, target, blocking)
 
 
 class _Nest(DotNest):
-    def __init__(self, workload: Workload, target: Target, sizes: Sizes, blocking: DotBlocking) -> None:
-        super().__init__(sizes, integer_dot(target), 4, target.vector_width("int32"), blocking)
+    def __init__(self, workload: Workload, target: Target, blocking: DotBlocking) -> None:
+        operands, width = Operands.of(workload), target.vector_width("int32")
+        super().__init__(operands, integer_dot(target), 4, width, blocking)
         self.workload = workload
         self.out_dtype = str(workload["out_dtype"])
         self.is_packed = workload["packed"] != PLAIN
         self.is_signed = workload["dtype"] == "int8"
         self.a_offset = _TOP_BITS if self.is_signed else 0
         self.with_sums = True
+        self.with_row_sums = workload["b_zero_points"] != "none"
 
     def declare(self) -> None:
-        workload, names = self.workload, ["a", "b"]
-        names += ["b_scales"] if workload["scales"] == "channel" else []
-        names += ["bias"] if workload["bias"] else []
-        handles = [T.arg(name, T.handle()) for name in names]
-        count = {"int32": 1, "float32": 2}.get(self.out_dtype, 4)
-        scalars = ("a_zero_point", "scale", "out_scale", "out_zero_point")[:count]
-        self.scalars = [T.arg(name, T.float32()) for name in scalars]
-        c = T.arg("c", T.handle())
-        b_shape: tuple[Extent, ...] = (self.k, self.n)
-        if self.is_packed:
-            b_shape = (-(-self.n // COLUMNS), self.words + 1, COLUMNS * self.each)
-        shapes = {"a": (self.m, self.k), "b": b_shape}
-        dtypes = {"a": str(workload["dtype"]), "b": "int8"}
-        inputs: dict[str, Any] = {}
-        for name, handle in zip(names, handles):  # a caller's array may start at any element
-            dtype = dtypes.get(name, "float32")
-            align = 4 if dtype == "float32" else 1
-            inputs[name] = T.match_buffer(handle, shapes.get(name, (self.n,)), dtype, align=align)
-        align = 1 if self.out_dtype in INTEGERS else 4
-        self.c = T.match_buffer(c, (self.m, self.n), self.out_dtype, align=align)
+        dtypes = self.dtypes(self.workload)
+        handles = {name: T.arg(name, T.handle()) for name in dtypes if name != "c"}
+        names = SIGNATURES["matmul_int8"].scalars(self.workload)
+        self.scalars = {name: T.arg(name, T.float32()) for name in names}
+        handles["c"] = T.arg("c", T.handle())
+        shapes = {"a": self.a_shape(), "b": self.b_shape(), "c": (self.m, self.n)}
+        inputs: dict[str, Any] = {
+            name: T.match_buffer(
+                handle, shapes.get(name, (self.n,)), dtypes[name], align=np.dtype(dtypes[name]).itemsize
+            )  # a caller's array may start at any element
+            for name, handle in handles.items()
+        }
+        self.c = inputs.pop("c")
         self.a, self.b = inputs["a"], inputs["b"]
         self.inputs = inputs
         refuse_overlap(self.c, inputs)
-        offset = T.Cast("int32", self.scalars[0]) + (128 if self.is_signed else 0)
+        offset = T.Cast("int32", self.scalars["a_zero_point"]) + (128 if self.is_signed else 0)
         self.offset = T.bind(offset)
 
-    def finish(
-        self, row: Extent, column: Extent, total: Value, sums: Value | None, limit: Extent | None
-    ) -> None:
-        value = total - sums * broadcast(self.offset, self.width)
+    def finish(self, row: Extent, column: Extent, sums: Sums, limit: Extent | None) -> None:
+        assert sums.columns is not None
+        value = sums.products - sums.columns * broadcast(self.offset, self.width)
+        if sums.row is not None:
+            value = value - self._b_zeros(column, limit) * broadcast(self._row_sum(sums.row), self.width)
         if self.out_dtype != "int32":
             value = self._scaled(value, column, limit)
         if self.out_dtype in INTEGERS:
             value = self._quantised(value)
         store(self.c, value, [row], column, self.width, limit)
 
+    def _row_sum(self, multiplied: Value) -> Value:
+        """Return the sum of a - a_zero_point over a row.
+
+        What was multiplied of a signed a has 128 more in each value, also in those beyond k.
+        """
+        padding = (self.words * self.each - self.k) * 128 if self.is_signed else 0
+        return multiplied - padding - self.k * self.offset
+
+    def _b_zeros(self, column: Extent, limit: Extent | None) -> Value:
+        if "b_zero_points" in self.inputs:
+            return load(self.inputs["b_zero_points"], [], column, self.width, limit)
+        return broadcast(T.Cast("int32", self.scalars["b_zero_point"]), self.width)
+
     def _scaled(self, value: Value, column: Extent, limit: Extent | None) -> Value:
         def along_n(name: str) -> Value:
             return load(self.inputs[name], [], column, self.width, limit)
 
-        value = T.Cast(f"float32x{self.width}", value) * broadcast(self.scalars[1], self.width)
+        value = T.Cast(f"float32x{self.width}", value) * broadcast(self.scalars["scale"], self.width)
         if "b_scales" in self.inputs:
             value = value * along_n("b_scales")
         if "bias" in self.inputs:
@@ -102,8 +111,8 @@ class _Nest(DotNest):
     def _quantised(self, value: Value) -> Value:
         """Round to nearest, ties to even, and clip."""
         width, limits = self.width, np.iinfo(self.out_dtype)
-        value = value / broadcast(self.scalars[2], width)
-        value = T.nearbyint(value) + broadcast(self.scalars[3], width)
+        value = value / broadcast(self.scalars["out_scale"], width)
+        value = T.nearbyint(value) + broadcast(self.scalars["out_zero_point"], width)
         low, high = (broadcast(tirx.const(float(x), "float32"), width) for x in (limits.min, limits.max))
         value = tirx.min(tirx.max(value, low), high)
         return T.Cast(f"{self.out_dtype}x{width}", T.Cast(f"int32x{width}", value))

@@ -25,14 +25,14 @@ from tvmops.schedules.cpu.emit import (
     ceildiv,
     divides,
     lanes,
-    load,
     minimum,
     refuse_overlap,
     registers,
     share,
-    store,
     zeros,
 )
+from tvmops.schedules.cpu.epilogue import Epilogue
+from tvmops.schedules.cpu.floats import argument, load_floats, store_floats
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures.matmul_weight_only import groups_of
 from tvmops.signatures.words import COLUMNS
@@ -120,6 +120,8 @@ class _Nest:
         self.layout = groups_of(workload)
         self.digits = int(str(workload["x_bits"])) // 8
         self.most = MOST[str(workload["x_bits"])]
+        self.dtype = str(workload["dtype"])
+        self.epilogue = Epilogue(str(workload["activation"]), workload["bias"] is True)
         self.dot = integer_dot(target)
         self.width = target.vector_width("int32")
         self.groups = ceildiv(self.k, self.layout.group)
@@ -130,12 +132,18 @@ class _Nest:
             with T.prim_func(s_tir=True):
                 T.func_name("main")
                 T.func_attr({"tirx.noalias": True})
-                x, w, c = (T.arg(name, T.handle()) for name in ("x", "w", "c"))
+                names = ("x", "w", "bias", "c") if self.epilogue.bias else ("x", "w", "c")
+                handles = {name: T.arg(name, T.handle()) for name in names}
                 rows = self.groups * self.layout.rows
-                self.x = T.match_buffer(x, (self.m, self.k), "float32", align=4)
-                self.w = T.match_buffer(w, (ceildiv(self.n, COLUMNS), rows, 64), "uint8", align=1)
-                self.c = T.match_buffer(c, (self.m, self.n), "float32", align=4)
-                refuse_overlap(self.c, {"x": self.x, "w": self.w})
+                shapes = {"x": (self.m, self.k), "bias": (self.n,), "c": (self.m, self.n)}
+                shapes["w"] = (ceildiv(self.n, COLUMNS), rows, 64)
+                buffers = {
+                    name: argument(handle, shapes[name], "uint8" if name == "w" else self.dtype)
+                    for name, handle in handles.items()
+                }
+                self.x, self.w, self.c = (buffers[name] for name in ("x", "w", "c"))
+                self.bias = buffers.get("bias")
+                refuse_overlap(self.c, {name: buffer for name, buffer in buffers.items() if name != "c"})
                 panels = Span(0, ceildiv(self.n, self.nr))
                 if self.tasks == 1:
                     self._task(panels)
@@ -170,12 +178,12 @@ class _Nest:
 
         def values(at: Extent) -> Value:
             if divides(size, self.k):
-                return load(self.x, [row], start + at, width, None)
+                return load_floats(self.x, [row], start + at, width, None)
             return tirx.Shuffle(
                 [
                     tirx.if_then_else(
                         start + at + j < self.k,
-                        self.x[row, minimum(start + at + j, self.k - 1)],
+                        load_floats(self.x, [row], minimum(start + at + j, self.k - 1), 1, None),
                         tirx.const(0, "float32"),
                     )
                     for j in range(width)
@@ -245,7 +253,7 @@ class _Nest:
                 for v in range(self.nv):
                     at = column + v * self.width
                     limit = None if divides(self.nr, self.n) else self.n
-                    store(self.c, sums[i, self._lanes(v)], [row], at, self.width, limit)
+                    self._store(sums[i, self._lanes(v)], row, at, self.width, limit)
 
             if divides(self.mr, self.m):
                 finish()
@@ -320,8 +328,17 @@ class _Nest:
                 if layout.has_zero_points:
                     zero = number(first + 1)
                 weight = (T.Cast("float32", q) - zero) * number(first)
-                T.buffer_store(total, total[0] + self.x[row, r] * weight, [0])
-            T.buffer_store(self.c, total[0], [row, at])
+                T.buffer_store(total, total[0] + load_floats(self.x, [row], r, 1, None) * weight, [0])
+            self._store(total[0], row, at, 1, None)
+
+    def _store(self, value: Value, row: Extent, column: Extent, width: int, limit: Extent | None) -> None:
+        """Finish `width` sums and store them."""
+
+        def bias() -> Value:
+            return load_floats(self.bias, [], column, width, limit)
+
+        value = self.epilogue.apply(value, width, bias, bias)
+        store_floats(self.c, value, [row], column, width, limit)
 
     def _lanes(self, v: int) -> tirx.Expr:
         return lanes(v * self.width, self.width)

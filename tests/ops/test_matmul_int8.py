@@ -18,6 +18,8 @@ FORMS: list[dict[str, Any]] = [
     {"dtype": "int8", "packed": "words"},
     {"out_dtype": "float32", "scales": "channel", "bias": True, "activation": "relu6"},
     {"out_dtype": "uint8", "bias": True},
+    {"trans_b": True, "b_zero_points": "channel"},
+    {"out_dtype": "float32", "b_zero_points": "tensor", "packed": "words", "dtype": "int8"},
     {"out_dtype": "int8", "dtype": "int8", "scales": "channel"},
 ]
 
@@ -30,10 +32,12 @@ def by_hand(work: Any, inputs: list[np.ndarray]) -> np.ndarray:
     """Compute the result element by element, in Python's own numbers."""
     given = dict(zip((spec.name for spec in op_of(work).inputs(work)), inputs))
     zero, *rest = op_of(work).scalars(work)
-    b = given["b"] if work["packed"] == "none" else layout_of(work).unpack(given["b"], 7, 5)
+    b_zeros = [rest.pop(0)] * 5 if work["b_zero_points"] == "tensor" else given.get("b_zero_points", [0] * 5)
+    b = given["b"].T if work["trans_b"] else given["b"]
+    b = b if work["packed"] == "none" else layout_of(work).unpack(given["b"], 7, 5)
     result = np.empty((3, 5))
     for i, j in np.ndindex(3, 5):
-        value = sum((int(given["a"][i, r]) - int(zero)) * int(b[r, j]) for r in range(7))
+        value = sum((int(given["a"][i, r]) - int(zero)) * (int(b[r, j]) - int(b_zeros[j])) for r in range(7))
         if work["out_dtype"] != "int32":
             value = value * float(np.float32(rest[0])) * float(given.get("b_scales", np.ones(5))[j])
             value += float(given.get("bias", np.zeros(5))[j])
@@ -82,6 +86,20 @@ def test_sums_are_exact_and_counted() -> None:
     assert op_of(made()).tolerance(made()) == 0
     assert op_of(made()).flops(made()) == 2 * 3 * 5 * 7
     assert [spec.dtype for spec in op_of(made()).inputs(made())] == ["uint8", "int8"]
+
+
+@pytest.mark.parametrize("zero_points, most", [("none", 32_000), ("tensor", 21_000), ("channel", 21_000)])
+def test_sums_of_all_allowed_k_fit_int32(zero_points: str, most: int) -> None:
+    terms = 2 if zero_points == "none" else 3  # sums of products, and those that zero points take off
+    assert terms * most * 255 * 128 < 2**31
+    assert workload("matmul_int8", m=1, n=1, k=most, b_zero_points=zero_points)["k"] == most
+    with pytest.raises(WorkloadError, match=f"'k' is {most + 1}; expected at most {most}"):
+        workload("matmul_int8", m=1, n=1, k=most + 1, b_zero_points=zero_points)
+
+
+def test_a_packed_b_is_not_transposed() -> None:
+    with pytest.raises(WorkloadError, match=r"'trans_b' is .* where b is packed"):
+        made(trans_b=True, packed="words")
 
 
 @pytest.mark.parametrize("field, value", [("scales", "channel"), ("bias", True), ("activation", "relu")])

@@ -24,6 +24,8 @@ INT8_FORMS: dict[str, dict[str, Any]] = {
     "float32": {"out_dtype": "float32", "scales": "channel", "bias": True},
     "float32 with relu": {"out_dtype": "float32", "activation": "relu"},
     "to uint8": {"out_dtype": "uint8"},
+    "zero points": {"b_zero_points": "tensor", "trans_b": True},
+    "zero points by channel": {"out_dtype": "float32", "b_zero_points": "channel", "scales": "channel"},
     "to int8": {"out_dtype": "int8", "dtype": "int8"},
 }
 
@@ -39,6 +41,19 @@ def lib(tmp_path_factory: pytest.TempPathFactory) -> Library:
         pytest.skip("no target for this machine")
     work = [int8_work(**fields) for fields in INT8_FORMS.values()]
     work += [tvmops.workload("matmul", m=M, n=N, k=K, dtype="bfloat16", packed=p) for p in ("none", "words")]
+    work += [
+        tvmops.workload("matmul", m=M, n=N, k=K, dtype="bfloat16", **fields)
+        for fields in (
+            {"trans_b": True, "batch": 2, "shared": "b"},
+            {"out_dtype": "float32", "bias": True, "bias_dtype": "float32", "residual": True},
+        )
+    ]
+    work += [
+        tvmops.workload(
+            "matmul_weight_only", m=M, n=N, k=96, group=32, bias=True, activation="relu", dtype=dtype
+        )
+        for dtype in ("float32", "bfloat16")
+    ]
     work += [
         tvmops.workload(
             "matmul_weight_only", m=M, n=N, k=96, group=32, bits=bits, zero_points=zeros, x_bits=x_bits
@@ -103,6 +118,22 @@ def test_results_are_quantised_again(lib: Library, dtype: str, out_dtype: str) -
     assert (y == exact).mean() > 0.95
 
 
+@pytest.mark.parametrize("m", [M, 2])
+@pytest.mark.filterwarnings("ignore:library")
+def test_zero_points_of_b_and_a_transposed_b(lib: Library, m: int) -> None:
+    a, w = draw(0, (m, K), "uint8"), draw(1, (N, K), "int8")
+    expected = (a.astype("int64") - 9) @ (w.astype("int64").T - 5)
+    for b, trans_b in ((w, True), (w.T, False)):
+        c = lib.matmul_int8(a, b, a_zero_point=9, b_zero_point=5, trans_b=trans_b)
+        assert (c == expected).all()
+    assert lib.explain("matmul_int8", a, w.T, b_zero_point=5).workload["trans_b"] is True
+    # no kernel for this one: b is copied
+    zeros, scales = draw(2, (N,), "int8").astype("int32"), np.full(N, 0.5, "float32")
+    for _ in range(2):
+        y = lib.matmul_int8(a, w, b_scale=scales, b_zero_point=zeros, trans_b=True)
+        np.testing.assert_allclose(y, a.astype("float64") @ (w.astype("float64") - zeros[:, None]).T / 2)
+
+
 def test_torch_tensors_give_torch_tensors(lib: Library) -> None:
     torch = pytest.importorskip("torch")
     a, b = torch.from_numpy(draw(0, (M, K), "uint8")), torch.from_numpy(draw(1, (K, N), "int8"))
@@ -126,6 +157,12 @@ def test_torch_tensors_give_torch_tensors(lib: Library) -> None:
         ({"a_zero_point": 0.5}, CallError, "'a_zero_point' is 0.5"),
         ({"a_scale": "big"}, CallTypeError, "'a_scale' is 'big'; expected a number"),
         ({"b_scale": np.ones(N + 1, "float32")}, CallError, "'b_scales' is of shape"),
+        ({"b_zero_point": 200}, CallError, "'b_zero_point' is 200; expected an integer that int8 can hold"),
+        (
+            {"a": np.zeros((1, 32_001), "uint8"), "b": np.zeros((32_001, 1), "int8")},
+            WorkloadError,
+            "'k' is 32001; expected at most 32000",
+        ),
         ({"out_dtype": "int16"}, CallError, "'out_dtype' is 'int16'"),
         ({"out_dtype": "uint8", "out_zero_point": -1}, CallError, "'out_zero_point' is -1"),
         ({"activation": "swoosh", "a_scale": 1.0}, WorkloadError, "'activation' is 'swoosh'"),
@@ -180,6 +217,39 @@ def test_bfloat16_as_bits_and_as_torch(lib: Library) -> None:
         c = lib.matmul(ta, right)
         assert c.dtype == torch.bfloat16
         np.testing.assert_allclose(c.float().numpy(), exact, rtol=2**-8, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:library")
+def test_bfloat16_in_batches_transposed_and_to_float32(lib: Library) -> None:
+    rng = np.random.default_rng(4)
+    a, w = (encode(rng.standard_normal(s).astype("float32"), "bfloat16") for s in ((2, K, M), (N, K)))
+    exact = decode(a, "bfloat16").astype("float64").swapaxes(1, 2) @ decode(w, "bfloat16").T
+    c = lib.matmul(a, w, trans_a=True, trans_b=True)
+    np.testing.assert_allclose(decode(c, "bfloat16"), exact, rtol=2**-8, atol=1e-4)
+    left, b = np.ascontiguousarray(a[0].T), np.ascontiguousarray(w.T)
+    bias, residual = (rng.standard_normal(s).astype("float32") for s in ((N,), (M, N)))
+    for _ in range(2):
+        y = lib.matmul(left, b, bias, residual=residual, out_dtype="float32")
+        assert y.dtype == np.float32
+        np.testing.assert_allclose(y, exact[0] + bias + residual, atol=1e-4)
+    with pytest.raises(CallError, match="'out_dtype' is float16; expected one of same, float32"):
+        lib.matmul(left, b, out_dtype="float16")
+
+
+@pytest.mark.filterwarnings("ignore:library")
+def test_weights_alone_with_an_epilogue(lib: Library) -> None:
+    rng = np.random.default_rng(6)
+    w, x, bias = (rng.standard_normal(s).astype("float32") for s in ((N, 96), (M, 96), (N,)))
+    quantized = quantize(w, "int4", axis=1, group=32)
+    packed = lib.pack("matmul_weight_only", quantized)
+    for dtype, error in (("float32", 2e-5), ("bfloat16", 0.2)):
+        given, more = encode(x, dtype), encode(bias, dtype)
+        y = lib.matmul_weight_only(given, packed, bias=more, activation="relu")
+        exact = decode(given, dtype).astype("float64") @ quantized.dequantized().T + decode(more, dtype)
+        np.testing.assert_allclose(decode(y, dtype), np.maximum(exact, 0), atol=error)
+        assert y.dtype == given.dtype
+    with pytest.raises(CallError, match="'activation' is swish"):
+        lib.matmul_weight_only(x, packed, activation="swish")
 
 
 def test_dtypes_do_not_mix(lib: Library) -> None:

@@ -97,6 +97,8 @@ def _print_table(compared: list[Comparison], peers: list[str]) -> None:
 
 
 def _cell(each: Comparison, name: str) -> str:
+    if name not in each.timings:
+        return "-"
     return f"{each.gflops(name):.1f} ±{each.timings[name].spread:.0%}"
 
 

@@ -21,7 +21,9 @@ ROUNDING = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of a re
 class MatMul(Op):
     """Row-major matrix product with an epilogue, all tensors `dtype`.
 
-    Accumulation is float32. Templates may split the sum over k, never widen its error:
+    Of operands of bfloat16 bias, residual and result may be float32; their products are exact in
+    float32. Accumulation is float32, and so is the epilogue. Templates may split the sum over k,
+    never widen its error:
     for |a|, |b| <= 1 each kernel is held to 4 (k + 1) u, u = 2**-24, where bias and residual
     count as one product more each. That is far inside the worst case, k**2 u (N. Higham,
     Accuracy and Stability of Numerical Algorithms, section 3.5), and far outside what
@@ -37,8 +39,9 @@ class MatMul(Op):
         from tvm import te  # here, so that flops and references need no compiler
 
         (k,) = workload.dims("k")
-        dtype = str(workload["dtype"])
-        tensors = {spec.name: te.placeholder(spec.shape, dtype, spec.name) for spec in self.inputs(workload)}
+        tensors = {
+            spec.name: te.placeholder(spec.shape, spec.dtype, spec.name) for spec in self.inputs(workload)
+        }
         r = te.reduce_axis((0, k), name="r")
 
         def a(*at: Any) -> Any:
@@ -58,7 +61,7 @@ class MatMul(Op):
 
         (output,) = self.outputs(workload)
         plain = not tensors.keys() - {"a", "b"} and workload["activation"] == "none"
-        plain = plain and dtype == SUM
+        plain = plain and output.dtype == SUM
         total = te.compute(
             output.shape,
             lambda *at: te.sum(a(*at).astype(SUM) * b(*at).astype(SUM), axis=r),
@@ -73,7 +76,7 @@ class MatMul(Op):
                 value = value + tensors["bias"][at[-1]].astype(SUM)
             if workload["residual"]:
                 value = value + tensors["residual"][at].astype(SUM)
-            return expression(str(workload["activation"]), value, SUM).astype(dtype)
+            return expression(str(workload["activation"]), value, SUM).astype(output.dtype)
 
         return [*tensors.values(), te.compute(output.shape, finished, name="c")]
 
@@ -99,7 +102,7 @@ class MatMul(Op):
         terms = k + len(self.inputs(workload)) - 2
         product = 4 * (terms + 1) * UNIT_ROUNDOFF
         activation = str(workload["activation"])
-        rounding = ROUNDING[str(workload["dtype"])] * min(terms, 2 * sqrt(terms) + 1)
+        rounding = ROUNDING[self.outputs(workload)[0].dtype] * min(terms, 2 * sqrt(terms) + 1)
         if activation == "none":
             return product + rounding
         return STEEPEST[activation] * product + rounding + 8 * UNIT_ROUNDOFF * (1 + 2 * sqrt(terms))

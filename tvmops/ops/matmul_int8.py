@@ -9,15 +9,17 @@ import numpy as np
 from tvmops.ops.activations import STEEPEST, activated, expression
 from tvmops.ops.base import Array, Exact, Op
 from tvmops.ops.matmul import UNIT_ROUNDOFF
+from tvmops.signatures import SIGNATURES
 from tvmops.signatures.layouts import PLAIN, layout_of
 from tvmops.signatures.matmul_int8 import INTEGERS, sample_scalars
 from tvmops.workloads import Workload
 
 
 class MatMulInt8(Op):
-    """(a - a_zero_point) @ b for a of uint8 or int8, b of int8, as ONNX's MatMulInteger.
+    """(a - a_zero_point) @ (b - b_zero_points) for a of uint8 or int8, b of int8, as ONNX's MatMulInteger.
 
-    Sums are int32 and exact, as long as they fit: for any values where k <= 32,000. The int32
+    Sums are int32 and exact. They fit whatever the values, since k is at most 32,000, or 21,000
+    where b has zero points; larger k are refused (`signatures/matmul_int8.py` derives it). The int32
     result is that sum. Otherwise the sum s becomes y = activation(s * scale * b_scale + bias) in
     float32, rounded once an operation: the relative error of y before the bias is 3 u,
     u = 2**-24. Quantised results are y / out_scale rounded to the nearest integer, ties to even,
@@ -37,26 +39,31 @@ class MatMulInt8(Op):
 
         m, n, k = workload.dims("m", "n", "k")
         tensors = {s.name: te.placeholder(s.shape, s.dtype, s.name) for s in self.inputs(workload)}
-        names = ("a_zero_point", "scale", "out_scale", "out_zero_point")
-        scalars = [tirx.Var(name, "float32") for name, _ in zip(names, self.scalars(workload))]
+        names = SIGNATURES[self.name].scalars(workload)
+        scalars = {name: tirx.Var(name, "float32") for name in names}
         r = te.reduce_axis((0, k), name="r")
 
         def b(row: Any, column: Any) -> Any:
             if workload["packed"] == PLAIN:
-                return tensors["b"][row, column]
+                return tensors["b"][(column, row) if workload["trans_b"] else (row, column)]
             return tensors["b"][column // 16, row // 4, column % 16 * 4 + row % 4]
 
         def product(i: Any, j: Any) -> Any:
-            left = tensors["a"][i, r].astype("int32") - scalars[0].astype("int32")
-            return te.sum(left * b(r, j).astype("int32"), axis=r)
+            left = tensors["a"][i, r].astype("int32") - scalars["a_zero_point"].astype("int32")
+            right = b(r, j).astype("int32")
+            if workload["b_zero_points"] == "tensor":
+                right = right - scalars["b_zero_point"].astype("int32")
+            elif workload["b_zero_points"] == "channel":
+                right = right - tensors["b_zero_points"][j]
+            return te.sum(left * right, axis=r)
 
         exact = workload["out_dtype"] == "int32"
         total = te.compute((m, n), product, name="c" if exact else "total")
         if exact:
-            return [*tensors.values(), *scalars, total]
+            return [*tensors.values(), *scalars.values(), total]
 
         def finished(i: Any, j: Any) -> Any:
-            value = total[i, j].astype("float32") * scalars[1]
+            value = total[i, j].astype("float32") * scalars["scale"]
             if workload["scales"] == "channel":
                 value = value * tensors["b_scales"][j]
             if workload["bias"]:
@@ -65,27 +72,32 @@ class MatMulInt8(Op):
             if workload["out_dtype"] == "float32":
                 return value
             limits = np.iinfo(str(workload["out_dtype"]))
-            value = tirx.nearbyint(value / scalars[2]) + scalars[3]
+            value = tirx.nearbyint(value / scalars["out_scale"]) + scalars["out_zero_point"]
             low, high = (tirx.const(float(limit), "float32") for limit in (limits.min, limits.max))
             return tirx.max(tirx.min(value, high), low).astype(str(workload["out_dtype"]))
 
-        return [*tensors.values(), *scalars, te.compute((m, n), finished, name="c")]
+        return [*tensors.values(), *scalars.values(), te.compute((m, n), finished, name="c")]
 
     def reference(self, workload: Workload, *inputs: Array) -> tuple[Exact, ...]:
         given = dict(zip((spec.name for spec in self.inputs(workload)), inputs))
-        zero_point, *scalars = self.scalars(workload)
-        b = given["b"]
+        scalars = dict(zip(SIGNATURES[self.name].scalars(workload), self.scalars(workload)))
+        b = given["b"].T if workload["trans_b"] else given["b"]
         if workload["packed"] != PLAIN:
             b = layout_of(workload).unpack(b, *workload.dims("k", "n"))
-        sums = (given["a"].astype(np.float64) - zero_point) @ b.astype(np.float64)
+        zeros = given.get("b_zero_points", np.int32(scalars.get("b_zero_point", 0)))
+        sums = (given["a"].astype(np.float64) - scalars["a_zero_point"]) @ (b.astype(np.float64) - zeros)
         if workload["out_dtype"] == "int32":
             return (sums,)
-        value = sums * np.float32(scalars[0]) * given.get("b_scales", np.ones(1)).astype(np.float64)
+        value = sums * np.float32(scalars["scale"]) * given.get("b_scales", np.ones(1)).astype(np.float64)
         value = activated(str(workload["activation"]), value + given.get("bias", np.zeros(1)))
         if workload["out_dtype"] == "float32":
             return (value,)
         limits = np.iinfo(str(workload["out_dtype"]))
-        return (np.clip(np.rint(value / scalars[1]) + scalars[2], limits.min, limits.max),)
+        return (
+            np.clip(
+                np.rint(value / scalars["out_scale"]) + scalars["out_zero_point"], limits.min, limits.max
+            ),
+        )
 
     def flops(self, workload: Workload) -> int:
         m, n, k = workload.dims("m", "n", "k")
@@ -108,8 +120,10 @@ class MatMulInt8(Op):
         m, n, k = workload.dims("m", "n", "k")
         low = 0 if workload["dtype"] == "uint8" else -128
         arrays = [rng.integers(low, low + 256, (m, k)).astype(str(workload["dtype"]))]
-        b = rng.integers(-128, 128, (k, n)).astype(np.int8)
+        b = rng.integers(-128, 128, (n, k) if workload["trans_b"] else (k, n)).astype(np.int8)
         arrays.append(b if workload["packed"] == PLAIN else layout_of(workload).pack(b))
+        if workload["b_zero_points"] == "channel":
+            arrays.append(rng.integers(-128, 128, n).astype(np.int32))
         if workload["scales"] == "channel":
             arrays.append(rng.random(n, dtype=np.float32) + np.float32(0.5))
         if workload["bias"]:

@@ -1,4 +1,4 @@
-"""MatMulWeightOnly: float32 times integer weights with a scale for each group."""
+"""MatMulWeightOnly: floats times integer weights with a scale for each group."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from tvmops.ops.activations import STEEPEST, activated, expression
 from tvmops.ops.base import Array, Exact, Op
-from tvmops.ops.matmul import UNIT_ROUNDOFF
+from tvmops.ops.matmul import ROUNDING, UNIT_ROUNDOFF
+from tvmops.signatures.dtypes import encode
 from tvmops.signatures.matmul_weight_only import groups_of
 from tvmops.workloads import Workload
 
@@ -17,7 +19,7 @@ MOST = {"24": 8_355_000, "16": 32_600, "8": 127}
 
 
 class MatMulWeightOnly(Op):
-    """x @ w.T, where w[j, r] = scale * (q[j, r] - zero_point) with scales by group of r.
+    """activation(x @ w.T + bias), where w[j, r] = scale * (q[j, r] - zero_point) with scales by group of r.
 
     Kernels may take x as integers of `x_bits` bits times one step for each group and row: the
     largest |x| of the group stands for `MOST`. Their products with q are then exact in int32, a
@@ -26,10 +28,13 @@ class MatMulWeightOnly(Op):
     what rounding in float32 costs. For 24 bits this is below the rounding of float32 itself, in
     terms of the largest |x| of a group, not of each. With 8 bits it is what others call dynamic
     quantisation of activations. A row of x with infinities, NaN, or values beyond 2**100 or all
-    of a group below 2**-100 is multiplied in plain float32.
+    of a group below 2**-100 is multiplied in plain float32. Bias and activation are float32; x, bias
+    and result may be bfloat16, rounded once at the end.
 
     Random x lie in [-1, 1), weights in [-1.5, 1.5) with a mean square of 0.4. Kernels are held to
-    6 (k + 1) u, as those of matmul are, and six standard deviations of the steps' errors.
+    6 (k + 1) u, as those of matmul are, and six standard deviations of the steps' errors. A bias
+    is one product more; an activation multiplies all this by its steepest slope, and adds 8 u of
+    its argument, as in matmul.
     """
 
     name = "matmul_weight_only"
@@ -38,7 +43,7 @@ class MatMulWeightOnly(Op):
         from tvm import te, tirx  # here, so that flops and references need no compiler
 
         m, n, k = workload.dims("m", "n", "k")
-        x, w = (te.placeholder(s.shape, s.dtype, s.name) for s in self.inputs(workload))
+        x, w, *bias = (te.placeholder(s.shape, s.dtype, s.name) for s in self.inputs(workload))
         layout, r = groups_of(workload), te.reduce_axis((0, k), name="r")
 
         def byte(j: Any, row: Any, at: Any) -> Any:
@@ -59,11 +64,26 @@ class MatMulWeightOnly(Op):
                 zero = number(j, first + 1)
             return (value.astype("float32") - zero) * number(j, first)
 
-        return [x, w, te.compute((m, n), lambda i, j: te.sum(x[i, r] * weight(j, r), axis=r), name="c")]
+        def product(i: Any, j: Any) -> Any:
+            return te.sum(x[i, r].astype("float32") * weight(j, r), axis=r)
+
+        dtype, activation = str(workload["dtype"]), str(workload["activation"])
+        if not bias and activation == "none" and dtype == "float32":
+            return [x, w, te.compute((m, n), product, name="c")]
+        total = te.compute((m, n), product, name="total")
+
+        def finished(i: Any, j: Any) -> Any:
+            value = total[i, j] + bias[0][j].astype("float32") if bias else total[i, j]
+            return expression(activation, value, "float32").astype(dtype)
+
+        return [x, w, *bias, te.compute((m, n), finished, name="c")]
 
     def reference(self, workload: Workload, *inputs: Array) -> tuple[Exact, ...]:
-        x, w = inputs
-        return (x.astype(np.float64) @ groups_of(workload).unpack(w, *workload.dims("n", "k")).T,)
+        x, w, *bias = inputs
+        product = x.astype(np.float64) @ groups_of(workload).unpack(w, *workload.dims("n", "k")).T
+        for each in bias:
+            product = product + each.astype(np.float64)
+        return (activated(str(workload["activation"]), product),)
 
     def flops(self, workload: Workload) -> int:
         m, n, k = workload.dims("m", "n", "k")
@@ -71,8 +91,14 @@ class MatMulWeightOnly(Op):
 
     def tolerance(self, workload: Workload) -> float:
         (k,) = workload.dims("k")
+        activation, terms = str(workload["activation"]), k + (workload["bias"] is True)
         steps = 6 * 0.65 * sqrt(k) / (sqrt(12) * MOST[str(workload["x_bits"])])
-        return 6 * (k + 1) * UNIT_ROUNDOFF + steps + 1.5 * (k < 36) * steps
+        product = 6 * (terms + 1) * UNIT_ROUNDOFF + steps + 1.5 * (k < 36) * steps
+        largest = min(1.5 * terms, 3 * sqrt(terms) + 1)  # of a result
+        rounding = ROUNDING[str(workload["dtype"])] * largest
+        if activation == "none":
+            return product + rounding
+        return STEEPEST[activation] * product + rounding + 8 * UNIT_ROUNDOFF * (1 + largest)
 
     def random_inputs(self, workload: Workload, seed: int) -> list[Array]:
         rng = np.random.default_rng(seed)
@@ -83,4 +109,7 @@ class MatMulWeightOnly(Op):
         shape = (n, -(-k // layout.group))
         scales = (rng.random(shape, dtype=np.float32) + np.float32(0.5)) / layout.zero
         zeros = rng.integers(layout.zero - 1, layout.zero + 2, shape) if layout.has_zero_points else None
-        return [x, layout.pack(offsets, scales, zeros)]
+        arrays = [encode(x, str(workload["dtype"])), layout.pack(offsets, scales, zeros)]
+        if workload["bias"]:
+            arrays.append(encode(rng.random(n, dtype=np.float32) * 2 - 1, str(workload["dtype"])))
+        return arrays

@@ -66,8 +66,9 @@ class KnownCalls:
         if len(self._plans) >= _MOST:
             self._plans.clear()
             self.products.clear()
-        if call.workload.op == "matmul" and plan.is_direct and len(plan.inputs) == 2 and key[1][0] is None:
-            self._learn_product(arrays[:2], key[1][1:], kernel)
+        is_product = call.workload.op == "matmul" and plan.is_direct and len(plan.inputs) == 2
+        if is_product and key[1][0] is key[1][3] is None:
+            self._learn_product(arrays[:2], key[1][1:3], kernel)
         with suppress(TypeError):  # an attribute that has no hash
             self._plans[key] = plan
 

@@ -55,8 +55,9 @@ class Operators(ABC):
         trans_b: bool = False,
         residual: Any = None,
         out: Any = None,
+        out_dtype: str | None = None,
     ) -> Any:
-        """Return activation(a @ b + bias + residual).
+        """Return activation(a @ b + bias + residual), summed in float32.
 
         Parameters
         ----------
@@ -64,14 +65,16 @@ class Operators(ABC):
             Arrays of shape (..., m, k) and (..., k, n), both float32 or both bfloat16. Batch
             dimensions broadcast as those of `numpy.matmul` do. b may be what `pack` returned.
         bias
-            Array of shape (n,).
+            Array of shape (n,), of the dtype of a and b, or float32.
         activation
             relu, relu6, gelu, gelu_tanh, silu, hardswish, sigmoid or tanh.
         trans_a, trans_b
             a is (..., k, m), b is (..., n, k). A transposed view means the same. Both are read
             as they lie where the library has a kernel for that, else copied.
         residual
-            Array of the result's shape, added before the activation.
+            Array of the result's shape and dtype, added before the activation.
+        out_dtype
+            "float32": a result that is not rounded to bfloat16. By default it is as a and b.
         out
             Where to write the result, of shape (..., m, n): dense, not overlapping an input.
             Without it a new array is made.
@@ -85,7 +88,7 @@ class Operators(ABC):
         """
         # np.matmul is quick: a plain product into a given array takes no longer than it must
         kind = type(a)
-        if kind is type(b) is type(out) and bias is activation is residual is None:
+        if kind is type(b) is type(out) and bias is activation is residual is out_dtype is None:
             try:
                 kernel = self._known.products.get((kind, a.shape, b.shape, trans_a, trans_b))
                 if kernel is not None:
@@ -94,8 +97,9 @@ class Operators(ABC):
             except REFUSALS:
                 pass  # the careful way says why, or copies
         arrays = (a, b, bias, residual)
-        arguments = (a, b, bias, activation, trans_a, trans_b, residual)
-        return self._call("matmul", arrays, (activation, trans_a, trans_b), arguments, (out,))[0]
+        arguments = (a, b, bias, activation, trans_a, trans_b, residual, out_dtype)
+        attributes = (activation, trans_a, trans_b, out_dtype)
+        return self._call("matmul", arrays, attributes, arguments, (out,))[0]
 
     def pack(self, op: str, weight: Any, **attributes: Any) -> PackedWeight:
         """Return `weight` as kernels for constant weights read it, to be packed once and used often.
@@ -141,18 +145,26 @@ class Operators(ABC):
         out_dtype: str | None = None,
         out_scale: float = 1.0,
         out_zero_point: int = 0,
+        trans_b: bool = False,
+        b_zero_point: Any = 0,
         out: Any = None,
     ) -> Any:
-        """Return (a - a_zero_point) @ b of 8-bit integers, summed in int32, and rescaled if wished.
+        """Return (a - a_zero_point) @ (b - b_zero_point) of 8-bit integers, rescaled if wished.
+
+        Sums are int32 and exact: k is at most 32,000, or 21,000 where b has zero points, so that
+        they fit whatever the values.
 
         Parameters
         ----------
         a
             Array of shape (m, k), uint8 or int8.
         b
-            Array of shape (k, n), int8, or what `pack("matmul_int8", b)` returned.
+            Array of shape (k, n), int8, or what `pack("matmul_int8", b)` returned. With `trans_b`
+            an array of shape (n, k).
         a_zero_point
             The integer of a that stands for 0.
+        b_zero_point
+            The integer of b that stands for 0; or an array of shape (n,), int32, one a column.
         a_scale, b_scale
             What a step of a and of b stands for: numbers; b_scale may be an array of shape (n,),
             float32, one a column. With either or with a bias the result is float32.
@@ -175,36 +187,53 @@ class Operators(ABC):
         NotInLibraryError
             The library was exported without such a form of matmul_int8.
         """
-        by_channel = hasattr(b_scale, "shape") and len(b_scale.shape) == 1
-        arrays = (a, b, b_scale if by_channel else None, bias)
-        scales = a_zero_point, a_scale, None if by_channel else b_scale
-        rest = activation, out_dtype, out_scale, out_zero_point
-        arguments = (a, b, a_zero_point, a_scale, b_scale, bias, *rest)
-        return self._call("matmul_int8", arrays, (*scales, *rest), arguments, (out,))[0]
+        zeros, zero = _by_channel(b_zero_point)
+        scales, scale = _by_channel(b_scale)
+        arrays = (a, b, zeros, scales, bias)
+        rest = activation, out_dtype, out_scale, out_zero_point, trans_b
+        arguments = (a, b, a_zero_point, a_scale, b_scale, bias, *rest, b_zero_point)
+        return self._call(
+            "matmul_int8", arrays, (a_zero_point, a_scale, zero, scale, *rest), arguments, (out,)
+        )[0]
 
-    def matmul_weight_only(self, x: Any, w: PackedWeight, x_bits: int = 24, out: Any = None) -> Any:
-        """Return x @ w.T for integer weights with a scale for each group of k.
+    def matmul_weight_only(
+        self,
+        x: Any,
+        w: PackedWeight,
+        x_bits: int = 24,
+        bias: Any = None,
+        activation: str | None = None,
+        out: Any = None,
+    ) -> Any:
+        """Return activation(x @ w.T + bias) for integer weights with a scale for each group of k.
 
         Parameters
         ----------
         x
-            Array of shape (m, k), float32.
+            Array of shape (m, k), float32 or bfloat16.
         w
             What `pack("matmul_weight_only", quantized)` returned, of weights (n, k) that
             `tvmops.quantize.quantize(..., axis=1, group=...)` made: int4, uint4, int8 or uint8.
         x_bits
             How finely values of x are told apart within a group: 24 bits, as float32 does; 16; or
             8, which is faster, and what others call dynamic quantisation.
+        bias
+            Array of shape (n,), of the dtype of x.
+        activation
+            relu, relu6, gelu, gelu_tanh, silu, hardswish, sigmoid or tanh.
         out
-            Where to write the result, of shape (m, n), float32: dense, not overlapping an input.
-            Without it a new array is made.
+            Where to write the result, of shape (m, n) and the dtype of x: dense, not overlapping an
+            input. Without it a new array is made.
 
         Raises
         ------
         CallError, CallTypeError
             An argument does not fit; the message names it.
+        NotInLibraryError
+            The library was exported without such an epilogue, or such weights.
         """
-        return self._call("matmul_weight_only", (x, w), (x_bits,), (x, w, x_bits), (out,))[0]
+        arguments = (x, w, x_bits, bias, activation)
+        return self._call("matmul_weight_only", (x, w, bias), (x_bits, activation), arguments, (out,))[0]
 
     def attention(
         self,
@@ -475,3 +504,9 @@ class Operators(ABC):
         arrays = (x,)
         arguments = (activation, x)
         return self._call("activation", arrays, (activation,), arguments, (out,))[0]
+
+
+def _by_channel(value: Any) -> tuple[Any, Any]:
+    """Return `value` as an array and a number, of which one is None."""
+    is_array = hasattr(value, "shape") and len(value.shape) == 1
+    return (value, None) if is_array else (None, value)

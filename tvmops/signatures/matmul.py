@@ -13,13 +13,16 @@ from tvmops.signatures.layouts import PLAIN, layout_names, layout_of
 if TYPE_CHECKING:
     from tvmops.workloads import Workload
 
+SAME = "same"  # as the operands
+
 
 class MatMul(Signature):
     """c = activation(a @ b + bias + residual), for each of `batch` matrices.
 
     Without a batch the arrays have two dimensions. An operand that is `shared` serves all
     of the batch and has two in any case. `trans_a` and `trans_b` say that a is given as
-    (k, m), b as (n, k). `packed` names the layout of a b that was packed beforehand.
+    (k, m), b as (n, k). `packed` names the layout of a b that was packed beforehand. Of operands
+    of bfloat16 the result and the residual may be float32 (`out_dtype`), and so may the bias.
     """
 
     fields = (
@@ -35,6 +38,8 @@ class MatMul(Signature):
         ACTIVATION,
         Field("residual", Flag(), False),
         Field("packed", Choice(layout_names("matmul")), PLAIN),
+        Field("out_dtype", Choice((SAME, "float32")), SAME),
+        Field("bias_dtype", Choice((SAME, "float32")), SAME),
     )
 
     def inputs(self, workload: Workload) -> tuple[TensorSpec, ...]:
@@ -49,14 +54,14 @@ class MatMul(Signature):
             TensorSpec("b", _of_batch(workload, b, "b"), dtype),
         ]
         if workload["bias"]:
-            specs.append(TensorSpec("bias", (n,), dtype))
+            specs.append(TensorSpec("bias", (n,), _dtype(workload, "bias_dtype")))
         if workload["residual"]:
-            specs.append(TensorSpec("residual", _of_batch(workload, (m, n)), dtype))
+            specs.append(TensorSpec("residual", _of_batch(workload, (m, n)), _dtype(workload, "out_dtype")))
         return tuple(specs)
 
     def outputs(self, workload: Workload) -> tuple[TensorSpec, ...]:
         shape = _of_batch(workload, workload.dims("m", "n"))
-        return (TensorSpec("c", shape, str(workload["dtype"])),)
+        return (TensorSpec("c", shape, _dtype(workload, "out_dtype")),)
 
     def check(self, workload: Workload) -> None:
         wrong = None
@@ -66,9 +71,18 @@ class MatMul(Signature):
             wrong = "batch", "1 where b is packed: rows of a batch are rows of a"
         elif workload["packed"] != PLAIN and workload["trans_b"]:
             wrong = "trans_b", "false where b is packed: its layout says how it lies"
+        elif workload["bias_dtype"] != SAME and not workload["bias"]:
+            wrong = "bias_dtype", f"{SAME} where there is no bias"
+        for field in ("out_dtype", "bias_dtype"):
+            if workload[field] != SAME and workload["dtype"] != "bfloat16":
+                wrong = field, f"{SAME} where dtype is not bfloat16"
         if wrong:
             field, expected = wrong
             raise WorkloadError(op=workload.op, field=field, value=workload[field], expected=expected)
+
+
+def _dtype(workload: Workload, field: str) -> str:
+    return str(workload["dtype"] if workload[field] == SAME else workload[field])
 
 
 def _of_batch(workload: Workload, matrix: tuple[int, ...], operand: str = "") -> tuple[int, ...]:

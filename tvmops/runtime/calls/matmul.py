@@ -8,13 +8,14 @@ from math import prod
 from typing import Any
 
 from tvmops.errors import CallError, CallTypeError
-from tvmops.runtime.arrays import as_input, as_numpy, broadcast, is_dense, view
+from tvmops.runtime.arrays import as_input, as_numpy, broadcast, dtype_of, is_dense, view
 from tvmops.runtime.calls.base import Call, float_dtype, parsed
 from tvmops.runtime.packed import PackedWeight
 from tvmops.signatures import Value
 from tvmops.signatures.activations import NONE
 from tvmops.signatures.dtypes import BFLOAT16, stored
 from tvmops.signatures.layouts import LAYOUTS
+from tvmops.signatures.matmul import SAME
 from tvmops.workloads import Workload
 
 OP = "matmul"
@@ -29,6 +30,7 @@ def call(
     trans_a: bool = False,
     trans_b: bool = False,
     residual: Any = None,
+    out_dtype: str | None = None,
 ) -> Call:
     """Return the call that `Library.matmul` makes of its arguments.
 
@@ -44,7 +46,7 @@ def call(
         raise CallError(op=OP, argument="b", value=f"of shape {right.given}", expected=expected)
     batch = _broadcast(left.shape[:-2], right.shape[:-2])
     shape = (*batch, left.shape[-2], right.shape[-1])
-    epilogue = _Epilogue.of(bias, activation, residual, shape, left.dtype)
+    epilogue = _Epilogue.of(bias, activation, residual, shape, left.dtype, out_dtype)
     return _made(left, right, epilogue, shape)
 
 
@@ -55,6 +57,8 @@ def arguments(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any]:
     given.update({name: True for name in ("trans_a", "trans_b") if workload[name]})
     if workload["activation"] != "none":
         given["activation"] = workload["activation"]
+    if workload["out_dtype"] != SAME:
+        given["out_dtype"] = workload["out_dtype"]
     if workload["packed"] != "none":
         layout, dtype = str(workload["packed"]), str(workload["dtype"])
         given["b"] = PackedWeight(OP, workload.dims("k", "n"), dtype, layout, given["b"])
@@ -161,16 +165,29 @@ class _Epilogue:
     bias: Any
     activation: Value
     residual: Any
+    out_dtype: str
+    bias_dtype: str
 
     @classmethod
-    def of(cls, bias: Any, activation: str | None, residual: Any, shape: Shape, dtype: str) -> _Epilogue:
+    def of(
+        cls,
+        bias: Any,
+        activation: str | None,
+        residual: Any,
+        shape: Shape,
+        dtype: str,
+        out_dtype: str | None,
+    ) -> _Epilogue:
+        result = str(parsed(OP, "out_dtype", SAME if out_dtype in (None, dtype) else out_dtype))
         if residual is not None:
-            residual = as_input(OP, "residual", residual, dtype)
+            residual = as_input(OP, "residual", residual, dtype if result == SAME else result)
             found = tuple(residual.shape)
             if found != shape:
                 expected = f"shape {shape}, that of the result"
                 raise CallError(op=OP, argument="residual", value=f"of shape {found}", expected=expected)
-        return cls(bias, parsed(OP, "activation", activation or NONE), residual)
+        is_wide = bias is not None and dtype == BFLOAT16 and dtype_of(view(OP, "bias", bias)) == "float32"
+        kinds = result, "float32" if is_wide else SAME
+        return cls(bias, parsed(OP, "activation", activation or NONE), residual, *kinds)
 
 
 def _made(left: _Operand, right: _Operand | _Packed, epilogue: _Epilogue, shape: Shape) -> Call:
@@ -211,6 +228,8 @@ def _made(left: _Operand, right: _Operand | _Packed, epilogue: _Epilogue, shape:
         activation=epilogue.activation,
         residual=epilogue.residual is not None,
         packed=right.weight.layout if isinstance(right, _Packed) else "none",
+        out_dtype=epilogue.out_dtype,
+        bias_dtype=epilogue.bias_dtype,
     )
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from tvmops.errors import CallError, CallTypeError
-from tvmops.runtime.arrays import as_numpy, dtype_of, view
+from tvmops.runtime.arrays import as_input, as_numpy, dtype_of, is_dense, view
 from tvmops.runtime.calls.base import Call, shape_of
 from tvmops.runtime.packed import PackedWeight
+from tvmops.signatures import SIGNATURES
 from tvmops.signatures.layouts import LAYOUTS, PLAIN
 from tvmops.signatures.matmul_int8 import INTEGERS, sample_scalars
 from tvmops.workloads import Workload
@@ -30,12 +31,18 @@ def call(
     out_dtype: str | None = None,
     out_scale: float = 1.0,
     out_zero_point: int = 0,
+    trans_b: bool = False,
+    b_zero_point: Any = 0,
 ) -> Call:
-    """Return the call that `Library.matmul_int8` makes of its arguments."""
+    """Return the call that `Library.matmul_int8` makes of its arguments.
+
+    A b that lies transposed, by its flag or as a view, is taken as it lies; where a library has
+    no kernel for that, the call's `otherwise` copies it.
+    """
     a = view(OP, "a", a)
     m, k = shape_of(OP, "a", a, 2)
     dtype = _dtype_of(a)
-    (rows, n), array, packed = _right(b)
+    (rows, n), array, packed, transposed = _right(b, trans_b)
     if rows != k or k == 0:
         expected = f"{k} rows, the columns of a" if k else "at least one row"
         raise CallError(op=OP, argument="b", value=f"of shape {(rows, n)}", expected=expected)
@@ -53,15 +60,27 @@ def call(
     if bias is not None:
         inputs["bias"] = bias
     scalars: tuple[float, ...] = (_integer("a_zero_point", a_zero_point, dtype),)
+    zero_points = "none"
+    if np.ndim(b_zero_point) == 1:
+        inputs["b_zero_points"], zero_points = b_zero_point, "channel"
+    elif (zero := _integer("b_zero_point", b_zero_point, "int8")) != 0:
+        scalars, zero_points = (*scalars, zero), "tensor"
     if out_dtype != "int32":
         scalars += (scale,)
     if out_dtype in INTEGERS:
         quotient = _number("out_scale", out_scale)
         scalars += (quotient, _integer("out_zero_point", out_zero_point, out_dtype))
+
+    def copied() -> Call:
+        upright = array.swapaxes(0, 1)
+        rest = bias, activation, out_dtype, out_scale, out_zero_point, False, b_zero_point
+        return call(a, as_input(OP, "b", upright, "int8"), a_zero_point, a_scale, b_scale, *rest)
+
     return Call.of(
         OP,
         inputs,
         scalars,
+        otherwise=copied if transposed else None,
         m=m,
         n=n,
         k=k,
@@ -71,17 +90,22 @@ def call(
         bias=bias is not None,
         activation=activation or "none",
         packed=packed,
+        trans_b=transposed,
+        b_zero_points=zero_points,
     )
 
 
 def arguments(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any]:
     """Return the arguments of `Library.matmul_int8` that make it `workload` on these arrays."""
     names = ["a", "b"]
+    names += ["b_zero_point"] if workload["b_zero_points"] == "channel" else []
     names += ["b_scale"] if workload["scales"] == "channel" else []
     names += ["bias"] if workload["bias"] else []
     given: dict[str, Any] = dict(zip(names, inputs))
-    scalars = ("a_zero_point", "a_scale", "out_scale", "out_zero_point")
-    given.update(zip(scalars, sample_scalars(workload)))
+    for name, value in zip(SIGNATURES[OP].scalars(workload), sample_scalars(workload)):
+        given["a_scale" if name == "scale" else name] = value
+    if workload["trans_b"]:
+        given["trans_b"] = True
     if workload["packed"] != PLAIN:
         layout = str(workload["packed"])
         given["b"] = PackedWeight(OP, workload.dims("k", "n"), "int8", layout, given["b"])
@@ -89,9 +113,10 @@ def arguments(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any]:
     return {**given, "activation": activation, "out_dtype": workload["out_dtype"]}
 
 
-def pack(weight: Any, layout: str = "words") -> PackedWeight:
+def pack(weight: Any, layout: str = "words", trans_b: bool = False) -> PackedWeight:
     """Return `weight`, the b of later calls, packed."""
     dense = as_numpy(OP, "weight", weight)
+    dense = dense.T if trans_b else dense
     shape_of(OP, "weight", dense, 2)
     if dense.dtype.name != "int8":
         raise CallTypeError(op=OP, argument="weight", value=f"of dtype {dense.dtype}", expected="dtype int8")
@@ -108,14 +133,20 @@ def _dtype_of(a: Any) -> str:
     return dtype
 
 
-def _right(b: Any) -> tuple[tuple[int, ...], Any, str]:
-    """Return the shape of b, the array that kernels read, and its layout."""
+def _right(b: Any, trans_b: bool) -> tuple[tuple[int, ...], Any, str, bool]:
+    """Return the shape of b in the product, what kernels read, its layout, and if it lies transposed."""
     if not isinstance(b, PackedWeight):
         b = view(OP, "b", b)
-        return shape_of(OP, "b", b, 2), b, PLAIN
+        shape = shape_of(OP, "b", b, 2)
+        if not is_dense(b) and is_dense(b.swapaxes(0, 1)):
+            turned = b.swapaxes(0, 1)
+            return (shape[::-1] if trans_b else shape), turned, PLAIN, not trans_b
+        return (shape[::-1] if trans_b else shape), b, PLAIN, trans_b
+    if trans_b:
+        raise CallError(op=OP, argument="trans_b", value=True, expected="false where b is packed")
     if b.op != OP:
         raise CallError(op=OP, argument="b", value=repr(b), expected=f"a weight packed for {OP}")
-    return b.shape, b.array, b.layout
+    return b.shape, b.array, b.layout, False
 
 
 def _number(name: str, value: Any) -> float:

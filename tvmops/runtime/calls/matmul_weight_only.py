@@ -9,9 +9,11 @@ import numpy as np
 
 from tvmops.errors import CallError, CallTypeError
 from tvmops.quantize import Quantized
-from tvmops.runtime.arrays import view
-from tvmops.runtime.calls.base import Call, shape_of
+from tvmops.runtime.arrays import dtype_of, view
+from tvmops.runtime.calls.base import Call, parsed, shape_of
 from tvmops.runtime.packed import PackedWeight
+from tvmops.signatures.activations import NONE
+from tvmops.signatures.dtypes import BFLOAT16, stored
 from tvmops.signatures.weight_groups import WeightGroups
 from tvmops.workloads import Workload
 
@@ -19,10 +21,11 @@ OP = "matmul_weight_only"
 _BITS = {"int4": 4, "uint4": 4, "int8": 8, "uint8": 8}
 
 
-def call(x: Any, w: Any, x_bits: int = 24) -> Call:
+def call(x: Any, w: Any, x_bits: int = 24, bias: Any = None, activation: str | None = None) -> Call:
     """Return the call that `Library.matmul_weight_only` makes of its arguments."""
     x = view(OP, "x", x)
     m, k = shape_of(OP, "x", x, 2)
+    dtype = BFLOAT16 if dtype_of(x) in (BFLOAT16, stored(BFLOAT16)) else "float32"
     if not isinstance(w, PackedWeight) or w.op != OP:
         expected = f"what pack({OP!r}, ...) returned"
         raise CallTypeError(op=OP, argument="w", value=type(w).__name__, expected=expected)
@@ -32,16 +35,35 @@ def call(x: Any, w: Any, x_bits: int = 24) -> Call:
         raise CallError(op=OP, argument="w", value=f"of shape {w.shape}", expected=expected)
     bits, group, zeros = w.layout.split()
     fields: dict[str, Any] = {"bits": bits, "group": int(group), "zero_points": zeros == "zeros"}
-    return Call.of(OP, {"x": x, "w": w.array}, m=m, n=n, k=k, dtype="float32", x_bits=x_bits, **fields)
+    inputs = {"x": x, "w": w.array}
+    if bias is not None:
+        inputs["bias"] = bias
+    return Call.of(
+        OP,
+        inputs,
+        m=m,
+        n=n,
+        k=k,
+        dtype=dtype,
+        x_bits=x_bits,
+        bias=bias is not None,
+        activation=parsed(OP, "activation", activation or NONE),
+        **fields,
+    )
 
 
 def arguments(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any]:
     """Return the arguments of `Library.matmul_weight_only` that make it `workload` on these arrays."""
-    x, array = inputs
+    x, array, *bias = inputs
     bits, (group,) = int(str(workload["bits"])), workload.dims("group")
     layout = _name(WeightGroups(bits, group, workload["zero_points"] is True))
     weight = PackedWeight(OP, workload.dims("n", "k"), f"int{bits}", layout, array)
-    return {"x": x, "w": weight, "x_bits": int(str(workload["x_bits"]))}
+    given = {"x": x, "w": weight, "x_bits": int(str(workload["x_bits"]))}
+    if bias:
+        given["bias"] = bias[0]
+    if workload["activation"] != NONE:
+        given["activation"] = workload["activation"]
+    return given
 
 
 def pack(weight: Any) -> PackedWeight:
