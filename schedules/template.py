@@ -56,6 +56,10 @@ class Template(ABC):
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         """Return the kernels that together answer every shape of `workload`'s op, narrowest first."""
 
+    def symbolic_space(self, space: Space, pattern: Workload) -> Space:
+        """Return those configs of `space`, that of a shape, which can be built for all of `pattern`."""
+        return space
+
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Guess the time of `config` in any unit; it orders the first batch of a search."""
         return 0.0

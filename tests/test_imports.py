@@ -28,6 +28,7 @@ LEAVES = {
     "arm",
     "gpu",
     "logs",
+    "buckets",
     "suites",
     "quantize",
     "warn",

@@ -68,7 +68,7 @@ def prune(path: str | os.PathLike[str], keep: int) -> list[str]:
     searches: dict[tuple[str, ...], list[tuple[float, int]]] = defaultdict(list)
     for number, (_, record) in enumerate(lines):
         if record.stage == "search" and record.ran:
-            search = record.workload, record.target, record.machine, record.template
+            search = record.subject, record.target, record.machine, record.template
             searches[search].append((record.fastest, number))
     fastest = {number for trials in searches.values() for _, number in sorted(trials)[:keep]}
     return [

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tvmops.buckets import Bucket
 from tvmops.errors import LibraryDamagedError, LibraryMissingError, LibraryVersionError
 
 SCHEMA = 2
@@ -46,6 +47,7 @@ class Variant:
     module: str  # file that holds the kernels
     runtime: str  # file that holds the runtime which they call
     kernels: tuple[KernelEntry, ...]
+    buckets: tuple[Bucket, ...] = ()  # which of them answers in a range of shapes
 
     @property
     def device(self) -> str:
@@ -116,7 +118,14 @@ def is_plain(name: str) -> bool:
 
 def _variant(entry: Mapping[str, Any]) -> Variant:
     fields = {name: tuple(entry[name]) for name in ("needs", "models")}
-    return Variant(**{**entry, **fields, "kernels": tuple(map(_kernel, entry["kernels"]))})
+    kernels, buckets = tuple(map(_kernel, entry["kernels"])), tuple(map(_bucket, entry["buckets"]))
+    return Variant(**{**entry, **fields, "kernels": kernels, "buckets": buckets})
+
+
+def _bucket(entry: Mapping[str, Any]) -> Bucket:
+    samples = {name: tuple(sizes) for name, sizes in entry["samples"].items()}
+    fields = {name: tuple(entry[name]) for name in ("kernels", "cells", "seconds", "losses")}
+    return Bucket(**{**entry, **fields, "samples": samples})
 
 
 def _kernel(entry: Mapping[str, Any]) -> KernelEntry:

@@ -28,7 +28,7 @@ class Record:
     "wrong", "crash", "timeout", "compile", "memory".
     """
 
-    workload: str
+    workload: str  # what the kernel was built for
     target: str
     machine: str
     template: str  # name and version, "cpu.gemm@1"
@@ -46,6 +46,7 @@ class Record:
     toolchain: Mapping[str, str] = field(default_factory=dict)
     clock: str = ""
     when: str = ""  # ISO 8601, UTC
+    shape: str = ""  # where sizes of `workload` are `*`: the workload that the kernel ran on
     schema: int = SCHEMA
 
     @property
@@ -68,9 +69,14 @@ class Record:
         return json.dumps(dict(self.config), sort_keys=True)
 
     @property
+    def subject(self) -> str:
+        """What was computed, and by a kernel for which shapes: records of one subject compare."""
+        return f"{self.shape} by {self.workload}" if self.shape else self.workload
+
+    @property
     def identity(self) -> tuple[str, str, str, str]:
         """What makes two records trials of the same thing."""
-        return self.workload, self.target, self.template, self.config_key
+        return self.subject, self.target, self.template, self.config_key
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -174,7 +180,7 @@ class LogWriter:
 def best_records(
     records: Iterable[Record], targets: Sequence[str] | None = None, machine: str | None = None
 ) -> dict[str, Record]:
-    """Return the best record of each workload.
+    """Return the best record of each subject: of each workload, but for symbolic kernels.
 
     The winner of a final comparison, where leaders were timed turn by turn, goes before
     times taken apart, unless it lost a later one on the same machine. Then the smallest
@@ -208,7 +214,7 @@ def best_records(
 
     best: dict[str, Record] = {}
     for record in usable:
-        best[record.workload] = min(best.get(record.workload, record), record, key=order)
+        best[record.subject] = min(best.get(record.subject, record), record, key=order)
     return best
 
 

@@ -3,7 +3,8 @@
     matmul m=1024 n=1024 k=1024 dtype=float32
 
 Fields that have their default are left out of it, but for the dtype. A dimension may be
-`*`, which stands for any size: such a workload describes a shape-generic kernel.
+`*`, which stands for any size: such a workload describes a shape-generic kernel. Some may be
+a range, `m=1..4096`: such a workload stands for all shapes of it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tvmops.errors import UnknownOpError, WorkloadError, WorkloadSyntaxError
-from tvmops.signatures import ANY, SIGNATURES, Dim, Field, Value
+from tvmops.signatures import ANY, SIGNATURES, Dim, Field, Range, Value
 from tvmops.signatures.fields import text_of
 
 
@@ -50,6 +51,22 @@ class Workload:
     def is_generic(self) -> bool:
         """True if any dimension is `*`."""
         return any(value == ANY for _, value in self.items)
+
+    @property
+    def ranges(self) -> dict[str, Range]:
+        """The dimensions that are ranges, and those."""
+        return {name: value for name, value in self.items if isinstance(value, Range)}
+
+    def symbolic(self) -> Workload:
+        """Return this workload with `*` for each range: what one kernel for all of it is built for."""
+        return self.replace(**dict.fromkeys(self.ranges, ANY))
+
+    def holds(self, shape: Workload) -> bool:
+        """Say whether `shape`, whose sizes are all known, is this workload or one of its ranges."""
+        return self.op == shape.op and all(
+            value in own if isinstance(own, Range) else value == own
+            for (_, own), (_, value) in zip(self.items, shape.items)
+        )
 
     def generic(self) -> Workload:
         """Return this workload with every dimension `*` that one kernel can take at any size.
@@ -111,8 +128,19 @@ def workload(op: str, /, **fields: object) -> Workload:
                 op=op, field=name, value=fields[name], expected="a field among " + ", ".join(names)
             )
     made = signature.canonical(Workload(op, tuple(_items(op, signature.fields, fields))))
-    signature.check(made)
+    for end in _ends(made):
+        signature.check(end)
     return made
+
+
+def _ends(made: Workload) -> tuple[Workload, ...]:
+    """Return the smallest and the largest shape of a workload with ranges; without, itself."""
+    ranges = made.ranges
+    if not ranges:
+        return (made,)
+    return tuple(
+        made.replace(**{name: getattr(each, end) for name, each in ranges.items()}) for end in ("low", "high")
+    )
 
 
 def _items(

@@ -26,6 +26,8 @@ With m = 1 the same nest streams b once: kc is small, nc takes all panels, nothi
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tvm import IRModule
 
 from tvmops.schedules.cpu.emit import ALL
@@ -78,6 +80,9 @@ class CpuGemm(Template):
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         return generic(workload, target)
 
+    def symbolic_space(self, space: Space, pattern: Workload) -> Space:
+        return replace(space, is_legal=lambda config: is_bounded(config, pattern) and space.is_legal(config))
+
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         return GemmNest(Product.of(workload, target), Blocking.of(config)).module()
 
@@ -113,6 +118,14 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     )
 
 
+def is_bounded(config: Config, pattern: Workload) -> bool:
+    """Say whether what `config` packs has a size, though some of the shape's are `*`."""
+    knobs = Blocking.of(config)
+    m, n, k = (isinstance(pattern[name], int) for name in ("m", "n", "k"))
+    kc, mc, nc = (size != ALL for size in (knobs.kc, knobs.mc, knobs.nc))
+    return (not knobs.pack_a or ((m or mc) and (k or kc))) and (not knobs.pack_b or ((n or nc) and (k or kc)))
+
+
 def _pack_b(workload: Workload) -> tuple[bool, ...]:
     if workload["packed"] != PLAIN:
         return (False,)
@@ -137,4 +150,4 @@ def _fit(values: tuple[int | str | bool, ...], wanted: int | str | bool) -> int 
     return ALL if ALL in values else max(value for value in values if int(value) <= int(wanted))
 
 
-__all__ = ["CpuGemm", "is_legal"]
+__all__ = ["CpuGemm", "is_bounded", "is_legal"]

@@ -6,11 +6,24 @@ accumulators in registers while the sum over k is blocked outside of it.
 
 from __future__ import annotations
 
+from typing import Any
+
 from tvm import IRModule, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cpu.emit import Extent, Span, ceildiv, chunk, chunks, divides, load, share, store
+from tvmops.schedules.cpu.emit import (
+    Extent,
+    Span,
+    branch,
+    ceildiv,
+    chunk,
+    chunks,
+    divides,
+    load,
+    share,
+    store,
+)
 from tvmops.schedules.cpu.epilogue import activate
 from tvmops.schedules.cpu.gemm_frame import Blocking, Frame
 from tvmops.schedules.cpu.gemm_operands import Operands, Product
@@ -85,7 +98,29 @@ class GemmNest:
                     packed_a = pack_a(frame, matrix, rows, depth) if blocking.pack_a else None
                     with T.serial(block.count) as panel, T.serial(rows.count) as tile:
                         place = Place(matrix, rows, tile, block, panel, depth, part, is_first, is_last)
-                        Tile(frame, place, packed_a, packed_b, ahead).emit()
+                        self._tile(place, packed_a, packed_b, ahead)
+
+    def _tile(self, place: Place, packed_a: Any | None, packed_b: Any | None, ahead: Ahead | None) -> None:
+        """Emit a tile. Where m is not known: one of mr rows, and one for the rows left, of half as many
+        if that holds them, so that what is known of m saves as little as can be.
+        """
+        mr, m = self.blocking.mr, self.product.m
+
+        def emit(rows: int, is_whole: bool) -> None:
+            Tile(self.frame, place, rows, is_whole, packed_a, packed_b, ahead).emit()
+
+        if isinstance(m, int) or mr == 1:
+            emit(mr, divides(mr, m) or mr == 1)
+            return
+        left, half = m - (place.tiles.start + place.tile) * mr, ceildiv(mr, 2)
+
+        def rest() -> None:
+            if half == mr - 1:
+                emit(half, mr == 2)
+            else:
+                branch(left <= half, lambda: emit(half, False), lambda: emit(mr - 1, False))
+
+        branch(left >= mr, lambda: emit(mr, True), rest)
 
     def _ahead(self, whole_k: Span, depth: Span, is_last: tirx.Expr | None) -> Ahead:
         """Say where the block of b lies that is packed after this one: further down, or beside it."""

@@ -49,19 +49,33 @@ class Ahead:
 
 
 class Tile:
-    """mr x nr elements of c, summed over one block of k in registers."""
+    """`rows` x nr elements of c, summed over one block of k in registers.
+
+    There are at most mr rows, and c has fewer unless the tile `is_whole`.
+    """
 
     def __init__(
-        self, frame: Frame, place: Place, packed_a: Any | None, packed_b: Any | None, ahead: Ahead | None
+        self,
+        frame: Frame,
+        place: Place,
+        rows: int,
+        is_whole: bool,
+        packed_a: Any | None,
+        packed_b: Any | None,
+        ahead: Ahead | None,
     ) -> None:
         self.frame, self.place = frame, place
+        self.is_whole = is_whole
         self.packed_a, self.packed_b = packed_a, packed_b
         self.ahead = ahead
         self.width = frame.product.width
         mr = frame.blocking.mr
         self.packed_row = place.tile * mr
         self.first_row = (place.tiles.start + place.tile) * mr
-        self.rows = [frame.row(self.first_row + i) for i in range(mr)]
+        last = frame.product.m - 1
+        self.rows = [self.first_row + i for i in range(rows)]
+        if not is_whole:
+            self.rows = [minimum(row, last) for row in self.rows]
         self.column = (place.panels.start + place.panel) * frame.nr
 
     def emit(self) -> None:
@@ -73,8 +87,8 @@ class Tile:
 
     def _sum(self, limit: Extent | None) -> Any:
         frame, blocking, depth = self.frame, self.frame.blocking, self.place.depth
-        accumulators = registers((blocking.mr, frame.nr), frame.product.dtype)
-        for i in range(blocking.mr):
+        accumulators = registers((len(self.rows), frame.nr), frame.product.dtype)
+        for i in range(len(self.rows)):
             for v in range(blocking.nv):
                 T.buffer_store(accumulators, zeros(frame.product.dtype, self.width), [i, self._lanes(v)])
         unrolled = depth.count // blocking.ku
@@ -91,7 +105,7 @@ class Tile:
     def _step(self, accumulators: Any, kk: Extent, limit: Extent | None) -> None:
         """Add the outer product of one column of a and one row of b."""
         row_of_b = [self._load_b(kk, v, limit) for v in range(self.frame.blocking.nv)]
-        for i in range(self.frame.blocking.mr):
+        for i in range(len(self.rows)):
             a = broadcast(self._load_a(i, kk), self.width)
             for v, b in enumerate(row_of_b):
                 total = accumulators[i, self._lanes(v)] + a * b
@@ -134,8 +148,8 @@ class Tile:
             )
 
     def _finish(self, accumulators: Any, limit: Extent | None) -> None:
-        for i in range(self.frame.blocking.mr):
-            if divides(self.frame.blocking.mr, self.frame.product.m):
+        for i in range(len(self.rows)):
+            if self.is_whole:
                 self._store_row(accumulators, i, limit)
             else:
                 with T.If(self.first_row + i < self.frame.product.m), T.Then():
@@ -177,10 +191,8 @@ class Tile:
             return
 
         def every_row() -> None:
-            rows = frame.blocking.mr
-            count = (
-                rows if divides(rows, frame.product.m) else minimum(rows, frame.product.m - self.first_row)
-            )
+            rows = len(self.rows)
+            count = rows if self.is_whole else minimum(rows, frame.product.m - self.first_row)
             with T.serial(count) as i, T.serial(frame.blocking.nv) as v:
                 at = frame.operands.at("", self.place.matrix, self.first_row + i)
                 column = self.column + v * self.width

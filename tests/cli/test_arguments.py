@@ -54,7 +54,7 @@ def test_all_commands_are_there() -> None:
 BAD = {
     "": "required: COMMAND",
     "compile": "invalid choice: 'compile'",
-    "tune": "required: SPEC",
+    "tune": "argument 'SPEC' is []",
     f"tune '{SPEC}' --trials few": "--trials: invalid int value: 'few'",
     f"tune '{SPEC}' --trials 0": "'trials' is 0; expected an integer of at least 1",
     f"tune '{SPEC}' --seconds -3": "'seconds' is -3.0; expected a number above 0",

@@ -34,6 +34,13 @@ def add_to(commands: Commands) -> None:
     form.add_argument("--wheel", action="store_true", help="write a wheel that pip installs into OUTPUT")
     parser.add_argument("--name", metavar="NAME", help="the wheel's package, as it is imported")
     parser.add_argument("--version", default="0.1.0", help="the wheel's version (%(default)s)")
+    parser.add_argument(
+        "--regret",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="what kernels of a range may lose against the fastest ones measured (%(default)s)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -49,13 +56,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     output = Path(arguments.output)
     if not (arguments.zip or arguments.wheel):
-        folder = export(work, machines, arguments.log, output)
+        folder = export(work, machines, arguments.log, output, arguments.regret)
         print(f"{folder}: {_content(folder)}")
         return 0
     if arguments.zip:
         output = check_place(output if output.suffix == ".zip" else output.with_name(f"{output.name}.zip"))
     with TemporaryDirectory() as scratch:
-        folder = export(work, machines, arguments.log, Path(scratch, "library"))
+        folder = export(work, machines, arguments.log, Path(scratch, "library"), arguments.regret)
         if arguments.wheel:
             output = write_wheel(folder, output, arguments.name, arguments.version)
         else:
@@ -71,4 +78,7 @@ def _content(folder: Path) -> str:
 
 def _held(variant: Variant) -> str:
     tuned = sum(kernel.seconds is not None for kernel in variant.kernels)
-    return f"{tuned} tuned and {len(variant.kernels) - tuned} generic kernels for {variant.target}"
+    bucketed = sum(len(bucket.kernels) for bucket in variant.buckets)
+    generic = len(variant.kernels) - tuned - bucketed
+    ranges = f", {bucketed} for {len(variant.buckets)} ranges" if bucketed else ""
+    return f"{tuned} tuned{ranges} and {generic} generic kernels for {variant.target}"

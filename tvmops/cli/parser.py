@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn, TypeAlias
 
-SPEC_HELP = "a workload such as 'matmul m=8 n=8 k=8', or a TOML file of [[workload]] tables"
+SPEC_HELP = (
+    "a workload such as 'matmul m=8 n=8 k=8', with ranges such as 'matmul m=1..512 n=8 k=8', "
+    "or a TOML file of [[workload]] tables"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,8 +25,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see '{self.prog} --help'\n")
 
-    def add_specs(self) -> None:
-        self.add_argument("specs", nargs="+", metavar="SPEC", help=SPEC_HELP)
+    def add_specs(self, least: int = 1) -> None:
+        self.add_argument("specs", nargs="+" if least else "*", metavar="SPEC", help=SPEC_HELP)
 
     def add_target(self) -> None:
         self.add_argument(

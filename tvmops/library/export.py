@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from tvm import IRModule
-
+from tvmops.buckets import Bucket
 from tvmops.errors import ArgumentError, KnobError, NoRecordError
-from tvmops.library.write import Kernel, Part, check_place, write_library
+from tvmops.library.kernel import Kernel, build_kernel, function_name
+from tvmops.library.ranges import REGRET, serve_range
+from tvmops.library.write import Part, check_place, write_library
 from tvmops.machine import this_machine
 from tvmops.manifest import KernelEntry
 from tvmops.ops import op_of
 from tvmops.records import Record, best_records, read_lines
 from tvmops.schedules import GenericKernel, Template, templates_for
 from tvmops.signatures.layouts import PLAIN
-from tvmops.space import Config, Space
+from tvmops.space import Space
 from tvmops.targets import Target
 from tvmops.targets import target as target_named
 from tvmops.warn import warn
@@ -31,11 +31,13 @@ def export(
     target: Target | str | Sequence[Target | str] = "native",
     logs: Sequence[str | os.PathLike[str]] = ("tuning.jsonl",),
     path: str | os.PathLike[str] = "library",
+    regret: float = REGRET,
 ) -> Path:
     """Compile the best logged schedule of each workload into a library.
 
-    The library also gets shape-generic kernels for each op, so that a call of any shape is
-    answered. It appears whole or not at all.
+    A workload with ranges gets the fewest kernels that lose little anywhere in them. The library
+    also gets shape-generic kernels for each op, so that a call of any shape is answered. It
+    appears whole or not at all.
 
     Parameters
     ----------
@@ -48,6 +50,9 @@ def export(
     path
         The folder to write; one file, if its name ends in ".zip". An earlier library there is
         replaced; anything else is not.
+    regret
+        What kernels of a range may lose at any measured shape against the fastest config
+        measured there: 0.05 is 5%.
 
     Raises
     ------
@@ -61,39 +66,54 @@ def export(
     for name, value in (("work", work), ("target", targets)):
         if not value:
             raise ArgumentError(argument=name, value=[], expected=f"at least one {name}")
+    if not regret >= 0:
+        raise ArgumentError(argument="regret", value=regret, expected="a number of at least 0")
     folder = check_place(path)
     lines = [line for log in logs for line in read_lines(log)]
-    found = {name: _best(work, each, lines) for name, each in targets.items()}
-    _check_all_tuned(work, found, ", ".join(map(str, logs)))
-    digests = {id(record): hashlib.sha256(text.encode()).hexdigest() for text, record in lines}
-    parts = []
-    for name, best in found.items():
-        tuned = [
-            _tuned(workload, targets[name], best[workload], digests[id(best[workload])])
-            for workload in work
-            if workload in best
-        ]
-        patterns = dict.fromkeys(_answerable(workload.generic(), targets[name]) for workload in work)
-        generic = [kernel for pattern in patterns for kernel in _generic(pattern, targets[name])]
-        parts.append(Part(targets[name], [*tuned, *generic]))
-    write_library(folder, parts)
+    records = {hashlib.sha256(text.encode()).hexdigest(): record for text, record in lines}
+    found = {name: _Found.of(work, each, records, regret) for name, each in targets.items()}
+    _check_all_tuned(work, {name: each.workloads for name, each in found.items()}, ", ".join(map(str, logs)))
+    write_library(folder, [_part(work, targets[name], each) for name, each in found.items()])
     return folder
 
 
-def _best(
-    work: Sequence[Workload], target: Target, lines: Sequence[tuple[str, Record]]
-) -> dict[Workload, Record]:
-    """Return the best record of each workload that was tuned for `target`."""
-    usable, names = _usable([record for _, record in lines], work, target), (target.name, *target.fallbacks)
-    best = best_records(usable, names, this_machine().fingerprint)
-    return {workload: best[str(workload)] for workload in work if str(workload) in best}
+@dataclass(frozen=True)
+class _Found:
+    """What the logs hold of some workloads for one target."""
+
+    best: Mapping[Workload, tuple[Record, str]]  # of a shape: its record and that record's digest
+    ranges: Mapping[Workload, tuple[list[Kernel], Bucket]]
+
+    @classmethod
+    def of(
+        cls, work: Sequence[Workload], target: Target, records: Mapping[str, Record], regret: float
+    ) -> _Found:
+        shapes = [workload for workload in work if not workload.ranges]
+        usable = _usable(list(records.values()), shapes, target)
+        best = best_records(usable, (target.name, *target.fallbacks), this_machine().fingerprint)
+        digests = {id(record): digest for digest, record in records.items()}
+        ranges = {w: serve_range(w, target, records, regret) for w in work if w.ranges}
+        return cls(
+            {w: (best[str(w)], digests[id(best[str(w)])]) for w in shapes if str(w) in best},
+            {workload: served for workload, served in ranges.items() if served is not None},
+        )
+
+    @property
+    def workloads(self) -> set[Workload]:
+        return {*self.best, *self.ranges}
 
 
-def _check_all_tuned(
-    work: Sequence[Workload], found: Mapping[str, Mapping[Workload, Record]], logs: str
-) -> None:
-    for target, best in found.items():
-        missing = [workload for workload in work if workload not in best]
+def _part(work: Sequence[Workload], target: Target, found: _Found) -> Part:
+    tuned = [_tuned(w, target, *found.best[w]) for w in work if w in found.best]
+    ranged = [kernel for kernels, _ in found.ranges.values() for kernel in kernels]
+    patterns = dict.fromkeys(_answerable(workload.generic(), target) for workload in work)
+    generic = [kernel for pattern in patterns for kernel in _generic(pattern, target)]
+    return Part(target, [*tuned, *ranged, *generic], [bucket for _, bucket in found.ranges.values()])
+
+
+def _check_all_tuned(work: Sequence[Workload], found: Mapping[str, set[Workload]], logs: str) -> None:
+    for target, tuned in found.items():
+        missing = [workload for workload in work if workload not in tuned]
         for workload in missing:
             if len(missing) == len(work) or not any(workload in other for other in found.values()):
                 raise NoRecordError(workload=workload, target=target, logs=logs)
@@ -137,7 +157,7 @@ def _tuned(workload: Workload, target: Target, record: Record, digest: str) -> K
     config = template.space(workload, target).config(record.config)
     own = template.tolerance(workload, config)
     entry = KernelEntry(
-        function=_name(str(workload)),
+        function=function_name(str(workload)),
         workload=str(workload),
         ranges={},
         template=template.label,
@@ -148,7 +168,7 @@ def _tuned(workload: Workload, target: Target, record: Record, digest: str) -> K
         measured=f"{record.when} on {record.machine}",
         record=digest,
     )
-    return _build(entry, template, workload, target, config)
+    return build_kernel(entry, template, workload, target, config)
 
 
 def _answerable(pattern: Workload, target: Target) -> Workload:
@@ -167,7 +187,7 @@ def _generic(pattern: Workload, target: Target) -> list[Kernel]:
     kernels = []
     for index, (template, generic) in enumerate(_offers(pattern, target)):
         entry = KernelEntry(
-            function=_name(f"{pattern} generic {index}"),
+            function=function_name(f"{pattern} generic {index}"),
             workload=str(pattern),
             ranges=dict(generic.ranges),
             template=template.label,
@@ -178,7 +198,7 @@ def _generic(pattern: Workload, target: Target) -> list[Kernel]:
             measured="",
             multiples=dict(generic.multiples),
         )
-        kernels.append(_build(entry, template, pattern, target, generic.config))
+        kernels.append(build_kernel(entry, template, pattern, target, generic.config))
     return kernels
 
 
@@ -189,16 +209,3 @@ def _offers(pattern: Workload, target: Target) -> Iterator[tuple[Template, Gener
             yield template, generic
             if not generic.ranges and not generic.multiples:
                 return
-
-
-def _build(
-    entry: KernelEntry, template: Template, workload: Workload, target: Target, config: Config
-) -> Kernel:
-    function = template.build(workload, target, config)["main"].with_attr("global_symbol", entry.function)
-    parallel = "parallel" in function.script()  # as a loop's kind, or as a sketch's annotation
-    return Kernel(dataclasses.replace(entry, parallel=parallel), IRModule({entry.function: function}))
-
-
-def _name(text: str) -> str:
-    """Return a C identifier that says what the kernel is for."""
-    return re.sub(r"[^A-Za-z0-9]+", "_", text.replace("dtype=", "").replace("=", ""))

@@ -13,22 +13,16 @@ from pathlib import Path
 import tvm
 from tvm import IRModule
 
+from tvmops.buckets import Bucket
 from tvmops.errors import ArgumentError
 from tvmops.library.archive import is_zipped_library, zip_folder
+from tvmops.library.kernel import Kernel
 from tvmops.library.runtimes import runtime_file
-from tvmops.manifest import FILE, KernelEntry, Manifest, Variant
+from tvmops.manifest import FILE, Manifest, Variant
 from tvmops.measure.build import build_library
 from tvmops.measure.toolchain import toolchain
 from tvmops.runtime.backend import CUDA_RUNTIME_FILE
 from tvmops.targets import Target
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One function of a library, before it is compiled."""
-
-    entry: KernelEntry
-    module: IRModule
 
 
 @dataclass(frozen=True)
@@ -37,6 +31,7 @@ class Part:
 
     target: Target
     kernels: Sequence[Kernel]
+    buckets: Sequence[Bucket] = ()
 
 
 def check_place(path: str | os.PathLike[str]) -> Path:
@@ -104,6 +99,7 @@ def _write_variant(folder: Path, part: Part) -> Variant:
         module=module.name,
         runtime=runtime.name,
         kernels=tuple(kernel.entry for kernel in part.kernels),
+        buckets=tuple(part.buckets),
     )
 
 

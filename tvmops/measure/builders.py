@@ -57,19 +57,20 @@ class Builders:
 
     def library(self, candidate: Candidate) -> Path:
         """Return what was built of `candidate`."""
-        return self._built[candidate]
+        return self._built[candidate.code]
 
     def build(self, candidates: Sequence[Candidate]) -> dict[Candidate, Outcome]:
         """Build what is not built yet."""
-        outcomes = {c: Outcome("built") for c in candidates if c in self._built}
-        requests = [BuildRequest(c, self._new_path()) for c in dict.fromkeys(candidates) if c not in outcomes]
+        codes = dict.fromkeys(candidate.code for candidate in candidates)
+        outcomes = {code: Outcome("built") for code in codes if code in self._built}
+        requests = [BuildRequest(code, self._new_path()) for code in codes if code not in outcomes]
         for request, outcome in self._serve(requests, self._limit()).items():
             outcomes[request.candidate] = outcome
             if outcome.status == "built":
                 self._built[request.candidate] = request.path
             elif disk_usage(self._folder).free < _ROOM:  # no candidate is to blame for that
                 raise ScratchError(path=self._folder, detail="No space left on device")
-        return outcomes
+        return {candidate: outcomes[candidate.code] for candidate in candidates}
 
     def describe(self, candidates: Sequence[Candidate]) -> list[dict[str, float] | None]:
         """Return features of the code of each candidate; None where it can't be had."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tvmops.space import Config
@@ -14,10 +14,16 @@ from tvmops.workloads import Workload
 class Candidate:
     """One config of one template for one workload."""
 
-    workload: Workload
+    workload: Workload  # what it is built for
     target: Target
     template: str  # where the builder finds it, "tvmops.schedules.cpu.gemm:CpuGemm"
     config: Config
+    shape: Workload | None = None  # what it is run on, where some sizes of `workload` are `*`
+
+    @property
+    def code(self) -> Candidate:
+        """This candidate without its shape: what is compiled, once for all shapes."""
+        return replace(self, shape=None)
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class Plan:
     give_up_above: float = float("inf")  # a first run longer than this is the only one
     promising_below: float = float("inf")  # two samples above this are all
     timeout: float = 60.0
+    cold: bool = True  # compare on arrays that no cache holds, too
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class LocalMeasurer:
     def _run(self, candidates: Sequence[Candidate], plan: Plan, compare: bool) -> dict[Candidate, Outcome]:
         if not candidates:
             return {}
-        problem = self.problem(candidates[0].workload)
+        problem = self.problem(candidates[0].shape or candidates[0].workload)
         libraries = tuple(self._builders.library(candidate) for candidate in candidates)
         self._builders.await_ready()
         try:

@@ -149,12 +149,14 @@ def _time_alone(checked: _Checked, arguments: Arguments, plan: Plan) -> Outcome:
 
 
 def _compare(checked: list[_Checked], arguments: Arguments, plan: Plan) -> list[Outcome]:
-    """Time those that are right turn by turn: on the same arrays each time, and on rotating ones."""
+    """Time those that are right turn by turn: on the same arrays each time, and, cold, on rotating ones."""
     right = [each for each in checked if each.outcome.status == "ok"]
-    rotation = arguments.rotation(this_machine().l3_bytes or _SOME_CACHE)
-    warm = [_calling(each.call, itertools.repeat(arguments.all)) for each in right]
-    cold = [_calling(each.call, rotation) for each in right]
-    timings = interleave([*warm, *cold], plan.samples, plan.sample_seconds)
+    calls = [_calling(each.call, itertools.repeat(arguments.all)) for each in right]
+    if plan.cold:
+        rotation = arguments.rotation(this_machine().l3_bytes or _SOME_CACHE)
+        calls += [_calling(each.call, rotation) for each in right]
+    timings = interleave(calls, plan.samples, plan.sample_seconds)
+    timings += [()] * (2 * len(right) - len(timings))
     timed = {
         id(each): dataclasses.replace(each.outcome, seconds=seconds, cold_seconds=cold_seconds)
         for each, seconds, cold_seconds in zip(right, timings, timings[len(right) :])

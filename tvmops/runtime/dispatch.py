@@ -1,49 +1,18 @@
-"""Which kernel answers a workload: the one built for it, else a shape-generic one."""
+"""Which kernel answers a workload: the one built for it, one tuned for a range, or a generic one."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
+from tvmops.buckets import Bucket
 from tvmops.errors import ArgumentError, NotInLibraryError
 from tvmops.manifest import KernelEntry, Variant
 from tvmops.runtime.backend import ready_threads
-from tvmops.space import Config
+from tvmops.runtime.explanation import Explanation
 from tvmops.warn import warn
 from tvmops.workloads import Workload
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Which kernel answers a workload, and why."""
-
-    workload: Workload
-    tier: str  # "exact" or "generic"
-    kernel: KernelEntry
-    why: str
-    variant: str = ""  # the target that the kernel was built for
-
-    def __str__(self) -> str:
-        kernel = self.kernel
-        measured = (
-            "not measured at this shape" if kernel.seconds is None else f"{kernel.seconds * 1e6:.2f} us"
-        )
-        bound = "as the op states" if kernel.tolerance is None else f"{kernel.tolerance:.2g}"
-        seen = "" if kernel.error is None else f" (seen: {kernel.error:.2g})"
-        config = Config(tuple(kernel.config.items()))
-        return "\n".join(
-            [
-                f"{self.workload}",
-                f"  kernel       {kernel.function} ({self.tier}: {self.why})",
-                f"  variant      {self.variant}",
-                f"  schedule     {kernel.template} {config}",
-                f"  time         {measured}",
-                f"  error bound  {bound}{seen}",
-                f"  measured     {kernel.measured or 'never; a default schedule'}",
-            ]
-        )
 
 
 class Dispatcher:
@@ -52,37 +21,79 @@ class Dispatcher:
     def __init__(self, path: str, variant: Variant, function: Callable[[str], Callable[..., None]]) -> None:
         self._path = path
         self._function = function
+        self._buckets = variant.buckets
+        self._entries = {entry.function: entry for entry in variant.kernels}
         self._exact: dict[Workload, KernelEntry] = {}
         self._generic: list[tuple[Workload, KernelEntry]] = []
+        in_buckets = {name for bucket in variant.buckets for name in bucket.kernels}
         for entry in variant.kernels:
             workload = Workload.parse(entry.workload)
-            if workload.is_generic:
-                self._generic.append((workload, entry))
-            else:
+            if not workload.is_generic:
                 self._exact[workload] = entry
+            elif entry.function not in in_buckets:
+                self._generic.append((workload, entry))
         self._misses: dict[Workload, int] = {}
         self._counting = threading.Lock()
 
     def explain(self, workload: Workload) -> Explanation:
-        """Say which kernel answers `workload`.
+        """Say which kernel answers `workload`: the one built for it, one of a range, or a generic one.
 
         Raises
         ------
         NotInLibraryError
             None does.
         ArgumentError
-            A size of it is `*`.
+            A size of it is `*` or a range.
         """
-        if workload.is_generic:
+        if workload.is_generic or workload.ranges:
             raise ArgumentError(argument="workload", value=str(workload), expected="sizes that are all known")
         exact = self._exact.get(workload)
         if exact is not None:
-            return Explanation(workload, "exact", exact, "built for this shape")
+            return Explanation(workload, "exact", exact, "built for this shape", exact.seconds)
+        for bucket in self._buckets:
+            cell = bucket.cell(workload)
+            if cell is not None:
+                return self._explain_bucket(workload, bucket, cell)
         generic = self._generic_for(workload)
         if generic is not None:
-            return Explanation(workload, "generic", generic, "this shape was not tuned")
-        holds = ", ".join(sorted({str(w) for w in (*self._exact, *(w for w, _ in self._generic))}))
+            refused = tuple(self._refused(workload))
+            return Explanation(workload, "generic", generic, "this shape was not tuned", refused=refused)
+        holds = ", ".join(
+            sorted(
+                {
+                    *map(str, self._exact),
+                    *(b.workload for b in self._buckets),
+                    *(str(w) for w, _ in self._generic),
+                }
+            )
+        )
         raise NotInLibraryError(path=self._path, workload=workload, holds=holds or "no kernels")
+
+    def _explain_bucket(self, workload: Workload, bucket: Bucket, cell: int) -> Explanation:
+        sizes = bucket.sampled(cell)
+        return Explanation(
+            workload,
+            "bucket",
+            self._entries[bucket.kernels[bucket.cells[cell]]],
+            f"tuned for {bucket.workload}",
+            seconds=bucket.seconds[cell],
+            loss=bucket.losses[cell],
+            at=" ".join(f"{name}={size}" for name, size in sizes.items()),
+            refused=("no kernel was built for this very shape",),
+        )
+
+    def _refused(self, workload: Workload) -> Iterator[str]:
+        """Say why each kernel of the op that was looked at before does not answer `workload`."""
+        yield "no kernel was built for this very shape"
+        for bucket in self._buckets:
+            if Workload.parse(bucket.workload).op == workload.op:
+                yield f"{', '.join(bucket.kernels)}: for {bucket.workload}"
+        for pattern, entry in self._generic:
+            if pattern == workload.generic():
+                reason = _misfit(entry, workload)
+                if not reason:
+                    return
+                yield f"{entry.function}: {reason}"
 
     def tuned(self, op: str) -> Iterator[tuple[Workload, float]]:
         """Yield the workloads of `op` that kernels were built for, and how long each took."""
@@ -92,7 +103,11 @@ class Dispatcher:
 
     def answers(self, workload: Workload) -> bool:
         """Say whether some kernel answers `workload`."""
-        return workload in self._exact or self._generic_for(workload) is not None
+        return (
+            workload in self._exact
+            or any(bucket.cell(workload) is not None for bucket in self._buckets)
+            or self._generic_for(workload) is not None
+        )
 
     def find(self, workload: Workload) -> Callable[..., None]:
         """Return the kernel for `workload`; a generic one counts each of its calls."""
@@ -100,14 +115,12 @@ class Dispatcher:
         kernel = self._function(explanation.kernel.function)
         if explanation.kernel.parallel:
             kernel = _on_ready_threads(kernel)
-        if explanation.tier == "exact":
-            return kernel
-        return self._counted(workload, kernel)
+        return self._counted(workload, kernel) if explanation.tier == "generic" else kernel
 
     def _generic_for(self, workload: Workload) -> KernelEntry | None:
         """Return the narrowest generic kernel for `workload`."""
         pattern = workload.generic()
-        return next((e for p, e in self._generic if p == pattern and _in_range(e, workload)), None)
+        return next((e for p, e in self._generic if p == pattern and not _misfit(e, workload)), None)
 
     def misses(self) -> dict[str, int]:
         """Return how often generic kernels answered, by workload, most often first."""
@@ -138,9 +151,14 @@ def _on_ready_threads(kernel: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def _in_range(entry: KernelEntry, workload: Workload) -> bool:
-    limits = list(entry.ranges.items())
-    sizes = workload.dims(*(name for name, _ in limits))
-    return all(low <= size <= high for size, (_, (low, high)) in zip(sizes, limits)) and all(
-        workload.dims(name)[0] % multiple == 0 for name, multiple in entry.multiples.items()
-    )
+def _misfit(entry: KernelEntry, workload: Workload) -> str:
+    """Say which size of `workload` is beyond those that a generic kernel is meant for; "" if none is."""
+    for name, (low, high) in entry.ranges.items():
+        (size,) = workload.dims(name)
+        if not low <= size <= high:
+            return f"{name}={size} is not within {low}..{high}"
+    for name, multiple in entry.multiples.items():
+        (size,) = workload.dims(name)
+        if size % multiple:
+            return f"{name}={size} is no multiple of {multiple}"
+    return ""

@@ -17,12 +17,14 @@ from tvmops.runtime import backend
 from tvmops.runtime.archive import unpacked
 from tvmops.runtime.arrays import as_argument, as_output, device_of, new_output
 from tvmops.runtime.calls import CALLS, Call
-from tvmops.runtime.dispatch import Dispatcher, Explanation
+from tvmops.runtime.dispatch import Dispatcher
+from tvmops.runtime.explanation import Explanation
 from tvmops.runtime.known import Key
 from tvmops.runtime.operators import Operators
 from tvmops.runtime.prepared import Prepared, prepared_call, refuse_overlap
 from tvmops.runtime.variants import Choice, choose
 from tvmops.signatures import SIGNATURES
+from tvmops.suites import write_suite
 from tvmops.workloads import Workload
 
 _PLACES = {"cpu": "a tensor on the CPU", "cuda": "a torch tensor on a CUDA device"}
@@ -105,7 +107,10 @@ class Library(Operators):
 
     def _explain(self, device: str, workload: Workload) -> Explanation:
         explanation = self._dispatchers[device].explain(workload)
-        return dataclasses.replace(explanation, variant=self.variants.taken[device].target)
+        target = self.variants.taken[device].target
+        others = (f"variant {name}: {why}" for name, why in self.variants.reasons.items() if name != target)
+        refused = (*explanation.refused, *others)
+        return dataclasses.replace(explanation, variant=target, refused=refused)
 
     def prepare(self, op: str, *arrays: Any, out: Any = None, **attributes: Any) -> Prepared:
         """Return a call of `op` that is bound to its kernel, for loops that want no dispatch.
@@ -152,6 +157,13 @@ class Library(Operators):
         """Return the workloads that generic kernels answered, most often first, and how often."""
         counts = sum((Counter(each.misses()) for each in self._dispatchers.values()), Counter[str]())
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def save_misses(self, path: str | os.PathLike[str]) -> None:
+        """Write what generic kernels answered to a new file, for `tvmops tune --from-misses`.
+
+        It is a suite, in which a workload weighs as much as it was called often.
+        """
+        write_suite(path, self.misses(), source=f"calls on the library {self.path}")
 
     def set_threads(self, count: int) -> None:
         """Run kernels of this process on `count` threads. The default is all physical cores.

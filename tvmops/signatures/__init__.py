@@ -6,7 +6,7 @@ from tvmops.signatures.activation import Activation
 from tvmops.signatures.attention import Attention
 from tvmops.signatures.base import Signature, TensorSpec
 from tvmops.signatures.conv2d import Conv2D
-from tvmops.signatures.fields import ANY, Choice, Dim, Field, Flag, Sizes, Value
+from tvmops.signatures.fields import ANY, Choice, Dim, Field, Flag, Range, Sizes, Value
 from tvmops.signatures.matmul import MatMul
 from tvmops.signatures.matmul_int8 import MatMulInt8
 from tvmops.signatures.matmul_weight_only import MatMulWeightOnly
@@ -34,6 +34,7 @@ __all__ = [
     "Dim",
     "Field",
     "Flag",
+    "Range",
     "Signature",
     "Sizes",
     "TensorSpec",

@@ -29,11 +29,11 @@ class Attention(Signature):
     """
 
     fields = (
-        Field("batch", Dim()),
+        Field("batch", Dim(varies=True)),
         Field("heads", Dim()),
         Field("kv_heads", Dim()),
-        Field("q_len", Dim()),
-        Field("kv_len", Dim()),
+        Field("q_len", Dim(varies=True)),
+        Field("kv_len", Dim(varies=True)),
         Field("head_dim", Dim(fixed=True)),
         Field("causal", Flag(), False),
         Field("align", Choice(("bottom-right", "top-left")), "bottom-right"),

@@ -28,9 +28,9 @@ class Conv2D(Signature):
     """
 
     fields = (
-        Field("n", Dim()),
-        Field("h", Dim()),
-        Field("w", Dim()),
+        Field("n", Dim(varies=True)),
+        Field("h", Dim(varies=True)),
+        Field("w", Dim(varies=True)),
         Field("ci", Dim()),
         Field("co", Dim()),
         Field("kh", Dim(fixed=True)),

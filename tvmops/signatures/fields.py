@@ -5,8 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-Value = int | str | bool | tuple[int, ...]
 ANY = "*"
+
+
+@dataclass(frozen=True)
+class Range:
+    """All sizes from `low` to `high`, both included."""
+
+    low: int
+    high: int
+
+    def __str__(self) -> str:
+        return f"{self.low}..{self.high}"
+
+    def __contains__(self, size: object) -> bool:
+        return isinstance(size, int) and self.low <= size <= self.high
+
+
+Value = int | str | bool | tuple[int, ...] | Range
 
 
 class Kind(Protocol):
@@ -22,23 +38,30 @@ class Kind(Protocol):
 
 @dataclass(frozen=True)
 class Dim:
-    """A size: an integer of at least `low`, or `*`.
+    """A size: an integer of at least `low`, or `*`; where it `varies`, also a range such as 1..64.
 
     Where it is `fixed`, even a shape-generic kernel is built for one value of it.
     """
 
     low: int = 1
     fixed: bool = False
+    varies: bool = False
 
     @property
     def expected(self) -> str:
-        return f"an integer of at least {self.low}, or '{ANY}'"
+        ranges = f", a range such as {Range(self.low, 64)}" if self.varies else ""
+        return f"an integer of at least {self.low}{ranges}, or '{ANY}'"
 
     def parse(self, value: object) -> Value | None:
         if value == ANY:
             return ANY
-        number = _number(value)
-        return number if number is not None and number >= self.low else None
+        first, dots, last = str(value).partition("..")
+        low, high = (_number(first), _number(last)) if dots else (_number(value),) * 2
+        if low is None or high is None or not self.low <= low <= high:
+            return None
+        if low == high:
+            return low
+        return Range(low, high) if self.varies else None
 
 
 @dataclass(frozen=True)

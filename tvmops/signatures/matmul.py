@@ -26,9 +26,9 @@ class MatMul(Signature):
     """
 
     fields = (
-        Field("m", Dim()),
-        Field("n", Dim()),
-        Field("k", Dim()),
+        Field("m", Dim(varies=True)),
+        Field("n", Dim(varies=True)),
+        Field("k", Dim(varies=True)),
         Field("dtype", Choice(("float32", "float16", "bfloat16")), "float32", shown=True),
         Field("batch", Dim(), 1),
         Field("shared", Choice(("none", "a", "b")), "none"),

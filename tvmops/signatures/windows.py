@@ -112,11 +112,11 @@ def _same(workload: Workload) -> tuple[int, ...]:
     before, after = [], []
     for axis, (name, size) in enumerate(zip("hw", _kernel(workload))):
         extent = workload[name]
-        if extent == ANY:
+        if not isinstance(extent, int):
             if stride[axis] > 1:
                 raise wrong(workload, name, f"a known size, on which padding='{SAME}' depends")
             extent = 1  # any: with stride 1 the padding does not depend on it
-        reach, extent = dilation[axis] * (size - 1) + 1, int(extent)  # type: ignore[arg-type]
+        reach = dilation[axis] * (size - 1) + 1
         total = max((-(-extent // stride[axis]) - 1) * stride[axis] + reach - extent, 0)
         before.append(total // 2)
         after.append(total - total // 2)

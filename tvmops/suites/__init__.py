@@ -21,8 +21,10 @@ models, with the counts of a layer as its weight.
 
 from __future__ import annotations
 
+import json
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,31 @@ def read_specs(specs: Iterable[str]) -> dict[Workload, float]:
         for work, weight in _read_spec(spec):
             weights[work] = weights.get(work, 0.0) + weight
     return weights
+
+
+def read_suite(path: str | os.PathLike[str]) -> dict[Workload, float]:
+    """Return the workloads of the suite file at `path`, with their weights; see `read_specs`."""
+    weights: dict[Workload, float] = {}
+    for work, weight in _read_suite(Path(path)):
+        weights[work] = weights.get(work, 0.0) + weight
+    return weights
+
+
+def write_suite(path: str | os.PathLike[str], weights: Mapping[str, float], source: str) -> None:
+    """Write workloads, given as texts, and their weights as a suite file; one that is there is replaced.
+
+    Raises
+    ------
+    SuiteError
+        It can't be written.
+    """
+    head = f"source = {json.dumps(source)}\n"  # a TOML string is escaped as JSON's are
+    tables = [f'\n[[workload]]\nspec = "{spec}"\nweight = {weight}\n' for spec, weight in weights.items()]
+    body = "".join(tables) or "workload = []\n"
+    try:
+        Path(path).write_text(head + body)
+    except OSError as error:
+        raise SuiteError(path=path, detail=f"cannot write ({error.strerror})") from None
 
 
 def suite_names() -> tuple[str, ...]:

@@ -53,13 +53,18 @@ class Search:
         seed: int,
         prior: Sequence[Experience] = (),
         describe: Describe | None = None,
+        kernel: Workload | None = None,
     ) -> Search:
+        """Begin a search for `workload`; `kernel`, if given, is what its configs are built for."""
+        built = kernel or workload
+
         def code(configs: list[Config]) -> list[dict[str, float] | None]:
             assert describe is not None
-            return describe([Candidate(workload, target, template.path, config) for config in configs])
+            return describe([Candidate(built, target, template.path, config) for config in configs])
 
+        known = template.space(workload, target)
         space = SearchSpace(
-            space=template.space(workload, target),
+            space=known if kernel is None else template.symbolic_space(known, kernel),
             default=template.default(workload, target),
             estimate=lambda config: template.estimate(workload, target, config),
             features=lambda config: template.features(workload, target, config),
@@ -106,6 +111,8 @@ class Job:
     roofline: float
     memory_bound: bool
     weight: float = 1.0
+    kernel: Workload | None = None  # what is built, where that answers other shapes, too
+    rivals: tuple[Proposal, ...] = ()  # to be among the leaders that are compared, whatever their time
     known: dict[tuple[str, str], Record] = field(default_factory=dict)  # from the log, by proposal's key
     finals: dict[tuple[str, str], Record] = field(default_factory=dict)
     records: dict[Proposal, Record] = field(default_factory=dict)
@@ -122,12 +129,13 @@ class Job:
         seed: int,
         peak: Peak,
         weight: float = 1.0,
+        kernel: Workload | None = None,
     ) -> Job:
         op = op_of(workload)
         flops, nbytes = op.least_flops(workload), op.nbytes(workload)
         roofline = peak.seconds(flops, nbytes)
         memory_bound = peak.seconds(flops, 0) < roofline
-        return cls(workload, target, searches, seed, roofline, memory_bound, weight)
+        return cls(workload, target, searches, seed, roofline, memory_bound, weight, kernel)
 
     @property
     def default(self) -> Proposal:
@@ -163,10 +171,11 @@ class Job:
 
         Of final comparisons the last one counts; it begins with its winner.
         """
-        own = (str(self.workload), self.target.name, this_machine().fingerprint)
+        own = (*self.names, self.target.name, this_machine().fingerprint)
         labels = {search.template.label for search in self.searches}
         for record in records:
-            if (record.workload, record.target, record.machine) != own or record.template not in labels:
+            found = (record.workload, record.shape, record.target, record.machine)
+            if found != own or record.template not in labels:
                 continue
             if record.stage == "final":
                 if record.rank == 0:
@@ -175,8 +184,16 @@ class Job:
             elif record.stage == "search" or not record.ran:  # a later check that held changes nothing
                 self.known[record.template, record.config_key] = record
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """What its records have as `workload` and as `shape`."""
+        return (str(self.kernel), str(self.workload)) if self.kernel else (str(self.workload), "")
+
     def candidate(self, proposal: Proposal) -> Candidate:
-        return Candidate(self.workload, self.target, proposal.template.path, proposal.config)
+        path, config = proposal.template.path, proposal.config
+        if self.kernel is None:
+            return Candidate(self.workload, self.target, path, config)
+        return Candidate(self.kernel, self.target, path, config, self.workload)
 
     def strategy_of(self, proposal: Proposal) -> str:
         """Return the name of the strategy that proposed it."""
@@ -233,17 +250,26 @@ class Job:
         return Plan(samples, give_up_above=give_up, promising_below=promising, timeout=patience)
 
     def finalists(self) -> list[Proposal]:
-        """Return the configs to compare turn by turn: the fastest few known, and the default."""
+        """Return the configs to compare turn by turn: the fastest few known, rivals and the default."""
+        results = self.results()
+        leaders = self.leaders(FINALISTS)
+        others = [*self.rivals, self.default]
+        fit = [p for p in others if p in results and results[p].status == "ok" and p not in leaders]
+        return [*leaders, *dict.fromkeys(fit)]
+
+    def leaders(self, count: int) -> list[Proposal]:
+        """Return the fastest configs known, the fastest first."""
+        ran = [(r.fastest, p.key, p) for p, r in self.results().items() if r.status == "ok"]
+        return [proposal for _, _, proposal in sorted(ran, key=lambda item: item[:2])[:count]]
+
+    def results(self) -> dict[Proposal, Record]:
+        """Return all that is known of this job's configs, from this run and from the log."""
         templates = {search.template.label: search.template for search in self.searches}
         logged = {
             Proposal(templates[record.template], Config(tuple(record.config.items()))): record
             for record in self.known.values()
         }
-        results = {**logged, **self.records}
-        ran = [(r.fastest, p.key, p) for p, r in results.items() if r.status == "ok"]
-        leaders = [proposal for _, _, proposal in sorted(ran, key=lambda item: item[:2])[:FINALISTS]]
-        default = self.default
-        return leaders if default in leaders or self.records[default].status != "ok" else [*leaders, default]
+        return {**logged, **self.records}
 
     def at_roofline(self) -> bool:
         """True if nothing can be gained; memory's bandwidth is no limit to what the caches hold."""

@@ -15,6 +15,7 @@ from tvmops.measure.local import LocalMeasurer
 from tvmops.measure.toolchain import toolchain
 from tvmops.records import Record, best_records
 from tvmops.schedules import templates_for
+from tvmops.space import Config
 from tvmops.targets import Target
 from tvmops.tuner.session import check_runs_here
 from tvmops.workloads import Workload
@@ -94,10 +95,14 @@ def _recheck(record: Record, target: Target, tolerance: float, measurer: LocalMe
 def _candidate(record: Record, target: Target) -> Candidate | None:
     """Return what to build, or None where no template of today has the record's version."""
     workload = Workload.parse(record.workload)
-    for template in templates_for(workload, target):
+    shape = Workload.parse(record.shape) if record.shape else None
+    for template in templates_for(shape or workload, target):
         if template.label == record.template:
-            config = template.space(workload, target).config(record.config)
-            return Candidate(workload, target, template.path, config)
+            if shape is None:
+                config = template.space(workload, target).config(record.config)
+            else:  # it may come from the space of another shape of a range
+                config = Config(tuple(record.config.items()))
+            return Candidate(workload, target, template.path, config, shape)
     return None
 
 

@@ -22,6 +22,7 @@ from tvmops.targets import Target
 from tvmops.targets import target as target_named
 from tvmops.tuner.job import BATCH, FINALISTS, Job, Proposal, Search
 from tvmops.tuner.progress import Observer, Silent
+from tvmops.tuner.region import Region, representatives
 from tvmops.tuner.strategy import strategy_class, templates_of
 from tvmops.tuner.transfer import experiences
 from tvmops.tuner.winner import pick_winner
@@ -57,7 +58,7 @@ def tune(
     log
         JSON lines, appended to; made if it is not there.
     trials
-        Most configs to measure for each workload.
+        Most configs to measure for each workload; for each shape that represents a range.
     seconds
         Budget for the whole run, all workloads together; no limit if None.
     strategy
@@ -76,8 +77,8 @@ def tune(
     Returns
     -------
     dict
-        The winner of each workload, as its record. A workload of which no config ran,
-        the default included, is not in it.
+        The winner of each workload, as its record; of one with ranges that at its largest
+        shape. A workload of which no config ran, the default included, is not in it.
 
     Raises
     ------
@@ -171,34 +172,68 @@ class Session:
     ) -> None:
         self._target, self._writer, self._measurer = target, writer, measurer
         self._budget, self._seed, self._observer = budget, seed, observer
-        past = read_log(writer.path)
-        self._jobs = []
+        self._strategy, self._peak, self._work = strategy, peak, work
+        self._past = read_log(writer.path)
+        self._jobs: list[Job] = []
+        self._regions: list[Region] = []
         for workload in work:
-            searches = [
-                Search.start(
-                    template,
-                    workload,
-                    target,
-                    strategy,
-                    seed,
-                    prior=experiences(past, template, target, excluded=work),
-                    describe=measurer.describe,
-                )
-                for template in templates_of(strategy, workload, target)
-            ]
-            job = Job.start(workload, target, searches, seed, peak, weights.get(workload, 1.0))
-            job.remember(past)
-            self._jobs.append(job)
+            weight = weights.get(workload, 1.0)
+            if workload.ranges:
+                self._regions.append(self._region(workload, weight))
+                self._jobs += self._regions[-1].jobs
+            else:
+                self._jobs.append(self._job(workload, weight))
+
+    def _job(self, workload: Workload, weight: float, kernel: Workload | None = None) -> Job:
+        """Start the search for `workload`, by kernels built for `kernel` if that is given."""
+        target, fitting = self._target, templates_of(self._strategy, workload, self._target)
+        if kernel is not None:
+            fitting = [template for template in fitting if template.covers(kernel, target)]
+        searches = [
+            Search.start(
+                template,
+                workload,
+                target,
+                self._strategy,
+                self._seed,
+                prior=experiences(self._past, template, target, excluded=self._work),
+                describe=self._measurer.describe,
+                kernel=kernel,
+            )
+            for template in fitting
+        ]
+        job = Job.start(workload, target, searches, self._seed, self._peak, weight, kernel)
+        job.remember(self._past)
+        return job
+
+    def _region(self, workload: Workload, weight: float) -> Region:
+        """Start the searches for a range; what one saves counts as a share of its time, not in seconds."""
+        shapes = representatives(workload, self._budget.seconds)
+        jobs = [self._job(shape, weight, workload.symbolic()) for shape in shapes]
+        longest = max(job.roofline for job in jobs)
+        for job in jobs:
+            job.weight *= longest / job.roofline / len(jobs)
+        return Region(workload, jobs)
 
     def run(self) -> dict[Workload, Record]:
         while (job := self._next_job()) is not None:
             self._batch(job)
-        winners = {}
+        for region in self._regions:
+            self._spread(region)
         for job in self._jobs:
-            winner = self._finish(job)
-            if winner is not None:
-                winners[job.workload] = winner
-        return winners
+            self._finish(job)
+        jobs = {job.workload: job for job in self._jobs if job.kernel is None}
+        jobs |= {region.workload: region.jobs[-1] for region in self._regions}
+        return {w: winner for w in self._work if (winner := jobs[w].winner) is not None}
+
+    def _spread(self, region: Region) -> None:
+        """Try leaders of one shape at its neighbours; then choose whom to compare everywhere."""
+        for job, proposals in region.spread():
+            if self._out_of_time():
+                break
+            for proposal, record in self._measure(job, proposals).items():
+                job.known[proposal.key] = record
+        region.choose()
 
     def beat_the_roofline(self) -> bool:
         """True if a result was faster than the machine's limits allow, by more than noise."""
@@ -224,27 +259,36 @@ class Session:
         left = 1 if self._out_of_time() else trials - len(job.records)  # the default at least
         proposals = proposals[:left]
         results = {p: job.known[p.key] for p in proposals if p.key in job.known}
-        unknown = [proposal for proposal in proposals if proposal not in results]
-        plan = job.plan()
-        self._tell_observer(f"{job.workload}: building {len(unknown)} configs")
-        outcomes = self._measurer.measure([job.candidate(proposal) for proposal in unknown], plan)
-        for proposal, outcome in zip(unknown, outcomes):
+        results |= self._measure(job, [proposal for proposal in proposals if proposal not in results])
+        job.take({proposal: results[proposal] for proposal in proposals if proposal in results})
+        job.state = job.stop_reason(trials, exhausted)
+        self._tell_observer("")
+
+    def _measure(self, job: Job, proposals: list[Proposal]) -> dict[Proposal, Record]:
+        """Measure what the log does not know, each trial in it at once."""
+        results: dict[Proposal, Record] = {}
+        self._tell_observer(f"{job.workload}: building {len(proposals)} configs")
+        outcomes = self._measurer.measure([job.candidate(proposal) for proposal in proposals], job.plan())
+        for proposal, outcome in zip(proposals, outcomes):
             results[proposal] = self._record(job, proposal, outcome, "search")
             self._writer.append(results[proposal])
             self._tell_observer(f"{job.workload}: {proposal.config}")
             if self._out_of_time() and job.records:
                 break
-        job.take({proposal: results[proposal] for proposal in proposals if proposal in results})
-        job.state = job.stop_reason(trials, exhausted)
-        self._tell_observer("")
+        return results
 
-    def _finish(self, job: Job) -> Record | None:
-        """Compare the leaders turn by turn; return the winner."""
+    def _finish(self, job: Job) -> None:
+        """Compare the leaders turn by turn, and note the winner."""
         ended, job.state = job.state, "comparing"
         self._tell_observer(str(job.workload))
         finalists = job.finalists()
         if any(proposal.key not in job.finals for proposal in finalists):
-            plan = Plan(_final_rounds(job), _FINAL_SAMPLE_SECONDS, timeout=10 + 5 * _comparing_seconds(job))
+            plan = Plan(
+                _final_rounds(job),
+                _FINAL_SAMPLE_SECONDS,
+                timeout=10 + 5 * _comparing_seconds(job),
+                cold=job.kernel is None,
+            )
             outcomes = self._measurer.compare([job.candidate(proposal) for proposal in finalists], plan)
             self._log_finals(job, finalists, outcomes)
         job.winner = (
@@ -252,7 +296,6 @@ class Session:
         )
         job.state = ended
         self._tell_observer("")
-        return job.winner
 
     def _log_finals(self, job: Job, finalists: list[Proposal], outcomes: list[Outcome]) -> None:
         """Log a comparison as a whole, so that none is ever half there: the winner first, then by time."""
@@ -264,8 +307,10 @@ class Session:
         job.remember(ranked)
 
     def _record(self, job: Job, proposal: Proposal, outcome: Outcome, stage: str) -> Record:
+        workload, shape = job.names
         return Record(
-            workload=str(job.workload),
+            workload=workload,
+            shape=shape,
             target=self._target.name,
             machine=this_machine().fingerprint,
             template=proposal.template.label,
@@ -298,9 +343,10 @@ def _final_rounds(job: Job) -> int:
 
 
 def _comparing_seconds(job: Job) -> float:
-    """Guess how long comparing the leaders of `job` takes: each warm and cold, twice a round."""
+    """Guess how long comparing the leaders of `job` takes: each warm and, if so, cold, twice a round."""
     sample = max(job.best_time, _FINAL_SAMPLE_SECONDS) if job.best else 0.0
-    return 0.3 + 5 * sample * _final_rounds(job) * (FINALISTS + 1)
+    kinds = 5 if job.kernel is None else 2.5
+    return 0.3 + kinds * sample * _final_rounds(job) * (FINALISTS + 1 + len(job.rivals))
 
 
 def _expected_gain(job: Job) -> float:

@@ -21,13 +21,15 @@ def experiences(
 
     Records of `target` count, and of those whose code it can run. `excluded` are the
     workloads of the run at hand: what a run learns while it goes on must not depend on
-    where it was broken off.
+    where it was broken off. What symbolic kernels did says little of others.
     """
     related = {target.name, *target.fallbacks}
     groups: dict[tuple[str, str], dict[str, Record]] = {}
     names = {str(workload) for workload in excluded}
     for record in records:
-        if record.template == template.label and record.target in related and record.workload not in names:
+        if record.shape or record.workload in names:
+            continue
+        if record.template == template.label and record.target in related:
             groups.setdefault((record.workload, record.machine), {})[record.config_key] = record
     return [
         _experience(Workload.parse(workload), template, target, list(group.values()))
