@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from tvmops.library.export import export
 from tvmops.machine import this_machine
 from tvmops.records import LogWriter, Record
 from tvmops.schedules import templates_for
+from tvmops.schedules.cpu.gemm import CpuGemm
 from tvmops.targets import Target
 from tvmops.workloads import Workload, workload
 
@@ -49,6 +53,15 @@ def write_log(path: Path, *records: Record) -> Path:
         for record in records:
             writer.append(record)
     return path
+
+
+@contextmanager
+def one_generic_kernel() -> Iterator[None]:
+    """Compile the widest generic kernel alone: libraries are made sooner."""
+    every = CpuGemm.generic
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CpuGemm, "generic", lambda *given: every(*given)[-1:])
+        yield
 
 
 def exported(folder: Path, shapes: Sequence[Shape], target: Target) -> Path:

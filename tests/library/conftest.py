@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.libraries import default_record, matmul, write_log
+from tests.libraries import default_record, matmul, one_generic_kernel, write_log
 from tvmops.library.export import export
-from tvmops.schedules.cpu.gemm import CpuGemm
 from tvmops.targets import target
 
 WIDE, NARROW = "x86-64-v4", "x86-64-v3"
@@ -26,7 +25,5 @@ def two_targets(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *(default_record(work, machines[1]) for work in (both, one)),
     ]
     log = write_log(folder / "log.jsonl", *records)
-    every = CpuGemm.generic
-    with pytest.MonkeyPatch.context() as patch, pytest.warns(UserWarning, match="was not tuned for target"):
-        patch.setattr(CpuGemm, "generic", lambda *given: every(*given)[-1:])
+    with one_generic_kernel(), pytest.warns(UserWarning, match="was not tuned for target"):
         return export([both, one], machines, [log], folder / "library")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tvmops
@@ -123,6 +124,20 @@ def test_a_bad_count_is_refused_and_changes_nothing(lib: tvmops.Library, count: 
 
 
 @needs_two_cores
+def test_a_warning_of_too_few_threads_points_at_the_call(
+    lib: tvmops.Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From any depth: of the first call of a shape, of one that is known, of one that is bound."""
+    a, b, out = (np.ones((256, 256), "float32") for _ in range(3))
+    monkeypatch.setattr(backend, "_wanted", 1_000_000)
+    bound = lib.prepare("matmul", a, b)
+    for call in (lib.matmul, lib.matmul, bound):
+        backend._pool.wanted = 1
+        with pytest.warns(UserWarning, match="kernels use .* of 1000000 threads") as said:
+            call(a, b, out=out)
+        assert [each.filename for each in said] == [__file__]
+
+
 def test_a_process_that_forks_and_its_child_have_all_their_threads(library: Path) -> None:
     """Threads do not come along in a fork; a child that waits for them, or joins them at its end, hangs."""
     code = """

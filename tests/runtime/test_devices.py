@@ -10,6 +10,8 @@ import pytest
 import tvmops
 from tvmops.errors import CallError
 from tvmops.runtime import load
+from tvmops.runtime.known import KnownCalls
+from tvmops.workloads import Workload
 
 A, B, OUT = (np.ones((8, 8), "float32") for _ in range(3))
 
@@ -24,6 +26,34 @@ def test_a_cpu_library_refuses_a_gpu(lib: tvmops.Library, monkeypatch: pytest.Mo
     monkeypatch.setattr(load, "device_of", made_up([(B, "cuda:0")]))
     with pytest.raises(CallError, match="'b' is on device cuda:0; expected a tensor on the CPU"):
         lib.matmul(A, B)
+
+
+class Recorder:
+    """Stands for the kernels of a GPU: notes what it was called for."""
+
+    def __init__(self) -> None:
+        self.called: list[str] = []
+
+    def find(self, workload: Workload) -> Any:
+        return lambda *arrays: self.called.append(str(workload))
+
+
+def test_arrays_of_each_device_go_to_its_own_kernels(
+    lib: tvmops.Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one shape, so that what is known of a call on the CPU must not answer one on the GPU."""
+    gpu = Recorder()
+    monkeypatch.setitem(lib._dispatchers, "cuda", gpu)
+    everywhere = "expected a tensor on the CPU or a torch tensor on a CUDA device"
+    assert (lib.matmul(A, B) == 8).all() and not gpu.called
+    monkeypatch.setattr(load, "device_of", made_up([(A, "cuda:0"), (B, "cuda:0"), (OUT, "cuda:0")]))
+    monkeypatch.setattr(lib, "_known", KnownCalls())  # its kernel would refuse what lies on a GPU
+    lib.matmul(A, B, out=OUT)
+    lib.matmul(A, B, out=OUT)
+    assert gpu.called == ["matmul m=8 n=8 k=8 dtype=float32"] * 2
+    monkeypatch.setattr(load, "device_of", made_up([(A, "meta")]))
+    with pytest.raises(CallError, match=f"'a' is on device meta; {everywhere}"):
+        lib.matmul(A, B, bias=B[0].copy())
 
 
 @pytest.mark.parametrize(
