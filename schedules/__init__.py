@@ -20,6 +20,7 @@ from tvmops.schedules.cpu.weight_only import WeightOnly
 from tvmops.schedules.cpu.winograd import Winograd2, Winograd4, Winograd6
 from tvmops.schedules.cuda.attention_decode import DecodeAttention
 from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
+from tvmops.schedules.cuda.gemm_mma import MmaGemm
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.cuda.rows import CudaRows
 from tvmops.schedules.sketch import Sketch
@@ -46,6 +47,7 @@ TEMPLATES: tuple[Template, ...] = (
     CpuNorm(),
     CpuElementwise(),
     WgmmaGemm(),
+    MmaGemm(),
     DecodeAttention(),
     WgmmaAttention(),
     CudaRows(),

@@ -18,6 +18,9 @@ _ALIGNED = 16  # of head_dim: the sum's length of a product
 _MOST_GROUP = 2 * COLUMNS  # heads that share keys
 _AMPERE, _HOPPER = 80, 90  # mma.sync of 16 bits with cp.async; clusters
 _ACCUMULATORS = 160  # registers of a thread for out^T, q^T and scores
+_BUSY = 0.4  # of the multiprocessors: they take all that memory gives
+_BLOCK_RATE = 1e11  # bytes a second that one multiprocessor takes at most
+_PORTABLE = 8  # blocks of a cluster; of larger ones not all find a place at once
 _LATENCY = 1.2e-6  # seconds until a copy from memory has come
 _MEETING = 2.5e-6  # of the blocks of a cluster, and what comes before the first copy
 
@@ -53,7 +56,7 @@ class DecodeAttention(Template):
         space = self.space(workload, target)
         splits = [int(value) for value in space.knobs[0].values]
         blocks = _pairs(workload)
-        enough = [each for each in splits if blocks * each >= 0.7 * target.cores]
+        enough = [each for each in splits if blocks * each >= _BUSY * target.cores]
         wanted = min(enough, default=max(splits))
         choices = [Config.of(splits=wanted, **knobs) for knobs in _DEFAULTS]
         return next(config for config in choices if config in space)
@@ -70,7 +73,8 @@ class DecodeAttention(Template):
         nbytes = 4 * _pairs(workload) * kv_len * head_dim
         waves = math.ceil(blocks / target.cores) / (blocks / target.cores)
         in_flight = min(blocks, target.cores) * split.warps * (split.stages - 1) * split.keys * head_dim * 4
-        rate = min(gpu.bandwidth, in_flight / _LATENCY)
+        rate = min(gpu.bandwidth, in_flight / _LATENCY, min(blocks, target.cores) * _BLOCK_RATE)
+        waves *= 1.2 if split.splits > _PORTABLE else 1.0
         return nbytes * waves / rate + _MEETING + (_LATENCY if split.splits > 1 else 0.0)
 
     def kernel_workload(self, workload: Workload) -> Workload:

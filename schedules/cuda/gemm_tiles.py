@@ -8,6 +8,9 @@ from tvmops.space import Config
 from tvmops.targets import Target
 
 _MOST_STAGES = 12  # more hide nothing that these do not
+_REGISTERS = 65_536  # of a multiprocessor
+_MOST_REGISTERS = 232  # of a thread that multiplies
+_RESERVED = 1024  # bytes of shared memory that the system takes of each block
 PARTIAL_PAD = 8  # floats behind each row of a partial sum, so that rows start in different banks
 
 
@@ -20,15 +23,21 @@ class Tiles:
     cluster: int  # blocks, one above the other, that share a tile of b
     split_k: int  # blocks that share the sum of a tile
     group: int  # rows of tiles that are walked together, column by column
-    blocks: int  # that stay on the machine, one a multiprocessor
-    shared_bytes: int  # of a block
+    beside: int  # blocks that share a multiprocessor
+    multiprocessors: int
+    shared_bytes: int  # of a multiprocessor, for one block
     store_buffers: int = 2  # of 64 x 64, a consumer
 
     @classmethod
     def of(cls, config: Config, target: Target) -> Tiles:
         assert target.gpu is not None
         knobs = {name: int(value) for name, value in config.items}
-        return cls(**knobs, blocks=target.cores, shared_bytes=target.gpu.shared_bytes)
+        return cls(**knobs, multiprocessors=target.cores, shared_bytes=target.gpu.shared_bytes)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that stay on the machine."""
+        return self.multiprocessors * self.beside
 
     @property
     def blocks_a_group(self) -> int:
@@ -41,7 +50,10 @@ class Tiles:
 
     @property
     def consumer_registers(self) -> int:
-        return 232
+        """Registers of a thread, when the producers have given theirs away."""
+        threads = 128 * (self.consumers + 1)
+        pool = _REGISTERS // self.beside // threads // 8 * 8 * threads
+        return min((pool - 128 * self.producer_registers) // (128 * self.consumers) // 8 * 8, _MOST_REGISTERS)
 
     @property
     def stages(self) -> int:
@@ -49,4 +61,5 @@ class Tiles:
         stores = self.consumers * self.store_buffers * 64 * 64 * 2
         partial = 4 * (self.bn + PARTIAL_PAD) * (self.bm if self.split_k > 1 else 1)
         one = (self.bm + self.bn) * self.bk * 2 + 16
-        return min((self.shared_bytes - stores - partial - 1024) // one, _MOST_STAGES)
+        room = (self.shared_bytes + _RESERVED) // self.beside - _RESERVED
+        return min((room - stores - partial - 1024) // one, _MOST_STAGES)

@@ -17,12 +17,16 @@ from tvmops.workloads import workload as make_workload
 
 _ALIGNED = 8  # elements: TMA takes rows of a multiple of 16 bytes
 _FULL_REUSE = 128 * 256 / (128 + 256)
-_FILL_SECONDS = 1.5e-6  # until the first stage is there, and for what follows the last
+_TAKEN = 9e10  # bytes a second that one multiprocessor loads at most
+_FROM_L2 = 1.6  # times the bandwidth of memory
+_PLACES = 0.85  # of the machine: large clusters don't find room everywhere
+_MEETING = 0.4e-6  # of the blocks of a cluster, each
+_FILL_SECONDS = 2.5e-6  # until the first stage is there, and for what follows the last
 
 
 class WgmmaGemm(Template):
     name = "cuda.gemm_wgmma"
-    version = 1
+    version = 2
 
     def covers(self, workload: Workload, target: Target) -> bool:
         if workload.op != "matmul" or target.gpu is None or target.gpu.code != "sm_90a":
@@ -44,6 +48,7 @@ class WgmmaGemm(Template):
             Knob("cluster", (1, 2) if m > 64 else (1,)),
             Knob("split_k", tuple(parts for parts in (1, 2, 4, 8) if parts <= max(1, k // 128))),
             Knob("group", tuple(rows for rows in (1, 4, 8, 16) if rows <= max(1, m // 64))),
+            Knob("beside", (1, 2)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
@@ -53,7 +58,7 @@ class WgmmaGemm(Template):
         return min(choices, key=lambda config: self.estimate(workload, target, config))
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        few, some, many = _DEFAULTS[0], _DEFAULTS[3], _DEFAULTS[-1]
+        few, some, many = _DEFAULTS[0], _DEFAULTS[5], _DEFAULTS[-1]
         aligned = dict.fromkeys(_rows(workload), _ALIGNED)
         return [
             GenericKernel({"m": (1, 64)}, few, aligned),
@@ -66,15 +71,17 @@ class WgmmaGemm(Template):
         m, n, k = workload.dims("m", "n", "k")
         gpu, tiles = _gpu(target), Tiles.of(config, target)
         count = math.ceil(m / tiles.bm) * math.ceil(n / tiles.bn) * tiles.split_k
-        waves = math.ceil(count / target.cores)
+        places = tiles.blocks * (_PLACES if tiles.split_k > 4 * tiles.beside else 1.0)
+        waves = math.ceil(count / places)
         depth = math.ceil(math.ceil(k / tiles.bk) / tiles.split_k) * tiles.bk
         reuse = tiles.bm * tiles.bn / (tiles.bm + tiles.bn)  # of what is loaded; small tiles wait for it
-        one = gpu.tensor_flops / target.cores * min(1.0, reuse / _FULL_REUSE)
+        one = gpu.tensor_flops / tiles.blocks * min(1.0, 1.5 * reuse / _FULL_REUSE)
         multiply = 2 * tiles.bm * tiles.bn * depth / one
-        used = min(count, target.cores)
-        load = 2 * (min(m, tiles.bm) / tiles.split_k + tiles.bn) * depth * used / gpu.bandwidth
+        rate = min(_TAKEN / tiles.beside, _FROM_L2 * gpu.bandwidth / min(count, tiles.blocks))
+        load = 2 * (min(m, tiles.bm) + tiles.bn / tiles.cluster) * depth / rate
         fewest = 2 * (m * k + k * n + m * n) / gpu.bandwidth
-        return max(waves * max(multiply, load / 3 if m > tiles.bm else load), fewest) + _FILL_SECONDS
+        meeting = _MEETING * tiles.split_k if tiles.split_k > 1 else 0.0
+        return max(waves * max(multiply, load), fewest) + _FILL_SECONDS + meeting
 
     def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
         m, n, k = workload.dims("m", "n", "k")
@@ -82,8 +89,8 @@ class WgmmaGemm(Template):
         count = math.ceil(m / tiles.bm) * math.ceil(n / tiles.bn) * tiles.split_k
         return {
             **super().features(workload, target, config),
-            "waves": count / target.cores,
-            "last_wave": count % target.cores / target.cores,
+            "waves": count / tiles.blocks,
+            "last_wave": count % tiles.blocks / tiles.blocks,
             "steps": k / tiles.bk / tiles.split_k,
             "stages": tiles.stages,
             "tile": tiles.bm * tiles.bn,
@@ -110,6 +117,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         tiles.bm % (64 * tiles.consumers) == 0
         and accumulators <= tiles.consumer_registers - 72
         and tiles.stages >= 3
+        and (tiles.beside == 1 or tiles.consumers == tiles.cluster == 1)
         and not (tiles.cluster > 1 and tiles.split_k > 1)
         and (tiles.bn // 64) % tiles.cluster == 0
         and tiles.cluster <= rows
@@ -129,7 +137,9 @@ def _gpu(target: Target) -> Gpu:
     return target.gpu
 
 
-def _config(bm: int, bn: int, bk: int, consumers: int, cluster: int, split_k: int, group: int) -> Config:
+def _config(
+    bm: int, bn: int, bk: int, consumers: int, cluster: int, split_k: int, group: int, beside: int = 1
+) -> Config:
     return Config.of(
         bm=bm,
         bn=bn,
@@ -138,12 +148,15 @@ def _config(bm: int, bn: int, bk: int, consumers: int, cluster: int, split_k: in
         cluster=cluster,
         split_k=split_k,
         group=group,
+        beside=beside,
     )
 
 
 # What `default` chooses from, by the estimate; smallest tiles first.
 _DEFAULTS = (
     _config(64, 64, 128, 1, 1, 4, 1),
+    _config(64, 64, 64, 1, 1, 4, 1, 2),
+    _config(64, 64, 64, 1, 1, 2, 1, 2),
     _config(64, 64, 128, 1, 1, 1, 1),
     _config(64, 128, 128, 1, 1, 1, 1),
     _config(128, 128, 64, 2, 1, 1, 1),

@@ -49,6 +49,18 @@ def c_call(result: str, name: str, *arguments: Any, source: str) -> Any:
     return T.cuda.func_call(name, *arguments, source_code=source, return_type=result)
 
 
+_SLICE = """
+__forceinline__ __device__ const void* slice_of(const void* array, int index, int rows, int pitch) {
+  return static_cast<const char*>(array) + static_cast<long long>(index) * rows * pitch;
+}
+"""
+
+
+def slice_of(array: Any, index: Any, rows: Any, columns: Any, item: int) -> Any:
+    """Return the address of the `index`-th matrix of rows of `columns` elements of `item` bytes."""
+    return c_call("handle", "slice_of", array, index, rows, columns * item, source=_SLICE)
+
+
 _EXP2 = """
 __forceinline__ __device__ float exp2_approx(float x) {
   float y;

@@ -13,7 +13,7 @@ from tvmops.signatures.attention import BLHD, NO_MASK
 from tvmops.signatures.dtypes import decode, encode
 from tvmops.workloads import Workload
 
-_SHARPNESS = 8.0  # of random queries: scores spread so far that some keys outweigh others by thousands
+SHARPNESS = 8.0  # of random queries: scores spread so far that some keys outweigh others by thousands
 
 
 class Attention(Op):
@@ -150,7 +150,7 @@ class Attention(Op):
         else:
             masks = [np.where(out, np.float32(-np.inf), mask) for out, mask in zip(excluded, masks)]
         dtype = str(workload["dtype"])
-        sharper = decode(q, dtype).astype(np.float32) * np.float32(_SHARPNESS)
+        sharper = decode(q, dtype).astype(np.float32) * np.float32(SHARPNESS)
         return [encode(sharper, dtype), k, v, *masks]
 
 

@@ -26,7 +26,18 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import ceildiv
 from tvmops.schedules.cuda.kernels.attention_flash import Heads, least_scale
-from tvmops.schedules.cuda.words import PTX_TYPES, Scalar, c_call, do, exp2, pack, ptx, shuffle_xor, when
+from tvmops.schedules.cuda.words import (
+    PTX_TYPES,
+    Scalar,
+    c_call,
+    do,
+    exp2,
+    pack,
+    ptx,
+    shuffle_xor,
+    slice_of,
+    when,
+)
 
 KEYS = 16  # of a product
 COLUMNS = 8  # heads of a product
@@ -44,11 +55,6 @@ __forceinline__ __device__ void copy_row_piece(unsigned to, const void* from, in
 _PAIR = """
 __forceinline__ __device__ unsigned load_pair(const void* pointer) {
   return *static_cast<const unsigned*>(pointer);
-}
-"""
-_HEAD = """
-__forceinline__ __device__ const void* head_of(const void* array, int head, int rows, int pitch) {
-  return static_cast<const char*>(array) + static_cast<long long>(head) * rows * pitch;
 }
 """
 _REMOTE = """
@@ -186,13 +192,10 @@ class SplitKernel:
         self.base = Scalar(T.cuda.cvta_generic_to_shared(self.ring.ptr_to([self.warp, 0, 0, 0])), "uint32")()
         self._heads = {
             name: T.Bind(
-                c_call(
-                    "handle", "head_of", self.arrays[name].data, self.pair, self.sizes.kv_len,
-                    2 * self.sizes.head_dim, source=_HEAD,
-                )
+                slice_of(self.arrays[name].data, self.pair, self.sizes.kv_len, self.sizes.head_dim, 2)
             )
             for name in "kv"
-        }  # fmt: skip
+        }
         for stage in range(stages - 1):
             with when(stage < count):
                 self._copy(first + stage * split.warps, stage)

@@ -111,7 +111,7 @@ def gemm(dtype: str, trans_a: bool, trans_b: bool, tiles: Tiles) -> tirx.PrimFun
         T.call_packed(_TENSOR_MAP, c_map, DT, 2, C.data, N, M, N * 2, 64, 64, *_STORED)
 
         T.device_entry()
-        T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1})
+        T.attr({"tirx.launch_bounds_min_blocks_per_sm": tiles.beside})
         ROWS = T.meta_var(T.truncdiv(M + (BM * SHARE - 1), BM * SHARE))  # of tiles, as clusters see them
         COLUMNS = T.meta_var(T.truncdiv(N + (BN - 1), BN))
         TILES = T.meta_var(ROWS * COLUMNS)

@@ -63,7 +63,7 @@ extern "C" const char* run(int grid, int cluster, int shared_bytes, {found[3]}) 
 
 
 def _is_named_by_macro(name: str) -> bool:
-    return "wait_group_async" in name or "mma_sync_aligned" in name
+    return any(part in name for part in ("wait_group_async", "mma_sync_aligned", "copy_piece_"))
 
 
 def _value(words: list[str], arguments: Mapping[str, Any]) -> Any:

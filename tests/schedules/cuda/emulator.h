@@ -2,6 +2,7 @@
 // a block or a cluster does together is where they wait for each other. Shared memory begins as
 // NaN; cp.async copies when it is waited for, and no sooner; threads that wait in vain are found.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -233,6 +234,18 @@ static inline void copy_row_piece(unsigned to, const void* from, int row, int pi
   const char* at = static_cast<const char*>(from) + static_cast<long long>(inside ? row : 0) * pitch + offset;
   emulator::now->groups.back().push_back({to, at, inside ? 16 : 0});
 }
+static inline void copy_piece(unsigned to, const void* from, int row, int pitch, int column, int valid, int alignment) {
+  const char* at = static_cast<const char*>(from);
+  if (valid > 0) at += (static_cast<long long>(row) * pitch + column) * 2;
+  if (reinterpret_cast<uintptr_t>(at) % alignment) emulator::fail("an address that is not aligned");
+  emulator::now->groups.back().push_back({to, at, 2 * std::min(std::max(valid, 0), 8)});
+}
+#define COPY_PIECE(vector)                                                                               \
+  static inline void copy_piece_##vector(unsigned to, const void* from, int row, int pitch, int column, \
+                                         int valid) {                                                   \
+    copy_piece(to, from, row, pitch, column, valid, 2 * vector);                                        \
+  }
+COPY_PIECE(1) COPY_PIECE(2) COPY_PIECE(4) COPY_PIECE(8)
 static inline void tvm_builtin_ptx_cp_async_commit_group_async_commit_group() { emulator::now->groups.emplace_back(); }
 static inline void wait_group(size_t left) {
   auto& groups = emulator::now->groups;

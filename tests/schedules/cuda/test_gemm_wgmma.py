@@ -21,8 +21,8 @@ def matmul(m: int, n: int, k: int, dtype: str = "bfloat16") -> Workload:
     return workload("matmul", m=m, n=n, k=k, dtype=dtype)
 
 
-SHARED = Config.of(bm=128, bn=256, bk=64, consumers=2, cluster=2, split_k=1, group=8)
-SPLIT = Config.of(bm=64, bn=64, bk=128, consumers=1, cluster=1, split_k=4, group=1)
+SHARED = Config.of(bm=128, bn=256, bk=64, consumers=2, cluster=2, split_k=1, group=8, beside=1)
+SPLIT = Config.of(bm=64, bn=64, bk=64, consumers=1, cluster=1, split_k=4, group=1, beside=2)
 LARGE = matmul(4096, 4096, 4096)
 SMALL = matmul(16, 1024, 4096, "float16")
 

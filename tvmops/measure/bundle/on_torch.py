@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvmops.measure.bundle.device import Call, calls_for, decoded
+from tvmops.measure.bundle.torch_exact import EXACT, SCALES
+from tvmops.measure.bundle.torch_peers import PEERS
 from tvmops.ops import Op, op_of
 from tvmops.signatures.dtypes import BFLOAT16
 from tvmops.workloads import Workload
@@ -33,12 +35,16 @@ class TorchCuda:
 
     def draw(self, workload: Workload, seed: int) -> list[Any]:
         op, torch = op_of(workload), self._torch
-        if type(op).random_inputs is not Op.random_inputs:  # an op with wishes of its own
+        scales = SCALES[workload.op](workload) if workload.op in SCALES else None
+        if scales is None and type(op).random_inputs is not Op.random_inputs:  # with wishes of its own
             drawn = op.random_inputs(workload, seed)
             return [self._upload(array, spec.dtype) for array, spec in zip(drawn, op.inputs(workload))]
         generator = torch.Generator("cuda").manual_seed(seed)
         return [
-            (torch.rand(spec.shape, device="cuda", generator=generator) * 2 - 1).to(self._dtype(spec.dtype))
+            (
+                (torch.rand(spec.shape, device="cuda", generator=generator) * 2 - 1)
+                * (scales or {}).get(spec.name, 1.0)
+            ).to(self._dtype(spec.dtype))
             for spec in op.inputs(workload)
         ]
 
@@ -48,7 +54,7 @@ class TorchCuda:
 
     def reference(self, workload: Workload, inputs: Sequence[Any]) -> Sequence[Any]:
         torch, op = self._torch, op_of(workload)
-        exact = REFERENCES[workload.op](workload, inputs) if workload.op in REFERENCES else None
+        exact = EXACT[workload.op](torch, workload, inputs) if workload.op in EXACT else None
         if exact is not None:
             return exact
         arrays = [self._download(tensor) for tensor in inputs]
@@ -109,32 +115,4 @@ class TorchCuda:
         return tensor.cpu().numpy()
 
 
-def _matmul_reference(workload: Workload, inputs: Sequence[Any]) -> Sequence[Any] | None:
-    if workload["activation"] != "none" or workload["packed"] != "none":
-        return None
-    a, b, *more = (tensor.double() for tensor in inputs)
-    product = (a.mT if workload["trans_a"] else a) @ (b.mT if workload["trans_b"] else b)
-    for term in more:
-        product += term
-    return (product,)
-
-
-def _matmul_peers(torch: Any, workload: Workload) -> dict[str, Call]:
-    if workload["bias"] or workload["residual"] or workload["activation"] != "none":
-        return {}
-
-    def matmul(a: Any, b: Any, c: Any) -> None:
-        left, right = (a.mT if workload["trans_a"] else a), (b.mT if workload["trans_b"] else b)
-        torch.matmul(left, right, out=c)
-
-    return {f"torch {torch.__version__} matmul": matmul}
-
-
-# By op: the exact results in float64 on the device, where NumPy would take too long, or None;
-# and the peers to compare with.
-REFERENCES: dict[str, Callable[[Workload, Sequence[Any]], Sequence[Any] | None]] = {
-    "matmul": _matmul_reference
-}
-PEERS: dict[str, Callable[[Any, Workload], dict[str, Call]]] = {"matmul": _matmul_peers}
-
-__all__ = ["PEERS", "REFERENCES", "TorchCuda"]
+__all__ = ["TorchCuda"]

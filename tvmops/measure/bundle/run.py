@@ -168,11 +168,14 @@ class Run:
         self._deadline = time.monotonic() + seconds
         self._device = device or open_device(bundle.kind, folder)
         self._kernels: dict[str, Callable[..., object]] = {}
+        self._known: dict[str, list[Result]] = {}
+        for result in read_results(folder):
+            self._known.setdefault(result.workload, []).append(result)
 
     def all(self) -> int:
         """Do what is not done yet; return an exit code."""
         for text, entries in self._bundle.workloads().items():
-            known = {(r.key, r.stage) for r in read_results(self._folder) if r.workload == text}
+            known = {(r.key, r.stage) for r in self._results(text)}
             missing = [entry for entry in entries if (entry.key, "search") not in known]
             compared = any(stage == "final" for _, stage in known)
             if compared or time.monotonic() > self._deadline:
@@ -241,11 +244,19 @@ class Run:
         calls: dict[str, Callable[..., object]] = {entry.key: self._kernel(entry) for entry in chosen}
         if not calls:
             return
-        calls |= self._device.peers(problem.workload)
+        peers = self._device.peers(problem.workload)
         clocks = {}
-        for key, call in calls.items():
+        for key, call in (calls | peers).items():
             self._at(text, key)
-            clocks[key] = self._device.clock(call, problem.sets)
+            try:
+                clocks[key] = self._device.clock(call, problem.sets)
+            except Exception as failure:  # a peer that has nothing for this workload
+                if key in calls:
+                    raise
+                self._write(
+                    Result(text, key, "final", "crash", detail=f"{type(failure).__name__}: {failure}"[:500])
+                )
+        calls |= {key: call for key, call in peers.items() if key in clocks}
         bursts = _turns(clocks, _TURNS, _BURST)
         sustained: dict[str, list[float]] = {key: [] for key in clocks}
         if min(map(min, bursts.values())) > _WORTH_SUSTAINING:
@@ -259,11 +270,13 @@ class Run:
             )
 
     def _results(self, workload: str) -> list[Result]:
-        return [result for result in read_results(self._folder) if result.workload == workload]
+        return self._known.get(workload, [])
 
     def _write(self, result: Result) -> None:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        _append(self._folder, dataclasses.replace(result, machine=self._device.machine, when=now))
+        result = dataclasses.replace(result, machine=self._device.machine, when=now)
+        self._known.setdefault(result.workload, []).append(result)
+        _append(self._folder, result)
 
 
 def _turns(clocks: dict[str, Callable[[float], float]], turns: int, seconds: float) -> dict[str, list[float]]:

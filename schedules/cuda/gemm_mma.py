@@ -1,0 +1,175 @@
+"""Matrix products of 16-bit types on any GPU with mma.sync; `kernels.gemm_mma` says how."""
+
+from __future__ import annotations
+
+import math
+
+from tvm import IRModule, tirx
+
+from tvmops.schedules.cpu.emit import Extent
+from tvmops.schedules.cuda.kernels.gemm_mma import BK, MmaKernel, MmaTiles, Product
+from tvmops.schedules.template import GenericKernel, Template
+from tvmops.signatures import ANY
+from tvmops.signatures.layouts import PLAIN
+from tvmops.space import Config, Knob, Space
+from tvmops.targets import Target
+from tvmops.workloads import Workload
+
+_AMPERE = 80  # mma.sync of 16 bits with cp.async
+_VECTORS = (8, 4, 2, 1)  # elements of a copy
+_MOST_SUMS = 128  # registers of a thread
+_SHARE = 0.6  # of the tensor cores' rate that mma.sync reaches where wgmma is the native way
+_FILL_SECONDS = 3e-6
+
+
+class MmaGemm(Template):
+    """Any m, n, k, leading dimensions, batch, transposes and epilogue."""
+
+    name = "cuda.gemm_mma"
+    version = 1
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        return (
+            workload.op == "matmul"
+            and target.gpu is not None
+            and target.gpu.compute >= _AMPERE
+            and workload["dtype"] in ("float16", "bfloat16")
+            and workload["packed"] == PLAIN
+        )
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        knobs = (
+            Knob("bm", (16, 32, 64, 128, 256)),
+            Knob("bn", (32, 64, 128, 256)),
+            Knob("warps_m", (1, 2, 4)),
+            Knob("warps_n", (1, 2, 4)),
+            Knob("stages", (2, 3, 4, 5, 6)),
+            Knob("a_vector", _vectors(_row_of_a(workload))),
+            Knob("b_vector", _vectors(_row_of_b(workload))),
+        )
+        return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        vectors = {"a_vector": _vectors(_row_of_a(workload))[0], "b_vector": _vectors(_row_of_b(workload))[0]}
+        choices = [Config.of(**knobs, **vectors) for knobs in _DEFAULTS]
+        legal = [config for config in choices if is_legal(config, workload, target)]
+        return min(legal, key=lambda config: self.estimate(workload, target, config))
+
+    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        rows = sorted({_dim_of(workload, "a"), _dim_of(workload, "b")})
+        few, many = _DEFAULTS[0], _DEFAULTS[3]
+        kernels = []
+        for vector in (8, 1):
+            multiples = dict.fromkeys(rows, vector) if vector > 1 else {}
+            for ranges, knobs in (({"m": (1, 16)}, few), ({}, many)):
+                config = Config.of(**knobs, a_vector=vector, b_vector=vector)
+                kernels.append(GenericKernel(ranges, config, multiples))
+        return kernels
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        """Guess the seconds: of each wave of blocks the slower of multiplying and loading."""
+        assert target.gpu is not None
+        m, n, k = (_known(workload, dim) for dim in "mnk")
+        batch, tiles, gpu = _known(workload, "batch"), tiles_of(config), target.gpu
+        count = batch * math.ceil(m / tiles.bm) * math.ceil(n / tiles.bn)
+        beside = max(1, min(4, gpu.shared_bytes // (tiles.shared_bytes + 1024)))
+        waves = math.ceil(count / target.cores / beside) * beside if count > target.cores else 1
+        rate = _SHARE * gpu.tensor_flops / target.cores
+        multiply = 2 * tiles.bm * tiles.bn * k / rate
+        slow = math.sqrt(8 / min(tiles.a_vector, tiles.b_vector))
+        load = 2 * (tiles.bm + tiles.bn) * k * slow / (2.0 * gpu.bandwidth / min(count, target.cores))
+        fewest = 2 * batch * (m * k + k * n + m * n) / gpu.bandwidth
+        return max(waves * max(multiply, load), fewest) + _FILL_SECONDS
+
+    def kernel_workload(self, workload: Workload) -> Workload:
+        sizes = {"m": ANY, "n": ANY, "k": ANY}
+        return workload.replace(**(sizes if workload["batch"] == 1 else {**sizes, "batch": ANY}))
+
+    def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
+        return MmaKernel(product_of(self.kernel_workload(workload)), tiles_of(config)).module()
+
+
+def is_legal(config: Config, workload: Workload, target: Target) -> bool:
+    """Say whether `config` fits the machine; the only statement of the template's limits."""
+    assert target.gpu is not None
+    tiles = tiles_of(config)
+    return (
+        tiles.wm % 16 == 0
+        and tiles.wn % 16 == 0
+        and tiles.wm * tiles.wn // 32 <= _MOST_SUMS
+        and tiles.shared_bytes <= target.gpu.shared_bytes
+        and tiles.bm < 2 * max(16, _known(workload, "m"))
+        and tiles.bn < 2 * max(32, _known(workload, "n"))
+        and tiles.stages <= max(2, _known(workload, "k") // BK)
+    )
+
+
+def tiles_of(config: Config) -> MmaTiles:
+    return MmaTiles(**{name: int(value) for name, value in config.items})
+
+
+def product_of(workload: Workload) -> Product:
+    """Return what `workload` multiplies; sizes that are `*` become variables."""
+    m, n, k, batch = (_extent(workload, name) for name in ("m", "n", "k", "batch"))
+    return Product(
+        m=m,
+        n=n,
+        k=k,
+        batch=batch,
+        shared=str(workload["shared"]),
+        dtype=str(workload["dtype"]),
+        trans_a=bool(workload["trans_a"]),
+        trans_b=bool(workload["trans_b"]),
+        bias=bool(workload["bias"]),
+        residual=bool(workload["residual"]),
+        activation=str(workload["activation"]),
+    )
+
+
+def _extent(workload: Workload, name: str) -> Extent:
+    value = workload[name]
+    return value if isinstance(value, int) else tirx.Var(name, "int32")
+
+
+def _known(workload: Workload, name: str) -> int:
+    value = workload[name]
+    return value if isinstance(value, int) else 4096
+
+
+def _dim_of(workload: Workload, operand: str) -> str:
+    """Return the dimension along which the rows of a, or b, lie."""
+    if operand == "a":
+        return "m" if workload["trans_a"] else "k"
+    return "k" if workload["trans_b"] else "n"
+
+
+def _row_of_a(workload: Workload) -> object:
+    return workload[_dim_of(workload, "a")]
+
+
+def _row_of_b(workload: Workload) -> object:
+    return workload[_dim_of(workload, "b")]
+
+
+def _vectors(row: object) -> tuple[int, ...]:
+    """Return what copies can take at once where rows have `row` elements: the most; both ends if unknown."""
+    if not isinstance(row, int):
+        return (8, 1)
+    return (next(vector for vector in _VECTORS if row % vector == 0),)
+
+
+def _knobs(bm: int, bn: int, warps_m: int, warps_n: int, stages: int) -> dict[str, int]:
+    return {"bm": bm, "bn": bn, "warps_m": warps_m, "warps_n": warps_n, "stages": stages}
+
+
+# What `default` chooses from, by the estimate; smallest tiles first.
+_DEFAULTS = (
+    _knobs(16, 32, 1, 2, 2),
+    _knobs(16, 64, 1, 4, 4),
+    _knobs(32, 64, 2, 2, 4),
+    _knobs(64, 64, 2, 2, 2),
+    _knobs(64, 64, 2, 2, 3),
+    _knobs(64, 128, 2, 2, 3),
+    _knobs(128, 128, 2, 4, 3),
+    _knobs(128, 256, 2, 4, 3),
+)

@@ -1,0 +1,337 @@
+"""The kernel of `MmaGemm`: matrix products with mma.sync, for GPUs from compute capability 8.0 on.
+
+A ring of shared-memory stages is filled by cp.async, 16 bytes a piece, swizzled so that
+ldmatrix meets no bank twice; warps multiply from there (m16n8k16), float32 inside. Rows that
+do not begin at a multiple of 16 bytes are copied by 8 or 4 bytes, or, where they begin at any
+element, through registers. Bias, residual and activation are applied to the sums in registers.
+m, n, k and the batch are known at run time alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import IRModule, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.lang.alloc_pool import SMEMPool
+from tvm.tirx.script.builder import ir as T
+
+from tvmops.schedules.cpu.emit import Extent, ceildiv
+from tvmops.schedules.cuda.activation import activate
+from tvmops.schedules.cuda.words import PTX_TYPES, Scalar, c_call, do, pack, ptx, slice_of, when
+
+BK = 64  # k of a stage
+_PIECE = 8  # elements: 16 bytes
+
+# 8 elements to shared memory; those from the `valid`-th on become 0.
+_COPY_ASYNC = """
+__forceinline__ __device__ void copy_piece_{vector}(unsigned to, const void* from, int row, int pitch,
+                                                    int column, int valid) {{
+  const char* at = static_cast<const char*>(from);
+  if (valid > 0) at += (static_cast<long long>(row) * pitch + column) * 2;
+#pragma unroll
+  for (int i = 0; i < 8; i += {vector}) {{
+    const int left = min(max(valid - i, 0), {vector});
+    asm volatile("cp.async.{cache}.shared.global [%0], [%1], {nbytes}, %2;" ::
+                 "r"(to + 2 * i), "l"(at + (left > 0 ? 2 * i : 0)), "r"(2 * left) : "memory");
+  }}
+}}
+"""
+_COPY_ONE = """
+__forceinline__ __device__ void copy_piece_1(unsigned to, const void* from, int row, int pitch,
+                                             int column, int valid) {
+  const unsigned short* at = static_cast<const unsigned short*>(from);
+  if (valid > 0) at += static_cast<long long>(row) * pitch + column;
+  unsigned words[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const unsigned low = 2 * i < valid ? __ldg(at + 2 * i) : 0;
+    const unsigned high = 2 * i + 1 < valid ? __ldg(at + 2 * i + 1) : 0;
+    words[i] = low | high << 16;
+  }
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::
+               "r"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]) : "memory");
+}
+"""
+_STORE_PAIR = """
+__forceinline__ __device__ void store_pair(void* memory, unsigned pair) {
+  *static_cast<unsigned*>(memory) = pair;
+}
+"""
+
+
+@dataclass(frozen=True)
+class MmaTiles:
+    bm: int
+    bn: int
+    warps_m: int
+    warps_n: int
+    stages: int
+    a_vector: int  # elements that every row of a begins at a multiple of
+    b_vector: int
+    group: int = 8  # rows of tiles that are walked together, column by column
+
+    @property
+    def warps(self) -> int:
+        return self.warps_m * self.warps_n
+
+    @property
+    def wm(self) -> int:
+        """Rows of a warp."""
+        return self.bm // self.warps_m
+
+    @property
+    def wn(self) -> int:
+        return self.bn // self.warps_n
+
+    @property
+    def shared_bytes(self) -> int:
+        return self.stages * (self.bm + self.bn) * BK * 2
+
+
+@dataclass(frozen=True)
+class Product:
+    """What is multiplied: sizes, how the arrays lie, and what follows the sum."""
+
+    m: Extent
+    n: Extent
+    k: Extent
+    batch: Extent  # 1: arrays of two dimensions
+    shared: str
+    dtype: str
+    trans_a: bool
+    trans_b: bool
+    bias: bool
+    residual: bool
+    activation: str
+
+    @property
+    def is_batched(self) -> bool:
+        return not (isinstance(self.batch, int) and self.batch == 1)
+
+
+class _Operand:
+    """One of the two factors: a tile of `block` rows of its own, or columns, times `BK`."""
+
+    def __init__(self, array: Any, extent: Extent, k: Extent, k_inner: bool, block: int, vector: int) -> None:
+        self.array, self.extent, self.k = array, extent, k
+        self.k_inner, self.block, self.vector = k_inner, block, vector
+        self.pieces = (BK if k_inner else block) // _PIECE  # of a row
+        self.ring: Any = None
+        self.slice: Any = None
+        self.base: Any = None
+
+    @property
+    def rows(self) -> int:
+        return self.block if self.k_inner else BK
+
+    @property
+    def stage_bytes(self) -> int:
+        return self.block * BK * 2
+
+    @property
+    def row_length(self) -> Extent:
+        return self.k if self.k_inner else self.extent
+
+    def address(self, stage: Any, row: Any, piece: Any) -> Any:
+        """Return where a piece lies; neighbours in a column lie in different banks."""
+        turned = piece ^ (row % min(8, self.pieces))
+        inside = row * (self.pieces * 16) + turned * 16
+        return self.base + T.Cast("uint32", stage * self.stage_bytes + inside)
+
+    def copy(self, stage: Any, origin: Any, k_origin: Any, thread: Any, threads: int) -> None:
+        """Begin to copy a tile; what lies beyond the array becomes 0."""
+        count = self.rows * self.pieces
+        name = f"copy_piece_{self.vector}"
+        cache = "cg" if self.vector == _PIECE else "ca"
+        source = _COPY_ASYNC.format(vector=self.vector, nbytes=2 * self.vector, cache=cache)
+        for step in range(-(-count // threads)):
+            at = step * threads + thread
+            row, piece = T.truncdiv(at, self.pieces), T.truncmod(at, self.pieces)
+            k_index, own = (piece * _PIECE, row) if self.k_inner else (row, piece * _PIECE)
+            k_index, own = k_origin + k_index, origin + own
+            if self.k_inner:
+                y, x, valid = own, k_index, tirx.Select(own < self.extent, self.k - k_index, 0)
+            else:
+                y, x, valid = k_index, own, tirx.Select(k_index < self.k, self.extent - own, 0)
+            call = c_call(
+                "void", name, self.address(stage, row, piece), self.slice, y, self.row_length, x, valid,
+                source=source if self.vector > 1 else _COPY_ONE,
+            )  # fmt: skip
+            if (step + 1) * threads <= count:
+                do(call)
+                continue
+            with when(at < count):
+                do(call)
+
+
+class MmaKernel:
+    """`main(a, b, [bias], [residual], c)`."""
+
+    def __init__(self, product: Product, tiles: MmaTiles) -> None:
+        self.product, self.tiles = product, tiles
+        self.threads = 32 * tiles.warps
+        self.m_parts, self.n_parts = tiles.wm // 16, tiles.wn // 8
+
+    def module(self) -> IRModule:
+        p, t = self.product, self.tiles
+        with IRBuilder() as builder, T.prim_func():
+            T.func_name("main")
+            a = self._array("a", (p.k, p.m) if p.trans_a else (p.m, p.k), "a")
+            b = self._array("b", (p.n, p.k) if p.trans_b else (p.k, p.n), "b")
+            self.a = _Operand(a, p.m, p.k, not p.trans_a, t.bm, t.a_vector)
+            self.b = _Operand(b, p.n, p.k, p.trans_b, t.bn, t.b_vector)
+            self.bias = (
+                T.arg("bias", T.buffer((p.n,), p.dtype, align=2, buffer_name="bias")) if p.bias else None
+            )
+            self.residual = self._array("residual", (p.m, p.n)) if p.residual else None
+            self.c = self._array("c", (p.m, p.n))
+            T.device_entry()
+            with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
+                self._body()
+        return IRModule({"main": builder.get().with_attr("global_symbol", "main")})
+
+    def _array(self, name: str, matrix: tuple[Extent, Extent], operand: str = "") -> Any:
+        p = self.product
+        shape = (p.batch, *matrix) if p.is_batched and p.shared != operand else matrix
+        return T.arg(name, T.buffer(shape, p.dtype, align=16, buffer_name=name))
+
+    def _body(self) -> None:
+        p, t = self.product, self.tiles
+        block = T.cta_id([ceildiv(p.m, t.bm) * ceildiv(p.n, t.bn) * p.batch])
+        self.warp, self.lane = T.warp_id([t.warps]), T.lane_id([32])
+        self.thread = self.warp * 32 + self.lane
+        # Through variables, lest what the launch computes becomes arguments of the kernel.
+        rows, columns = (
+            T.Bind(T.truncdiv(Scalar(size)() + (tile - 1), tile)) for size, tile in ((p.m, t.bm), (p.n, t.bn))
+        )
+        self._locate(block, rows, columns)
+        pool = SMEMPool()
+        for each in (self.a, self.b):
+            each.ring = pool.alloc((t.stages * each.stage_bytes,), "uint8", align=128)
+        pool.commit()
+        for each, name in ((self.a, "a"), (self.b, "b")):
+            each.base = Scalar(T.cuda.cvta_generic_to_shared(each.ring.ptr_to([0])), "uint32")()
+            index = 0 if not p.is_batched or p.shared == name else self.item
+            rows_of = each.extent if each.k_inner else each.k
+            each.slice = T.Bind(slice_of(each.array.data, index, rows_of, each.row_length, 2))
+        self.sums = T.alloc_local((self.m_parts * self.n_parts * 4,), "float32")
+        self.a_parts = T.alloc_local((self.m_parts * 4,), "uint32")
+        self.b_parts = T.alloc_local((self.n_parts * 2,), "uint32")
+        for i in range(self.m_parts * self.n_parts * 4):
+            T.buffer_store(self.sums, T.float32(0), [i])
+        self._multiply_all()
+        self._store()
+
+    def _locate(self, block: Any, rows: Any, columns: Any) -> None:
+        """Find this block's tile: bands of `group` rows of tiles, column by column."""
+        group = self.tiles.group
+        self.item = T.Bind(T.truncdiv(block, rows * columns))
+        at = T.Bind(T.truncmod(block, rows * columns))
+        band = T.Bind(T.truncdiv(at, group * columns))
+        rest = T.Bind(at - band * (group * columns))
+        height = T.Bind(tirx.min(rows - band * group, group))
+        self.row = T.Bind((band * group + T.truncmod(rest, height)) * self.tiles.bm)
+        self.column = T.Bind(T.truncdiv(rest, height) * self.tiles.bn)
+
+    def _copy(self, step: Any, stage: Any) -> None:
+        self.a.copy(stage, self.row, step * BK, self.thread, self.threads)
+        self.b.copy(stage, self.column, step * BK, self.thread, self.threads)
+
+    def _multiply_all(self) -> None:
+        stages, steps = self.tiles.stages, ceildiv(self.product.k, BK)
+        for stage in range(stages - 1):
+            with when(stage < steps):
+                self._copy(stage, stage)
+            ptx("cp.async.commit_group")
+        use, fill = Scalar(0), Scalar(stages - 1)
+        with T.serial(steps) as step:
+            ptx("cp.async.wait_group", stages - 2)
+            do(T.cuda.cta_sync())
+            with when(step + (stages - 1) < steps):
+                self._copy(step + (stages - 1), fill())
+            ptx("cp.async.commit_group")
+            for k in range(BK // 16):
+                self._load_parts(use(), k)
+                self._multiply()
+            for at in (use, fill):
+                at.set(tirx.Select(at() == stages - 1, 0, at() + 1))
+        ptx("cp.async.wait_group", 0)
+
+    def _load_parts(self, stage: Any, k: int) -> None:
+        """Load a warp's factors, 16 along k: a's rows by 16, b's columns by 16."""
+        lane, t = self.lane, self.tiles
+        low, high = lane % 16, T.truncdiv(lane, 16)  # of what lies along the rows of the four matrices
+        inner, outer = T.truncdiv(lane, 8) % 2, T.truncdiv(lane, 16) * 8 + lane % 8
+        warp_row = T.truncdiv(self.warp, t.warps_n) * t.wm
+        warp_column = T.truncmod(self.warp, t.warps_n) * t.wn
+        for part in range(self.m_parts):
+            first = warp_row + part * 16
+            if self.a.k_inner:
+                address, how = self.a.address(stage, first + low, k * 2 + high), ""
+            else:
+                piece = T.truncdiv(first, 8) + inner
+                address, how = self.a.address(stage, k * 16 + outer, piece), ".trans"
+            self._load(how, self.a_parts, part * 4, address)
+        for part in range(self.n_parts // 2):
+            first = warp_column + part * 16
+            if self.b.k_inner:
+                address, how = self.b.address(stage, first + outer, k * 2 + inner), ""
+            else:
+                piece = T.truncdiv(first, 8) + high
+                address, how = self.b.address(stage, k * 16 + low, piece), ".trans"
+            self._load(how, self.b_parts, part * 4, address)
+
+    def _load(self, how: str, registers: Any, at: int, address: Any) -> None:
+        ptx(f"ldmatrix.sync.aligned.m8n8.x4{how}.shared.b16", *(registers[at + i] for i in range(4)), address)
+
+    def _multiply(self) -> None:
+        kind = PTX_TYPES[self.product.dtype]
+        for i in range(self.m_parts):
+            for j in range(self.n_parts):
+                own = [self.sums[(i * self.n_parts + j) * 4 + x] for x in range(4)]
+                ptx(
+                    f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32",
+                    *own, *(self.a_parts[i * 4 + x] for x in range(4)),
+                    self.b_parts[j * 2], self.b_parts[j * 2 + 1], *own,
+                )  # fmt: skip
+
+    # The end: sums in registers, two neighbours of a row at a time.
+
+    def _store(self) -> None:
+        t, lane = self.tiles, self.lane
+        row = self.row + T.truncdiv(self.warp, t.warps_n) * t.wm + T.truncdiv(lane, 4)
+        column = self.column + T.truncmod(self.warp, t.warps_n) * t.wn + lane % 4 * 2
+        row, column = T.Bind(row), T.Bind(column)
+        for j in range(self.n_parts):
+            with when(column + j * 8 < self.product.n):
+                for i in range(self.m_parts):
+                    for half in range(2):
+                        with when(row + i * 16 + half * 8 < self.product.m):
+                            at = (i * self.n_parts + j) * 4 + half * 2
+                            self._store_pair(row + i * 16 + half * 8, column + j * 8, at)
+
+    def _store_pair(self, row: Any, column: Any, at: int) -> None:
+        p = self.product
+        place = [self.item, T.Cast("int64", row)] if p.is_batched else [T.Cast("int64", row)]
+        second = tirx.min(column + 1, p.n - 1)
+        values = [
+            Scalar(self._finished(self.sums[at + i], place, each), "float32")()
+            for i, each in enumerate((column, second))
+        ]
+        with T.If(T.truncmod(p.n, 2) == 0):
+            with T.Then():
+                pair = pack(p.dtype, *values)
+                do(c_call("void", "store_pair", self.c.ptr_to([*place, column]), pair, source=_STORE_PAIR))
+            with T.Else():
+                T.buffer_store(self.c, T.Cast(p.dtype, values[0]), [*place, column])
+                with when(column + 1 < p.n):
+                    T.buffer_store(self.c, T.Cast(p.dtype, values[1]), [*place, column + 1])
+
+    def _finished(self, value: Any, place: list[Any], column: Any) -> Any:
+        if self.bias is not None:
+            value = value + T.Cast("float32", self.bias[column])
+        if self.residual is not None:
+            value = value + T.Cast("float32", self.residual[(*place, column)])
+        return activate(self.product.activation, value)

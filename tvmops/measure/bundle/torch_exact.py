@@ -1,0 +1,82 @@
+"""Exact results in float64 by PyTorch on the device, where NumPy's would take minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from tvmops.ops import op_of
+from tvmops.ops.attention import SHARPNESS, last_key
+from tvmops.signatures.attention import NO_MASK
+from tvmops.workloads import Workload
+
+Exact: TypeAlias = Callable[[Any, Workload, Sequence[Any]], "Sequence[Any] | None"]
+
+_SCORES = 1 << 28  # held at once: 2 GB
+
+
+def _matmul(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequence[Any] | None:
+    if workload["activation"] != "none" or workload["packed"] != "none":
+        return None
+    a, b, *more = (tensor.double() for tensor in inputs)
+    product = (a.mT if workload["trans_a"] else a) @ (b.mT if workload["trans_b"] else b)
+    for term in more:
+        product += term
+    return (product,)
+
+
+def _attention(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequence[Any] | None:
+    if workload["mask"] != NO_MASK:
+        return None
+    q, k, v = inputs
+    batch, heads, q_len, _ = q.shape
+    kv_len, group = k.shape[2], heads // k.shape[1]
+    (scale,) = op_of(workload).scalars(workload)
+    out = torch.empty(q.shape, dtype=torch.float64, device=q.device)
+    keys = torch.arange(kv_len, device=q.device)
+    rows = max(1, _SCORES // kv_len)
+    for b in range(batch):
+        for h in range(heads):
+            key, value = k[b, h // group].double(), v[b, h // group].double()
+            for begin in range(0, q_len, rows):
+                scores = scale * (q[b, h, begin : begin + rows].double() @ key.T)
+                if workload["causal"]:
+                    queries = torch.arange(begin, begin + len(scores), device=q.device)
+                    unseen = keys[None] > queries[:, None] + last_key(workload)
+                    scores.masked_fill_(unseen, float("-inf"))
+                weights = torch.softmax(scores, -1).nan_to_num_(nan=0.0)  # 0 for a query that sees no key
+                out[b, h, begin : begin + rows] = weights @ value
+    return (out,)
+
+
+def _softmax(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequence[Any] | None:
+    if workload["axis"] != "last" or workload["mask_rows"] != 0 or workload["scaled"]:
+        return None
+    exact = inputs[0].double()
+    return (torch.log_softmax(exact, -1) if workload["log"] else torch.softmax(exact, -1),)
+
+
+def _norm(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequence[Any]:
+    op = op_of(workload)
+    given = {spec.name: tensor.double() for spec, tensor in zip(op.inputs(workload), inputs)}
+    x = given["x"] + given["residual"] if "residual" in given else given["x"]
+    off = x - x.mean(-1, keepdim=True) if workload.op == "layer_norm" else x
+    out = off / (off.square().mean(-1, keepdim=True) + op.scalars(workload)[0]).sqrt()
+    out = out * given.get("weight", 1.0) + given.get("bias", 0.0)
+    return (out, x) if "residual" in given else (out,)
+
+
+def _sharp_queries(workload: Workload) -> dict[str, float] | None:
+    return {"q": SHARPNESS} if workload["mask"] == NO_MASK else None
+
+
+# By op: the exact results, or None where NumPy must compute them; and by what factors the
+# inputs are wider than [-1, 1), or None where the op must draw them.
+EXACT: dict[str, Exact] = {
+    "matmul": _matmul,
+    "attention": _attention,
+    "softmax": _softmax,
+    "layer_norm": _norm,
+    "rms_norm": _norm,
+}
+SCALES: dict[str, Callable[[Workload], dict[str, float] | None]] = {"attention": _sharp_queries}

@@ -1,0 +1,90 @@
+"""What PyTorch offers for an op on a GPU: its libraries, each under a name of its own.
+
+A peer is called as a kernel is. What it can't write in place it leaves in memory of its own,
+which costs it nothing in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvmops.measure.bundle.device import Call
+from tvmops.signatures.attention import NO_MASK
+from tvmops.workloads import Workload
+
+
+def _matmul(torch: Any, workload: Workload) -> dict[str, Call]:
+    if workload["bias"] or workload["residual"] or workload["activation"] != "none":
+        return {}
+
+    def matmul(a: Any, b: Any, c: Any) -> None:
+        left, right = (a.mT if workload["trans_a"] else a), (b.mT if workload["trans_b"] else b)
+        torch.matmul(left, right, out=c)
+
+    return {f"torch {torch.__version__} matmul": matmul}
+
+
+def _attention(torch: Any, workload: Workload) -> dict[str, Call]:
+    q_len, kv_len, heads, kv_heads = workload.dims("q_len", "kv_len", "heads", "kv_heads")
+    causal = bool(workload["causal"]) and q_len > 1
+    if workload["mask"] != NO_MASK or (causal and q_len != kv_len):
+        return {}
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    attend = torch.nn.functional.scaled_dot_product_attention
+    backends = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
+
+    def through(backend: Any, folded: bool) -> Call:
+        def call(q: Any, k: Any, v: Any, scale: float, out: Any) -> None:
+            if folded:  # heads that share keys as queries of one head
+                q = q.reshape(q.shape[0], kv_heads, -1, q.shape[3])
+            with sdpa_kernel(backend):
+                attend(q, k, v, scale=scale, is_causal=causal, enable_gqa=not folded and heads != kv_heads)
+
+        return call
+
+    calls = {name: through(backend, False) for name, backend in backends.items()}
+    if q_len == 1 and heads != kv_heads:
+        calls |= {f"{name}, heads folded": through(backend, True) for name, backend in backends.items()}
+    return {f"torch {torch.__version__} {name}": call for name, call in calls.items()}
+
+
+def _softmax(torch: Any, workload: Workload) -> dict[str, Call]:
+    if workload["axis"] != "last" or workload["mask_rows"] != 0 or workload["scaled"] or workload["log"]:
+        return {}
+
+    def softmax(x: Any, out: Any) -> None:
+        torch.softmax(x, -1, out=out)
+
+    return {f"torch {torch.__version__} softmax": softmax, "copy": lambda x, out: out.copy_(x)}
+
+
+def _norm(torch: Any, workload: Workload) -> dict[str, Call]:
+    if workload["residual"]:
+        return {}
+    weighted, biased, centred = workload["weight"], workload["bias"], workload.op == "layer_norm"
+    if biased and not centred:
+        return {}
+
+    def norm(x: Any, *more: Any) -> None:
+        *factors, eps, _ = more
+        weight = factors.pop(0) if weighted else None
+        if centred:
+            torch.nn.functional.layer_norm(x, x.shape[-1:], weight, *factors, eps=eps)
+        else:
+            torch.nn.functional.rms_norm(x, x.shape[-1:], weight, eps=eps)
+
+    return {
+        f"torch {torch.__version__} {workload.op}": norm,
+        "copy": lambda x, *more: more[-1].copy_(x),
+    }
+
+
+PEERS: dict[str, Callable[[Any, Workload], dict[str, Call]]] = {
+    "matmul": _matmul,
+    "attention": _attention,
+    "softmax": _softmax,
+    "layer_norm": _norm,
+    "rms_norm": _norm,
+}
