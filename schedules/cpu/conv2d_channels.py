@@ -23,19 +23,21 @@ from math import ceil
 
 from tvm import IRModule
 
-from tvmops.ops import op_of
 from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cpu.conv2d_channels_nest import ChannelsNest, Tiling
+from tvmops.schedules.cpu.conv2d_direct import (
+    FMA_LATENCY,
+    LAUNCH_CYCLES,
+    is_parallel,
+    row_knob,
+    sharing_knobs,
+)
 from tvmops.schedules.cpu.emit import ALL
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures.layouts import PLAIN
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
-
-_FMA_LATENCY = 4  # cycles
-_LAUNCH_CYCLES = 10_000  # to start threads and to wait for the last
-_SMALL = 1_000_000  # operations; for fewer, starting threads costs more than it saves
 
 
 class Conv2DChannels(Template):
@@ -51,19 +53,14 @@ class Conv2DChannels(Template):
 
     def space(self, workload: Workload, target: Target) -> Space:
         shape = ConvShape.of(workload)
-        oh, row = int(shape.oh), _row(shape)
-        splits = tuple(parts for parts in range(1, 2 * target.cores + 1) if 2 * target.cores % parts == 0)
-        small = op_of(workload).flops(workload) < 4 * _SMALL
-        rows = tuple(rows for rows in (1, 2, 4, 7, 8, 14, 16, 28, 56) if rows < oh)
+        row = _row(shape)
         knobs = (
             Knob("mr", tuple(mr for mr in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 28) if mr <= row)),
             Knob("nv", (1, 2, 3, 4, 6, 8)),
             Knob("cu", (1, 2, 4, 8)),
-            Knob("rows", (ALL,) if shape.is_pointwise else (*rows, ALL)),
+            row_knob(shape),
             Knob("pack_x", (False, True)),
-            Knob("split_co", splits),
-            Knob("split_px", splits),
-            Knob("parallel", (False, True) if small else (True,)),
+            *sharing_knobs(workload, target),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
@@ -75,7 +72,7 @@ class Conv2DChannels(Template):
         most = min(row, (target.vector_registers - 1) // nv - 1)
         mr = max(range(1, most + 1), key=lambda mr: (row / (ceil(row / mr) * mr) * min(mr * nv, 12), mr))
         mr = max(value for value in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 28) if value <= mr)
-        parallel = op_of(workload).flops(workload) >= _SMALL
+        parallel = is_parallel(workload)
         cores = target.cores if parallel and shape.groups < target.cores else 1
         units = ceil(row / mr) if shape.is_pointwise else int(shape.n) * oh
         split_px = cores if units >= 4 * cores else 1
@@ -93,8 +90,7 @@ class Conv2DChannels(Template):
         )
         if is_legal(wanted, workload, target):
             return wanted
-        values = next(knob.values for knob in self.space(workload, target).knobs if knob.name == "rows")
-        fitting = (wanted.replace(rows=count) for count in reversed(values))
+        fitting = (wanted.replace(rows=count) for count in reversed(row_knob(shape).values))
         return next(config for config in fitting if is_legal(config, workload, target))
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
@@ -121,7 +117,7 @@ class Conv2DChannels(Template):
             needed = rows * shape.down.stride + shape.down.reach - 1
             copied = blocks * needed * ow * shape.across.stride * ci / 5
         multiplies, loads = tiling.mr * tiling.nv, tiling.nv + 0.5 * tiling.mr
-        cycles = max(multiplies, loads, _FMA_LATENCY) + 1.5 / tiling.cu
+        cycles = max(multiplies, loads, FMA_LATENCY) + 1.5 / tiling.cu
         apart = tiling.pack_x or ci % 256 > 0
         cycles += 0.1 * multiplies * (not apart and tiling.mr > 7)  # lines that share a set
         is_plain = shape.packed is None
@@ -129,7 +125,7 @@ class Conv2DChannels(Template):
         task = steps * panels * (depth * cycles + 4 * multiplies) + copied + turned
         count = shape.groups * tiling.split_co * tiling.split_px
         parallel = tiling.parallel and count > 1
-        return task * (ceil(count / target.cores) if parallel else count) + _LAUNCH_CYCLES * parallel
+        return task * (ceil(count / target.cores) if parallel else count) + LAUNCH_CYCLES * parallel
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         shape = ConvShape.of(workload)

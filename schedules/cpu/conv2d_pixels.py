@@ -26,8 +26,14 @@ from math import ceil
 
 from tvm import IRModule
 
-from tvmops.ops import op_of
 from tvmops.schedules.cpu.conv2d import ConvShape
+from tvmops.schedules.cpu.conv2d_direct import (
+    FMA_LATENCY,
+    LAUNCH_CYCLES,
+    is_parallel,
+    row_knob,
+    sharing_knobs,
+)
 from tvmops.schedules.cpu.conv2d_pixels_nest import PixelsNest, Tiling
 from tvmops.schedules.cpu.emit import ALL
 from tvmops.schedules.template import GenericKernel, Template
@@ -35,10 +41,6 @@ from tvmops.signatures.layouts import PLAIN
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
-
-_FMA_LATENCY = 4  # cycles
-_LAUNCH_CYCLES = 10_000  # to start threads and to wait for the last
-_SMALL = 1_000_000  # operations; for fewer, starting threads costs more than it saves
 
 
 class Conv2DPixels(Template):
@@ -54,21 +56,16 @@ class Conv2DPixels(Template):
 
     def space(self, workload: Workload, target: Target) -> Space:
         shape = ConvShape.of(workload)
-        oh, co = int(shape.oh), int(shape.co_each)
+        co = int(shape.co_each)
         flat, taps = shape.is_pointwise, shape.down.size * shape.across.size
-        splits = tuple(parts for parts in range(1, 2 * target.cores + 1) if 2 * target.cores % parts == 0)
-        small = op_of(workload).flops(workload) < 4 * _SMALL
-        rows = tuple(rows for rows in (1, 2, 4, 7, 8, 14, 16, 28, 56) if rows < oh)
         knobs = (
             Knob("mr", tuple(mr for mr in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 24, 28) if mr <= co)),
             Knob("nv", (1, 2, 3, 4, 5, 6, 7, 8)),
             Knob("cu", (1, 2, 4) if taps <= 3 else (1,)),
-            Knob("rows", (ALL,) if flat else (*rows, ALL)),
+            row_knob(shape),
             Knob("pack_w", (False, True) if shape.packed is None else (False,)),
             Knob("pack_x", (False, True) if flat else (False,)),
-            Knob("split_co", splits),
-            Knob("split_px", splits),
-            Knob("parallel", (False, True) if small else (True,)),
+            *sharing_knobs(workload, target),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
@@ -81,7 +78,7 @@ class Conv2DPixels(Template):
         mr = max(mr for mr in (1, 2, 3, 4, 5, 6, 8) if mr <= co and (mr + 1) * nv < target.vector_registers)
         tiles, steps = ceil(co / mr), ceil(oh * ow / (nv * width)) if flat else oh
         independent = int(shape.n) * shape.groups
-        parallel = op_of(workload).flops(workload) >= _SMALL
+        parallel = is_parallel(workload)
         cores = 1 if independent >= target.cores or not parallel else target.cores
         split_px = cores if steps >= 4 * cores else 1
         wanted = Config.of(
@@ -95,8 +92,7 @@ class Conv2DPixels(Template):
             split_px=split_px,
             parallel=parallel,
         )
-        rows = next(knob.values for knob in self.space(workload, target).knobs if knob.name == "rows")
-        fitting = (wanted.replace(rows=count) for count in reversed(rows))
+        fitting = (wanted.replace(rows=count) for count in reversed(row_knob(shape).values))
         return next(config for config in fitting if is_legal(config, workload, target))
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
@@ -132,13 +128,13 @@ class Conv2DPixels(Template):
             needed = each * shape.down.stride + shape.down.reach - 1
             copied = ci * ceil(rows / each) * needed * ow * shape.across.stride / 5
         multiplies, loads = tiling.mr * tiling.nv, 1.5 * tiling.nv + 0.5 * tiling.mr
-        cycles = max(multiplies, loads, _FMA_LATENCY) + 1.5 / tiling.cu
+        cycles = max(multiplies, loads, FMA_LATENCY) + 1.5 / tiling.cu
         cycles += 0.1 * multiplies * (shape.is_pointwise and not tiling.pack_x)  # pages and lines apart
         packed = tiles * tiling.mr * depth / 5 if tiling.pack_w else 0.0
         task = steps * tiles * (depth * cycles + 4 * multiplies) + copied + packed
         waves = ceil(int(shape.n) * shape.groups * tiling.split_co * tiling.split_px / target.cores)
         alone = int(shape.n) * shape.groups * tiling.split_co * tiling.split_px
-        return task * (waves if tiling.parallel else alone) + _LAUNCH_CYCLES * tiling.parallel
+        return task * (waves if tiling.parallel else alone) + LAUNCH_CYCLES * tiling.parallel
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         shape = ConvShape.of(workload)
