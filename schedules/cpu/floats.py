@@ -35,9 +35,12 @@ def store_floats(
     buffer: Any, value: Value, indices: list[Extent], start: Extent, width: int, limit: Extent | None
 ) -> None:
     """Store `width` elements at `start` of the last axis; those from `limit` on are left alone."""
-    if buffer.dtype == _BITS:
-        value = rounded(T.bind(value), width)
-    store(buffer, value, indices, start, width, limit)
+    store(buffer, as_stored(buffer, value, width), indices, start, width, limit)
+
+
+def as_stored(buffer: Any, value: Value, width: int) -> Value:
+    """Return float32 values as `buffer` holds them."""
+    return rounded(T.bind(value), width) if buffer.dtype == _BITS else value
 
 
 def widened(bits: Value, width: int) -> Value:

@@ -64,7 +64,7 @@ class NormKernel(RowKernel):
         total = self.sweep.reduced(0.0, square, _add)
         scale = named(tirx.const(1, "float32") / tirx.sqrt(total * share + self.scalars["eps"]))
 
-        def finish(vector: Vector) -> None:
+        def result(vector: Vector) -> tirx.Expr:
             value = off(vector) * broadcast(scale, self.width)
             weight, bias = (
                 self.load(name, [], vector) if self.workload[name] else None for name in ("weight", "bias")
@@ -75,9 +75,9 @@ class NormKernel(RowKernel):
                 value = value * weight
             elif bias is not None:
                 value = value + bias
-            self.store("out", value, row, vector)
+            return value
 
-        self.sweep.each(finish)
+        self.finish(row, result)
 
     def _share(self) -> tirx.Expr:
         """Return 1 / cols."""

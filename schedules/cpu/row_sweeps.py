@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cpu.emit import Extent, broadcast, lanes, registers
+from tvmops.schedules.cpu.emit import Extent, broadcast, computed, lanes, registers
 
 Value: TypeAlias = "tirx.Expr"
 Combine: TypeAlias = "Callable[[Value, Value], Value]"
@@ -33,6 +33,17 @@ class Sweep:
 
     def __init__(self, cols: Extent, width: int, slots: int) -> None:
         self.cols, self.width, self.slots = cols, width, slots
+
+    def each_from(self, head: Extent, body: Callable[[Vector], None]) -> None:
+        """Emit `body` for the first `head` elements of a row, fewer than a vector, then for each vector."""
+        with T.If(head != 0), T.Then():
+            body(Vector(0, 0, tirx.min(head, self.cols)))
+        rest = Sweep(computed(tirx.max(self.cols - head, 0)), self.width, self.slots)
+        rest.each(
+            lambda vector: body(
+                Vector(vector.slot, head + vector.start, None if vector.limit is None else self.cols)
+            )
+        )
 
     def each(self, body: Callable[[Vector], None]) -> None:
         """Emit `body` for each vector of a row."""

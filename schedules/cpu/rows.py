@@ -7,6 +7,7 @@ of a row. Rows or columns may be symbolic; columns beyond the last are masked.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from tvm import IRModule, tirx
@@ -14,10 +15,12 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import Extent, Span, computed, refuse_overlap, share
-from tvmops.schedules.cpu.floats import DTYPES, argument, load_floats, store_floats
+from tvmops.schedules.cpu.floats import DTYPES, argument, as_stored, load_floats, store_floats
 from tvmops.schedules.cpu.row_sweeps import Sweep, Vector
+from tvmops.schedules.cpu.streaming import before_aligned, fence, stream, streaming
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import SIGNATURES
+from tvmops.signatures.dtypes import stored
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
@@ -26,9 +29,11 @@ SMALL = 1 << 14  # elements; starting threads takes longer
 
 
 class RowTemplate(Template):
-    """Knobs: `slots`, vectors a step; `tasks`, parts of the rows that run side by side."""
+    """Knobs: `slots`, vectors a step; `tasks`, parts of the rows that run side by side; `stream`, the
+    result past the caches.
+    """
 
-    version = 1
+    version = 2
     op: str
 
     def covers(self, workload: Workload, target: Target) -> bool:
@@ -40,6 +45,7 @@ class RowTemplate(Template):
         knobs = (
             Knob("slots", (1, 2, 3, 4, 6, 8)),
             Knob("tasks", tuple(dict.fromkeys(tasks for tasks in counts if tasks <= rows))),
+            Knob("stream", (False, True) if target.arch == "x86_64" else (False,)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
@@ -47,14 +53,15 @@ class RowTemplate(Template):
         rows, cols = workload.dims("rows", "cols")
         vectors = -(-cols // target.vector_width("float32"))
         slots = max(slots for slots in (1, 2, 4) if slots <= vectors)
-        return Config.of(slots=slots, tasks=1 if rows * cols < SMALL or rows < target.cores else target.cores)
+        tasks = 1 if rows * cols < SMALL or rows < target.cores else target.cores
+        return Config.of(slots=slots, tasks=tasks, stream=False)
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         small = {"rows": (1, 64), "cols": (1, SMALL // 64)}
         return [
-            GenericKernel({"rows": (1, 1)}, Config.of(slots=4, tasks=1)),
-            GenericKernel(small, Config.of(slots=2, tasks=1)),
-            GenericKernel({}, Config.of(slots=4, tasks=target.cores)),
+            GenericKernel({"rows": (1, 1)}, Config.of(slots=4, tasks=1, stream=False)),
+            GenericKernel(small, Config.of(slots=2, tasks=1, stream=False)),
+            GenericKernel({}, Config.of(slots=4, tasks=target.cores, stream=False)),
         ]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
@@ -89,6 +96,7 @@ class RowKernel:
         self.width = width
         self.dtype = str(workload["dtype"])
         self.tasks = config.number("tasks")
+        self.streams = config["stream"] is True
         self.rows, self.cols = (extent(workload, name) for name in ("rows", "cols"))
         self.sweep = Sweep(self.cols, width, config.number("slots"))
         self.buffers: dict[str, Any] = {}
@@ -111,20 +119,26 @@ class RowKernel:
                 for index, name in enumerate(self.outputs):
                     others = [*inputs, *self.outputs[:index]]
                     refuse_overlap(self.buffers[name], {other: self.buffers[other] for other in others})
-                self._tasks()
+                if self.streams:
+                    with streaming(stored(self.dtype), width=self.width):
+                        self._tasks()
+                else:
+                    self._tasks()
         return IRModule({"main": builder.get()})
 
     def _tasks(self) -> None:
         if self.tasks == 1:
-            self.begin()
-            with T.serial(self.rows) as row:
-                self.row(row)
+            self._rows(Span(0, self.rows))
             return
         with T.parallel(self.tasks) as task:
-            self.begin()
-            part = share(Span(0, self.rows), task, self.tasks)
-            with T.serial(part.count) as i:
-                self.row(computed(part.start + i))
+            self._rows(share(Span(0, self.rows), task, self.tasks))
+
+    def _rows(self, part: Span) -> None:
+        self.begin()
+        with T.serial(part.count) as i:
+            self.row(computed(part.start + i))
+        if self.streams:
+            fence()
 
     outputs: tuple[str, ...] = ("out",)
 
@@ -144,6 +158,21 @@ class RowKernel:
 
     def store(self, name: str, value: tirx.Expr, row: Extent, vector: Vector) -> None:
         store_floats(self.buffers[name], value, [row], vector.start, self.width, vector.limit)
+
+    def finish(self, row: Extent, value: Callable[[Vector], tirx.Expr]) -> None:
+        """Store `value` of each vector as the result of a row."""
+        out = self.buffers["out"]
+        if not self.streams:
+            self.sweep.each(lambda vector: self.store("out", value(vector), row, vector))
+            return
+
+        def put(vector: Vector) -> None:
+            if vector.limit is not None:
+                self.store("out", value(vector), row, vector)
+            else:
+                stream(out, as_stored(out, value(vector), self.width), [row], vector.start, self.width)
+
+        self.sweep.each_from(before_aligned(out, [row], self.width), put)
 
     def within(self, value: tirx.Expr, otherwise: float, vector: Vector) -> tirx.Expr:
         """Return `value`, and `otherwise` in the lanes beyond the row."""

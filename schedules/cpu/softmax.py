@@ -30,7 +30,7 @@ class CpuSoftmax(RowTemplate):
 
 
 class SoftmaxKernel(RowKernel):
-    """Three sweeps; exponentials wait in `out` for their sum, or beside it where it would round them.
+    """Three sweeps; exponentials wait for their sum in `out`, or in the caches where that rounds or streams.
 
     The largest element is found without looking for NaN: it shows in the sum.
     """
@@ -47,7 +47,7 @@ class SoftmaxKernel(RowKernel):
 
     def begin(self) -> None:
         self.waiting: Any = None
-        if self.dtype != "float32" and not self.workload["log"]:
+        if (self.streams or self.dtype != "float32") and not self.workload["log"]:
             self.waiting = T.alloc_buffer((self.cols,), "float32")
 
     def row(self, row: Extent) -> None:
@@ -67,21 +67,11 @@ class SoftmaxKernel(RowKernel):
         total = self.sweep.reduced(0.0, power, lambda a, b: a + b)
         if is_log:
             below = named(log(total))
-            self.sweep.each(
-                lambda vector: self.store(
-                    "out",
-                    self._value(row, vector) - broadcast(top, self.width) - broadcast(below, self.width),
-                    row,
-                    vector,
-                )
-            )
+            beyond = [broadcast(each, self.width) for each in (top, below)]
+            self.finish(row, lambda vector: self._value(row, vector) - beyond[0] - beyond[1])
         else:
             share = named(tirx.const(1, "float32") / total)
-            self.sweep.each(
-                lambda vector: self.store(
-                    "out", self._waiting(row, vector) * broadcast(share, self.width), row, vector
-                )
-            )
+            self.finish(row, lambda vector: self._waiting(row, vector) * broadcast(share, self.width))
 
     def _value(self, row: Extent, vector: Vector) -> tirx.Expr:
         value = self.load("x", [row], vector)

@@ -100,6 +100,29 @@ def test_any_rows_and_columns(groups: int, cols: int, form: dict[str, Any]) -> N
     check(generic(pattern, "x86-64-v4", 2), shaped(form, 3 * groups, cols))
 
 
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("on", ["x86-64-v3", "x86-64-v4"])
+def test_results_past_the_caches(form: dict[str, Any], on: str) -> None:
+    """Rows that begin at any element; one shorter than the way to an aligned one."""
+    pattern = shaped(form, 3, 1).generic()
+    config = templates_for(pattern, machine(on))[0].generic(pattern, machine(on))[-1].config
+    kernel = built(pattern, machine(on), config.replace(stream=True))
+    for rows, cols in ((3, 1), (3, 17), (6, 64), (3, 131)):
+        for offset in (0, 1, 12):
+            check(kernel, shaped(form, rows, cols), offset)
+
+
+@pytest.mark.parametrize("on", ["x86-64-v3", "x86-64-v4"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_only_streaming_makes_stores_that_pass_the_caches(on: str, stream: bool) -> None:
+    work = workload("layer_norm", rows=8, cols=256)
+    template = templates_for(work, machine(on))[0]
+    config = template.default(work, machine(on)).replace(stream=stream)
+    code = compile_module(template.build(work, machine(on), config), machine(on)).inspect_source("asm")
+    assert ("vmovntps" in code) is stream
+    assert ("sfence" in code) is stream
+
+
 def unusual(drawn: list[Any]) -> None:
     x = drawn[0]
     x[0] = -np.inf
