@@ -74,8 +74,11 @@ class Conv2DPixels(Template):
         oh, ow, co = (int(size) for size in (shape.oh, shape.ow, shape.co_each))
         width = target.vector_width("float32")
         flat = shape.is_pointwise
-        nv = min(3 if target.vector_registers >= 32 else 2, ceil(oh * ow / width))
-        mr = max(mr for mr in (1, 2, 3, 4, 5, 6, 8) if mr <= co and (mr + 1) * nv < target.vector_registers)
+        # pixels under larger kernels are read once a place: more channels for each of these reads
+        pointwise = shape.down.size * shape.across.size == 1
+        nv = min(3 if target.vector_registers >= 32 and pointwise else 2, ceil(oh * ow / width))
+        tall = (mr for mr in (1, 2, 3, 4, 5, 6, 8, 12) if mr <= co)
+        mr = max(mr for mr in tall if (mr + 1) * nv < target.vector_registers)
         tiles, steps = ceil(co / mr), ceil(oh * ow / (nv * width)) if flat else oh
         independent = int(shape.n) * shape.groups
         parallel = is_parallel(workload)
