@@ -5,6 +5,7 @@ in blocks; for each block it computes the scores, raises the running maximum, tu
 into weights, fades what it has and adds the block's values (T. Dao et al., FlashAttention,
 NeurIPS 2022). `tvmops.schedules.cpu.attention_tile` does it, with vectors along the queries.
 
+The queries of heads that share k and v are taken as those of one head where all see the same.
 A q_len that is no multiple of `vectors` vectors ends in a smaller tile; where it is not known,
 in tiles of one vector.
 """
@@ -19,7 +20,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.ops import op_of
-from tvmops.schedules.cpu.attention_problem import F32, Problem
+from tvmops.schedules.cpu.attention_problem import F32, Problem, can_join, joined
 from tvmops.schedules.cpu.attention_tile import Tile, TileShape
 from tvmops.schedules.cpu.emit import Extent, branch, ceildiv, computed
 from tvmops.schedules.cpu.floats import DTYPES
@@ -53,7 +54,7 @@ class Blocking:
 
 class CpuAttention(Template):
     name = "cpu.attention"
-    version = 1
+    version = 2
 
     def covers(self, workload: Workload, target: Target) -> bool:
         return workload.op == "attention" and workload["dtype"] in DTYPES and target.kind == "cpu"
@@ -67,10 +68,10 @@ class CpuAttention(Template):
             Knob("unroll", (1, 2, 4)),
             Knob("parallel", (False, True)),
         )
-        return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
+        return Space(self.name, knobs, lambda config: is_legal(config, joined(workload), target))
 
     def default(self, workload: Workload, target: Target) -> Config:
-        return _default(workload, target, op_of(workload).flops(workload) > _SMALL_FLOPS)
+        return _default(joined(workload), target, op_of(workload).flops(workload) > _SMALL_FLOPS)
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         few = {"batch": (1, 2), "heads": (1, 4), "q_len": (1, 16), "kv_len": (1, 32)}
@@ -87,11 +88,12 @@ class CpuAttention(Template):
             with T.prim_func(s_tir=True):
                 T.func_name("main")
                 T.func_attr({"tirx.noalias": True})
-                _tasks(Problem.declare(workload), shape, blocking.parallel)
+                problem = Problem.declare(workload)
+                _tasks(problem.joined() if can_join(workload) else problem, shape, blocking.parallel)
         return IRModule({"main": builder.get()})
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        return _cycles(workload, target, Blocking.of(config))
+        return _cycles(joined(workload), target, Blocking.of(config))
 
 
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import tirx
@@ -10,7 +10,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import Extent, refuse_overlap
 from tvmops.schedules.cpu.floats import argument
-from tvmops.signatures.attention import BLHD, MASK_DTYPES, MASK_SIZES, NO_MASK
+from tvmops.signatures.attention import BHLD, BLHD, MASK_DTYPES, MASK_SIZES, NO_MASK
 from tvmops.workloads import Workload
 
 F32 = "float32"
@@ -83,6 +83,16 @@ class Problem:
             last_key=last_key,
         )
 
+    def joined(self) -> Problem:
+        """Return it with the queries of heads that share k and v as those of one head; see `joined`."""
+        heads, q_len = self.heads // self.group, self.q_len * self.group
+        shape = (self.batch, heads, q_len, self.head_dim)
+
+        def seen(buffer: Any) -> Any:
+            return T.decl_buffer(shape, buffer.dtype, data=buffer.data, align=buffer.data_alignment)
+
+        return replace(self, q=seen(self.q), out=seen(self.out), heads=heads, group=1, q_len=q_len)
+
     @property
     def is_wide(self) -> bool:
         """True if elements of q, k and v are what is computed with."""
@@ -95,6 +105,21 @@ class Problem:
     def mask_at(self, batch: Extent, head: Extent, query: Extent) -> list[Extent]:
         """Return the indices, but for the key's, of a query's elements of the mask."""
         return [at if x in self.mask_dims else 0 for x, at in zip(MASK_SIZES, (batch, head, query))]
+
+
+def can_join(workload: Workload) -> bool:
+    """Say whether all queries of the heads that share k and v are alike, and lie one behind the other."""
+    known = all(isinstance(workload[name], int) for name in ("heads", "kv_heads", "q_len"))
+    alike = workload["mask"] == NO_MASK and not workload["causal"] and workload["layout"] == BHLD
+    return known and alike and workload["heads"] != workload["kv_heads"]
+
+
+def joined(workload: Workload) -> Workload:
+    """Return `workload` with such queries as those of one head, which fill vectors sooner."""
+    if not can_join(workload):
+        return workload
+    heads, kv_heads, q_len = workload.dims("heads", "kv_heads", "q_len")
+    return workload.replace(heads=kv_heads, q_len=heads // kv_heads * q_len)
 
 
 def _in_memory(layout: str, batch: Extent, head: Extent, row: Extent) -> tuple[Extent, ...]:

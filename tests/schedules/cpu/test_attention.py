@@ -40,6 +40,8 @@ WORK: list[tuple[Dims, dict[str, object], str]] = [
     ((2, 2, 2, 20, 33, 5), {"mask": "bool", "mask_dims": "bk"}, "padding"),
     ((1, 3, 1, 18, 35, 40), {"mask": "float32", "mask_dims": "hk", "causal": True}, "two masks at once"),
     ((1, 1, 1, 5, 300, 256), {"causal": True}, "less than a vector of queries"),
+    ((2, 6, 2, 3, 70, 24), {}, "queries of three heads fill a vector"),
+    ((1, 4, 1, 5, 49, 17), {"dtype": "bfloat16"}, "queries of four heads fill more than one"),
     ((2, 4, 2, 33, 70, 24), {"causal": True, "layout": "blhd"}, "heads lie within positions"),
     ((2, 4, 2, 33, 130, 80), {"causal": True, "dtype": "bfloat16"}, "two heads share one; several blocks"),
     ((1, 3, 1, 17, 49, 17), {"mask": "float32", "mask_dims": "hk", "dtype": "bfloat16"}, "edges everywhere"),
