@@ -11,6 +11,7 @@ from tvmops.schedules.cpu.conv2d_pixels import Conv2DPixels
 from tvmops.schedules.cpu.elementwise import CpuElementwise
 from tvmops.schedules.cpu.gemm import CpuGemm
 from tvmops.schedules.cpu.gemm_bfloat16 import CpuGemmBfloat16
+from tvmops.schedules.cpu.gemm_inner import CpuGemmInner
 from tvmops.schedules.cpu.gemm_int8 import CpuGemmInt8
 from tvmops.schedules.cpu.norm import CpuNorm
 from tvmops.schedules.cpu.pool import CpuPool
@@ -29,6 +30,7 @@ from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 TEMPLATES: tuple[Template, ...] = (
+    CpuGemmInner(),
     CpuGemm(),
     CpuGemmBfloat16(),
     CpuGemmInt8(),
