@@ -20,7 +20,7 @@ _FULL_REUSE = 128 * 256 / (128 + 256)
 _TAKEN = 9e10  # bytes a second that one multiprocessor loads at most
 _FROM_L2 = 1.6  # times the bandwidth of memory
 _PLACES = 0.85  # of the machine: large clusters don't find room everywhere
-_MEETING = 0.4e-6  # of the blocks of a cluster, each
+_MEETING = 1e-6  # of the blocks of a cluster, each
 _FILL_SECONDS = 2.5e-6  # until the first stage is there, and for what follows the last
 
 

@@ -9,6 +9,7 @@ m, n, k and the batch are known at run time alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,20 +39,21 @@ __forceinline__ __device__ void copy_piece_{vector}(unsigned to, const void* fro
   }}
 }}
 """
-_COPY_ONE = """
-__forceinline__ __device__ void copy_piece_1(unsigned to, const void* from, int row, int pitch,
-                                             int column, int valid) {
+# The same in two steps, for rows that begin anywhere: to registers, and from there.
+_FETCH = """
+__forceinline__ __device__ void fetch_piece(unsigned* raw, const void* from, int row, int pitch,
+                                            int column, int valid) {
   const unsigned short* at = static_cast<const unsigned short*>(from);
   if (valid > 0) at += static_cast<long long>(row) * pitch + column;
-  unsigned words[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const unsigned low = 2 * i < valid ? __ldg(at + 2 * i) : 0;
-    const unsigned high = 2 * i + 1 < valid ? __ldg(at + 2 * i + 1) : 0;
-    words[i] = low | high << 16;
-  }
+  for (int i = 0; i < 8; ++i) raw[i] = i < valid ? __ldg(at + i) : 0;
+}
+"""
+_PLACE = """
+__forceinline__ __device__ void place_piece(unsigned to, const unsigned* raw) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::
-               "r"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]) : "memory");
+               "r"(to), "r"(raw[0] | raw[1] << 16), "r"(raw[2] | raw[3] << 16),
+               "r"(raw[4] | raw[5] << 16), "r"(raw[6] | raw[7] << 16) : "memory");
 }
 """
 _STORE_PAIR = """
@@ -89,6 +91,13 @@ class MmaTiles:
     def shared_bytes(self) -> int:
         return self.stages * (self.bm + self.bn) * BK * 2
 
+    @property
+    def registers(self) -> int:
+        """Registers of a thread for sums, and for what is read ahead."""
+        vectors = ((self.bm, self.a_vector), (self.bn, self.b_vector))
+        raw = sum(-(-size * BK // (32 * self.warps)) for size, vector in vectors if vector == 1)
+        return self.wm * self.wn // 32 + raw
+
 
 @dataclass(frozen=True)
 class Product:
@@ -121,6 +130,7 @@ class _Operand:
         self.ring: Any = None
         self.slice: Any = None
         self.base: Any = None
+        self.raw: Any = None
 
     @property
     def rows(self) -> int:
@@ -140,30 +150,74 @@ class _Operand:
         inside = row * (self.pieces * 16) + turned * 16
         return self.base + T.Cast("uint32", stage * self.stage_bytes + inside)
 
-    def copy(self, stage: Any, origin: Any, k_origin: Any, thread: Any, threads: int) -> None:
+    def begin(self, thread: Any, threads: int) -> None:
+        """Say which of `threads` this is."""
+        self.thread, self.threads = thread, threads
+        self.steps = -(-self.rows * self.pieces // threads)  # pieces of a thread
+        if self.in_two_steps:
+            self.raw = T.alloc_local((self.steps * _PIECE,), "uint32")
+
+    @property
+    def in_two_steps(self) -> bool:
+        return self.vector == 1
+
+    def copy(self, stage: Any, origin: Any, k_origin: Any) -> None:
         """Begin to copy a tile; what lies beyond the array becomes 0."""
-        count = self.rows * self.pieces
-        name = f"copy_piece_{self.vector}"
+        if self.in_two_steps:
+            self.fetch(origin, k_origin)
+            self.place(stage)
+            return
         cache = "cg" if self.vector == _PIECE else "ca"
         source = _COPY_ASYNC.format(vector=self.vector, nbytes=2 * self.vector, cache=cache)
-        for step in range(-(-count // threads)):
-            at = step * threads + thread
-            row, piece = T.truncdiv(at, self.pieces), T.truncmod(at, self.pieces)
-            k_index, own = (piece * _PIECE, row) if self.k_inner else (row, piece * _PIECE)
-            k_index, own = k_origin + k_index, origin + own
-            if self.k_inner:
-                y, x, valid = own, k_index, tirx.Select(own < self.extent, self.k - k_index, 0)
-            else:
-                y, x, valid = k_index, own, tirx.Select(k_index < self.k, self.extent - own, 0)
-            call = c_call(
-                "void", name, self.address(stage, row, piece), self.slice, y, self.row_length, x, valid,
-                source=source if self.vector > 1 else _COPY_ONE,
-            )  # fmt: skip
-            if (step + 1) * threads <= count:
+
+        def piece(step: int, row: Any, piece: Any) -> Any:
+            address = self.address(stage, row, piece)
+            found = self._found(row, piece, origin, k_origin)
+            return c_call("void", f"copy_piece_{self.vector}", address, *found, source=source)
+
+        self._each(piece)
+
+    def fetch(self, origin: Any, k_origin: Any) -> None:
+        """Begin to read a tile to registers."""
+
+        def piece(step: int, row: Any, piece: Any) -> Any:
+            raw = T.address_of(self.raw[step * _PIECE])
+            return c_call(
+                "void", "fetch_piece", raw, *self._found(row, piece, origin, k_origin), source=_FETCH
+            )
+
+        self._each(piece)
+
+    def place(self, stage: Any) -> None:
+        """Write what was read to shared memory."""
+
+        def piece(step: int, row: Any, piece: Any) -> Any:
+            raw = T.address_of(self.raw[step * _PIECE])
+            return c_call("void", "place_piece", self.address(stage, row, piece), raw, source=_PLACE)
+
+        self._each(piece)
+
+    def _each(self, do_piece: Callable[[int, Any, Any], Any]) -> None:
+        """Do something for each piece of this thread: its number, its row, its place there."""
+        count = self.rows * self.pieces
+        for step in range(self.steps):
+            at = step * self.threads + self.thread
+            call = do_piece(step, T.truncdiv(at, self.pieces), T.truncmod(at, self.pieces))
+            if (step + 1) * self.threads <= count:
                 do(call)
                 continue
             with when(at < count):
                 do(call)
+
+    def _found(self, row: Any, piece: Any, origin: Any, k_origin: Any) -> tuple[Any, ...]:
+        """Return where a piece lies in the array: its row, their length, its column, what is there of it."""
+        if self.k_inner:
+            y, x = origin + row, k_origin + piece * _PIECE
+            valid = tirx.Select(y < self.extent, self.k - x, 0)
+        else:
+            y, x = k_origin + row, origin + piece * _PIECE
+            valid = tirx.Select(y < self.k, self.extent - x, 0)
+        return self.slice, y, self.row_length, x, valid
 
 
 class MmaKernel:
@@ -216,6 +270,7 @@ class MmaKernel:
             index = 0 if not p.is_batched or p.shared == name else self.item
             rows_of = each.extent if each.k_inner else each.k
             each.slice = T.Bind(slice_of(each.array.data, index, rows_of, each.row_length, 2))
+            each.begin(self.thread, self.threads)
         self.sums = T.alloc_local((self.m_parts * self.n_parts * 4,), "float32")
         self.a_parts = T.alloc_local((self.m_parts * 4,), "uint32")
         self.b_parts = T.alloc_local((self.n_parts * 2,), "uint32")
@@ -235,26 +290,33 @@ class MmaKernel:
         self.row = T.Bind((band * group + T.truncmod(rest, height)) * self.tiles.bm)
         self.column = T.Bind(T.truncdiv(rest, height) * self.tiles.bn)
 
-    def _copy(self, step: Any, stage: Any) -> None:
-        self.a.copy(stage, self.row, step * BK, self.thread, self.threads)
-        self.b.copy(stage, self.column, step * BK, self.thread, self.threads)
-
     def _multiply_all(self) -> None:
         stages, steps = self.tiles.stages, ceildiv(self.product.k, BK)
+        operands = ((self.a, self.row), (self.b, self.column))
         for stage in range(stages - 1):
             with when(stage < steps):
-                self._copy(stage, stage)
+                for each, origin in operands:
+                    each.copy(stage, origin, stage * BK)
             ptx("cp.async.commit_group")
         use, fill = Scalar(0), Scalar(stages - 1)
         with T.serial(steps) as step:
             ptx("cp.async.wait_group", stages - 2)
             do(T.cuda.cta_sync())
-            with when(step + (stages - 1) < steps):
-                self._copy(step + (stages - 1), fill())
+            ahead = step + (stages - 1)
+            with when(ahead < steps):
+                for each, origin in operands:
+                    if not each.in_two_steps:
+                        each.copy(fill(), origin, ahead * BK)
             ptx("cp.async.commit_group")
+            for each, origin in operands:  # beyond the end of k these are zeros that nobody reads
+                if each.in_two_steps:
+                    each.fetch(origin, ahead * BK)
             for k in range(BK // 16):
                 self._load_parts(use(), k)
                 self._multiply()
+            for each, _ in operands:
+                if each.in_two_steps:
+                    each.place(fill())
             for at in (use, fill):
                 at.set(tirx.Select(at() == stages - 1, 0, at() + 1))
         ptx("cp.async.wait_group", 0)

@@ -245,7 +245,10 @@ static inline void copy_piece(unsigned to, const void* from, int row, int pitch,
                                          int valid) {                                                   \
     copy_piece(to, from, row, pitch, column, valid, 2 * vector);                                        \
   }
-COPY_PIECE(1) COPY_PIECE(2) COPY_PIECE(4) COPY_PIECE(8)
+static inline void place_piece(unsigned to, const unsigned* raw) {
+  for (int i = 0; i < 8; ++i) std::memcpy(emulator::shared(to + 2 * i, 2), raw + i, 2);
+}
+COPY_PIECE(2) COPY_PIECE(4) COPY_PIECE(8)
 static inline void tvm_builtin_ptx_cp_async_commit_group_async_commit_group() { emulator::now->groups.emplace_back(); }
 static inline void wait_group(size_t left) {
   auto& groups = emulator::now->groups;
