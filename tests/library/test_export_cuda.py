@@ -35,7 +35,8 @@ def test_it_holds_the_kernels_and_both_runtimes(library: Path) -> None:
     code = (library / variant.module).read_bytes()
     assert all(f"{entry.function}_kernel".encode() in code for entry in variant.kernels)
     generic = [entry for entry in variant.kernels if entry.seconds is None]
-    assert generic and all(entry.multiples == {"n": 8, "k": 8} for entry in generic)
+    assert generic[0].multiples == {"n": 8, "k": 8}
+    assert not generic[-1].multiples and not generic[-1].ranges  # answers every shape
 
 
 @needs_nvcc

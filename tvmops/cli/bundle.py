@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
+from pathlib import Path
 
 from tvmops.cli.parser import Commands
+from tvmops.cli.text import columns, duration
 from tvmops.suites import read_specs
 from tvmops.targets import target
 
@@ -40,6 +43,11 @@ def add_to(commands: Commands) -> None:
     taken.add_argument("folder", metavar="FOLDER", help="a bundle that was run")
     taken.add_argument("--log", required=True, metavar="FILE", help="appended to")
     taken.set_defaults(run=_import)
+    show = actions.add_parser(
+        "show", help="show the results against those of peers", example="tvmops bundle show b"
+    )
+    show.add_argument("folder", metavar="FOLDER", help="a bundle that was run")
+    show.set_defaults(run=_show)
 
 
 def _make(arguments: argparse.Namespace) -> int:
@@ -68,3 +76,27 @@ def _import(arguments: argparse.Namespace) -> int:
     count = import_bundle(arguments.folder, arguments.log)
     print(f"{arguments.log}: {count} new records")
     return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from tvmops.report.finals import finals, geometric_mean
+
+    found = finals(Path(arguments.folder))
+    rows = [
+        [f.workload, duration(f.seconds), _ratio(f.speedup), f.peer or "-", _ratio(f.of_copy)] for f in found
+    ]
+    print(columns(["workload", "time", "times as fast", "as the best peer", "of a copy's rate"], rows))
+    for name, ratios in (
+        ("times as fast as the best peer", [f.speedup for f in found]),
+        ("of a copy's rate", [f.of_copy for f in found]),
+    ):
+        known = [ratio for ratio in ratios if math.isfinite(ratio)]
+        if known:
+            print(
+                f"{name}: geometric mean {geometric_mean(known):.3f}, worst {min(known):.3f} of {len(known)}"
+            )
+    return 0
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "-"
