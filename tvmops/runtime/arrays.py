@@ -161,12 +161,13 @@ def _check_torch(op: str, name: str, tensor: Any) -> None:
         layout = "nested" if tensor.is_nested else tensor.layout
         raise CallError(op=op, argument=name, value=f"of layout {layout}", expected="a dense tensor")
     if tensor.requires_grad and torch.is_grad_enabled():
-        raise CallError(
-            op=op,
-            argument=name,
-            value="a tensor that requires grad",
-            expected="a call under torch.no_grad() or inference_mode(), or a detached tensor",
-        )
+        raise gradient_error(op, name)
+
+
+def gradient_error(op: str, name: str) -> CallError:
+    """Return the error for an argument that needs a gradient, which kernels don't compute."""
+    expected = "a call under torch.no_grad() or inference_mode(), or a detached tensor"
+    return CallError(op=op, argument=name, value="a tensor that requires grad", expected=expected)
 
 
 def _check_dtype(op: str, name: str, found: str, dtype: str) -> None:

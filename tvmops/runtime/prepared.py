@@ -27,7 +27,7 @@ class Prepared:
     Attributes stay what they were. Thread-safe.
     """
 
-    __slots__ = ("_kernel", "_names", "_outs", "_plan", "_scalars", "_shapes", "workload")
+    __slots__ = ("_kernel", "_outs", "_plan", "_scalars", "_shapes", "names", "workload")
 
     def __init__(self, call: Call, given: dict[str, Any], kernel: Callable[..., None]) -> None:
         self.workload: Workload = call.workload
@@ -35,7 +35,7 @@ class Prepared:
         if plan is None or call.is_empty:
             raise _unfit(call, given)
         self._plan: Plan = plan
-        self._names = tuple(given)
+        self.names = tuple(given)  # of the arrays that a call takes
         self._shapes = tuple((tuple(a.shape), dtype_of(held(a))) for a in given.values())
         self._kernel, self._scalars = plan.kernel, plan.scalars
         self._outs = len(plan.outputs)
@@ -55,7 +55,7 @@ class Prepared:
                 self._kernel(*arrays, *self._scalars, out)
                 return out
             outs = (None,) * self._outs if out is None else (out,) if self._outs == 1 else tuple(out)
-            made = self._plan.answer(arrays, outs) if len(arrays) == len(self._names) else None
+            made = self._plan.answer(arrays, outs) if len(arrays) == len(self.names) else None
         except REFUSALS as error:
             self._explain(arrays, out)
             raise CallError(
@@ -69,10 +69,10 @@ class Prepared:
     def _explain(self, arrays: tuple[Any, ...], out: Any) -> None:
         """Raise the error that names the first argument that does not fit."""
         op = self.workload.op
-        if len(arrays) != len(self._names):
-            expected = f"{len(self._names)}: {', '.join(self._names)}"
+        if len(arrays) != len(self.names):
+            expected = f"{len(self.names)}: {', '.join(self.names)}"
             raise CallTypeError(op=op, argument="arrays", value=f"{len(arrays)} of them", expected=expected)
-        seen = [(name, held(array)) for name, array in zip(self._names, arrays)]
+        seen = [(name, held(array)) for name, array in zip(self.names, arrays)]
         for (name, array), given, (shape, dtype) in zip(seen, arrays, self._shapes):
             found = view(op, name, array)
             if dtype_of(found) != dtype:
@@ -88,7 +88,7 @@ class Prepared:
 
     def check_out(self, arrays: tuple[Any, ...], out: Any) -> None:
         """Raise CallError or CallTypeError unless a call on `arrays` may write to `out`."""
-        op, seen = self.workload.op, [(name, held(array)) for name, array in zip(self._names, arrays)]
+        op, seen = self.workload.op, [(name, held(array)) for name, array in zip(self.names, arrays)]
         outs = (out,) if self._outs == 1 else tuple(out)
         for index, (each, (seen_shape, dtype, _)) in enumerate(zip(outs, self._plan.outputs)):
             place = "out" if self._outs == 1 else f"out[{index}]"
