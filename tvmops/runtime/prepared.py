@@ -27,14 +27,14 @@ class Prepared:
     Attributes stay what they were. Thread-safe.
     """
 
-    __slots__ = ("_kernel", "_outs", "_plan", "_scalars", "_shapes", "names", "workload")
+    __slots__ = ("_kernel", "_outs", "_scalars", "_shapes", "names", "plan", "workload")
 
     def __init__(self, call: Call, given: dict[str, Any], kernel: Callable[..., None]) -> None:
         self.workload: Workload = call.workload
         plan = plan_of(tuple(given.values()), call, kernel)
         if plan is None or call.is_empty:
             raise _unfit(call, given)
-        self._plan: Plan = plan
+        self.plan: Plan = plan
         self.names = tuple(given)  # of the arrays that a call takes
         self._shapes = tuple((tuple(a.shape), dtype_of(held(a))) for a in given.values())
         self._kernel, self._scalars = plan.kernel, plan.scalars
@@ -51,11 +51,11 @@ class Prepared:
         try:
             if type(out) is not _ndarray:
                 _refuse_gradients(arrays, out)
-            if out is not None and self._plan.is_direct and self._outs == 1:
+            if out is not None and self.plan.is_direct and self._outs == 1:
                 self._kernel(*arrays, *self._scalars, out)
                 return out
             outs = (None,) * self._outs if out is None else (out,) if self._outs == 1 else tuple(out)
-            made = self._plan.answer(arrays, outs) if len(arrays) == len(self.names) else None
+            made = self.plan.answer(arrays, outs) if len(arrays) == len(self.names) else None
         except REFUSALS as error:
             self._explain(arrays, out)
             raise CallError(
@@ -90,7 +90,7 @@ class Prepared:
         """Raise CallError or CallTypeError unless a call on `arrays` may write to `out`."""
         op, seen = self.workload.op, [(name, held(array)) for name, array in zip(self.names, arrays)]
         outs = (out,) if self._outs == 1 else tuple(out)
-        for index, (each, (seen_shape, dtype, _)) in enumerate(zip(outs, self._plan.outputs)):
+        for index, (each, (seen_shape, dtype, _)) in enumerate(zip(outs, self.plan.outputs)):
             place = "out" if self._outs == 1 else f"out[{index}]"
             as_output(op, place, each, seen_shape, dtype)
             refuse_overlap(op, place, each, seen)
