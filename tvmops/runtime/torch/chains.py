@@ -88,12 +88,12 @@ def _begin(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[Step, tuple[fx
     """Return the operator that `node` is, and the nodes that it reads."""
     if node.op == "call_module":
         step = step_of(modules[str(node.target)])
-        return None if step is None or not _are_nodes(node.args) else (step, node.args)  # type: ignore[return-value]
+        return None if step is None or not _are_nodes(node.args) else (step, node.args)
     if node.target in (functional.softmax, torch.softmax, "softmax"):
         dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
         plain = set(node.kwargs) <= {"dim", "_stacklevel", "dtype"} and node.kwargs.get("dtype") is None
         if plain and isinstance(dim, int) and len(node.args) <= 2 and _are_nodes(node.args[:1]):
-            return Softmax(dim), node.args[:1]  # type: ignore[return-value]
+            return Softmax(dim), node.args[:1]
     if node.target is functional.scaled_dot_product_attention and _are_nodes(node.args[:3]):
         names = ("attn_mask", "dropout_p", "is_causal")
         given = {**dict(zip(names, node.args[3:])), **node.kwargs}
@@ -102,9 +102,9 @@ def _begin(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[Step, tuple[fx
         if len(node.args) >= 3 and constant and given.get("dropout_p", 0) == 0:
             attention = Attention(causal, scale, bool(given.get("enable_gqa", False)))
             if mask is None:
-                return attention, node.args[:3]  # type: ignore[return-value]
+                return attention, node.args[:3]
             if isinstance(mask, fx.Node):
-                return attention, (*node.args[:3], mask)  # type: ignore[return-value]
+                return attention, (*node.args[:3], mask)
     return None
 
 
@@ -120,7 +120,7 @@ def _extended(
     if isinstance(step, Conv2d):
         following = _only_user(first)
         norm = _module(following, modules)
-        if following is not None and type(norm) is nn.BatchNorm2d and norm.running_mean is not None:
+        if following is not None and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
             step.fold(norm)
             nodes.append(following)
     if step.takes_residual:

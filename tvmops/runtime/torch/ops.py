@@ -11,14 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tvmops.errors import ArgumentError
 from tvmops.runtime.arrays import gradient_error
 from tvmops.runtime.load import Library
 from tvmops.runtime.packed import PackedWeight
 from tvmops.signatures.winograd import TAPS
-
-Tensor = torch.Tensor
 
 _PACKED = "str? packed=None, SymInt? columns=None"
 # The method's parameters; a packed weight comes as its tensor, the name of its layout, and how many
@@ -165,11 +164,23 @@ def _implementations(lib: Library) -> dict[str, Callable[..., Any]]:
     def pool2d(x: Tensor, *rest: Any, **attributes: Any) -> Any:
         return lib.pool2d(x, *map(_hashable, rest), **_each_hashable(attributes))
 
-    def add_layer_norm(x: Tensor, residual: Tensor, *rest: Any, **attributes: Any) -> Any:
-        return lib.layer_norm(x, *rest, residual=residual, **attributes)
+    def add_layer_norm(
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> Any:
+        return lib.layer_norm(x, weight, bias, eps, residual)
 
-    def add_rms_norm(x: Tensor, residual: Tensor, *rest: Any, **attributes: Any) -> Any:
-        return lib.rms_norm(x, *rest, residual=residual, **attributes)
+    def add_rms_norm(
+        x: Tensor,
+        residual: Tensor,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> Any:
+        return lib.rms_norm(x, weight, bias, eps, residual)
 
     own = (matmul, matmul_int8, matmul_weight_only, conv2d, pool2d, add_layer_norm, add_rms_norm)
     named: dict[str, Callable[..., Any]] = {each.__name__: each for each in own}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -15,8 +15,6 @@ from tvmops.runtime.calls import CALLS, PACKS
 from tvmops.runtime.packed import PackedWeight
 from tvmops.signatures.winograd import TAPS
 from tvmops.workloads import Workload
-
-Tensor = torch.Tensor
 
 _WINOGRAD_CHANNELS = 16  # with fewer, F(4x4, 3x3) is not as exact as convolutions have to be
 _EAGER: dict[str, Callable[[Tensor], Tensor]] = {
@@ -211,8 +209,9 @@ class Attention(Step):
         self.causal, self.scale, self.grouped = causal, scale, grouped
 
     def compute(self, given: Sequence[Tensor]) -> Tensor:
+        q, k, v, mask = (*given, None)[:4]
         return functional.scaled_dot_product_attention(
-            *given, is_causal=self.causal, scale=self.scale, enable_gqa=self.grouped
+            q, k, v, mask, is_causal=self.causal, scale=self.scale, enable_gqa=self.grouped
         )
 
     def forms(self, given: Sequence[Tensor], residual: int | None, activation: str | None) -> list[Form]:

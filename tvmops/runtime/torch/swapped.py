@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tvmops.errors import NotInLibraryError, TvmopsError
 from tvmops.runtime.load import Library
 from tvmops.runtime.torch.steps import Form, Step
 from tvmops.workloads import Workload
 
-Tensor = torch.Tensor
 Compute = Callable[..., Tensor]
 
 
@@ -50,7 +49,7 @@ class Swapped(nn.Module):
             [self.step.name, *following, *([self.step.activation] if self.step.activation else [])]
         )
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _plan(self, key: tuple[Any, ...], given: Sequence[Tensor]) -> Compute:
         with self._planning, torch.no_grad():
             given = [each.detach() for each in given]  # a gradient is refused when the kernel is called
