@@ -16,7 +16,7 @@ from tvmops.runtime.torch.swapped import Swapped
 from tvmops.workloads import Workload
 
 _DROPPED = (nn.Dropout, nn.Identity)  # which do nothing when a model is not trained
-# Modules of PyTorch's own that hold no operator of a library, and so need no line in a report.
+# Modules that are no operator of a library, and so need no line in a report; nn.Module itself is a folder.
 _PLAIN = (nn.ReLU, nn.GELU, nn.Embedding, nn.Flatten, nn.BatchNorm2d, *_DROPPED)
 
 
@@ -49,7 +49,11 @@ class Patched(nn.Module):
             if isinstance(module, Swapped):
                 answers = list(dict.fromkeys(module.answers.values())) or ["not called yet"]
                 yield place, f"{module.label}: {'; '.join(answers)}"
-            elif not any(module.children()) and not isinstance(module, _PLAIN):
+            elif (
+                type(module) is not nn.Module
+                and not any(module.children())
+                and not isinstance(module, _PLAIN)
+            ):
                 yield place, f"{type(module).__name__}: not swapped: no operator of a library"
 
 
