@@ -46,7 +46,11 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize("form, having", FORMS, ids=lambda value: str(value) if isinstance(value, dict) else " ".join(sorted(value)))
+@pytest.mark.parametrize(
+    "form, having",
+    FORMS,
+    ids=lambda value: str(value) if isinstance(value, dict) else " ".join(sorted(value)),
+)
 def test_a_peer_computes_what_the_workload_says(form: dict[str, Any], having: set[str], peer: str) -> None:
     work = workload(form["op"], **SIZES, **{name: form[name] for name in form if name != "op"})
     op = op_of(work)
