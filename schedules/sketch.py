@@ -57,8 +57,10 @@ class Sketch(Template):
     def covers(self, workload: Workload, target: Target) -> bool:
         # of attention the rules would make kernels that hold all scores; of what NumPy does not
         # have, kernels that do not take its bits
-        dtype = str(workload["dtype"])
-        return target.kind == "cpu" and workload.op != "attention" and dtype == stored(dtype)
+        if target.kind != "cpu" or workload.op == "attention":
+            return False
+        op = op_of(workload)
+        return all(s.dtype == stored(s.dtype) for s in (*op.inputs(workload), *op.outputs(workload)))
 
     def space(self, workload: Workload, target: Target) -> TraceSpace:
         return TraceSpace(self.name, (), lambda config: True, tensor_program(workload), target)

@@ -43,8 +43,9 @@ class CpuSoftmaxColumns(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        fits = workload["dtype"] in DTYPES and target.kind == "cpu"
-        return workload.op == "softmax" and workload["axis"] == MIDDLE and fits
+        if workload.op != "softmax" or target.kind != "cpu":
+            return False
+        return workload["axis"] == MIDDLE and workload["dtype"] in DTYPES
 
     def space(self, workload: Workload, target: Target) -> Space:
         knobs = (
