@@ -17,6 +17,8 @@ def capabilities() -> tuple[tuple[int, int], ...]:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return ()
+    if not hasattr(driver, "cuInit"):  # what stands for it where kernels are compiled without one
+        return ()
     count = ctypes.c_int()
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,13 @@ import tvmops
 from tests.libraries import default_record, matmul, write_log
 from tests.library.conftest import NARROW, WIDE
 from tvmops import gpu
-from tvmops.errors import ArgumentError, LibraryDamagedError, LibraryTargetError, NoRecordError
+from tvmops.errors import (
+    ArgumentError,
+    LibraryDamagedError,
+    LibraryTargetError,
+    NoRecordError,
+    NoTemplateError,
+)
 from tvmops.library import write
 from tvmops.library.export import export
 from tvmops.machine import Machine, this_machine
@@ -27,6 +34,7 @@ from tvmops.runtime import backend, load
 from tvmops.runtime.backend import RUNTIME_FILE
 from tvmops.runtime.variants import MASK, choose
 from tvmops.targets import target
+from tvmops.workloads import Workload
 
 ROOT = Path(tvmops.__file__).parents[1]
 here = this_machine()
@@ -204,6 +212,26 @@ def test_a_gpu_and_a_cpu_are_served_from_one_folder(monkeypatch: pytest.MonkeyPa
         assert taken == {"cpu": NARROW, **({"cuda": gpu_variant} if gpu_variant else {})}
     monkeypatch.setattr(gpu, "capabilities", lambda: ((9, 0),))
     assert set(choose(Path("lib"), manifest, machine, ["sm_*"]).taken) == {"cpu"}
+
+
+def test_what_one_of_several_targets_has_no_template_for_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write, "build_library", lambda module, target, path: path.write_bytes(b"so"))
+    rows, points = (
+        Workload.parse(text) for text in ("softmax rows=4 cols=1024", "activation size=9 activation=tanh")
+    )
+    cpu, cuda = target(NARROW), target("nvidia-h200")
+    records = [default_record(rows, cpu), default_record(points, cpu), default_record(rows, cuda)]
+    log = write_log(tmp_path / "log.jsonl", *records)
+    said = f"'{points}' was not tuned for target nvidia-h200; no kernel answers there"
+    with pytest.warns(UserWarning, match=re.escape(said)):
+        library = export([rows, points], [cpu, cuda], [log], tmp_path / "library")
+    on_cpu, on_gpu = Manifest.read(library).variants
+    assert [kernel.workload for kernel in on_cpu.kernels[:2]] == [str(rows), str(points)]
+    assert [kernel.workload for kernel in on_gpu.kernels] == [str(rows)]
+    with pytest.raises(NoTemplateError, match="no schedule template covers 'activation"):
+        export(points, cuda, [log], tmp_path / "none")
 
 
 def test_a_target_without_any_record_is_refused(tmp_path: Path) -> None:

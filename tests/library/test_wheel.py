@@ -139,6 +139,7 @@ def test_the_wheel_says_what_it_is_and_needs(wheel: Path, two_targets: Path) -> 
     needs = re.findall(r"^Requires-Dist: ([\w-]+)", metadata, re.MULTILINE)
     assert needs == ["numpy", "apache-tvm-ffi"]
     assert {line.partition(",")[0] for line in record.splitlines()} == set(names)
+    assert {"mine-1.2.3.dist-info/licenses/LICENSE", "mine-1.2.3.dist-info/licenses/NOTICE"} < set(names)
     assert {f"mine/library/{path.name}" for path in two_targets.iterdir()} < set(names)
 
 

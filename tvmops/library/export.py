@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tvmops.buckets import Bucket
-from tvmops.errors import ArgumentError, KnobError, NoRecordError
+from tvmops.errors import ArgumentError, KnobError, NoRecordError, NoTemplateError
 from tvmops.library.kernel import Kernel, build_kernel, function_name
 from tvmops.library.ranges import REGRET, serve_range
 from tvmops.library.write import Part, check_place, write_library
@@ -72,7 +72,7 @@ def export(
     lines = [line for log in logs for line in read_lines(log)]
     records = {hashlib.sha256(text.encode()).hexdigest(): record for text, record in lines}
     found = {name: _Found.of(work, each, records, regret) for name, each in targets.items()}
-    _check_all_tuned(work, {name: each.workloads for name, each in found.items()}, ", ".join(map(str, logs)))
+    _check_all_tuned(work, targets, found, ", ".join(map(str, logs)))
     write_library(folder, [_part(work, targets[name], each) for name, each in found.items()])
     return folder
 
@@ -111,13 +111,20 @@ def _part(work: Sequence[Workload], target: Target, found: _Found) -> Part:
     return Part(target, [*tuned, *ranged, *generic], [bucket for _, bucket in found.ranges.values()])
 
 
-def _check_all_tuned(work: Sequence[Workload], found: Mapping[str, set[Workload]], logs: str) -> None:
-    for target, tuned in found.items():
-        missing = [workload for workload in work if workload not in tuned]
+def _check_all_tuned(
+    work: Sequence[Workload], targets: Mapping[str, Target], found: Mapping[str, _Found], logs: str
+) -> None:
+    tuned = {name: each.workloads for name, each in found.items()}
+    for name, target in targets.items():
+        missing = [workload for workload in work if workload not in tuned[name]]
         for workload in missing:
-            if len(missing) == len(work) or not any(workload in other for other in found.values()):
-                raise NoRecordError(workload=workload, target=target, logs=logs)
-            warn(f"'{workload}' was not tuned for target {target}; a generic kernel answers there")
+            if len(missing) == len(work) or not any(workload in other for other in tuned.values()):
+                templates_for(workload, target)  # says so, if no template covers it
+                raise NoRecordError(workload=workload, target=name, logs=logs)
+            answers = (
+                "a generic kernel answers" if _answers(workload.generic(), target) else "no kernel answers"
+            )
+            warn(f"'{workload}' was not tuned for target {name}; {answers} there")
 
 
 def _usable(records: Sequence[Record], work: Sequence[Workload], target: Target) -> list[Record]:
@@ -125,7 +132,7 @@ def _usable(records: Sequence[Record], work: Sequence[Workload], target: Target)
     spaces = {
         (str(workload), template.label): template.space(workload, target)
         for workload in work
-        for template in templates_for(workload, target)
+        for template in _templates(workload, target)
     }
     wanted, names = {str(workload) for workload in work}, (target.name, *target.fallbacks)
     usable, stale, alien = [], set(), 0
@@ -179,8 +186,20 @@ def _answerable(pattern: Workload, target: Target) -> Workload:
     fields = {name for name, _ in pattern.items}
     if "packed" not in fields or pattern["packed"] == PLAIN:
         return pattern
-    offers = (template.generic(pattern, target) for template in templates_for(pattern, target))
-    return pattern if any(offers) else pattern.replace(packed=PLAIN)
+    return pattern if _answers(pattern, target) else pattern.replace(packed=PLAIN)
+
+
+def _answers(pattern: Workload, target: Target) -> bool:
+    """True if some generic kernel answers `pattern`, at some sizes at least."""
+    return any(template.generic(pattern, target) for template in _templates(pattern, target))
+
+
+def _templates(workload: Workload, target: Target) -> list[Template]:
+    """Return the templates that cover `workload`; there may be none for one of several targets."""
+    try:
+        return templates_for(workload, target)
+    except NoTemplateError:
+        return []
 
 
 def _generic(pattern: Workload, target: Target) -> list[Kernel]:
@@ -204,7 +223,7 @@ def _generic(pattern: Workload, target: Target) -> list[Kernel]:
 
 def _offers(pattern: Workload, target: Target) -> Iterator[tuple[Template, GenericKernel]]:
     """Yield generic kernels of the templates in turn, until one answers every shape."""
-    for template in templates_for(pattern, target):
+    for template in _templates(pattern, target):
         for generic in template.generic(pattern, target):
             yield template, generic
             if not generic.ranges and not generic.multiples:

@@ -10,6 +10,8 @@ import os
 import re
 from pathlib import Path
 
+import tvm
+
 from tvmops.errors import ArgumentError
 from tvmops.library.archive import write_zip
 from tvmops.library.vendor import vendored
@@ -19,6 +21,7 @@ from tvmops.version import VERSION
 
 _OLDEST_GLIBC = 17  # 2.17: what the name manylinux_2_17 promises, the oldest that pip knows widely
 _VERSION = re.compile(r"\d+(\.\d+)*((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?")
+_LICENCES = ("LICENSE", "NOTICE")  # of TVM: its runtime lies in the wheel; ours is the same licence
 _INIT = '''\
 """Tuned kernels: call `ops.matmul(a, b)` and such. `print(ops.variants)` says what they were built for."""
 
@@ -31,11 +34,12 @@ __version__ = "{version}"
 ops = load(Path(__file__).parent / "library")
 '''
 _METADATA = """\
-Metadata-Version: 2.1
+Metadata-Version: 2.4
 Name: {name}
 Version: {version}
 Summary: Kernels tuned and exported by tvmops {tvmops}
-License: Apache-2.0
+License-File: LICENSE
+License-File: NOTICE
 Requires-Python: >=3.10
 Requires-Dist: numpy >= 1.26
 Requires-Dist: apache-tvm-ffi == {ffi}
@@ -82,6 +86,8 @@ def write_wheel(
     info = f"{name}-{version}.dist-info"
     metadata = _METADATA.format(name=name, version=version, tvmops=VERSION, ffi=ffi)
     content[f"{info}/METADATA"] = metadata.encode()
+    for file in _LICENCES:
+        content[f"{info}/licenses/{file}"] = Path(tvm.__file__).with_name(file).read_bytes()
     content[f"{info}/WHEEL"] = "".join([wheel, *(f"Tag: {tag}\n" for tag in tags)]).encode()
     record = [f"{path},sha256={_digest(data)},{len(data)}\n" for path, data in sorted(content.items())]
     content[f"{info}/RECORD"] = "".join([*record, f"{info}/RECORD,,\n"]).encode()
