@@ -301,3 +301,24 @@ def test_several_records_are_written_together(tmp_path: Path) -> None:
         writer.append(record("a"), record("b", cold_seconds=(2.0,), rank=0))
         assert writer.written == 2
     assert read_log(tmp_path / "log.jsonl") == [record("a"), record("b", cold_seconds=(2.0,), rank=0)]
+
+
+def modelled(cycles: int, **changes: object) -> Record:
+    return record(seconds=(), kind="modelled", cycles=cycles, machine="model", **changes)
+
+
+def test_a_modelled_record_has_cycles_and_no_seconds(tmp_path: Path) -> None:
+    fast, slow = modelled(10, config={"name": "fast"}, counts={"instructions": 7}), modelled(20)
+    assert fast.ran and fast.time < slow.time and fast.fastest < slow.fastest
+    write(tmp_path / "log", fast, slow)
+    assert read_log(tmp_path / "log") == [fast, slow]
+    assert '"seconds": []' in (tmp_path / "log").read_text()
+    assert list(best_records([slow, fast]).values()) == [fast]
+
+
+def test_a_measured_record_always_goes_before_a_modelled_one() -> None:
+    """The model knows one core of the very target: that is worth less than any clock."""
+    measured = record(time=1e9, target="fallback", machine="there")
+    model = modelled(1, target="near", stage="final", rank=0)
+    for both in ([measured, model], [model, measured]):
+        assert list(best_records(both, ["near", "fallback"], "model").values()) == [measured]

@@ -117,6 +117,10 @@ class CudaError(TvmopsError):
     message = "CUDA code for {code}: {detail}"
 
 
+class ModelToolsError(TvmopsError):
+    message = "modelling needs {what}: {detail}; scripts/arm-environment sets it up"
+
+
 class LinkError(TvmopsError):
     message = "linking {path} with {linker} failed: {detail}"
 

@@ -45,8 +45,10 @@ class Difference:
 
     @property
     def speedup(self) -> float | None:
-        """How many times faster the second one is."""
-        return self.first.time / self.second.time if self.first and self.second else None
+        """How many times faster the second one is; None where one is measured, the other modelled."""
+        if not self.first or not self.second or self.first.kind != self.second.kind:
+            return None
+        return self.first.time / self.second.time
 
 
 def diff(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> list[Difference]:

@@ -17,6 +17,7 @@ from typing import IO, Any
 from tvmops.errors import LogReadError, LogWriteError
 
 SCHEMA = 1
+NOMINAL_HERTZ = 1e9  # modelled cycles take part in searches as if a core had this frequency
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class Record:
     `seconds` holds the raw samples, one a timed call, empty unless it ran. `status` is
     "ok", "slow" (right, but given up after its first run), or why there is no time:
     "wrong", "crash", "timeout", "compile", "memory".
+
+    A record of kind "modelled" has no seconds, but the cycles that a model of the core gives
+    for what one call executes, which is counted.
     """
 
     workload: str  # what the kernel was built for
@@ -40,7 +44,9 @@ class Record:
     rank: int | None = None  # of a final: place in its comparison, 0 for the winner
     error: float | None = None  # largest absolute one against float64
     detail: str = ""  # of a failure
-    kind: str = "measured"
+    kind: str = "measured"  # or "modelled"
+    cycles: int | None = None  # of a modelled one
+    counts: Mapping[str, int] = field(default_factory=dict)  # of that: instructions, misses of caches
     strategy: str = ""
     seed: int = 0
     toolchain: Mapping[str, str] = field(default_factory=dict)
@@ -52,17 +58,26 @@ class Record:
     @property
     def ran(self) -> bool:
         """True if this config computed the right result and has a time."""
-        return self.status in ("ok", "slow") and bool(self.seconds)
+        return self.status in ("ok", "slow") and (bool(self.seconds) or self.cycles is not None)
+
+    @property
+    def is_modelled(self) -> bool:
+        return self.kind == "modelled"
 
     @property
     def time(self) -> float:
-        """The median sample in seconds; infinite for a config that did not run."""
+        """The median sample in seconds; infinite for a config that did not run.
+
+        Of a modelled one its cycles at `NOMINAL_HERTZ`: to be compared with others of its kind.
+        """
+        if self.ran and self.cycles is not None:
+            return self.cycles / NOMINAL_HERTZ
         return statistics.median(self.seconds) if self.ran else float("inf")
 
     @property
     def fastest(self) -> float:
         """The smallest sample in seconds: what a search compares, since noise only adds."""
-        return min(self.seconds) if self.ran else float("inf")
+        return min(self.seconds) if self.ran and self.seconds else self.time
 
     @property
     def config_key(self) -> str:
@@ -185,8 +200,8 @@ def best_records(
     The winner of a final comparison, where leaders were timed turn by turn, goes before
     times taken apart, unless it lost a later one on the same machine. Then the smallest
     median wins, and of equal ones the smallest config text, so that the choice does not
-    depend on the order of lines. What `logs verify --mark` found to fail on its machine
-    does not count.
+    depend on the order of lines. A modelled record counts only where none was measured. What
+    `logs verify --mark` found to fail on its machine does not count.
 
     Parameters
     ----------
@@ -207,10 +222,11 @@ def best_records(
     ]
     winners = set(map(id, _last_winners(usable)))
 
-    def order(record: Record) -> tuple[int, bool, bool, bool, float, str]:
+    def order(record: Record) -> tuple[bool, int, bool, bool, bool, float, str]:
         distance = targets.index(record.target) if targets is not None else 0
         won, final = id(record) in winners, record.stage == "final"
-        return distance, record.machine != machine, not won, not final, record.time, record.config_key
+        is_other = record.machine != machine
+        return record.is_modelled, distance, is_other, not won, not final, record.time, record.config_key
 
     best: dict[str, Record] = {}
     for record in usable:

@@ -14,6 +14,7 @@ from tests.arm.emulated import Job
 from tests.libraries import default_record, write_log
 from tvmops.errors import LibraryTargetError
 from tvmops.library.export import export
+from tvmops.measure.model.emulator import CPUS
 from tvmops.measure.problem import make_problem
 from tvmops.runtime.load import load
 from tvmops.targets import target
@@ -21,17 +22,6 @@ from tvmops.workloads import Workload
 
 Emulate = Callable[[str, Job], Answers]
 
-# What qemu calls a CPU with what each target needs, and no more than it can leave out. Nothing of
-# ours takes SME; SVE can't be had without SVE2.
-CPUS = {
-    "cortex-a53": "cortex-a53",
-    "cortex-a72": "cortex-a72",
-    "cortex-a76": "cortex-a76",
-    "neoverse-n1": "neoverse-n1",
-    "neoverse-v1": "max,sme=off,sve128=on,sve256=on,sve512=off",
-    "neoverse-v2": "max,sme=off,sve128=on,sve256=off,sve512=off",
-    "apple-m4": "max,sme=off,sve=off",
-}
 PLAIN = "matmul m=33 n=65 k=17"  # tiles, and a rest in each dimension
 TUNED = [
     PLAIN,

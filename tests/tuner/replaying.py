@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tvmops.machine import this_machine
 from tvmops.measure.candidate import Candidate, Outcome, Plan
 from tvmops.measure.peak import Peak
 from tvmops.records import Record
@@ -33,6 +34,7 @@ class Replaying:
     def __init__(self, seen: Path, seconds: float = 0.0) -> None:
         self._seen, self._seconds = seen, seconds
         self.closed = False
+        self.machine = this_machine().fingerprint
 
     def measure(self, candidates: Sequence[Candidate], plan: Plan) -> Iterator[Outcome]:
         for candidate in candidates:

@@ -15,7 +15,7 @@ import pytest
 from tests.processes import children, is_running, wait_until
 from tests.tuner.faulty_templates import MARKER, STATUSES, Faulty, faulty
 from tvmops.errors import ScratchError
-from tvmops.measure import builders, local
+from tvmops.measure import builders, problem
 from tvmops.measure.candidate import Candidate, Outcome, Plan
 from tvmops.measure.local import LocalMeasurer
 from tvmops.measure.peak import Peak
@@ -173,7 +173,7 @@ def test_a_full_disk_is_one_error_and_no_candidates_fault(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(local, "make_problem", fail)
+        patch.setattr(problem, "make_problem", fail)
         with pytest.raises(ScratchError, match=r"scratch folder .*No space left on device"):
             measurer.problem(workload("matmul", m=2, n=2, k=2))
     with monkeypatch.context() as patch:

@@ -19,6 +19,7 @@ from tvm.s_tir import meta_schedule
 import tvmops
 from tvmops.errors import KnobError, NoTemplateError
 from tvmops.library.export import export
+from tvmops.machine import this_machine
 from tvmops.measure.build import compile_object
 from tvmops.measure.candidate import Candidate, Outcome, Plan
 from tvmops.measure.link import link
@@ -292,6 +293,7 @@ class Faked:
     def __init__(self, fast: str) -> None:
         self.fast = fast
         self.measured = 0
+        self.machine = this_machine().fingerprint
 
     def seconds(self, candidate: Candidate) -> float:
         return 1e-6 if candidate.template.endswith(self.fast) else 1e-3 * (1 + len(candidate.config.key) % 7)

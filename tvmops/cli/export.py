@@ -77,8 +77,8 @@ def _content(folder: Path) -> str:
 
 
 def _held(variant: Variant) -> str:
-    tuned = sum(kernel.seconds is not None for kernel in variant.kernels)
     bucketed = sum(len(bucket.kernels) for bucket in variant.buckets)
+    tuned = sum(bool(kernel.record) for kernel in variant.kernels) - bucketed
     generic = len(variant.kernels) - tuned - bucketed
     ranges = f", {bucketed} for {len(variant.buckets)} ranges" if bucketed else ""
     return f"{tuned} tuned{ranges} and {generic} generic kernels for {variant.target}"

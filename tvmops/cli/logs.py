@@ -6,7 +6,7 @@ import argparse
 
 from tvmops import logs
 from tvmops.cli.parser import Commands
-from tvmops.cli.text import columns, config_text, duration, json_line
+from tvmops.cli.text import columns, config_text, json_line, time_of
 from tvmops.records import LogWriter, Record, read_log
 from tvmops.targets import target
 
@@ -41,9 +41,7 @@ def _best(arguments: argparse.Namespace) -> int:
         for record in best.values():
             print(record.to_json())
         return 0
-    rows = [
-        [r.workload, r.target, duration(r.time), r.stage, r.template, config_text(r)] for r in best.values()
-    ]
+    rows = [[r.workload, r.target, time_of(r), r.stage, r.template, config_text(r)] for r in best.values()]
     print(columns(["workload", "target", "time", "stage", "template", "config"], rows))
     return 0
 
@@ -174,7 +172,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def _time(record: Record | None) -> str:
-    return duration(record.time) if record and record.ran else "-"
+    return time_of(record) if record and record.ran else "-"
 
 
 def _times(ratio: float | None) -> str:

@@ -19,6 +19,11 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e6:.4g} us"
 
 
+def time_of(record: Record) -> str:
+    """Return the time of a record, or the cycles of one that is modelled."""
+    return duration(record.time) if record.cycles is None else f"{record.cycles} cycles"
+
+
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return lines of aligned columns; those whose cells all start with a digit go to the right."""
     table = [header, *rows]

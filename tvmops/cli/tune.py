@@ -31,6 +31,12 @@ def add_to(commands: Commands) -> None:
         help="tune what a library's generic kernels had to answer: a file that `save_misses` wrote",
     )
     parser.add_target()
+    parser.add_argument(
+        "--measure",
+        default="local",
+        metavar="HOW",
+        help="local: on this machine; model: modelled cycles of one core of an ARM target (%(default)s)",
+    )
     parser.add_argument("--log", default="tuning.jsonl", metavar="FILE", help="appended to (%(default)s)")
     parser.add_argument(
         "--trials",
@@ -82,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
                 seed=arguments.seed,
                 observer=watcher,
                 weights=weights,
+                measure=arguments.measure,
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{arguments.log} holds every finished trial") from None

@@ -7,7 +7,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from tvmops.cli.text import config_text, duration, json_line
+from tvmops.cli.text import config_text, json_line, time_of
+from tvmops.records import NOMINAL_HERTZ
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -137,8 +138,9 @@ class JsonLines(Watcher):
             workload=str(job.workload),
             trials=job.trials,
             failures=job.failures,
-            seconds=job.best,
-            default_seconds=job.default,
+            seconds=None if job.is_modelled else job.best,
+            default_seconds=None if job.is_modelled else job.default,
+            cycles=job.best * NOMINAL_HERTZ if job.is_modelled else None,
             rate=job.rate,
             unit=job.unit,
             roofline_share=job.roofline_share,
@@ -159,7 +161,7 @@ def _conclusion(job: JobStatus) -> str:
     if job.winner is None:
         return f"{job.workload}: no config ran, {job.failures} failed; the log says why; {job.state}"
     return (
-        f"{job.workload}: {duration(job.winner.time)}, {_rate(job)} ({_share(job)} of the roofline), "
+        f"{job.workload}: {time_of(job.winner)}, {_rate(job)} ({_share(job)} of the roofline), "
         f"{_gain(job)}; {job.state}; {job.winner.template} {config_text(job.winner)}"
     )
 

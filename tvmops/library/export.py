@@ -169,7 +169,7 @@ def _tuned(workload: Workload, target: Target, record: Record, digest: str) -> K
         ranges={},
         template=template.label,
         config=config.as_dict(),
-        seconds=record.time,
+        seconds=None if record.is_modelled else record.time,
         error=record.error,
         tolerance=op_of(workload).tolerance(workload) if own is None else own,
         measured=f"{record.when} on {record.machine}",

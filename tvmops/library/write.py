@@ -17,9 +17,9 @@ from tvmops.buckets import Bucket
 from tvmops.errors import ArgumentError
 from tvmops.library.archive import is_zipped_library, zip_folder
 from tvmops.library.kernel import Kernel
-from tvmops.library.runtimes import runtime_file
 from tvmops.manifest import FILE, Manifest, Variant
 from tvmops.measure.build import build_library
+from tvmops.measure.runtimes import runtime_file
 from tvmops.measure.toolchain import toolchain
 from tvmops.runtime.backend import CUDA_RUNTIME_FILE
 from tvmops.targets import Target

@@ -11,6 +11,8 @@ from tvmops.measure.candidate import Candidate, Outcome, Plan
 class Measurer(Protocol):
     """Tells what becomes of candidates. A candidate that fails is an outcome, never an exception."""
 
+    machine: str  # what records call the machine that was measured, or the model of one
+
     def measure(self, candidates: Sequence[Candidate], plan: Plan) -> Iterator[Outcome]:
         """Yield the outcome of each candidate, in order, as soon as it is known."""
         ...

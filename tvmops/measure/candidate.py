@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -61,4 +62,7 @@ class Outcome:
     cold_seconds: tuple[float, ...] = ()  # of a comparison: each call on arrays that no cache holds
     error: float | None = None
     detail: str = ""
+    kind: str = "measured"
+    cycles: int | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
     clock: str = field(default="perf_counter_ns")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tvmops.errors import ScratchError
+from tvmops.machine import this_machine
 from tvmops.measure.builders import Builders
 from tvmops.measure.candidate import Candidate, Outcome, Plan, Problem
 from tvmops.measure.link import find_linker
-from tvmops.measure.problem import make_problem
+from tvmops.measure.problem import Problems
 from tvmops.measure.runner import RunRequest, TimeRequest
 from tvmops.measure.scratch import Scratch
 from tvmops.measure.worker import Worker, WorkerDiedError, WorkerTimeoutError
@@ -26,9 +26,9 @@ class LocalMeasurer:
 
     def __init__(self, target: Target, builders: int | None = None) -> None:
         find_linker(bare=True)  # where there is none, no candidate could be built
-        self.target = target
+        self.target, self.machine = target, this_machine().fingerprint
         self._scratch = Scratch()
-        self._problems: dict[Workload, Problem] = {}
+        self._problems = Problems(self._scratch.path)
         self._builders = Builders(self._scratch.path, builders)
         module = "tvmops.measure.runner"
         threads = {"TVMOPS_NUM_THREADS": str(target.cores)}
@@ -42,13 +42,7 @@ class LocalMeasurer:
 
     def problem(self, workload: Workload) -> Problem:
         """Return inputs and expected result of `workload`, made at its first use."""
-        if workload not in self._problems:
-            folder = self._scratch.path / f"problem{len(self._problems)}"
-            try:
-                self._problems[workload] = make_problem(workload, folder, seed=0)
-            except OSError as error:
-                raise ScratchError(path=folder.parent, detail=error.strerror) from None
-        return self._problems[workload]
+        return self._problems.of(workload)
 
     def measure(self, candidates: Sequence[Candidate], plan: Plan) -> Iterator[Outcome]:
         """Yield the outcome of each candidate, in order, as soon as it is known."""

@@ -6,10 +6,29 @@ from pathlib import Path
 
 import numpy as np
 
+from tvmops.errors import ScratchError
 from tvmops.measure.candidate import Problem
 from tvmops.ops import Array, op_of
 from tvmops.signatures.dtypes import decode
 from tvmops.workloads import Workload
+
+
+class Problems:
+    """The problems of a run, each made at its first use, in a folder of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._made: dict[Workload, Problem] = {}
+
+    def of(self, workload: Workload) -> Problem:
+        """Return inputs and expected result of `workload`."""
+        if workload not in self._made:
+            folder = self._folder / f"problem{len(self._made)}"
+            try:
+                self._made[workload] = make_problem(workload, folder, seed=0)
+            except OSError as error:
+                raise ScratchError(path=self._folder, detail=error.strerror) from None
+        return self._made[workload]
 
 
 def make_problem(workload: Workload, folder: Path, seed: int) -> Problem:

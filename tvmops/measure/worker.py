@@ -48,14 +48,14 @@ class WorkerTimeoutError(Exception):
 class _Child:
     """A process, the socket to it, and what it prints."""
 
-    def __init__(self, command: tuple[str, str], environment: Mapping[str, str]) -> None:
+    def __init__(self, python: str, command: tuple[str, str], environment: Mapping[str, str]) -> None:
         self.kills_before = kills_for_memory()
         self.socket, theirs = socket.socketpair()
         self.stream = self.socket.makefile("rb")
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the child)
         arguments = [str(theirs.fileno()), str(os.getpid()), *command]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tvmops.measure.worker", *arguments],
+            [python, "-m", "tvmops.measure.worker", *arguments],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=self._output,
@@ -93,11 +93,16 @@ class Worker:
     """
 
     def __init__(
-        self, role: str, setup: str, handle: str, environment: Mapping[str, str] | None = None
+        self,
+        role: str,
+        setup: str,
+        handle: str,
+        environment: Mapping[str, str] | None = None,
+        python: str = sys.executable,
     ) -> None:
         self.role = role
         self.starts = 0
-        self._command = (setup, handle)
+        self._python, self._command = python, (setup, handle)
         self._environment = {**os.environ, **(environment or {})}
         self._child: _Child | None = None
         self._ready = False
@@ -105,7 +110,7 @@ class Worker:
     def start(self) -> None:
         """Start the child now, and return without waiting for it."""
         if self._child is None:
-            self._child, self._ready = _Child(self._command, self._environment), False
+            self._child, self._ready = _Child(self._python, self._command, self._environment), False
             self.starts += 1
 
     @property

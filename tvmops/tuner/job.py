@@ -113,6 +113,7 @@ class Job:
     weight: float = 1.0
     kernel: Workload | None = None  # what is built, where that answers other shapes, too
     rivals: tuple[Proposal, ...] = ()  # to be among the leaders that are compared, whatever their time
+    machine: str = ""  # whose results count, as records call it
     known: dict[tuple[str, str], Record] = field(default_factory=dict)  # from the log, by proposal's key
     finals: dict[tuple[str, str], Record] = field(default_factory=dict)
     records: dict[Proposal, Record] = field(default_factory=dict)
@@ -130,12 +131,15 @@ class Job:
         peak: Peak,
         weight: float = 1.0,
         kernel: Workload | None = None,
+        machine: str | None = None,
     ) -> Job:
         op = op_of(workload)
         flops, nbytes = op.least_flops(workload), op.nbytes(workload)
         roofline = peak.seconds(flops, nbytes)
         memory_bound = peak.seconds(flops, 0) < roofline
-        return cls(workload, target, searches, seed, roofline, memory_bound, weight, kernel)
+        here = machine or this_machine().fingerprint
+        fields = (roofline, memory_bound, weight, kernel)
+        return cls(workload, target, searches, seed, *fields, machine=here)
 
     @property
     def default(self) -> Proposal:
@@ -167,11 +171,11 @@ class Job:
         return (had_their_share or not running) and self.roofline < _FAR * self.best_time
 
     def remember(self, records: Iterable[Record]) -> None:
-        """Take results of earlier runs of this very search on this machine, e.g. from a log.
+        """Take results of earlier runs of this very search on the same machine, e.g. from a log.
 
         Of final comparisons the last one counts; it begins with its winner.
         """
-        own = (*self.names, self.target.name, this_machine().fingerprint)
+        own = (*self.names, self.target.name, self.machine)
         labels = {search.template.label for search in self.searches}
         for record in records:
             found = (record.workload, record.shape, record.target, record.machine)
@@ -293,4 +297,5 @@ class Job:
             roofline=self.roofline,
             memory_bound=self.memory_bound,
             state=self.state,
+            is_modelled=self.best is not None and self.best.is_modelled,
         )

@@ -24,6 +24,7 @@ class JobStatus:
     roofline: float  # the least time on this machine
     memory_bound: bool  # what sets it: memory, or arithmetic
     state: str  # "waiting", "searching", "comparing", or why it ended
+    is_modelled: bool = False  # then times are cycles, as those of `Record.time`
 
     @property
     def rate(self) -> float:
@@ -32,6 +33,8 @@ class JobStatus:
 
     @property
     def unit(self) -> str:
+        if self.is_modelled:  # at 1e9 cycles a second
+            return "FLOP/cycle"
         return "GB/s" if self.memory_bound else "GFLOP/s"
 
     @property

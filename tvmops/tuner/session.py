@@ -15,6 +15,7 @@ from tvmops.machine import this_machine
 from tvmops.measure.base import Measurer
 from tvmops.measure.candidate import Outcome, Plan
 from tvmops.measure.local import LocalMeasurer
+from tvmops.measure.model.measurer import ModelMeasurer
 from tvmops.measure.peak import Peak, forget_peak, machine_peak
 from tvmops.measure.toolchain import toolchain
 from tvmops.records import LogWriter, Record, read_log
@@ -28,6 +29,7 @@ from tvmops.tuner.transfer import experiences
 from tvmops.tuner.winner import pick_winner
 from tvmops.workloads import Workload
 
+MEASURES = ("local", "model")
 _FINAL_ROUNDS = 15
 _FINAL_SAMPLE_SECONDS = 0.002
 
@@ -42,6 +44,7 @@ def tune(
     seed: int = 0,
     observer: Observer | None = None,
     weights: Mapping[Workload, float] | None = None,
+    measure: str = "local",
     measurer: Measurer | None = None,
     peak: Peak | None = None,
 ) -> dict[Workload, Record]:
@@ -54,7 +57,7 @@ def tune(
     Parameters
     ----------
     target
-        A `Target` or its name. It must be one that this machine can run.
+        A `Target` or its name. It must be one that this machine can run, or can model.
     log
         JSON lines, appended to; made if it is not there.
     trials
@@ -69,8 +72,11 @@ def tune(
         Is told of every trial.
     weights
         How much a second saved on a workload counts; 1 where none is given.
+    measure
+        "local": on this machine. "model": count what runs under emulation, and take cycles of a
+        model of one core of an ARM `target`; such records say so, and have no seconds.
     measurer
-        What measures, left open at the end; workers on this machine if None.
+        What measures, left open at the end, in place of what `measure` names.
     peak
         The machine's limits; measured if None.
 
@@ -89,14 +95,21 @@ def tune(
     work = [work] if isinstance(work, Workload) else list(dict.fromkeys(work))
     weights = weights or {}
     _check_arguments(work, trials, seconds, weights)
+    if measure not in MEASURES:
+        raise ArgumentError(argument="measure", value=measure, expected=f"one of {', '.join(MEASURES)}")
+    if measure == "model" and any(workload.ranges for workload in work):
+        raise ArgumentError(argument="measure", value=measure, expected="local for ranges of sizes")
     strategy_class(strategy)  # an unknown one is refused now, not when the workers have started
-    if measurer is None:
+    if measurer is None and measure == "local":
         check_runs_here(target)
     budget = Budget(trials, seconds)
     local: LocalMeasurer | None = None
     with ExitStack() as stack:
         writer = stack.enter_context(LogWriter(log))
-        if measurer is None:
+        if measurer is None and measure == "model":
+            measurer = model = stack.enter_context(closing(ModelMeasurer(target)))
+            target, peak = model.target, peak or model.peak
+        elif measurer is None:
             measurer = local = stack.enter_context(closing(LocalMeasurer(target)))
             peak = peak or machine_peak(target, local)
         peak = peak or machine_peak(target)
@@ -202,7 +215,8 @@ class Session:
             )
             for template in fitting
         ]
-        job = Job.start(workload, target, searches, self._seed, self._peak, weight, kernel)
+        machine = self._measurer.machine
+        job = Job.start(workload, target, searches, self._seed, self._peak, weight, kernel, machine)
         job.remember(self._past)
         return job
 
@@ -312,7 +326,7 @@ class Session:
             workload=workload,
             shape=shape,
             target=self._target.name,
-            machine=this_machine().fingerprint,
+            machine=self._measurer.machine,
             template=proposal.template.label,
             config=proposal.config.as_dict(),
             status=outcome.status,
@@ -321,6 +335,9 @@ class Session:
             cold_seconds=outcome.cold_seconds,
             error=outcome.error,
             detail=outcome.detail,
+            kind=outcome.kind,
+            cycles=outcome.cycles,
+            counts=outcome.counts,
             strategy=job.strategy_of(proposal),
             seed=self._seed,
             toolchain=toolchain(),

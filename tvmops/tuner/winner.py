@@ -36,6 +36,8 @@ def _key(record: Record) -> tuple[str, str]:
 
 
 def _is_tied(record: Record, fastest: Record) -> bool:
+    if record.is_modelled:  # exact: there are no turns, and no noise
+        return record.time == fastest.time
     ratios = sorted(ours / theirs for ours, theirs in zip(record.seconds, fastest.seconds))
     typical, good = statistics.median(ratios), ratios[len(ratios) // 4]
     return typical <= 1 + _NOISE or (typical <= 1 + _DOUBT and good <= 1)

@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("tvm")
 
 from tvmops.errors import RuntimeDownloadError
-from tvmops.library import runtimes
-from tvmops.library.runtimes import runtime_file
+from tvmops.measure import runtimes
+from tvmops.measure.runtimes import runtime_file
 
 OTHER = "libtvm_runtime-other.so"
 
