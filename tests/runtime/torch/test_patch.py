@@ -133,6 +133,26 @@ def test_other_shapes_are_left_to_pytorch_unless_asked(lib: Library) -> None:
     assert "generic kernel for" in patched.report()
 
 
+def test_pytorch_has_one_thread_where_it_only_copies(lib: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And all of them where it computes what the library does not, and afterwards."""
+    seen: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+
+    def threads_in(model: Any, x: Any) -> list[int]:
+        patched = patch(model.eval(), lib, x)
+        seen.clear()
+        with torch.inference_mode():
+            patched(x)
+        return list(seen)
+
+    linear, x = nn.Linear(16, 48), torch.rand(9, 16)
+    assert threads_in(nn.Sequential(linear, nn.Identity()), x) == [1, 2]
+    assert threads_in(nn.Sequential(linear, nn.Tanhshrink()), x) == []
+    assert threads_in(nn.Sequential(linear, nn.Linear(48, 50)), x) == []
+    assert threads_in(MODELS["branching"][0], MODELS["branching"][1]) == []
+
+
 def test_what_a_kernel_does_not_compute_pytorch_does(lib: Library) -> None:
     """An activation that no kernel of the library has; arrays that none takes."""
     model = nn.Sequential(nn.Linear(16, 48), nn.Tanh(), nn.ReLU()).eval()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from tvmops.workloads import Workload
 _DROPPED = (nn.Dropout, nn.Identity)  # which do nothing when a model is not trained
 # Modules that are no operator of a library, and so need no line in a report; nn.Module itself is a folder.
 _PLAIN = (nn.ReLU, nn.GELU, nn.Embedding, nn.Flatten, nn.BatchNorm2d, *_DROPPED)
+_PRODUCTS = (torch.matmul, torch.bmm, torch.einsum, operator.matmul, "matmul", "bmm", "__matmul__")
 
 
 class Patched(nn.Module):
@@ -33,9 +36,21 @@ class Patched(nn.Module):
         super().__init__()
         object.__setattr__(self, "original", original)  # not a part of this module
         self.model = model
+        self._swapped = [module for module in model.modules() if isinstance(module, Swapped)]
+        self._only_copies = _only_copies(model)
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
-        return self.model(*arguments, **named)
+        with self._threads():
+            return self.model(*arguments, **named)
+
+    def _threads(self) -> AbstractContextManager[None]:
+        """Leave PyTorch one thread where it does nothing but copies between kernels.
+
+        Its other threads would wait for their next copy in a loop, on cores that kernels need.
+        """
+        if not self._only_copies or torch.compiler.is_compiling():
+            return nullcontext()
+        return nullcontext() if any(each.falls_back for each in self._swapped) else _one_thread()
 
     def report(self) -> str:
         """Say what was swapped, by which kernel it is answered, and what was not and why.
@@ -49,12 +64,32 @@ class Patched(nn.Module):
             if isinstance(module, Swapped):
                 answers = list(dict.fromkeys(module.answers.values())) or ["not called yet"]
                 yield place, f"{module.label}: {'; '.join(answers)}"
-            elif (
-                type(module) is not nn.Module
-                and not any(module.children())
-                and not isinstance(module, _PLAIN)
-            ):
+            elif _is_left(module):
                 yield place, f"{type(module).__name__}: not swapped: no operator of a library"
+
+
+def _is_left(module: nn.Module) -> bool:
+    """Say whether this is an operator that no library has."""
+    leaf = type(module) is not nn.Module and not any(module.children())
+    return leaf and not isinstance(module, (Swapped, *_PLAIN))
+
+
+def _only_copies(model: nn.Module) -> bool:
+    """Say whether what is left to PyTorch, as far as one can see, is no product of matrices."""
+    traced = [module for module in model.modules() if isinstance(module, fx.GraphModule)]
+    nodes = [node for module in traced for node in module.graph.nodes]
+    products = [node for node in nodes if node.target in _PRODUCTS]
+    return model in traced and not products and not any(_is_left(module) for module in model.modules())
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def patch(model: nn.Module, lib: Library, *inputs: Any, generic: bool = False) -> Patched:

@@ -42,6 +42,11 @@ class Swapped(nn.Module):
         return compute(*given)
 
     @property
+    def falls_back(self) -> bool:
+        """Whether PyTorch computes the chain for the shapes of some call."""
+        return self._eager in self._computes.values()
+
+    @property
     def label(self) -> str:
         """What the chain computes."""
         following = ["add"] if self.has_residual else []
