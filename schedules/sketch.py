@@ -57,7 +57,7 @@ class Sketch(Template):
     def covers(self, workload: Workload, target: Target) -> bool:
         # of attention the rules would make kernels that hold all scores; of what NumPy does not
         # have, kernels that do not take its bits
-        if target.kind != "cpu" or workload.is_generic or workload.op == "attention":
+        if target.kind != "cpu" or workload.is_generic or workload.ranges or workload.op == "attention":
             return False
         op = op_of(workload)
         return all(s.dtype == stored(s.dtype) for s in (*op.inputs(workload), *op.outputs(workload)))

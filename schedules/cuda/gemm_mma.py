@@ -11,6 +11,7 @@ from tvmops.schedules.cuda.kernels.gemm_mma import BK, MmaKernel, MmaTiles, Prod
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
 from tvmops.signatures.layouts import PLAIN
+from tvmops.signatures.matmul import SAME
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
@@ -35,6 +36,7 @@ class MmaGemm(Template):
             and target.gpu.compute >= _AMPERE
             and workload["dtype"] in ("float16", "bfloat16")
             and workload["packed"] == PLAIN
+            and workload["out_dtype"] == workload["bias_dtype"] == SAME
         )
 
     def space(self, workload: Workload, target: Target) -> Space:

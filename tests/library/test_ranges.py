@@ -99,8 +99,8 @@ def test_only_the_last_comparison_of_a_shape_counts(log: Path, tmp_path: Path) -
     assert len(bucket.kernels) == 1, "the first kernel wins at 9, too, and loses 2% at 40"
 
 
-def test_what_generic_kernels_answered_is_saved_as_a_suite(log: Path, tmp_path: Path) -> None:
-    lib = tvmops.load(log.parent / "library")
+def test_what_generic_kernels_answered_is_saved_as_a_suite(library: tvmops.Library, tmp_path: Path) -> None:
+    lib = tvmops.load(library.path)
     with pytest.warns(UserWarning, match="was not tuned"):
         for _ in range(3):
             lib.matmul(np.ones((50, 19), "float32"), np.ones((19, 33), "float32"))

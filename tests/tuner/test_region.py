@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tvmops.library.ranges import serve_range
+from tvmops.machine import this_machine
 from tvmops.measure.candidate import Candidate, Outcome, Plan
 from tvmops.measure.peak import Peak
 from tvmops.records import Record, read_log
@@ -29,6 +30,7 @@ class Modelled:
 
     def __init__(self) -> None:
         self.seen: list[Candidate] = []
+        self.machine = this_machine().fingerprint
 
     def seconds(self, candidate: Candidate) -> float:
         assert candidate.shape is not None

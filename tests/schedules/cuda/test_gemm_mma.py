@@ -34,6 +34,8 @@ def matmul(m: int, n: int, k: int, **fields: object) -> Workload:
         (matmul(7, 13, 11).generic(), "nvidia-a100", True),
         (matmul(7, 13, 11), "cuda-sm75", False),  # no cp.async
         (matmul(7, 13, 11, dtype="float32"), "nvidia-a100", False),
+        (matmul(7, 13, 11, out_dtype="float32"), "nvidia-a100", False),
+        (matmul(7, 13, 11, bias=True, bias_dtype="float32"), "nvidia-a100", False),
         (matmul(7, 13, 11), "znver4", False),
     ],
 )
