@@ -62,6 +62,13 @@ def test_the_folder_of_a_run_that_lives_is_left_alone(temporary: Path) -> None:
     second.close()
 
 
+@pytest.mark.parametrize("name", ["tvmops-cuda-x", "tvmops-", "other"])
+def test_what_is_no_scratch_folder_is_left_alone(temporary: Path, name: str) -> None:
+    (temporary / name).mkdir()
+    Scratch().close()
+    assert (temporary / name).is_dir()
+
+
 def test_a_failure_is_told_on_one_line_with_its_end() -> None:
     error = ValueError("what\n  is wrong: " + "x " * 5000 + "the\treason")
     text = describe(error)

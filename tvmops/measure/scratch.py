@@ -10,7 +10,7 @@ import tempfile
 import weakref
 from pathlib import Path
 
-_PREFIX = "tvmops-"
+_PREFIX = "tvmops-scratch-"  # no other temporary folder may begin so: what is not locked is removed
 
 
 class Scratch:
