@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tvmops.tuner import regret
-from tvmops.tuner.regret import fewest, losses
+from tvmops.tuner.regret import at_most, fewest, losses
 
 SECONDS = st.one_of(st.floats(1e-6, 1e-2), st.just(float("inf")))
 
@@ -83,3 +83,19 @@ def test_more_shapes_than_a_machine_word_has_bits() -> None:
 def test_a_shape_without_any_time_is_refused() -> None:
     with pytest.raises(ValueError, match="no time at all"):
         losses(np.array([[1.0, np.inf]]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(times=matrices(), most=st.integers(1, 7))
+def test_so_many_kernels_keep_to_the_least_loss_that_they_can(times: NDArray[np.float64], most: int) -> None:
+    found = at_most(times, 0.05, most)
+    assert len(found) <= most  # some row has a time everywhere
+    sets = [list(rows) for rows in combinations(range(len(times)), min(most, len(times)))]
+    least = min(float((times[rows].min(axis=0) / times.min(axis=0)).max()) - 1 for rows in sets)
+    assert covers(times, found, max(0.05, least))
+
+
+def test_where_no_few_kernels_run_everywhere_there_are_more() -> None:
+    times = np.full((3, 3), np.inf)
+    np.fill_diagonal(times, 1.0)
+    assert at_most(times, 0.05, 2) == [0, 1, 2]

@@ -19,16 +19,19 @@ from tvmops.records import Record
 from tvmops.schedules import Template, templates_for
 from tvmops.space import Config
 from tvmops.targets import Target
-from tvmops.tuner.regret import Matrix, fewest, losses
+from tvmops.tuner.regret import Matrix, at_most, losses
 from tvmops.workloads import Workload
 
 REGRET = 0.05
+MOST_KERNELS = 8  # of a range: each is code to load, and one more place to look for a fault
 
 
 def serve_range(
     ranged: Workload, target: Target, records: Mapping[str, Record], regret: float
 ) -> tuple[list[Kernel], Bucket] | None:
     """Return kernels that lose at most `regret` at each measured shape, and which answers where.
+
+    They lose more where else there would be more than `MOST_KERNELS`; the bucket says how much.
 
     Parameters
     ----------
@@ -43,7 +46,7 @@ def serve_range(
     if not measured:
         return None
     table = _Table(ranged, target, measured)
-    rows = fewest(table.times, regret)
+    rows = at_most(table.times, regret, MOST_KERNELS)
     digests = {id(record): digest for digest, record in records.items()}
     kernels = [table.kernel(row, index, digests) for index, row in enumerate(rows)]
     return kernels, table.bucket(rows, tuple(kernel.entry.function for kernel in kernels))

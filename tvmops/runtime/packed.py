@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from tvmops.runtime.arrays import as_numpy
 from tvmops.signatures.layouts import LAYOUTS
 
 
@@ -38,7 +39,7 @@ class PackedWeight:
     @cached_property
     def plain(self) -> Any:
         """The weight, unpacked: for calls that no kernel answers as it is."""
-        return LAYOUTS[self.op, self.layout, self.dtype].unpack(self.array, *self.shape)
+        return LAYOUTS[self.op, self.layout, self.dtype].unpack(as_numpy(self.op, "weight", self.array), *self.shape)
 
     @property
     def nbytes(self) -> int:

@@ -7,6 +7,7 @@ the Set-Covering Problem, 1979), then, where there are few enough to try, all sm
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import combinations
 from math import comb, inf
@@ -29,6 +30,22 @@ def losses(times: Matrix) -> Matrix:
         raise ValueError("a shape has no time at all")
     lost: Matrix = times / best - 1
     return lost
+
+
+def at_most(times: Matrix, regret: float, most: int) -> list[int]:
+    """Return the rows of the smallest set that covers all columns within `regret`, at most so many.
+
+    Where `most` rows can't keep to `regret`, it is raised to the least loss that they can keep to.
+    There are more only where no `most` rows have a time at each column.
+    """
+    rows = fewest(times, regret)
+    if len(rows) <= most:
+        return rows
+    larger = sorted({float(loss) for loss in losses(times).flat if regret < loss < inf})
+    if not larger:
+        return rows
+    at = bisect_left(larger[:-1], True, key=lambda loss: len(fewest(times, loss)) <= most)
+    return fewest(times, larger[at])
 
 
 def fewest(times: Matrix, regret: float) -> list[int]:

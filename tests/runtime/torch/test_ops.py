@@ -37,6 +37,7 @@ WORK = [
     "layer_norm rows=6 cols=16 residual=true",
     "rms_norm rows=6 cols=16 weight=true",
     "rms_norm rows=6 cols=16 residual=true",
+    "conv2d n=1 h=9 w=7 ci=16 co=18 kh=1 kw=2 packed=panels-nchw",
     "activation size=96 activation=gelu",
     "activation size=185 activation=relu",
 ]
@@ -99,6 +100,10 @@ CASES: dict[str, Any] = {
             {"bias": KERNELS[:, 0, 0, 0].clone(), "padding": 1, **weight(lib, "conv2d", KERNELS)},
         ),
         lambda: F.conv2d(IMAGE, KERNELS, KERNELS[:, 0, 0, 0], padding=1),
+    ),
+    "conv2d packed, 1x2": (  # the shape of the kernel comes with it
+        lambda lib: ((IMAGE,), weight(lib, "conv2d", KERNELS[:, :, :1, :2].clone())),
+        lambda: F.conv2d(IMAGE, KERNELS[:, :, :1, :2]),
     ),
     "pool2d": (
         lambda lib: ((IMAGE, 3, 2, 1), {"ceil_mode": True}),
