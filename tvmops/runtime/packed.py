@@ -39,7 +39,8 @@ class PackedWeight:
     @cached_property
     def plain(self) -> Any:
         """The weight, unpacked: for calls that no kernel answers as it is."""
-        return LAYOUTS[self.op, self.layout, self.dtype].unpack(as_numpy(self.op, "weight", self.array), *self.shape)
+        array = as_numpy(self.op, "weight", self.array)
+        return LAYOUTS[self.op, self.layout, self.dtype].unpack(array, *self.shape)
 
     @property
     def nbytes(self) -> int:
