@@ -27,7 +27,7 @@ class Prepared:
     Attributes stay what they were. Thread-safe.
     """
 
-    __slots__ = ("_kernel", "_outs", "_scalars", "_shapes", "names", "plan", "workload")
+    __slots__ = ("_is_direct", "_kernel", "_outs", "_scalars", "_shapes", "names", "plan", "workload")
 
     def __init__(self, call: Call, given: dict[str, Any], kernel: Callable[..., None]) -> None:
         self.workload: Workload = call.workload
@@ -39,6 +39,7 @@ class Prepared:
         self._shapes = tuple((tuple(a.shape), dtype_of(held(a))) for a in given.values())
         self._kernel, self._scalars = plan.kernel, plan.scalars
         self._outs = len(plan.outputs)
+        self._is_direct = plan.is_direct and self._outs == 1
 
     def __call__(self, *arrays: Any, out: Any = None) -> Any:
         """Return the op's result on `arrays`.
@@ -51,7 +52,7 @@ class Prepared:
         try:
             if type(out) is not _ndarray:
                 _refuse_gradients(arrays, out)
-            if out is not None and self.plan.is_direct and self._outs == 1:
+            if self._is_direct and out is not None:
                 self._kernel(*arrays, *self._scalars, out)
                 return out
             outs = (None,) * self._outs if out is None else (out,) if self._outs == 1 else tuple(out)
@@ -122,8 +123,9 @@ def _refuse_gradients(arrays: tuple[Any, ...], out: Any) -> None:
     torch = sys.modules.get("torch")
     if torch is None or not torch.is_grad_enabled():
         return
-    if any(getattr(array, "requires_grad", False) for array in (*arrays, out)):
-        raise ValueError("a tensor requires grad")
+    for array in (*arrays, out):  # a loop, since a generator takes longer than a small kernel
+        if getattr(array, "requires_grad", False):
+            raise ValueError("a tensor requires grad")
 
 
 def _unfit(call: Call, given: dict[str, Any]) -> CallError:
