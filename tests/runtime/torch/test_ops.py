@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
@@ -145,8 +146,15 @@ def model(ops: Any) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore:library")
-def test_torch_compile_traces_through_in_one_graph(ops: Any) -> None:
-    compiled = torch.compile(model(ops), fullgraph=True, backend="aot_eager")
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",
+        pytest.param("inductor", marks=pytest.mark.skipif(not which("g++"), reason="no C++ compiler")),
+    ],
+)
+def test_torch_compile_traces_through_in_one_graph(ops: Any, backend: str) -> None:
+    compiled = torch.compile(model(ops), fullgraph=True, backend=backend)
     for rows in (5, 6, 7):  # from the second on with a symbolic size
         x = rand(rows, 24)
         with torch.no_grad():
