@@ -97,6 +97,6 @@ def _with(config: Config, *ragged: bool) -> Config:
 _DEFAULTS = tuple(
     Config.of(bm=bm, bn=bn, bk=_BY_K, consumers=consumers, cluster=1, split_k=parts, group=1, beside=1)
     for bm, bn, consumers, parts in (
-        (64, 64, 1, 4), (64, 128, 1, 2), (64, 128, 1, 1), (128, 128, 2, 1), (128, 256, 2, 1),
+        (64, 64, 1, 4), (64, 64, 1, 1), (64, 128, 1, 2), (64, 128, 1, 1), (128, 128, 2, 1), (128, 256, 2, 1),
     )
 )  # fmt: skip
