@@ -35,7 +35,8 @@ from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.gemm_tiles import PARTIAL_PAD, Tiles
 from tvmops.schedules.cuda.words import c_call, do
 
-_SHORT = {"float16": "f16", "bfloat16": "bf16"}
+_SHORT = {"float16": "f16", "bfloat16": "bf16", "float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2"}
+_DEEP = {2: 16, 1: 32}  # k of a wgmma, by the bytes of an element
 _LOAD = "cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes"
 _MULTICAST = _LOAD + ".multicast::cluster"
 _STORE = "cp.async.bulk.tensor.{rank}d.global.shared::cta.tile.bulk_group"
@@ -134,6 +135,7 @@ class Form:
     trans_b: bool = False
     batched: bool = False
     shared: str = "none"
+    scales: str = ""  # of the sums: one for each operand ("tensor"), or one a row and one a column ("rows")
     bias: str = ""  # its dtype
     residual: bool = False
     activation: str = "none"
@@ -147,12 +149,17 @@ class Form:
         return self.out_dtype or self.dtype
 
     @property
+    def item(self) -> int:
+        """Bytes of an element of a and b."""
+        return 1 if self.dtype.startswith("float8") else 2
+
+    @property
     def stores_directly(self) -> bool:
         return self.ragged_a or self.ragged_c or self.result == "float32"
 
     @property
     def finishes(self) -> bool:
-        return bool(self.bias) or self.residual or self.activation != "none"
+        return bool(self.scales or self.bias) or self.residual or self.activation != "none"
 
 
 def _by_columns(depth: int) -> int:
@@ -165,7 +172,10 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     M, N, K = (tirx.Var(name, "int32") for name in "mnk")
     BATCH = tirx.Var("batch", "int32") if form.batched else 1
     trans_a, trans_b = form.trans_a, form.trans_b
-    DT, OUT, MMA_TYPE = form.dtype, form.result, _SHORT[form.dtype]
+    OUT, MMA_TYPE = form.result, _SHORT[form.dtype]
+    # Elements of 8 bits travel in pairs, and k counts these: rows of 128 bytes are what is multiplied.
+    DT = form.dtype if form.item == 2 else "bfloat16"
+    PAIRS = K if form.item == 2 else T.truncdiv(K, 2)
     BM, BN, BK, STAGES = tiles.bm, tiles.bn, tiles.bk, tiles.stages
     CONSUMERS, WM, BUFFERS = tiles.consumers, tiles.blocks_a_group, tiles.store_buffers
     SHARE, SPLIT, GROUP = tiles.cluster, tiles.split_k, tiles.group
@@ -179,7 +189,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     RUNS = BN // 8  # of 16 bytes in a row of a tile
     PITCH = BN + PARTIAL_PAD
 
-    A_SHAPE, B_SHAPE = ((K, M) if trans_a else (M, K)), ((N, K) if trans_b else (K, N))
+    A_SHAPE, B_SHAPE = ((PAIRS, M) if trans_a else (M, PAIRS)), ((N, PAIRS) if trans_b else (PAIRS, N))
     A_ITEMS = (BATCH,) if form.batched and form.shared != "a" else ()
     B_ITEMS = (BATCH,) if form.batched and form.shared != "b" else ()
     C_ITEMS = (BATCH,) if form.batched else ()
@@ -193,16 +203,22 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     B_DESC = _BY_K if trans_b else _by_columns(BK)
     A_LOADS = BM // 64 if trans_a else PANELS
     B_LOADS = PANELS if trans_b else SHARED_B // 64
-    MMA = f"wgmma.mma_async.sync.aligned.m64n{BN}k16.f32.{MMA_TYPE}.{MMA_TYPE}"
-    ROUND = f"cvt.rn.{MMA_TYPE}x2.f32"
+    MMA = f"wgmma.mma_async.sync.aligned.m64n{BN}k{_DEEP[form.item]}.f32.{MMA_TYPE}.{MMA_TYPE}"
+    MAJOR = (int(trans_a), int(not trans_b)) if form.item == 2 else ()  # 8 bits lie along k always
+    ROUND = f"cvt.rn.{_SHORT.get(OUT, 'bf16')}x2.f32"
 
     def declare() -> dict[str, Any]:
-        shapes = {"a": (DT, (*A_ITEMS, *A_SHAPE)), "b": (DT, (*B_ITEMS, *B_SHAPE))}
+        if form.item == 1:
+            shapes: dict[str, Any] = {"a": ("uint8", (M, K)), "b": ("uint8", (N, K))}
+            rows, columns = ((M,), (N,)) if form.scales == "rows" else ((1,), (1,))
+            shapes |= {"a_scale": ("float32", rows), "b_scale": ("float32", columns)}
+        else:
+            shapes = {"a": (DT, (*A_ITEMS, *A_SHAPE)), "b": (DT, (*B_ITEMS, *B_SHAPE))}
         shapes |= {"bias": (BIAS, (N,))} if form.bias else {}
         shapes |= {"residual": (OUT, (*C_ITEMS, M, N))} if form.residual else {}
         shapes |= {"c": (OUT, (*C_ITEMS, M, N))}
         return {
-            name: builder.arg(name, builder.buffer(shape, dtype, align=16, buffer_name=name))
+            name: builder.arg(name, builder.buffer(shape, dtype, align=4 if "scale" in name else 16, buffer_name=name))
             for name, (dtype, shape) in shapes.items()
         }
 
@@ -244,6 +260,10 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     def finish(sums: Any, at: Any, arrays: Any, row: Any, column: Any) -> None:
         """Apply the epilogue to one sum, of row `row` of all matrices."""
         value = sums[at]
+        if form.scales:
+            by_rows = form.scales == "rows"
+            value = value * element("float32", arrays["a_scale"].data, 0, 0, row if by_rows else 0)
+            value = value * element("float32", arrays["b_scale"].data, 0, 0, column if by_rows else 0)
         if form.bias:
             value = value + element(BIAS, arrays["bias"].data, 0, N, column)
         if form.residual:
@@ -292,7 +312,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         COLUMNS = T.meta_var(T.truncdiv(N + (BN - 1), BN))
         TILES = T.meta_var(ROWS * COLUMNS * BATCH)
         CLUSTERS = T.meta_var(TILES if SPLIT > 1 else tiles.blocks // SHARE)
-        DEPTH = T.meta_var(T.truncdiv(K + (BK - 1), BK))
+        DEPTH = T.meta_var(T.truncdiv(PAIRS + (BK - 1), BK))
         bx = T.cta_id([CLUSTERS * CLUSTER])
         rank = T.cta_id_in_cluster([CLUSTER]) if CLUSTER > 1 else 0
         group = T.warpgroup_id([CONSUMERS + 1])
@@ -428,7 +448,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             T.ptx[MMA](*accumulators(acc, w),
                                        T.uint64(A_DESC) | T.Cast("uint64", ((a_base + T.Cast("uint32", stage * (BM * BK * 2) + a_offset(step, w))) >> 4) & T.uint32(0x3FFF)),
                                        T.uint64(B_DESC) | T.Cast("uint64", ((b_base + T.Cast("uint32", stage * (BN * BK * 2) + b_offset(step))) >> 4) & T.uint32(0x3FFF)),
-                                       T.Not((kt == 0) & (step == 0)), 1, 1, int(trans_a), int(not trans_b))
+                                       T.Not((kt == 0) & (step == 0)), 1, 1, *MAJOR)
                     T.ptx.wgmma.commit_group.sync.aligned()
                     if form.ragged_b:  # its words are about to change
                         T.ptx.wgmma.wait_group.sync.aligned(0)
