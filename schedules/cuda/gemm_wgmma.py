@@ -1,4 +1,4 @@
-"""Matrix products of 16-bit types, with batch and epilogue, on Hopper's tensor cores; `kernels.gemm_wgmma` says how."""
+"""Matrix products of 16-bit types on Hopper, with batch and epilogue; `kernels.gemm_wgmma` says how."""
 
 from __future__ import annotations
 

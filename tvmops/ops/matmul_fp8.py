@@ -9,6 +9,7 @@ import numpy as np
 
 from tvmops.ops.base import Array, Exact, Op
 from tvmops.ops.matmul import ROUNDING, UNIT_ROUNDOFF
+from tvmops.signatures.matmul_fp8 import ROWS
 from tvmops.workloads import Workload
 
 SUM_ROUNDOFF = 2.0**-13  # of the sums of Hopper's tensor cores
@@ -27,7 +28,24 @@ class MatMulFp8(Op):
     name = "matmul_fp8"
 
     def expression(self, workload: Workload) -> list[Any]:
-        raise NotImplementedError("numbers of 8 bits have no expression; templates write their kernels")
+        from tvm import te  # here, so that flops and references need no compiler
+
+        (k,) = workload.dims("k")
+        a, b, a_scale, b_scale = (te.placeholder(s.shape, s.dtype, s.name) for s in self.inputs(workload))
+        (output,) = self.outputs(workload)
+        r = te.reduce_axis((0, k), name="r")
+        total = te.compute(
+            output.shape,
+            lambda i, j: te.sum(a[i, r].astype("float32") * b[j, r].astype("float32"), axis=r),
+            name="total",
+        )
+        by_rows = workload["scales"] == ROWS
+
+        def scaled(i: Any, j: Any) -> Any:
+            scale = a_scale[i if by_rows else 0] * b_scale[j if by_rows else 0]
+            return (total[i, j] * scale).astype(output.dtype)
+
+        return [a, b, a_scale, b_scale, te.compute(output.shape, scaled, name="c")]
 
     def reference(self, workload: Workload, *inputs: Array) -> tuple[Exact, ...]:
         a, b, a_scale, b_scale = (array.astype(np.float64) for array in inputs)

@@ -122,7 +122,11 @@ def tensor_map(array: Any, dtype: str, item: int, dims: Any, box: Any, ends: Any
     var = builder.Bind(builder.tvm_stack_alloca("tensormap", 1), builder.handle("tensormap"))
     boxes = (*box, *[1] * (len(dims) - 2))
     steps = [1] * len(dims)
-    do(builder.call_packed(_TENSOR_MAP, var, dtype, len(dims), array.data, *dims, *strides, *boxes, *steps, *ends))
+    do(
+        builder.call_packed(
+            _TENSOR_MAP, var, dtype, len(dims), array.data, *dims, *strides, *boxes, *steps, *ends
+        )
+    )
     return var
 
 
@@ -218,7 +222,9 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         shapes |= {"residual": (OUT, (*C_ITEMS, M, N))} if form.residual else {}
         shapes |= {"c": (OUT, (*C_ITEMS, M, N))}
         return {
-            name: builder.arg(name, builder.buffer(shape, dtype, align=4 if "scale" in name else 16, buffer_name=name))
+            name: builder.arg(
+                name, builder.buffer(shape, dtype, align=4 if "scale" in name else 16, buffer_name=name)
+            )
             for name, (dtype, shape) in shapes.items()
         }
 
@@ -231,21 +237,42 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         for r in range(_TOGETHER):
             ends = tirx.min((r + 1) * _wide(length), _wide(rows) * length)
             count = tirx.max(T.truncdiv(rows + (_TOGETHER - 1 - r), _TOGETHER), 1)
-            views.append(tensor_map(array, DT, 2, (ends, count), box, _SWIZZLED, _TOGETHER * _wide(length) * 2))
+            views.append(
+                tensor_map(array, DT, 2, (ends, count), box, _SWIZZLED, _TOGETHER * _wide(length) * 2)
+            )
         return views
 
-    def load(ring: Any, at: Any, maps: Any, column: Any, row: Any, item: Any, barrier: Any, shares: bool, length: Any, rows: int) -> None:
+    def load(
+        ring: Any,
+        at: Any,
+        maps: Any,
+        column: Any,
+        row: Any,
+        item: Any,
+        barrier: Any,
+        shares: bool,
+        length: Any,
+        rows: int,
+    ) -> None:
         """Begin to copy a box; of ragged rows all of a tile, view by view."""
         ends = (barrier, EVERYONE) if shares else (barrier,)
         kind = _MULTICAST if shares else _LOAD
         stage, part, first, _ = at
         if len(maps) == 1:
             place = (column, row, *item)
-            do(T.ptx[kind.format(rank=len(place))](ring.ptr_to([stage, part, first, 0]), T.address_of(maps[0]), *place, *ends))
+            do(
+                T.ptx[kind.format(rank=len(place))](
+                    ring.ptr_to([stage, part, first, 0]), T.address_of(maps[0]), *place, *ends
+                )
+            )
             return
         for r, view in enumerate(maps):
             place = (r * length + column, T.truncdiv(row, _TOGETHER))
-            do(T.ptx[kind.format(rank=2)](ring.ptr_to([stage, part, first + r * rows, 0]), T.address_of(view), *place, *ends))
+            do(
+                T.ptx[kind.format(rank=2)](
+                    ring.ptr_to([stage, part, first + r * rows, 0]), T.address_of(view), *place, *ends
+                )
+            )
 
     def a_item(item: Any) -> tuple[Any, ...]:
         return (item,) if A_ITEMS else ()
