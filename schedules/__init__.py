@@ -23,7 +23,6 @@ from tvmops.schedules.cuda.attention_decode import DecodeAttention
 from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
 from tvmops.schedules.cuda.gemm_mma import MmaGemm
-from tvmops.schedules.cuda.gemm_ragged import RaggedGemm
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.cuda.rows import CudaRows
 from tvmops.schedules.sketch import Sketch
@@ -51,7 +50,6 @@ TEMPLATES: tuple[Template, ...] = (
     CpuNorm(),
     CpuElementwise(),
     WgmmaGemm(),
-    RaggedGemm(),
     Fp8Gemm(),
     MmaGemm(),
     DecodeAttention(),

@@ -61,7 +61,8 @@ class RaggedGemm(WgmmaGemm):
         return _tiles_of(config, target)
 
     def form_of(self, workload: Workload, config: Config) -> Form:
-        return form_of(workload, **{name: bool(config[name]) for name in _KNOBS})
+        a, b, c = (bool(config[name]) for name in _KNOBS)
+        return replace(form_of(workload), ragged_a=a, ragged_b=b, ragged_c=c)
 
 
 def _ragged(workload: Workload) -> tuple[bool, bool, bool]:

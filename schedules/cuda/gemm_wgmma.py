@@ -15,6 +15,7 @@ from tvmops.signatures.matmul import SAME
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Gpu, Target
 from tvmops.workloads import Workload
+from tvmops.workloads import workload as make_workload
 
 _ALIGNED = 8  # elements: TMA takes rows of a multiple of 16 bytes
 _FULL_REUSE = 128 * 256 / (128 + 256)
@@ -62,7 +63,7 @@ class WgmmaGemm(Template):
         return list(_DEFAULTS)
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        few, some, many = _DEFAULTS[0], _DEFAULTS[5], _DEFAULTS[-1]
+        few, some, many = _DEFAULTS[0 if _is_plain(workload) else 3], _DEFAULTS[5], _DEFAULTS[-1]
         aligned = dict.fromkeys(_rows(workload), _ALIGNED)
         return [
             GenericKernel({"m": (1, 64)}, few, aligned),
@@ -116,7 +117,7 @@ class WgmmaGemm(Template):
         return IRModule({"main": gemm(self.form_of(workload, config), self.tiles_of(config, target))})
 
 
-def form_of(workload: Workload, **ragged: bool) -> Form:
+def form_of(workload: Workload) -> Form:
     """Return what `workload` multiplies."""
     dtype = str(workload["dtype"])
     bias = dtype if workload["bias_dtype"] == SAME else str(workload["bias_dtype"])
@@ -130,7 +131,6 @@ def form_of(workload: Workload, **ragged: bool) -> Form:
         residual=bool(workload["residual"]),
         activation=str(workload["activation"]),
         out_dtype="" if workload["out_dtype"] == SAME else str(workload["out_dtype"]),
-        **ragged,
     )
 
 
@@ -149,6 +149,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and (tiles.bn // 64) % tiles.cluster == 0
         and tiles.cluster <= rows
         and tiles.split_k <= max(1, k // (2 * tiles.bk))
+        and (tiles.split_k == 1 or _is_plain(workload))
         and (tiles.split_k == 1 or _tiles_of_c(workload, tiles) <= 2 * target.cores)
         and (tiles.group <= max(1, rows // tiles.cluster) or tiles.group == 1)
     )
@@ -158,6 +159,12 @@ def is_ragged(workload: Workload, dim: str) -> bool:
     """Say whether rows of `dim` elements begin where TMA can't."""
     (size,) = workload.dims(dim)
     return size % _ALIGNED != 0
+
+
+def _is_plain(workload: Workload) -> bool:
+    """Say whether the sums are the result: sums that are split were verified there alone."""
+    known = {name: workload[name] for name in ("m", "n", "k", "dtype", "trans_a", "trans_b")}
+    return workload == make_workload("matmul", **known)
 
 
 def _items(workload: Workload) -> int:

@@ -47,7 +47,8 @@ def encode(values: NDArray[Any], dtype: str) -> NDArray[Any]:
 def decode(array: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Return what the elements of `array`, of `stored(dtype)`, stand for."""
     if dtype in _FLOAT8:
-        return _float8_values(dtype)[array]
+        values: NDArray[Any] = _float8_values(dtype)[array]
+        return values
     if dtype != BFLOAT16:
         return array
     return (array.astype(np.uint32) << 16).view(np.float32)

@@ -182,6 +182,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     PAIRS = K if form.item == 2 else T.truncdiv(K, 2)
     BM, BN, BK, STAGES = tiles.bm, tiles.bn, tiles.bk, tiles.stages
     CONSUMERS, WM, BUFFERS = tiles.consumers, tiles.blocks_a_group, tiles.store_buffers
+    # Stores that may still read: none if the next tile begins with the buffer that this one ends with.
+    UNREAD = BUFFERS - 1 if WM * (BN // 64) % BUFFERS == 0 else 0
     SHARE, SPLIT, GROUP = tiles.cluster, tiles.split_k, tiles.group
     CLUSTER = SHARE * SPLIT
     PANELS = BK // 64  # swizzled columns of a stage
@@ -326,7 +328,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
 
     # fmt: off
     @T.prim_func
-    def main():
+    def main() -> None:
         arrays = T.meta_var(declare())
         A, B, C = T.meta_var(arrays["a"]), T.meta_var(arrays["b"]), T.meta_var(arrays["c"])
         a_maps = T.meta_var(maps_of(A, A_SHAPE, A_ITEMS, A_BOX, form.ragged_a))
@@ -398,10 +400,10 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
 
         @T.inline
         def advance():
-            stage = stage + 1
+            stage = stage + 1  # type: ignore[has-type]
             if stage == STAGES:
                 stage = 0
-                phase = phase ^ 1
+                phase = phase ^ 1  # type: ignore[has-type]
 
         @T.inline
         def load_a(kt):
@@ -511,7 +513,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                 for w in T.unroll(WM):
                     for s in T.unroll(BN // 64):
                         if (warp == 0) & (lane == 0):
-                            T.ptx.cp.async_.bulk.wait_group.read(BUFFERS - 1)
+                            T.ptx.cp.async_.bulk.wait_group.read(UNREAD)
                         T.cuda.warpgroup_sync(group + 1)
                         for p in T.unroll(4):
                             for q in T.unroll(4):

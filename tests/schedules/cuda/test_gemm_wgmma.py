@@ -101,9 +101,9 @@ def test_a_batch_counts_as_work() -> None:
         ({"batch": 3, "trans_a": True}, SHARED, ["bulk_tensor_3d"]),
         ({"bias": True, "residual": True, "activation": "gelu"}, SHARED, ["element_bfloat16", "erff"]),
         ({"bias": True, "activation": "silu", "out_dtype": "float32"}, SHARED, ["store_two_float32"]),
-        ({"bias": True, "bias_dtype": "float32", "residual": True}, SPLIT, ["element_float32"]),
+        ({"bias": True, "bias_dtype": "float32", "residual": True}, SHARED, ["element_float32"]),
     ],
-    ids=["a batch", "epilogue", "float32 results", "epilogue of split sums"],
+    ids=["a batch", "epilogue", "float32 results", "bias of float32"],
 )
 def test_other_forms_compile_as_meant(fields: dict[str, object], config: Config, words: list[str]) -> None:
     cubin = compiled(TEMPLATE, matmul(1024, 1024, 1024, **fields), H200, config)
