@@ -27,6 +27,7 @@ class Tiles:
     multiprocessors: int
     shared_bytes: int  # of a multiprocessor, for one block
     store_buffers: int = 2  # of 64 x 64, a consumer
+    producer_registers: int = 40
 
     @classmethod
     def of(cls, config: Config, target: Target) -> Tiles:
@@ -43,10 +44,6 @@ class Tiles:
     def blocks_a_group(self) -> int:
         """Blocks of 64 rows that one consumer multiplies."""
         return self.bm // (64 * self.consumers)
-
-    @property
-    def producer_registers(self) -> int:
-        return 40
 
     @property
     def consumer_registers(self) -> int:

@@ -1,4 +1,4 @@
-"""Matrix products of 16-bit types on Hopper's tensor cores; `kernels.gemm_wgmma` says how."""
+"""Matrix products of 16-bit types on Hopper, with batch and epilogue; `kernels.gemm_wgmma` says how."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import math
 from tvm import IRModule
 
 from tvmops.schedules.cuda.gemm_tiles import Tiles
-from tvmops.schedules.cuda.kernels.gemm_wgmma import gemm
+from tvmops.schedules.cuda.kernels.gemm_wgmma import Form, gemm
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
+from tvmops.signatures.layouts import PLAIN
+from tvmops.signatures.matmul import SAME
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Gpu, Target
 from tvmops.workloads import Workload
@@ -31,11 +33,10 @@ class WgmmaGemm(Template):
     def covers(self, workload: Workload, target: Target) -> bool:
         if workload.op != "matmul" or target.gpu is None or target.gpu.code != "sm_90a":
             return False
-        known = {name: workload[name] for name in ("m", "n", "k", "dtype", "trans_a", "trans_b")}
         return (
             workload["dtype"] in ("float16", "bfloat16")
-            and workload == make_workload("matmul", **known)
-            and all(workload[dim] == ANY or workload.dims(dim)[0] % _ALIGNED == 0 for dim in _rows(workload))
+            and workload["packed"] == PLAIN
+            and all(workload[dim] == ANY or not is_ragged(workload, dim) for dim in _rows(workload))
         )
 
     def space(self, workload: Workload, target: Target) -> Space:
@@ -54,11 +55,15 @@ class WgmmaGemm(Template):
 
     def default(self, workload: Workload, target: Target) -> Config:
         space = self.space(workload, target)
-        choices = [config for config in _DEFAULTS if config in space]
+        choices = [config for config in self.choices(workload) if config in space]
         return min(choices, key=lambda config: self.estimate(workload, target, config))
 
+    def choices(self, workload: Workload) -> list[Config]:
+        """Return what the default is chosen from, by the estimate."""
+        return list(_DEFAULTS)
+
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        few, some, many = _DEFAULTS[0], _DEFAULTS[5], _DEFAULTS[-1]
+        few, some, many = _DEFAULTS[0 if _is_plain(workload) else 3], _DEFAULTS[5], _DEFAULTS[-1]
         aligned = dict.fromkeys(_rows(workload), _ALIGNED)
         return [
             GenericKernel({"m": (1, 64)}, few, aligned),
@@ -69,8 +74,8 @@ class WgmmaGemm(Template):
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Guess the seconds: of each wave of tiles the slower of multiplying and loading."""
         m, n, k = workload.dims("m", "n", "k")
-        gpu, tiles = _gpu(target), Tiles.of(config, target)
-        count = math.ceil(m / tiles.bm) * math.ceil(n / tiles.bn) * tiles.split_k
+        gpu, tiles = _gpu(target), self.tiles_of(config, target)
+        count = _tiles_of_c(workload, tiles) * tiles.split_k
         places = tiles.blocks * (_PLACES if tiles.split_k > 4 * tiles.beside else 1.0)
         waves = math.ceil(count / places)
         depth = math.ceil(math.ceil(k / tiles.bk) / tiles.split_k) * tiles.bk
@@ -79,14 +84,14 @@ class WgmmaGemm(Template):
         multiply = 2 * tiles.bm * tiles.bn * depth / one
         rate = min(_TAKEN / tiles.beside, _FROM_L2 * gpu.bandwidth / min(count, tiles.blocks))
         load = 2 * (min(m, tiles.bm) + tiles.bn / tiles.cluster) * depth / rate
-        fewest = 2 * (m * k + k * n + m * n) / gpu.bandwidth
+        fewest = 2 * _items(workload) * (m * k + k * n + m * n) / gpu.bandwidth
         meeting = _MEETING * tiles.split_k if tiles.split_k > 1 else 0.0
         return max(waves * max(multiply, load), fewest) + _FILL_SECONDS + meeting
 
     def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
-        m, n, k = workload.dims("m", "n", "k")
-        tiles = Tiles.of(config, target)
-        count = math.ceil(m / tiles.bm) * math.ceil(n / tiles.bn) * tiles.split_k
+        m, k = workload.dims("m", "k")
+        tiles = self.tiles_of(config, target)
+        count = _tiles_of_c(workload, tiles) * tiles.split_k
         return {
             **super().features(workload, target, config),
             "waves": count / tiles.blocks,
@@ -99,19 +104,41 @@ class WgmmaGemm(Template):
         }
 
     def kernel_workload(self, workload: Workload) -> Workload:
-        return workload.generic()
+        generic = workload.generic()
+        return generic if workload["batch"] == 1 else generic.replace(batch=ANY)
+
+    def tiles_of(self, config: Config, target: Target) -> Tiles:
+        return Tiles.of(config, target)
+
+    def form_of(self, workload: Workload, config: Config) -> Form:
+        return form_of(workload)
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
-        transposed = bool(workload["trans_a"]), bool(workload["trans_b"])
-        function = gemm(str(workload["dtype"]), *transposed, Tiles.of(config, target))
-        return IRModule({"main": function})
+        return IRModule({"main": gemm(self.form_of(workload, config), self.tiles_of(config, target))})
+
+
+def form_of(workload: Workload) -> Form:
+    """Return what `workload` multiplies."""
+    dtype = str(workload["dtype"])
+    bias = dtype if workload["bias_dtype"] == SAME else str(workload["bias_dtype"])
+    return Form(
+        dtype=dtype,
+        trans_a=bool(workload["trans_a"]),
+        trans_b=bool(workload["trans_b"]),
+        batched=workload["batch"] != 1,
+        shared=str(workload["shared"]),
+        bias=bias if workload["bias"] else "",
+        residual=bool(workload["residual"]),
+        activation=str(workload["activation"]),
+        out_dtype="" if workload["out_dtype"] == SAME else str(workload["out_dtype"]),
+    )
 
 
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     """Say whether `config` fits the machine; the only statement of the template's limits."""
     tiles = Tiles.of(config, target)
-    m, n, k = workload.dims("m", "n", "k")
-    rows, columns = math.ceil(m / tiles.bm), math.ceil(n / tiles.bn)
+    m, k = workload.dims("m", "k")
+    rows = math.ceil(m / tiles.bm)
     accumulators = tiles.blocks_a_group * tiles.bn // 2
     return (
         tiles.bm % (64 * tiles.consumers) == 0
@@ -122,9 +149,32 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and (tiles.bn // 64) % tiles.cluster == 0
         and tiles.cluster <= rows
         and tiles.split_k <= max(1, k // (2 * tiles.bk))
-        and (tiles.split_k == 1 or rows * columns <= 2 * target.cores)
+        and (tiles.split_k == 1 or _is_plain(workload))
+        and (tiles.split_k == 1 or _tiles_of_c(workload, tiles) <= 2 * target.cores)
         and (tiles.group <= max(1, rows // tiles.cluster) or tiles.group == 1)
     )
+
+
+def is_ragged(workload: Workload, dim: str) -> bool:
+    """Say whether rows of `dim` elements begin where TMA can't."""
+    (size,) = workload.dims(dim)
+    return size % _ALIGNED != 0
+
+
+def _is_plain(workload: Workload) -> bool:
+    """Say whether the sums are the result: sums that are split were verified there alone."""
+    known = {name: workload[name] for name in ("m", "n", "k", "dtype", "trans_a", "trans_b")}
+    return workload == make_workload("matmul", **known)
+
+
+def _items(workload: Workload) -> int:
+    (batch,) = workload.dims("batch")
+    return batch
+
+
+def _tiles_of_c(workload: Workload, tiles: Tiles) -> int:
+    m, n = workload.dims("m", "n")
+    return _items(workload) * math.ceil(m / tiles.bm) * math.ceil(n / tiles.bn)
 
 
 def _rows(workload: Workload) -> tuple[str, ...]:
@@ -152,7 +202,7 @@ def _config(
     )
 
 
-# What `default` chooses from, by the estimate; smallest tiles first.
+# Smallest tiles first.
 _DEFAULTS = (
     _config(64, 64, 128, 1, 1, 4, 1),
     _config(64, 64, 64, 1, 1, 4, 1, 2),

@@ -8,6 +8,7 @@ from tvmops.ops.attention import Attention
 from tvmops.ops.base import Array, Exact, Op
 from tvmops.ops.conv2d import Conv2D
 from tvmops.ops.matmul import MatMul
+from tvmops.ops.matmul_fp8 import MatMulFp8
 from tvmops.ops.matmul_int8 import MatMulInt8
 from tvmops.ops.matmul_weight_only import MatMulWeightOnly
 from tvmops.ops.norm import LayerNorm, RMSNorm
@@ -19,6 +20,7 @@ _OPS: dict[str, Op] = {
     op.name: op
     for op in (
         MatMul(),
+        MatMulFp8(),
         MatMulInt8(),
         MatMulWeightOnly(),
         Attention(),

@@ -14,7 +14,7 @@ import numpy as np
 import tvm_ffi
 
 from tvmops.errors import CallError, CallTypeError
-from tvmops.signatures.dtypes import stored
+from tvmops.signatures.dtypes import FLOAT8, stored
 
 
 def view(op: str, name: str, array: Any) -> Any:
@@ -118,9 +118,9 @@ def as_argument(array: Any, dtype: str) -> Any:
     """Return a dense array of `dtype` in the form that tvm-ffi takes.
 
     NumPy lends read-only memory by request alone. What NumPy does not have goes as its bits,
-    but for tensors on a GPU, whose kernels take them as they are.
+    but for 16-bit tensors on a GPU, whose kernels take them as they are.
     """
-    if device_of(array) != "cpu":
+    if device_of(array) != "cpu" and dtype not in FLOAT8:
         return array
     held = stored(dtype)
     if held != dtype:

@@ -133,6 +133,33 @@ class Operators(ABC):
     def _tuned(self, op: str) -> Iterable[tuple[Workload, float]]:
         """Return the workloads of `op` that there are tuned kernels for, and their seconds."""
 
+    def matmul_fp8(
+        self, a: Any, b: Any, a_scale: Any, b_scale: Any, out_dtype: str | None = None, out: Any = None
+    ) -> Any:
+        """Return a_scale * b_scale * (a @ b.T), a and b of 8-bit floating point, on a GPU.
+
+        Parameters
+        ----------
+        a, b
+            Tensors of shape (m, k) and (n, k), both float8_e4m3fn or both float8_e5m2.
+        a_scale, b_scale
+            float32: one number each, or m of them and n, one for each row of a and of b.
+        out_dtype
+            "bfloat16", by default, "float16" or "float32".
+        out
+            Where to write the result, of shape (m, n): dense, not overlapping an input.
+            Without it a new array is made.
+
+        Raises
+        ------
+        CallError, CallTypeError
+            An argument does not fit; the message names it.
+        NotInLibraryError
+            The library was exported without such a form of matmul_fp8.
+        """
+        arrays = (a, b, a_scale, b_scale)
+        return self._call("matmul_fp8", arrays, (out_dtype,), (*arrays, out_dtype), (out,))[0]
+
     def matmul_int8(
         self,
         a: Any,

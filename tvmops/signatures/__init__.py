@@ -8,6 +8,7 @@ from tvmops.signatures.base import Signature, TensorSpec
 from tvmops.signatures.conv2d import Conv2D
 from tvmops.signatures.fields import ANY, Choice, Dim, Field, Flag, Range, Sizes, Value
 from tvmops.signatures.matmul import MatMul
+from tvmops.signatures.matmul_fp8 import MatMulFp8
 from tvmops.signatures.matmul_int8 import MatMulInt8
 from tvmops.signatures.matmul_weight_only import MatMulWeightOnly
 from tvmops.signatures.norm import Norm
@@ -16,6 +17,7 @@ from tvmops.signatures.softmax import Softmax
 
 SIGNATURES: dict[str, Signature] = {
     "matmul": MatMul(),
+    "matmul_fp8": MatMulFp8(),
     "matmul_int8": MatMulInt8(),
     "matmul_weight_only": MatMulWeightOnly(),
     "attention": Attention(),

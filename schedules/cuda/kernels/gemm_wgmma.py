@@ -3,7 +3,8 @@
 One thread of a producer warpgroup fills a ring of shared-memory stages through the bulk copy
 engine (TMA), 128-byte swizzled; consumer warpgroups multiply from there with wgmma, float32
 accumulators in registers. Blocks stay and take tile after tile, neighbours in L2 together;
-the producer is by then at work on the next tile. Results go through shared memory and TMA.
+the producer is by then at work on the next tile. Bias, residual and activation are applied to
+the sums in registers. Results go through shared memory and TMA, float32 straight to memory.
 
 A cluster of blocks serves one of two ends. With `cluster` > 1 its blocks, one above the
 other, each load a part of their common tile of b for all. With `split_k` > 1 its blocks add
@@ -11,27 +12,39 @@ up one tile, each a stretch of k; the partial sums are exchanged through the clu
 memory and added in a fixed order, so that no workspace is needed and results repeat.
 
 TMA leaves out what lies beyond an array when it stores, and reads zeros there: no shape needs
-to divide. It needs rows of a multiple of 16 bytes. m, n and k are known at run time alone:
-one kernel serves every such shape.
+to divide. It needs rows of a multiple of 16 bytes. m, n, k and the batch are known at run time
+alone: one kernel serves every such shape.
+
+Where rows begin anywhere (`ragged`), eight of them always make a multiple of 16 bytes: the copy
+engine sees such eight as one row, through eight views, the r-th of which ends with row r. So
+rows 0, 8, 16, ... of a tile come first, then rows 1, 9, 17, ... Of a this is an order of rows of
+c and is set right when c is stored. Of b it is an order along k, which a has to follow: consumers
+then read a to registers and pair there what lies 8 apart along k.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
+from tvm.tirx.script.builder import ir as builder
 
+from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.gemm_tiles import PARTIAL_PAD, Tiles
+from tvmops.schedules.cuda.words import c_call, do
 
-_SHORT = {"float16": "f16", "bfloat16": "bf16"}
-_LOAD = "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+_SHORT = {"float16": "f16", "bfloat16": "bf16", "float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2"}
+_DEEP = {2: 16, 1: 32}  # k of a wgmma, by the bytes of an element
+_LOAD = "cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes"
 _MULTICAST = _LOAD + ".multicast::cluster"
-_STORE = "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group"
+_STORE = "cp.async.bulk.tensor.{rank}d.global.shared::cta.tile.bulk_group"
 _TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
-# The end of a tensor map's arguments: steps of 1, no interleaving, 128-byte swizzle, L2 promotion, zeros.
-_SWIZZLED = (1, 1, 0, 3, 2, 0)
-_STORED = (1, 1, 0, 3, 0, 0)
+# The end of a tensor map's arguments: no interleaving, 128-byte swizzle, L2 promotion, zeros.
+_SWIZZLED = (0, 3, 2, 0)
+_STORED = (0, 3, 0, 0)
+_TOGETHER = 8  # rows that make a multiple of 16 bytes, wherever they begin
 # wgmma's view of swizzled shared memory: swizzle of 128 bytes, 1024 bytes from 8 rows to the next 8.
 _BY_K = (1 << 62) | (64 << 32) | (1 << 16)
 
@@ -49,17 +62,128 @@ __device__ __forceinline__ void tvmops_add_partial(float* sums, const void* mine
 """
 
 
+_ELEMENT = """
+__forceinline__ __device__ float element_{dtype}(const void* array, int row, int pitch, int column) {{
+  const unsigned {kind}* at = static_cast<const unsigned {kind}*>(array);
+  const unsigned {kind} bits = __ldg(at + static_cast<long long>(row) * pitch + column);
+  return {value};
+}}
+"""
+_VALUES = {
+    "bfloat16": ("short", "__uint_as_float(static_cast<unsigned>(bits) << 16)"),
+    "float16": ("short", "__half2float(__ushort_as_half(bits))"),
+    "float32": ("int", "__uint_as_float(bits)"),
+}
+# Two neighbours of a row; the second may lie beyond its end.
+_STORE_TWO = """
+__forceinline__ __device__ void store_two_{dtype}(void* array, int row, int pitch, int column, float x, float y) {{
+  {type}* at = static_cast<{type}*>(array) + static_cast<long long>(row) * pitch + column;
+  if (pitch % 2 == 0) {{
+    {pair}
+  }} else {{
+    at[0] = {one};
+    if (column + 1 < pitch) at[1] = {other};
+  }}
+}}
+"""
+_TWO = {
+    "bfloat16": ("__nv_bfloat16", "*reinterpret_cast<__nv_bfloat162*>(at) = __floats2bfloat162_rn(x, y);",
+                 "__float2bfloat16_rn(x)", "__float2bfloat16_rn(y)"),
+    "float16": ("__half", "*reinterpret_cast<__half2*>(at) = __floats2half2_rn(x, y);",
+                "__float2half_rn(x)", "__float2half_rn(y)"),
+    "float32": ("float", "*reinterpret_cast<float2*>(at) = make_float2(x, y);", "x", "y"),
+}  # fmt: skip
+# 64 columns of a row of a in the order of `ragged` rows of b: this thread's 2c-th and next 8.
+_PAIR_UP = """
+__forceinline__ __device__ void pair_up(unsigned* words, unsigned row, int turn, int c) {
+  unsigned x[4], y[4];
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(row + (((2 * c) ^ turn) << 4)) : "memory");
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(y[0]), "=r"(y[1]), "=r"(y[2]), "=r"(y[3]) : "r"(row + (((2 * c + 1) ^ turn) << 4)) : "memory");
+#pragma unroll
+  for (int step = 0; step < 4; ++step) {
+    asm volatile("prmt.b32 %0, %1, %2, 0x5410;" : "=r"(words[4 * step]) : "r"(x[step]), "r"(y[step]));
+    asm volatile("prmt.b32 %0, %1, %2, 0x7632;" : "=r"(words[4 * step + 2]) : "r"(x[step]), "r"(y[step]));
+  }
+}
+"""
+
+
+def _wide(value: Any) -> Any:
+    return value if isinstance(value, int) else tirx.Cast("int64", value)
+
+
+def tensor_map(array: Any, dtype: str, item: int, dims: Any, box: Any, ends: Any, pitch: Any = None) -> Any:
+    """Describe an array to the copy engine: sizes innermost first, bytes from row to row if others lie between."""
+    strides = [dims[0] * item if pitch is None else pitch]
+    for size in dims[1:-1]:
+        strides.append(_wide(strides[-1]) * size)
+    var = builder.Bind(builder.tvm_stack_alloca("tensormap", 1), builder.handle("tensormap"))
+    boxes = (*box, *[1] * (len(dims) - 2))
+    steps = [1] * len(dims)
+    do(
+        builder.call_packed(
+            _TENSOR_MAP, var, dtype, len(dims), array.data, *dims, *strides, *boxes, *steps, *ends
+        )
+    )
+    return var
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is multiplied: how the arrays lie, and what follows the sum."""
+
+    dtype: str
+    trans_a: bool = False
+    trans_b: bool = False
+    batched: bool = False
+    shared: str = "none"
+    scales: str = ""  # of the sums: one for each operand ("tensor"), or one a row and one a column ("rows")
+    bias: str = ""  # its dtype
+    residual: bool = False
+    activation: str = "none"
+    out_dtype: str = ""  # as dtype
+    ragged_a: bool = False  # rows of a begin anywhere
+    ragged_b: bool = False
+    ragged_c: bool = False
+
+    @property
+    def result(self) -> str:
+        return self.out_dtype or self.dtype
+
+    @property
+    def item(self) -> int:
+        """Bytes of an element of a and b."""
+        return 1 if self.dtype.startswith("float8") else 2
+
+    @property
+    def stores_directly(self) -> bool:
+        return self.ragged_a or self.ragged_c or self.result == "float32"
+
+    @property
+    def finishes(self) -> bool:
+        return bool(self.scales or self.bias) or self.residual or self.activation != "none"
+
+
 def _by_columns(depth: int) -> int:
     """Return wgmma's view of a matrix that lies with k along its rows, `depth` of them a stage."""
     return (1 << 62) | (64 << 32) | ((depth * 8) << 16)
 
 
-def gemm(dtype: str, trans_a: bool, trans_b: bool, tiles: Tiles) -> tirx.PrimFunc:
-    """Return `main(a, b, c)`: c = a @ b in `dtype`, float32 inside."""
+def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
+    """Return `main(a, b, [bias], [residual], c)`, float32 inside."""
     M, N, K = (tirx.Var(name, "int32") for name in "mnk")
-    DT, MMA_TYPE = dtype, _SHORT[dtype]
+    BATCH = tirx.Var("batch", "int32") if form.batched else 1
+    trans_a, trans_b = form.trans_a, form.trans_b
+    OUT, MMA_TYPE = form.result, _SHORT[form.dtype]
+    # Elements of 8 bits travel in pairs, and k counts these: rows of 128 bytes are what is multiplied.
+    DT = form.dtype if form.item == 2 else "bfloat16"
+    PAIRS = K if form.item == 2 else T.truncdiv(K, 2)
     BM, BN, BK, STAGES = tiles.bm, tiles.bn, tiles.bk, tiles.stages
     CONSUMERS, WM, BUFFERS = tiles.consumers, tiles.blocks_a_group, tiles.store_buffers
+    # Stores that may still read: none if the next tile begins with the buffer that this one ends with.
+    UNREAD = BUFFERS - 1 if WM * (BN // 64) % BUFFERS == 0 else 0
     SHARE, SPLIT, GROUP = tiles.cluster, tiles.split_k, tiles.group
     CLUSTER = SHARE * SPLIT
     PANELS = BK // 64  # swizzled columns of a stage
@@ -71,17 +195,122 @@ def gemm(dtype: str, trans_a: bool, trans_b: bool, tiles: Tiles) -> tirx.PrimFun
     RUNS = BN // 8  # of 16 bytes in a row of a tile
     PITCH = BN + PARTIAL_PAD
 
-    A_SHAPE, B_SHAPE = ((K, M) if trans_a else (M, K)), ((N, K) if trans_b else (K, N))
+    A_SHAPE, B_SHAPE = ((PAIRS, M) if trans_a else (M, PAIRS)), ((N, PAIRS) if trans_b else (PAIRS, N))
+    A_ITEMS = (BATCH,) if form.batched and form.shared != "a" else ()
+    B_ITEMS = (BATCH,) if form.batched and form.shared != "b" else ()
+    C_ITEMS = (BATCH,) if form.batched else ()
+    BIAS, RESIDUAL = form.bias or DT, form.residual
     A_SMEM = (STAGES, BM // 64, BK, 64) if trans_a else (STAGES, PANELS, BM, 64)
     B_SMEM = (STAGES, PANELS, BN, 64) if trans_b else (STAGES, BN // 64, BK, 64)
-    A_BOX = (64, BK) if trans_a else (64, BM)
-    B_BOX = (64, SHARED_B) if trans_b else (64, BK)
+    A_ROWS, B_ROWS = BM // _TOGETHER, BK // _TOGETHER  # of a tile, that a view of ragged rows has
+    A_BOX = (64, A_ROWS if form.ragged_a else BK if trans_a else BM)
+    B_BOX = (64, B_ROWS if form.ragged_b else SHARED_B if trans_b else BK)
     A_DESC = _by_columns(BK) if trans_a else _BY_K
     B_DESC = _BY_K if trans_b else _by_columns(BK)
     A_LOADS = BM // 64 if trans_a else PANELS
     B_LOADS = PANELS if trans_b else SHARED_B // 64
-    MMA = f"wgmma.mma_async.sync.aligned.m64n{BN}k16.f32.{MMA_TYPE}.{MMA_TYPE}"
-    ROUND = f"cvt.rn.{MMA_TYPE}x2.f32"
+    MMA = f"wgmma.mma_async.sync.aligned.m64n{BN}k{_DEEP[form.item]}.f32.{MMA_TYPE}.{MMA_TYPE}"
+    MAJOR = (int(trans_a), int(not trans_b)) if form.item == 2 else ()  # 8 bits lie along k always
+    ROUND = f"cvt.rn.{_SHORT.get(OUT, 'bf16')}x2.f32"
+
+    def declare() -> dict[str, Any]:
+        if form.item == 1:
+            shapes: dict[str, Any] = {"a": ("uint8", (M, K)), "b": ("uint8", (N, K))}
+            rows, columns = ((M,), (N,)) if form.scales == "rows" else ((1,), (1,))
+            shapes |= {"a_scale": ("float32", rows), "b_scale": ("float32", columns)}
+        else:
+            shapes = {"a": (DT, (*A_ITEMS, *A_SHAPE)), "b": (DT, (*B_ITEMS, *B_SHAPE))}
+        shapes |= {"bias": (BIAS, (N,))} if form.bias else {}
+        shapes |= {"residual": (OUT, (*C_ITEMS, M, N))} if form.residual else {}
+        shapes |= {"c": (OUT, (*C_ITEMS, M, N))}
+        return {
+            name: builder.arg(
+                name, builder.buffer(shape, dtype, align=4 if "scale" in name else 16, buffer_name=name)
+            )
+            for name, (dtype, shape) in shapes.items()
+        }
+
+    def maps_of(array: Any, matrix: Any, items: Any, box: Any, ragged: bool) -> list[Any]:
+        """Describe an operand to the copy engine, ragged rows by eight views."""
+        if not ragged:
+            return [tensor_map(array, DT, 2, (matrix[1], matrix[0], *items), box, _SWIZZLED)]
+        rows, length = matrix
+        views = []
+        for r in range(_TOGETHER):
+            ends = tirx.min((r + 1) * _wide(length), _wide(rows) * length)
+            count = tirx.max(T.truncdiv(rows + (_TOGETHER - 1 - r), _TOGETHER), 1)
+            views.append(
+                tensor_map(array, DT, 2, (ends, count), box, _SWIZZLED, _TOGETHER * _wide(length) * 2)
+            )
+        return views
+
+    def load(
+        ring: Any,
+        at: Any,
+        maps: Any,
+        column: Any,
+        row: Any,
+        item: Any,
+        barrier: Any,
+        shares: bool,
+        length: Any,
+        rows: int,
+    ) -> None:
+        """Begin to copy a box; of ragged rows all of a tile, view by view."""
+        ends = (barrier, EVERYONE) if shares else (barrier,)
+        kind = _MULTICAST if shares else _LOAD
+        stage, part, first, _ = at
+        if len(maps) == 1:
+            place = (column, row, *item)
+            do(
+                T.ptx[kind.format(rank=len(place))](
+                    ring.ptr_to([stage, part, first, 0]), T.address_of(maps[0]), *place, *ends
+                )
+            )
+            return
+        for r, view in enumerate(maps):
+            place = (r * length + column, T.truncdiv(row, _TOGETHER))
+            do(
+                T.ptx[kind.format(rank=2)](
+                    ring.ptr_to([stage, part, first + r * rows, 0]), T.address_of(view), *place, *ends
+                )
+            )
+
+    def a_item(item: Any) -> tuple[Any, ...]:
+        return (item,) if A_ITEMS else ()
+
+    def b_item(item: Any) -> tuple[Any, ...]:
+        return (item,) if B_ITEMS else ()
+
+    def row_of(row: Any) -> Any:
+        """Return which row of a tile of c the `row`-th of a is."""
+        return T.truncmod(row, A_ROWS) * _TOGETHER + T.truncdiv(row, A_ROWS) if form.ragged_a else row
+
+    def finish(sums: Any, at: Any, arrays: Any, row: Any, column: Any) -> None:
+        """Apply the epilogue to one sum, of row `row` of all matrices."""
+        value = sums[at]
+        if form.scales:
+            by_rows = form.scales == "rows"
+            value = value * element("float32", arrays["a_scale"].data, 0, 0, row if by_rows else 0)
+            value = value * element("float32", arrays["b_scale"].data, 0, 0, column if by_rows else 0)
+        if form.bias:
+            value = value + element(BIAS, arrays["bias"].data, 0, N, column)
+        if form.residual:
+            value = value + element(OUT, arrays["residual"].data, row, N, column)
+        T.buffer_store(sums, activate(form.activation, value), [at])
+
+    def element(dtype: str, array: Any, row: Any, pitch: Any, column: Any) -> Any:
+        kind, value = _VALUES[dtype]
+        source = _ELEMENT.format(dtype=dtype, kind=kind, value=value)
+        return c_call("float32", f"element_{dtype}", array, row, pitch, column, source=source)
+
+    def store_two(array: Any, row: Any, column: Any, x: Any, y: Any) -> None:
+        kind, pair, one, other = _TWO[OUT]
+        source = _STORE_TWO.format(dtype=OUT, type=kind, pair=pair, one=one, other=other)
+        do(c_call("void", f"store_two_{OUT}", array, row, N, column, x, y, source=source))
+
+    def pair_up(words: Any, at: int, row: Any, turn: Any, c: Any) -> None:
+        do(c_call("void", "pair_up", T.address_of(words[at]), row, turn, c, source=_PAIR_UP))
 
     def accumulators(acc: Any, block: int) -> list[Any]:
         return [acc[block * NACC + i] for i in range(NACC)]
@@ -99,24 +328,20 @@ def gemm(dtype: str, trans_a: bool, trans_b: bool, tiles: Tiles) -> tirx.PrimFun
 
     # fmt: off
     @T.prim_func
-    def main(a_arg: T.handle, b_arg: T.handle, c_arg: T.handle):
-        A = T.match_buffer(a_arg, A_SHAPE, DT, align=16)
-        B = T.match_buffer(b_arg, B_SHAPE, DT, align=16)
-        C = T.match_buffer(c_arg, (M, N), DT, align=16)
-        a_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
-        T.call_packed(_TENSOR_MAP, a_map, DT, 2, A.data, A_SHAPE[1], A_SHAPE[0], A_SHAPE[1] * 2, *A_BOX, *_SWIZZLED)
-        b_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
-        T.call_packed(_TENSOR_MAP, b_map, DT, 2, B.data, B_SHAPE[1], B_SHAPE[0], B_SHAPE[1] * 2, *B_BOX, *_SWIZZLED)
-        c_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
-        T.call_packed(_TENSOR_MAP, c_map, DT, 2, C.data, N, M, N * 2, 64, 64, *_STORED)
+    def main() -> None:
+        arrays = T.meta_var(declare())
+        A, B, C = T.meta_var(arrays["a"]), T.meta_var(arrays["b"]), T.meta_var(arrays["c"])
+        a_maps = T.meta_var(maps_of(A, A_SHAPE, A_ITEMS, A_BOX, form.ragged_a))
+        b_maps = T.meta_var(maps_of(B, B_SHAPE, B_ITEMS, B_BOX, form.ragged_b))
+        c_map = T.meta_var(None if form.stores_directly else tensor_map(C, OUT, 2, (N, M, *C_ITEMS), (64, 64), _STORED))
 
         T.device_entry()
         T.attr({"tirx.launch_bounds_min_blocks_per_sm": tiles.beside})
         ROWS = T.meta_var(T.truncdiv(M + (BM * SHARE - 1), BM * SHARE))  # of tiles, as clusters see them
         COLUMNS = T.meta_var(T.truncdiv(N + (BN - 1), BN))
-        TILES = T.meta_var(ROWS * COLUMNS)
+        TILES = T.meta_var(ROWS * COLUMNS * BATCH)
         CLUSTERS = T.meta_var(TILES if SPLIT > 1 else tiles.blocks // SHARE)
-        DEPTH = T.meta_var(T.truncdiv(K + (BK - 1), BK))
+        DEPTH = T.meta_var(T.truncdiv(PAIRS + (BK - 1), BK))
         bx = T.cta_id([CLUSTERS * CLUSTER])
         rank = T.cta_id_in_cluster([CLUSTER]) if CLUSTER > 1 else 0
         group = T.warpgroup_id([CONSUMERS + 1])
@@ -150,6 +375,7 @@ def gemm(dtype: str, trans_a: bool, trans_b: bool, tiles: Tiles) -> tirx.PrimFun
         rest: T.int32
         tm: T.int32
         tn: T.int32
+        item: T.int32 = 0
         first: T.int32 = 0  # steps along k, of this block
         last: T.int32 = DEPTH
         if SPLIT > 1:
@@ -158,8 +384,14 @@ def gemm(dtype: str, trans_a: bool, trans_b: bool, tiles: Tiles) -> tirx.PrimFun
 
         @T.inline
         def locate():
-            band = T.truncdiv(tile, GROUP * COLUMNS)
-            rest = T.truncmod(tile, GROUP * COLUMNS)
+            if form.batched:
+                item = T.truncdiv(tile, ROWS * COLUMNS)
+                rest = T.truncmod(tile, ROWS * COLUMNS)
+                band = T.truncdiv(rest, GROUP * COLUMNS)
+                rest = T.truncmod(rest, GROUP * COLUMNS)
+            else:
+                band = T.truncdiv(tile, GROUP * COLUMNS)
+                rest = T.truncmod(tile, GROUP * COLUMNS)
             height = T.min(ROWS - band * GROUP, GROUP)
             tn = T.truncdiv(rest, height)
             tm = band * GROUP + T.truncmod(rest, height)
@@ -168,32 +400,28 @@ def gemm(dtype: str, trans_a: bool, trans_b: bool, tiles: Tiles) -> tirx.PrimFun
 
         @T.inline
         def advance():
-            stage = stage + 1
+            stage = stage + 1  # type: ignore[has-type]
             if stage == STAGES:
                 stage = 0
-                phase = phase ^ 1
+                phase = phase ^ 1  # type: ignore[has-type]
 
         @T.inline
         def load_a(kt):
-            for i in T.unroll(A_LOADS):
-                if trans_a:
-                    T.ptx[_LOAD](As.ptr_to([stage, i, 0, 0]), T.address_of(a_map), tm * BM + i * 64, kt * BK, full.ptr_to([stage]))
-                else:
-                    T.ptx[_LOAD](As.ptr_to([stage, i, 0, 0]), T.address_of(a_map), kt * BK + i * 64, tm * BM, full.ptr_to([stage]))
+            if trans_a:
+                for i in T.unroll(A_LOADS):
+                    load(As, (stage, i, 0, 0), a_maps, tm * BM + i * 64, kt * BK, a_item(item), full.ptr_to([stage]), False, K, A_ROWS)
+            else:
+                for i in T.unroll(A_LOADS):
+                    load(As, (stage, i, 0, 0), a_maps, kt * BK + i * 64, tm * BM, a_item(item), full.ptr_to([stage]), False, K, A_ROWS)
 
         @T.inline
         def load_b(kt):
-            for i in T.unroll(B_LOADS):
-                if trans_b:
-                    if SHARE > 1:
-                        T.ptx[_MULTICAST](Bs.ptr_to([stage, i, rank * SHARED_B, 0]), T.address_of(b_map), kt * BK + i * 64, tn * BN + rank * SHARED_B, full.ptr_to([stage]), EVERYONE)
-                    else:
-                        T.ptx[_LOAD](Bs.ptr_to([stage, i, 0, 0]), T.address_of(b_map), kt * BK + i * 64, tn * BN, full.ptr_to([stage]))
-                else:
-                    if SHARE > 1:
-                        T.ptx[_MULTICAST](Bs.ptr_to([stage, rank * B_LOADS + i, 0, 0]), T.address_of(b_map), tn * BN + (rank * B_LOADS + i) * 64, kt * BK, full.ptr_to([stage]), EVERYONE)
-                    else:
-                        T.ptx[_LOAD](Bs.ptr_to([stage, i, 0, 0]), T.address_of(b_map), tn * BN + i * 64, kt * BK, full.ptr_to([stage]))
+            if trans_b:
+                for i in T.unroll(B_LOADS):
+                    load(Bs, (stage, i, rank * SHARED_B, 0), b_maps, kt * BK + i * 64, tn * BN + rank * SHARED_B, b_item(item), full.ptr_to([stage]), SHARE > 1, N, B_ROWS)
+            else:
+                for i in T.unroll(B_LOADS):
+                    load(Bs, (stage, rank * B_LOADS + i, 0, 0), b_maps, tn * BN + (rank * B_LOADS + i) * 64, kt * BK, b_item(item), full.ptr_to([stage]), SHARE > 1, N, B_ROWS)
 
         if group == CONSUMERS:
             T.ptx.setmaxnreg.dec.sync.aligned.u32(tiles.producer_registers)
@@ -212,6 +440,7 @@ def gemm(dtype: str, trans_a: bool, trans_b: bool, tiles: Tiles) -> tirx.PrimFun
             T.ptx.setmaxnreg.inc.sync.aligned.u32(tiles.consumer_registers)
             acc = T.alloc_local((WM * NACC,), "float32")
             packed = T.alloc_local((4,), "uint32")
+            words = T.alloc_local((16,), "uint32")
             a_base: T.uint32 = T.cuda.cvta_generic_to_shared(As.ptr_to([0, 0, 0, 0])) + T.Cast("uint32", group * A_GROUP)
             b_base: T.uint32 = T.cuda.cvta_generic_to_shared(Bs.ptr_to([0, 0, 0, 0]))
             e_base: T.uint32 = T.cuda.cvta_generic_to_shared(empty.ptr_to([0]))
@@ -233,28 +462,58 @@ def gemm(dtype: str, trans_a: bool, trans_b: bool, tiles: Tiles) -> tirx.PrimFun
             def multiply():
                 for kt in T.serial(last - first):
                     T.cuda.mbarrier_wait(full.ptr_to([stage]), phase)
+                    if form.ragged_b:
+                        for half in T.unroll(2):
+                            pair_up(words, half, a_base + T.Cast("uint32", stage * (BM * BK * 2) + (warp * 16 + half * 8 + T.truncdiv(lane, 4)) * 128), T.truncdiv(lane, 4), lane % 4)
                     T.ptx.wgmma.fence.sync.aligned()
-                    for step in T.unroll(BK // 16):
-                        for w in T.unroll(WM):
+                    if form.ragged_b:
+                        for step in T.unroll(BK // 16):
+                            T.ptx[MMA](*accumulators(acc, 0), *[words[step * 4 + i] for i in range(4)],
+                                       T.uint64(B_DESC) | T.Cast("uint64", ((b_base + T.Cast("uint32", stage * (BN * BK * 2) + b_offset(step))) >> 4) & T.uint32(0x3FFF)),
+                                       T.Not((kt == 0) & (step == 0)), 1, 1, 1)
+                    else:
+                        for step in T.unroll(BK // 16):
+                          for w in T.unroll(WM):
                             T.ptx[MMA](*accumulators(acc, w),
                                        T.uint64(A_DESC) | T.Cast("uint64", ((a_base + T.Cast("uint32", stage * (BM * BK * 2) + a_offset(step, w))) >> 4) & T.uint32(0x3FFF)),
                                        T.uint64(B_DESC) | T.Cast("uint64", ((b_base + T.Cast("uint32", stage * (BN * BK * 2) + b_offset(step))) >> 4) & T.uint32(0x3FFF)),
-                                       T.Not((kt == 0) & (step == 0)), 1, 1, int(trans_a), int(not trans_b))
+                                       T.Not((kt == 0) & (step == 0)), 1, 1, *MAJOR)
                     T.ptx.wgmma.commit_group.sync.aligned()
-                    T.ptx.wgmma.wait_group.sync.aligned(1)
-                    if kt > 0:
+                    if form.ragged_b:  # its words are about to change
+                        T.ptx.wgmma.wait_group.sync.aligned(0)
+                        before = stage
                         release()
-                    before = stage
+                    else:
+                        T.ptx.wgmma.wait_group.sync.aligned(1)
+                        if kt > 0:
+                            release()
+                        before = stage
                     advance()
-                T.ptx.wgmma.wait_group.sync.aligned(0)
-                release()
+                if not form.ragged_b:
+                    T.ptx.wgmma.wait_group.sync.aligned(0)
+                    release()
+
+            @T.inline
+            def finish_all():  # and where it goes directly, store
+                for w in T.unroll(WM):
+                    for half in T.unroll(2):
+                        r: T.int32 = tm * BM + row_of(group * (64 * WM) + w * 64 + warp * 16 + half * 8 + T.truncdiv(lane, 4))
+                        if r < M:
+                            for j in T.unroll(BN // 8):
+                                column: T.int32 = tn * BN + j * 8 + lane % 4 * 2
+                                if column < N:
+                                    if form.finishes:
+                                        for e in T.unroll(2):
+                                            finish(acc, w * NACC + j * 4 + half * 2 + e, arrays, item * M + r, T.min(column + e, N - 1))
+                                    if form.stores_directly:
+                                        store_two(C.data, item * M + r, column, acc[w * NACC + j * 4 + half * 2], acc[w * NACC + j * 4 + half * 2 + 1])
 
             @T.inline
             def store():  # registers, swizzled shared memory, TMA: 64 columns at a time
                 for w in T.unroll(WM):
                     for s in T.unroll(BN // 64):
                         if (warp == 0) & (lane == 0):
-                            T.ptx.cp.async_.bulk.wait_group.read(BUFFERS - 1)
+                            T.ptx.cp.async_.bulk.wait_group.read(UNREAD)
                         T.cuda.warpgroup_sync(group + 1)
                         for p in T.unroll(4):
                             for q in T.unroll(4):
@@ -265,7 +524,7 @@ def gemm(dtype: str, trans_a: bool, trans_b: bool, tiles: Tiles) -> tirx.PrimFun
                         T.ptx.fence.proxy.async_.shared__cta()
                         T.cuda.warpgroup_sync(group + 1)
                         if (warp == 0) & (lane == 0):
-                            T.ptx[_STORE](T.address_of(c_map), tn * BN + s * 64, tm * BM + group * (64 * WM) + w * 64, Cs.ptr_to([group, (w * (BN // 64) + s) % BUFFERS, 0, 0]))
+                            T.ptx[_STORE.format(rank=len(C_ITEMS) + 2)](T.address_of(c_map), tn * BN + s * 64, tm * BM + group * (64 * WM) + w * 64, *([item] if form.batched else []), Cs.ptr_to([group, (w * (BN // 64) + s) % BUFFERS, 0, 0]))
                             T.ptx.cp.async_.bulk.commit_group()
 
             @T.inline
@@ -286,10 +545,14 @@ def gemm(dtype: str, trans_a: bool, trans_b: bool, tiles: Tiles) -> tirx.PrimFun
                 while tile < TILES:
                     locate()
                     multiply()
-                    store()
+                    if form.finishes or form.stores_directly:
+                        finish_all()
+                    if not form.stores_directly:
+                        store()
                     tile = tile + CLUSTERS
-                if (warp == 0) & (lane == 0):
-                    T.ptx.cp.async_.bulk.wait_group(0)
+                if not form.stores_directly:
+                    if (warp == 0) & (lane == 0):
+                        T.ptx.cp.async_.bulk.wait_group(0)
         if CLUSTER > 1:
             T.cuda.cluster_sync()
         if SPLIT > 1:
@@ -300,14 +563,23 @@ def gemm(dtype: str, trans_a: bool, trans_b: bool, tiles: Tiles) -> tirx.PrimFun
                 while at < BM * RUNS:
                     r: T.int32 = T.truncdiv(at, RUNS)
                     column: T.int32 = T.truncmod(at, RUNS) * 8
-                    if (tm * BM + r < M) & (tn * BN + column < N):
+                    target: T.int32 = tm * BM + row_of(r)
+                    if (target < M) & (tn * BN + column < N):
                         for i in T.unroll(8):
                             total[i] = T.float32(0)
                         for source in T.unroll(SPLIT):
                             T.cuda.func_call("tvmops_add_partial", T.address_of(total[0]), partial.ptr_to([r, column]), source, source_code=_READ_PARTIAL)
-                        for q in T.unroll(4):
-                            T.ptx[ROUND](halves[q], total[q * 2 + 1], total[q * 2])
-                        T.ptx["st.global.v4.b32"](C.ptr_to([tm * BM + r, tn * BN + column]), halves[0], halves[1], halves[2], halves[3])
+                        if form.finishes:
+                            for i in T.unroll(8):
+                                finish(total, i, arrays, item * M + target, T.min(tn * BN + column + i, N - 1))
+                        if form.stores_directly:
+                            for i in T.unroll(4):
+                                if tn * BN + column + i * 2 < N:
+                                    store_two(C.data, item * M + target, tn * BN + column + i * 2, total[i * 2], total[i * 2 + 1])
+                        else:
+                            for q in T.unroll(4):
+                                T.ptx[ROUND](halves[q], total[q * 2 + 1], total[q * 2])
+                            T.ptx["st.global.v4.b32"](C.ptr_to([*([item] if form.batched else []), target, tn * BN + column]), halves[0], halves[1], halves[2], halves[3])
                     at = at + SPLIT * THREADS
             T.cuda.cluster_sync()
     # fmt: on

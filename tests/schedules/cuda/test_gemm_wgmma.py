@@ -17,8 +17,8 @@ TEMPLATE = WgmmaGemm()
 H200 = target("nvidia-h200")
 
 
-def matmul(m: int, n: int, k: int, dtype: str = "bfloat16") -> Workload:
-    return workload("matmul", m=m, n=n, k=k, dtype=dtype)
+def matmul(m: int, n: int, k: int, dtype: str = "bfloat16", **fields: object) -> Workload:
+    return workload("matmul", m=m, n=n, k=k, dtype=dtype, **fields)
 
 
 SHARED = Config.of(bm=128, bn=256, bk=64, consumers=2, cluster=2, split_k=1, group=8, beside=1)
@@ -39,6 +39,8 @@ SMALL = matmul(16, 1024, 4096, "float16")
         (matmul(7, 12, 64), "nvidia-h200", False),
         (matmul(7, 64, 12), "nvidia-h200", False),
         (LARGE.generic(), "nvidia-h200", True),
+        (matmul(100, 64, 64, batch=3, shared="b", bias=True, activation="gelu"), "nvidia-h200", True),
+        (matmul(100, 64, 64, out_dtype="float32", residual=True), "nvidia-h200", True),
     ],
 )
 def test_it_covers_what_the_copy_engine_takes(work: Workload, machine: str, covered: bool) -> None:
@@ -82,6 +84,31 @@ def test_what_is_legal_fits_the_machine() -> None:
 def test_a_cluster_shares_b_or_splits_k() -> None:
     both = TEMPLATE.default(LARGE, H200).replace(cluster=2, split_k=2)
     assert not is_legal(both, LARGE, H200)
+
+
+def test_a_batch_counts_as_work() -> None:
+    one, many = matmul(128, 128, 128), matmul(128, 128, 128, batch=640)
+    config = TEMPLATE.default(many, H200)
+    assert config["split_k"] == 1
+    assert TEMPLATE.estimate(many, H200, config) > 2 * TEMPLATE.estimate(one, H200, config)
+    assert TEMPLATE.kernel_workload(many)["batch"] == TEMPLATE.kernel_workload(one)["m"]  # any
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    "fields, config, words",
+    [
+        ({"batch": 3, "trans_a": True}, SHARED, ["bulk_tensor_3d"]),
+        ({"bias": True, "residual": True, "activation": "gelu"}, SHARED, ["element_bfloat16", "erff"]),
+        ({"bias": True, "activation": "silu", "out_dtype": "float32"}, SHARED, ["store_two_float32"]),
+        ({"bias": True, "bias_dtype": "float32", "residual": True}, SHARED, ["element_float32"]),
+    ],
+    ids=["a batch", "epilogue", "float32 results", "bias of float32"],
+)
+def test_other_forms_compile_as_meant(fields: dict[str, object], config: Config, words: list[str]) -> None:
+    cubin = compiled(TEMPLATE, matmul(1024, 1024, 1024, **fields), H200, config)
+    assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
+    assert all(word in cubin.source for word in words)
 
 
 @needs_nvcc

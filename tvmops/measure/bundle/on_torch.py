@@ -14,7 +14,7 @@ from tvmops.measure.bundle.device import Call, calls_for, decoded
 from tvmops.measure.bundle.torch_exact import EXACT, SCALES
 from tvmops.measure.bundle.torch_peers import PEERS
 from tvmops.ops import Op, op_of
-from tvmops.signatures.dtypes import BFLOAT16
+from tvmops.signatures.dtypes import BFLOAT16, FLOAT8
 from tvmops.workloads import Workload
 
 _CAPTURED_SECONDS = 1e-3  # of work in a graph
@@ -40,13 +40,12 @@ class TorchCuda:
             drawn = op.random_inputs(workload, seed)
             return [self._upload(array, spec.dtype) for array, spec in zip(drawn, op.inputs(workload))]
         generator = torch.Generator("cuda").manual_seed(seed)
-        return [
-            (
-                (torch.rand(spec.shape, device="cuda", generator=generator) * 2 - 1)
-                * (scales or {}).get(spec.name, 1.0)
-            ).to(self._dtype(spec.dtype))
-            for spec in op.inputs(workload)
-        ]
+        tensors = []
+        for spec in op.inputs(workload):
+            values = torch.rand(spec.shape, device="cuda", generator=generator) * 2 - 1
+            tensor = (values * (scales or {}).get(spec.name, 1.0)).to(self._dtype(spec.dtype))
+            tensors.append(tensor.view(torch.uint8) if spec.dtype in FLOAT8 else tensor)
+        return tensors
 
     def poison(self, workload: Workload, expected: Sequence[Any]) -> list[Any]:
         torch, specs = self._torch, op_of(workload).outputs(workload)

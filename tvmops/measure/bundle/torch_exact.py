@@ -25,6 +25,16 @@ def _matmul(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequence[A
     return (product,)
 
 
+def _matmul_fp8(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequence[Any]:
+    kind = getattr(torch, str(workload["dtype"]))
+    a, b = (tensor.view(kind).float().double() for tensor in inputs[:2])
+    a_scale, b_scale = (tensor.double() for tensor in inputs[2:])
+    product = a @ b.T
+    product *= a_scale[:, None]
+    product *= b_scale
+    return (product,)
+
+
 def _attention(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequence[Any] | None:
     if workload["mask"] != NO_MASK:
         return None
@@ -74,6 +84,7 @@ def _sharp_queries(workload: Workload) -> dict[str, float] | None:
 # inputs are wider than [-1, 1), or None where the op must draw them.
 EXACT: dict[str, Exact] = {
     "matmul": _matmul,
+    "matmul_fp8": _matmul_fp8,
     "attention": _attention,
     "softmax": _softmax,
     "layer_norm": _norm,

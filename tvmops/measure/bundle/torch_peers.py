@@ -11,6 +11,7 @@ from typing import Any
 
 from tvmops.measure.bundle.device import Call
 from tvmops.signatures.attention import NO_MASK
+from tvmops.signatures.matmul_fp8 import ROWS
 from tvmops.workloads import Workload
 
 
@@ -23,6 +24,23 @@ def _matmul(torch: Any, workload: Workload) -> dict[str, Call]:
         torch.matmul(left, right, out=c)
 
     return {f"torch {torch.__version__} matmul": matmul}
+
+
+def _matmul_fp8(torch: Any, workload: Workload) -> dict[str, Call]:
+    kind, result = (getattr(torch, str(workload[field])) for field in ("dtype", "out_dtype"))
+    by_rows = workload["scales"] == ROWS
+
+    def through(fast: bool) -> Call:
+        def matmul(a: Any, b: Any, a_scale: Any, b_scale: Any, c: Any) -> None:
+            scales = (a_scale[:, None], b_scale[None]) if by_rows else (a_scale, b_scale)
+            torch._scaled_mm(
+                a.view(kind), b.view(kind).T, *scales, out_dtype=result, use_fast_accum=fast, out=c
+            )
+
+        return matmul
+
+    name = f"torch {torch.__version__} _scaled_mm"
+    return {name: through(False), f"{name}, fast": through(True)}
 
 
 def _attention(torch: Any, workload: Workload) -> dict[str, Call]:
@@ -83,6 +101,7 @@ def _norm(torch: Any, workload: Workload) -> dict[str, Call]:
 
 PEERS: dict[str, Callable[[Any, Workload], dict[str, Call]]] = {
     "matmul": _matmul,
+    "matmul_fp8": _matmul_fp8,
     "attention": _attention,
     "softmax": _softmax,
     "layer_norm": _norm,

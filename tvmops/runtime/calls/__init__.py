@@ -9,6 +9,7 @@ from tvmops.runtime.calls import (
     attention,
     conv2d,
     matmul,
+    matmul_fp8,
     matmul_int8,
     matmul_weight_only,
     norm,
@@ -21,6 +22,7 @@ from tvmops.runtime.packed import PackedWeight
 # From a method's arguments to the call.
 CALLS: dict[str, Callable[..., Call]] = {
     "matmul": matmul.call,
+    "matmul_fp8": matmul_fp8.call,
     "matmul_int8": matmul_int8.call,
     "matmul_weight_only": matmul_weight_only.call,
     "attention": attention.call,
@@ -35,6 +37,7 @@ CALLS: dict[str, Callable[..., Call]] = {
 # And back: from a workload and the arrays of its kernels to a method's arguments.
 CALL_ARGUMENTS: dict[str, Callable[..., dict[str, object]]] = {
     "matmul": matmul.arguments,
+    "matmul_fp8": matmul_fp8.arguments,
     "matmul_int8": matmul_int8.arguments,
     "matmul_weight_only": matmul_weight_only.arguments,
     "attention": attention.arguments,

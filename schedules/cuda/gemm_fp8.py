@@ -1,0 +1,65 @@
+"""Scaled products of 8-bit floating point on Hopper; `kernels.gemm_wgmma` says how."""
+
+from __future__ import annotations
+
+from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
+from tvmops.schedules.cuda.kernels.gemm_wgmma import Form
+from tvmops.schedules.template import GenericKernel
+from tvmops.signatures import ANY
+from tvmops.space import Config, Space
+from tvmops.targets import Target
+from tvmops.workloads import Workload
+from tvmops.workloads import workload as make_workload
+
+_MULTIPLES = {"n": 8, "k": 16}  # TMA takes rows of a multiple of 16 bytes
+
+
+class Fp8Gemm(WgmmaGemm):
+    """To the machine a product of 16 bits and half the k: as many bytes, as much time."""
+
+    name = "cuda.gemm_fp8"
+    version = 1
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        if workload.op != "matmul_fp8" or target.gpu is None or target.gpu.code != "sm_90a":
+            return False
+        return all(
+            workload[dim] == ANY or workload.dims(dim)[0] % size == 0 for dim, size in _MULTIPLES.items()
+        )
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        """Return the space of that product; sums that are split were verified for 16 bits alone."""
+        whole = super().space(_in_pairs(workload), target)
+        return Space(self.name, whole.knobs, lambda c: c["split_k"] == 1 and whole.is_legal(c))
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        return super().estimate(_in_pairs(workload), target, config)
+
+    def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
+        return super().features(_in_pairs(workload), target, config)
+
+    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        kernels = super().generic(_in_pairs(workload), target)
+        return [
+            GenericKernel(kernel.ranges, kernel.config.replace(split_k=1), _MULTIPLES) for kernel in kernels
+        ]
+
+    def kernel_workload(self, workload: Workload) -> Workload:
+        return workload.generic()
+
+    def form_of(self, workload: Workload, config: Config) -> Form:
+        return Form(
+            dtype=str(workload["dtype"]),
+            trans_b=True,
+            scales=str(workload["scales"]),
+            out_dtype=str(workload["out_dtype"]),
+        )
+
+
+def _in_pairs(workload: Workload) -> Workload:
+    """Return the product of 16 bits that moves the same bytes."""
+    if workload.op == "matmul":
+        return workload
+    k = workload["k"]
+    dims = {"m": workload["m"], "n": workload["n"], "k": k // 2 if isinstance(k, int) else k}
+    return make_workload("matmul", **dims, dtype="bfloat16", trans_b=True)
