@@ -16,7 +16,7 @@ from tvmops.measure.peak import Peak
 from tvmops.records import Record, read_log
 from tvmops.signatures import Range
 from tvmops.targets import target
-from tvmops.tuner.region import geometric, representatives
+from tvmops.tuner.region import representatives, sizes_along
 from tvmops.tuner.session import tune
 from tvmops.workloads import Workload
 
@@ -72,10 +72,17 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(low=st.integers(1, 50), more=st.integers(1, 5000), count=st.integers(2, 24))
 def test_sizes_span_the_range(low: int, more: int, count: int) -> None:
-    sizes = geometric(Range(low, low + more), count)
+    sizes = sizes_along(Range(low, low + more), count)
     assert (sizes[0], sizes[-1]) == (low, low + more)
     assert sizes == sorted(set(sizes))
     assert 2 <= len(sizes) <= count
+
+
+def test_each_small_size_is_there_if_there_may_be_many() -> None:
+    sizes = sizes_along(Range(1, 4096), 24)
+    assert sizes[:12] == list(range(1, 13))
+    assert max(after / size for size, after in zip(sizes[11:], sizes[12:])) < 1.8
+    assert sizes_along(Range(1, 4096), 6)[:3] == [1, 5, 29]
 
 
 def test_little_time_means_few_shapes() -> None:

@@ -16,6 +16,7 @@ from tvmops.workloads import Workload
 
 _MOST_SHAPES = 24
 _FEWEST_SHAPES = 6
+_ENOUGH = 16  # sizes along a range, to spend half of them on the smallest
 _SECONDS_A_SHAPE = 4.0
 _LEADERS = 8  # of a shape, that are tried at its neighbours
 _NEAR = 0.10  # those that lose no more there
@@ -23,7 +24,7 @@ _REGRET = 0.04  # of the kernels that are compared: less than an export allows b
 
 
 def representatives(ranged: Workload, seconds: float | None) -> list[Workload]:
-    """Return shapes to measure: a grid, geometric along each range, both ends included.
+    """Return shapes to measure: a grid, denser at small sizes, both ends of each range included.
 
     Parameters
     ----------
@@ -33,19 +34,23 @@ def representatives(ranged: Workload, seconds: float | None) -> list[Workload]:
     wanted = _MOST_SHAPES if seconds is None else int(seconds / _SECONDS_A_SHAPE)
     count = min(max(wanted, _FEWEST_SHAPES), _MOST_SHAPES)
     along = max(2, int(count ** (1 / len(ranged.ranges)) + 1e-9))
-    axes = [geometric(each, along) for each in ranged.ranges.values()]
+    axes = [sizes_along(each, along) for each in ranged.ranges.values()]
     return [ranged.replace(**dict(zip(ranged.ranges, sizes))) for sizes in product(*axes)]
 
 
-def geometric(sizes: Range, count: int) -> list[int]:
-    """Return up to `count` sizes with nearly equal ratios, the ends among them.
+def sizes_along(sizes: Range, count: int) -> list[int]:
+    """Return up to `count` sizes: each of the smallest, then nearly equal ratios; the ends are among them.
 
-    Between the ends they are rounded to odd numbers, so that they leave rests in any tile.
+    A tile may hold all of a small size, and costs twice at the next one: of many sizes, half are
+    such. Larger ones are rounded to odd numbers, so that they leave rests in any tile.
     """
-    ratio = (sizes.high / sizes.low) ** (1 / (count - 1))
-    between = (round(sizes.low * ratio**step) for step in range(1, count - 1))
+    half = count // 2 if count >= _ENOUGH else 0
+    small = list(range(sizes.low, min(half, sizes.high) + 1)) or [sizes.low]
+    steps = count - len(small)
+    ratio = (sizes.high / small[-1]) ** (1 / steps)
+    between = (round(small[-1] * ratio**step) for step in range(1, steps))
     odd = {min(size | 1, sizes.high) if size > 4 else size for size in between}
-    return sorted({sizes.low, sizes.high, *odd})
+    return sorted({*small, sizes.high, *odd})
 
 
 @dataclass(frozen=True)
@@ -117,4 +122,4 @@ def _times(jobs: Sequence[Job], proposals: Sequence[Proposal]) -> Matrix:
     return np.array([[r[p].fastest if p in r else np.inf for r in known] for p in proposals])
 
 
-__all__ = ["Region", "geometric", "representatives"]
+__all__ = ["Region", "representatives", "sizes_along"]
