@@ -47,7 +47,7 @@ def test_the_commands_of_the_readme_parse(line: str) -> None:
 def test_all_commands_are_there() -> None:
     assert {each.prog.removeprefix("tvmops").strip() for each in parsers(parser())} == {
         "", "tune", "export", "explain", "bench", "targets", "bundle", "bundle make", "bundle import",
-        "bundle show",
+        "bundle show", "fleet", "fleet tracker", "fleet device", "fleet list",
         "logs", "logs best", "logs merge", "logs diff", "logs prune", "logs verify",
     }  # fmt: skip
 
