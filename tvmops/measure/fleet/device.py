@@ -104,7 +104,7 @@ class Device:
     def _serve(self, channel: Channel) -> None:
         while True:
             message, _ = channel.receive(None)
-            task = message["task"]
+            task: Message = message["task"]
             needed = files_of(task)
             missing = self._store.missing(needed)
             if missing:
