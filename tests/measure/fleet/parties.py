@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from tests.processes import wait_until
+from tests.processes import children, is_running, wait_until
 from tvmops.measure.fleet.line import Line
 from tvmops.measure.fleet.tracker import Tracker
 from tvmops.measure.fleet.wire import VARIABLE, Channel, dial
@@ -23,9 +23,9 @@ KIND = {"target": "t", "machine": "m", "cores": 1, "l1_bytes": 1, "l2_bytes": 1,
 
 
 @contextlib.contextmanager
-def serving(**options: float) -> Iterator[Tracker]:
+def serving(port: int = 0, grace: float = 60.0) -> Iterator[Tracker]:
     """A tracker in a thread of this process."""
-    tracker = Tracker(TOKEN, grace=options.get("grace", 60.0))
+    tracker = Tracker(TOKEN, port=port, grace=grace)
     thread = threading.Thread(target=tracker.serve, daemon=True)
     thread.start()
     yield tracker
@@ -116,3 +116,14 @@ def boards(count: int, make: Callable[[int], Board]) -> Iterator[list[Board]]:
     finally:
         for board in made:
             board.kill()
+
+
+def kill_the_one_that_sleeps(fleet: list[Board], seconds: float = 60.0) -> Board:
+    """Wait until a board runs a kernel that sleeps, kill it with all that it started, and return it."""
+    wait_until(lambda: any(board.is_asleep for board in fleet), seconds)
+    (board,) = (board for board in fleet if board.is_asleep)
+    workers = children(board.pid)
+    board.kill()
+    wait_until(lambda: not any(map(is_running, workers)))
+    (board.folder / "asleep").unlink()
+    return board
