@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("tvm")
@@ -23,13 +24,16 @@ from tests.measure.fleet.parties import (
 )
 from tests.processes import wait_until
 from tests.tuner.faulty_templates import MARKER, STATUSES, Faulty, Sixty, faulty
+from tvmops.cli.main import main
 from tvmops.errors import FleetError, NoDeviceError
 from tvmops.machine import this_machine
+from tvmops.measure import peak
 from tvmops.measure.candidate import Candidate, Outcome, Plan
+from tvmops.measure.fleet.line import Line
 from tvmops.measure.fleet.measurer import FleetMeasurer
 from tvmops.measure.fleet.tracker import Tracker
 from tvmops.measure.fleet.wire import VARIABLE
-from tvmops.measure.peak import Peak
+from tvmops.measure.peak import Peak, machine_peak
 from tvmops.records import read_log
 from tvmops.space import Config
 from tvmops.targets import target
@@ -93,6 +97,40 @@ def test_what_a_candidate_does_costs_itself_alone(measurer: FleetMeasurer, fleet
     assert measure(measurer, 0.5, faulty("endless loop"))[0].status == "timeout"
     assert measure(measurer, 60, faulty(""))[0].status == "ok"
     assert not any(board.is_dead for board in fleet)
+
+
+def test_the_limits_of_the_devices_are_measured_on_one(
+    measurer: FleetMeasurer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TVMOPS_CACHE", str(tmp_path))
+    monkeypatch.setattr(peak, "_STEPS", 100)
+    monkeypatch.setattr(peak, "_STREAM_ELEMENTS", 1 << 16)
+    found = machine_peak(measurer.target, measurer)
+    assert 0 < found.flops < float("inf") and 0 < found.bandwidth < float("inf")
+    assert measurer.machine in (tmp_path / "peaks.json").read_text()
+    with pytest.raises(FleetError, match="could not be timed"):
+        measurer.time_kernel(Path(np.__file__), [1], 1)  # no library at all
+
+
+def test_a_task_that_makes_no_sense_ends_the_connection_and_not_the_device(
+    tracker: Tracker, fleet: list[Board]
+) -> None:
+    machine = this_machine().fingerprint
+    for task in ({}, {"runtime": "../x", "libraries": []}, {"runtime": "0" * 64}, []):
+        request = {"target": HERE, "machine": machine, "patience": 30.0, "limit": 1.0, "task": task}
+        with contextlib.closing(Line(tracker.address, TOKEN)) as line:
+            assert line.do(request, {"0" * 64: Path(__file__), "../x": Path(__file__)}) == {"lost": 2}
+    wait_until(lambda: len(names(tracker)) == 2)
+    assert not any(board.is_dead for board in fleet)
+
+
+def test_a_tracker_s_devices_are_listed(
+    tracker: Tracker, fleet: list[Board], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fleet", "list", "--tracker", tracker.address]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["target", "device", "cores", "machine"]
+    assert [row.split()[0] for row in rows] == [HERE, HERE]
 
 
 def test_leaders_are_compared_turn_by_turn_whoever_breaks_it(measurer: FleetMeasurer) -> None:

@@ -16,8 +16,8 @@ from tests.processes import wait_until
 from tvmops.errors import FleetError
 from tvmops.measure.fleet import tracker as tracker_module
 from tvmops.measure.fleet import wire
-from tvmops.measure.fleet.line import Line
-from tvmops.measure.fleet.tracker import Tracker
+from tvmops.measure.fleet.line import Line, most_frequent
+from tvmops.measure.fleet.tracker import Kind, Tracker
 from tvmops.measure.fleet.wire import WireError, dial
 
 REQUEST = {"target": "t", "machine": "m", "patience": 30.0, "limit": 30.0, "task": "work"}
@@ -223,3 +223,11 @@ def test_where_nobody_listens_is_one_error() -> None:
         pass
     with pytest.raises(FleetError, match=f"{tracker.address}: .*Connection refused"):
         Line(tracker.address, TOKEN).devices()
+
+
+def test_of_several_kinds_a_run_takes_the_one_of_which_there_are_most() -> None:
+    boards = ["t a", "u b", "u b", "u b", "t d", "t c", "t c", "t d"]
+    kinds = [Kind(str(n), *board.split(), 1, 1, 1, 1) for n, board in enumerate(boards)]  # type: ignore[arg-type]
+    chosen = most_frequent(kinds, "t")
+    assert chosen and chosen.machine == "c"
+    assert most_frequent(kinds, "v") is None

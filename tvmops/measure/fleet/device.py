@@ -15,17 +15,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tvmops.errors import ArgumentError, FleetError
+from tvmops.errors import ArgumentError, FleetError, WorkerError
 from tvmops.machine import this_machine
 from tvmops.measure.failure import describe
 from tvmops.measure.fleet.store import Store
 from tvmops.measure.fleet.tasks import files_of, request_of
 from tvmops.measure.fleet.tracker import Kind
-from tvmops.measure.fleet.wire import Channel, Message, RefusedError, dial
-from tvmops.measure.runner import TimeRequest
+from tvmops.measure.fleet.wire import Channel, Message, RefusedError, WireError, dial
+from tvmops.measure.runner import RunRequest, TimeRequest
 from tvmops.measure.running import Runner
 from tvmops.measure.scratch import Scratch
-from tvmops.measure.worker import WorkerDiedError, WorkerTimeoutError
 from tvmops.targets import Target
 
 _REDIAL_SECONDS = 1.0
@@ -84,7 +83,8 @@ class Device:
                 with contextlib.closing(dial(self._tracker, self._token)) as channel:
                     channel.send({"device": dataclasses.asdict(self.kind)})
                     state = self._tell(state, f"serves {self._tracker} as {self.kind.target}")
-                    self._serve(channel)
+                    while True:
+                        self._serve_one(channel)
             except RefusedError as error:
                 raise FleetError(tracker=self._tracker, detail=str(error)) from None
             except OSError as error:
@@ -101,9 +101,9 @@ class Device:
             self._say(now)
         return now
 
-    def _serve(self, channel: Channel) -> None:
-        while True:
-            message, _ = channel.receive(None)
+    def _serve_one(self, channel: Channel) -> None:
+        message, _ = channel.receive(None)
+        try:
             task: Message = message["task"]
             needed = files_of(task)
             missing = self._store.missing(needed)
@@ -112,17 +112,21 @@ class Device:
                 _, files = channel.receive(_UPLOAD_SECONDS)
                 for name, data in zip(missing, files, strict=True):
                     self._store.put(name, data, needed)
-            channel.send(self._answer(task))
+            request = request_of(task, self._store.path)
+            runtime = self._store.path(task["runtime"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise WireError(f"it sent what is no task: {describe(error)}") from None
+        channel.send(self._answer(request, self._runner_with(runtime)))
 
-    def _answer(self, task: Message) -> Message:
-        request = request_of(task, self._store.path)
-        runner = self._runner_with(self._store.path(task["runtime"]))
-        if isinstance(request, TimeRequest):
-            try:
-                return {"seconds": runner.time(request)}
-            except (WorkerDiedError, WorkerTimeoutError) as failure:
-                return {"failed": describe(failure)}
-        return {"outcomes": [dataclasses.asdict(outcome) for outcome in runner.run(request)]}
+    def _answer(self, request: RunRequest | TimeRequest, runner: Runner) -> Message:
+        try:
+            if isinstance(request, RunRequest):
+                return {"outcomes": [dataclasses.asdict(outcome) for outcome in runner.run(request)]}
+            return {"seconds": runner.time(request)}
+        except WorkerError:  # this machine can't run anything
+            raise
+        except Exception as failure:  # of the runner; it could not even load what was sent, say
+            return {"failed": describe(failure)}
 
     def _runner_with(self, runtime: Path) -> Runner:
         if self._runner is None or runtime != self._runtime:

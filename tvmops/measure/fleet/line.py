@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -54,3 +55,10 @@ class Line:
             self.close()
             raise FleetError(tracker=self._tracker, detail=str(error)) from None
         return answer
+
+
+def most_frequent(kinds: Sequence[Kind], target: str) -> Kind | None:
+    """Return a device for `target`, of the machine of which there are most; None if there is none."""
+    fit = [kind for kind in kinds if kind.target == target]
+    count = Counter(kind.machine for kind in fit)
+    return min(fit, key=lambda kind: (-count[kind.machine], kind.machine), default=None)

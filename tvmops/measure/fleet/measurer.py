@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tvmops.errors import FleetError, NoDeviceError
 from tvmops.measure.builders import Builders
 from tvmops.measure.candidate import Candidate, Outcome, Plan
-from tvmops.measure.fleet.line import Line
+from tvmops.measure.failure import tells_of_memory
+from tvmops.measure.fleet.line import Line, most_frequent
 from tvmops.measure.fleet.spread import spread
 from tvmops.measure.fleet.store import name_of
 from tvmops.measure.fleet.tasks import outcomes_of, task_of
-from tvmops.measure.fleet.tracker import Kind
 from tvmops.measure.fleet.wire import Message
 from tvmops.measure.link import find_linker
 from tvmops.measure.problem import Problems
@@ -55,7 +54,11 @@ class FleetMeasurer:
         find_linker(bare=True, arch=target.arch)
         self._tracker, self._token, self._patience = tracker, token, patience
         self._lines = [Line(tracker, token)]
-        kind = self._most_frequent(target)
+        kinds = self._lines[0].devices()
+        kind = most_frequent(kinds, target.name)
+        if kind is None:
+            devices = ", ".join(sorted({f"'{kind.target}'" for kind in kinds})) or "none"
+            raise NoDeviceError(tracker=tracker, target=target.name, devices=devices)
         self.machine = kind.machine
         caches = {name: getattr(kind, name) or getattr(target, name) for name in _CACHES}
         self.target = dataclasses.replace(target, cores=kind.cores, **caches)
@@ -119,15 +122,6 @@ class FleetMeasurer:
             line.close()
         self._scratch.close()
 
-    def _most_frequent(self, target: Target) -> Kind:
-        kinds = self._lines[0].devices()
-        count = Counter(kind.machine for kind in kinds if kind.target == target.name)
-        if not count:
-            devices = ", ".join(sorted({f"'{kind.target}'" for kind in kinds})) or "none"
-            raise NoDeviceError(tracker=self._tracker, target=target.name, devices=devices)
-        machine = min(count, key=lambda machine: (-count[machine], machine))
-        return next(kind for kind in kinds if (kind.target, kind.machine) == (target.name, machine))
-
     def _servers(self, most: int) -> list[Callable[[Message], Message]]:
         """Return a way to a device for each that is there, but one at least."""
         own = (self.target.name, self.machine)
@@ -171,4 +165,7 @@ class FleetMeasurer:
 def _outcomes(answer: Message, count: int) -> list[Outcome]:
     if "lost" in answer:
         return [Outcome("crash", detail=f"took {answer['lost']} devices with it")] * count
+    if "failed" in answer:
+        status = "memory" if tells_of_memory(answer["failed"]) else "crash"
+        return [Outcome(status, detail=answer["failed"])] * count
     return outcomes_of(answer["outcomes"])
