@@ -124,6 +124,21 @@ def test_a_task_that_makes_no_sense_ends_the_connection_and_not_the_device(
     assert not any(board.is_dead for board in fleet)
 
 
+def test_the_command_line_tunes_over_a_fleet(
+    tracker: Tracker, fleet: list[Board], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(os.environ[MARKER]).touch()  # nothing sleeps
+    monkeypatch.setenv("TVMOPS_CACHE", str(tmp_path))
+    monkeypatch.setattr(peak, "_STEPS", 100)
+    monkeypatch.setattr(peak, "_STREAM_ELEMENTS", 1 << 16)
+    token, log = tmp_path / "token", tmp_path / "log.jsonl"
+    token.write_bytes(TOKEN)
+    token.chmod(0o600)
+    where = ["--measure", "fleet", "--tracker", tracker.address, "--token-file", str(token)]
+    assert main(["tune", str(WORK), *where, "--trials", "3", "--strategy", "grid", "--log", str(log)]) == 0
+    assert [record.stage for record in read_log(log)].count("search") == 3
+
+
 def test_a_tracker_s_devices_are_listed(
     tracker: Tracker, fleet: list[Board], capsys: pytest.CaptureFixture[str]
 ) -> None:
