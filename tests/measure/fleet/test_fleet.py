@@ -225,7 +225,7 @@ def test_a_device_whose_token_is_refused_ends_with_the_reason(tracker: Tracker, 
     board = Board(tmp_path / "board", tracker.address, HERE)
     board.start({VARIABLE: "another token of 30 characters"})
     wait_until(lambda: board.is_dead)
-    assert "it did not accept the token" in (board.folder / "said").read_text()
+    assert "it does not hold the same token" in (board.folder / "said").read_text()
 
 
 def test_a_device_waits_for_its_tracker_and_finds_it_again(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ class Device:
         Raises
         ------
         FleetError
-            The tracker does not accept the token.
+            The tracker does not hold the same token.
         WorkerError, ScratchError
             This machine can't run anything.
         """

@@ -36,7 +36,7 @@ class FleetMeasurer:
     Raises
     ------
     FleetError
-        There is no tracker, or it does not accept the token.
+        There is no tracker, or it does not hold the same token.
     NoDeviceError
         It has no device for the target.
     NoCrossLinkerError, RuntimeDownloadError

@@ -30,6 +30,7 @@ Message = dict[str, Any]
 
 _MAGIC = b"tvmops fleet 1\r\n"  # the number changes with what is said
 _NONCE, _MAC = 32, 32  # bytes
+_NO = bytes(_MAC)  # in place of a proof: a guest that is refused need not try again
 _LENGTH = struct.Struct(">I")
 _LONGEST = 64 << 20  # bytes of a message's JSON
 _SHORTEST_TOKEN = 16
@@ -45,7 +46,7 @@ class WireError(OSError):
 
 
 class RefusedError(WireError):
-    """The other end does not accept the token."""
+    """The other end does not hold the same token."""
 
 
 class Channel:
@@ -121,7 +122,7 @@ class Channel:
 def greet(connection: socket.socket, token: bytes, role: str) -> Channel:
     """Prove the token to the other end, and have it proved; `role` is "host" or "guest".
 
-    A guest goes first: a host tells who has not proved it nothing but a random number.
+    A guest goes first: a host tells who has not proved it nothing but a random number, and no.
 
     Raises
     ------
@@ -144,11 +145,10 @@ def greet(connection: socket.socket, token: bytes, role: str) -> Channel:
         proofs = {name: _hmac(token, name.encode() + nonces) for name in ("guest", "host")}
         if role == "guest":
             connection.sendall(proofs["guest"])
-        try:
-            proof = _read(connection, _MAC)
-        except WireError:
-            raise RefusedError("it did not accept the token") from None
+        proof = _read(connection, _MAC)
         if not hmac.compare_digest(proof, proofs["host" if role == "guest" else "guest"]):
+            if role == "host":
+                connection.sendall(_NO)
             raise RefusedError("it does not hold the same token")
         if role == "host":
             connection.sendall(proofs["host"])
