@@ -133,6 +133,21 @@ class WorkerError(TvmopsError):
     message = "the {role} worker could not start: {detail}"
 
 
+class TokenError(TvmopsError, ValueError):
+    message = "fleet token {place}: {detail}"
+
+
+class FleetError(TvmopsError):
+    message = "fleet tracker {tracker}: {detail}"
+
+
+class NoDeviceError(FleetError):
+    message = (
+        "fleet tracker {tracker}: has no device of target '{target}', it has {devices}; "
+        "`tvmops fleet device --tracker {tracker} --target {target}` makes one of a board"
+    )
+
+
 # --- logs -----------------------------------------------------------------------------
 
 

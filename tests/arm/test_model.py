@@ -52,7 +52,7 @@ def model_of(name: str) -> Iterator[Callable[[str, str, dict[str, int | str | bo
 def test_a_target_without_a_model_is_refused() -> None:
     with pytest.raises(ArgumentError, match="one that can be modelled: cortex-a53"):
         ModelMeasurer(target("x86-64-v3"))
-    with pytest.raises(ArgumentError, match="expected one of local, model"):
+    with pytest.raises(ArgumentError, match="expected one of local, model, fleet"):
         tune(Workload.parse(SGEMM), measure="guess")
 
 

@@ -47,7 +47,7 @@ def test_the_commands_of_the_readme_parse(line: str) -> None:
 def test_all_commands_are_there() -> None:
     assert {each.prog.removeprefix("tvmops").strip() for each in parsers(parser())} == {
         "", "tune", "export", "explain", "bench", "targets", "bundle", "bundle make", "bundle import",
-        "bundle show",
+        "bundle show", "fleet", "fleet tracker", "fleet device", "fleet list",
         "logs", "logs best", "logs merge", "logs diff", "logs prune", "logs verify",
     }  # fmt: skip
 
@@ -74,6 +74,12 @@ BAD = {
     "targets z80": "target is 'z80'",
     f"bench '{SPEC}' --library lib --rounds 3": "'rounds' is 3; expected an integer of at least 9",
     "logs": "required: COMMAND",
+    f"tune '{SPEC}' --measure fleet --token-file no-file": "fleet token no-file: can't be read",
+    f"tune '{SPEC}' --measure guess": "expected one of local, model, fleet",
+    "fleet": "required: ACTION",
+    "fleet tracker --token-file log.jsonl": "fleet token log.jsonl: ",
+    "fleet device": "required: --tracker",
+    "fleet device --tracker board": "'tracker' is 'board'; expected HOST:PORT",
     "logs prune log.jsonl -o new.jsonl --keep -1": "'keep' is -1; expected an integer of at least 0",
     "logs merge log.jsonl -o log.jsonl": "'output' is 'log.jsonl'; expected a file that does not exist yet",
     "logs verify log.jsonl --tolerance -1": "'tolerance' is -1.0; expected a number of at least 0",

@@ -120,6 +120,10 @@ def before(fault: str) -> None:
         extern("uint32", "sleep", tirx.const(600, "uint32"))
     elif fault == "crashes at the third call":
         abort_at_third_call()
+    elif fault == "kills its parent":
+        extern("int32", "kill", tirx.call_extern("int32", "getppid"), tirx.const(9, "int32"))
+    elif fault == "sleeps once":
+        sleep_once()
 
 
 def abort_at_third_call() -> None:
@@ -129,6 +133,15 @@ def abort_at_third_call() -> None:
     extern("uint32", "alarm", left[0] + tirx.const(1000, "uint32"))
     with T.If(left[0] > tirx.const(1500, "uint32")), T.Then():
         extern("int32", "abort")
+
+
+def sleep_once() -> None:
+    """Sleep, unless another did before; a file in the working folder says who."""
+    new, mode = tirx.const(os.O_CREAT | os.O_EXCL, "int32"), tirx.const(0o600, "int32")
+    made = tirx.call_extern("int32", "open", os.environ[MARKER], new, mode)
+    with T.If(made >= tirx.const(0, "int32")), T.Then():
+        extern("int32", "creat", "asleep", mode)
+        extern("uint32", "sleep", tirx.const(600, "uint32"))
 
 
 def multiply(a: Any, b: Any, c: Any, rows: int) -> None:
@@ -164,6 +177,14 @@ def after(fault: str, a: Any, b: Any, c: Any, m: int, n: int) -> None:
 
 def extern(dtype: str, name: str, *arguments: Any) -> None:
     T.evaluate(tirx.call_extern(dtype, name, *arguments))
+
+
+class Sixty(Faulty):
+    """Sixty configs: of one the kernel crashes, of one it sleeps the first time."""
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        knobs = (Knob("fault", ("", "wild store", "sleeps once")), Knob("burden", tuple(range(1, 59))))
+        return Space(self.name, knobs, lambda config: config["fault"] == "" or config["burden"] == 1)
 
 
 def faulty(fault: str, burden: int = 1) -> Config:

@@ -9,12 +9,12 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from tvmops.cli import bench, bundle, explain, export, logs, targets, tune
+from tvmops.cli import bench, bundle, explain, export, fleet, logs, targets, tune
 from tvmops.cli.parser import Parser
 from tvmops.errors import TvmopsError
 from tvmops.version import VERSION
 
-COMMANDS = (tune, export, explain, bench, bundle, logs, targets)
+COMMANDS = (tune, export, explain, bench, bundle, fleet, logs, targets)
 
 BAD_ARGUMENT = 2
 FAILED = 1

@@ -44,6 +44,23 @@ class Parser(argparse.ArgumentParser):
             help="one that `tvmops targets` lists; may be given again (native)",
         )
 
+    def add_tracker(self, required: bool = True) -> None:
+        self.add_argument(
+            "--tracker",
+            required=required,
+            default="",
+            metavar="HOST:PORT",
+            help="of a fleet, as `tvmops fleet tracker` prints it",
+        )
+        self.add_token()
+
+    def add_token(self) -> None:
+        self.add_argument(
+            "--token-file",
+            metavar="FILE",
+            help="holds the fleet's token, for its owner's eyes alone ($TVMOPS_FLEET_TOKEN)",
+        )
+
     def add_json(self, what: str = "JSON lines") -> None:
         self.add_argument("--json", action="store_true", help=f"print {what}, for scripts")
 

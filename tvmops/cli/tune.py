@@ -35,8 +35,10 @@ def add_to(commands: Commands) -> None:
         "--measure",
         default="local",
         metavar="HOW",
-        help="local: on this machine; model: modelled cycles of one core of an ARM target (%(default)s)",
+        help="local: on this machine; model: modelled cycles of one core of an ARM target; "
+        "fleet: on all devices that a tracker has for the target (%(default)s)",
     )
+    parser.add_tracker(required=False)
     parser.add_argument("--log", default="tuning.jsonl", metavar="FILE", help="appended to (%(default)s)")
     parser.add_argument(
         "--trials",
@@ -89,6 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
                 observer=watcher,
                 weights=weights,
                 measure=arguments.measure,
+                tracker=arguments.tracker,
+                token_file=arguments.token_file,
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{arguments.log} holds every finished trial") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tvmops.measure.candidate import Candidate, Outcome, Plan
 
@@ -31,3 +31,21 @@ class Measurer(Protocol):
     def close(self) -> None:
         """Let go of processes and files."""
         ...
+
+
+@runtime_checkable
+class Concurrent(Protocol):
+    """A measurer with several machines, whose outcomes come in any order."""
+
+    def as_completed(self, candidates: Sequence[Candidate], plan: Plan) -> Iterator[tuple[int, Outcome]]:
+        """Yield the number and the outcome of each candidate; nothing starts while the caller has one."""
+        ...
+
+
+def as_completed(
+    measurer: Measurer, candidates: Sequence[Candidate], plan: Plan
+) -> Iterator[tuple[int, Outcome]]:
+    """Yield the number and the outcome of each candidate, as soon as it is known."""
+    if isinstance(measurer, Concurrent):
+        return measurer.as_completed(candidates, plan)
+    return enumerate(measurer.measure(candidates, plan))

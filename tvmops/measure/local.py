@@ -11,8 +11,8 @@ from tvmops.measure.candidate import Candidate, Outcome, Plan, Problem
 from tvmops.measure.link import find_linker
 from tvmops.measure.problem import Problems
 from tvmops.measure.runner import RunRequest, TimeRequest
+from tvmops.measure.running import Runner, turn_by_turn
 from tvmops.measure.scratch import Scratch
-from tvmops.measure.worker import Worker, WorkerDiedError, WorkerTimeoutError
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
@@ -30,9 +30,7 @@ class LocalMeasurer:
         self._scratch = Scratch()
         self._problems = Problems(self._scratch.path)
         self._builders = Builders(self._scratch.path, builders)
-        module = "tvmops.measure.runner"
-        threads = {"TVMOPS_NUM_THREADS": str(target.cores)}
-        self._runner = Worker("runner", f"{module}:setup", f"{module}:handle", threads)
+        self._runner = Runner(target.cores)
         self._runner.start()
 
     def await_ready(self) -> None:
@@ -55,16 +53,8 @@ class LocalMeasurer:
 
     def compare(self, candidates: Sequence[Candidate], plan: Plan) -> list[Outcome]:
         """Time candidates of one workload turn by turn, `plan.samples` turns."""
-        outcomes = self._builders.build(candidates)
-        fit = [candidate for candidate in candidates if outcomes[candidate].status == "built"]
-        outcomes.update(self._run(fit, plan, compare=True))
-        if fit and not any(outcomes[candidate].seconds for candidate in fit):  # one spoilt it for all
-            for candidate in fit:
-                outcomes.update(self._run([candidate], plan, compare=False))
-            fit = [candidate for candidate in fit if outcomes[candidate].seconds]
-            together = self._run(fit, plan, compare=True)
-            outcomes.update({c: outcome for c, outcome in together.items() if outcome.seconds})
-        return [outcomes[candidate] for candidate in candidates]
+        built = self._builders.build(candidates)
+        return turn_by_turn(lambda some, compare: self._run(some, plan, compare), candidates, built)
 
     def describe(self, candidates: Sequence[Candidate]) -> list[dict[str, float] | None]:
         """Return features of the code of each candidate; None where it can't be had."""
@@ -73,10 +63,7 @@ class LocalMeasurer:
     def time_kernel(self, library: Path, elements: Sequence[int], samples: int) -> tuple[float, ...]:
         """Time the `main` of a library on arrays of float32 of these lengths."""
         self._builders.await_ready()
-        timings: tuple[float, ...] = self._runner.call(
-            TimeRequest(library, tuple(elements), samples), timeout=60
-        )
-        return timings
+        return self._runner.time(TimeRequest(library, tuple(elements), samples))
 
     def _run(self, candidates: Sequence[Candidate], plan: Plan, compare: bool) -> dict[Candidate, Outcome]:
         if not candidates:
@@ -84,18 +71,7 @@ class LocalMeasurer:
         problem = self.problem(candidates[0].shape or candidates[0].workload)
         libraries = tuple(self._builders.library(candidate) for candidate in candidates)
         self._builders.await_ready()
-        try:
-            answer = self._runner.call(RunRequest(libraries, problem, plan, compare), plan.timeout)
-            outcomes: dict[Candidate, Outcome] = dict(zip(candidates, answer))
-        except WorkerDiedError as death:
-            status = "memory" if death.out_of_memory else "crash"
-            outcomes = dict.fromkeys(candidates, Outcome(status, detail=str(death)))
-        except WorkerTimeoutError as late:
-            outcomes = dict.fromkeys(candidates, Outcome("timeout", detail=str(late)))
-        if not all(outcome.seconds for outcome in outcomes.values()):
-            self._runner.stop()  # who knows what else such a candidate wrote to
-            self._runner.start()
-        return outcomes
+        return dict(zip(candidates, self._runner.run(RunRequest(libraries, problem, plan, compare))))
 
     def close(self) -> None:
         self._builders.close()

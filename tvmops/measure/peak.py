@@ -7,9 +7,11 @@ and cached a machine in $TVMOPS_CACHE (by default ~/.cache/tvmops).
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Protocol
 
 from tvm import IRModule, tirx
 from tvm.script.ir_builder import IRBuilder
@@ -41,9 +43,20 @@ class Peak:
         return max(flops / self.flops, nbytes / self.bandwidth)
 
 
-def machine_peak(target: Target, measurer: LocalMeasurer | None = None) -> Peak:
-    """Return the peak of this machine under `target`, measured at most once a machine."""
-    key = _key(target)
+class Timer(Protocol):
+    """Who times kernels on a machine."""
+
+    machine: str
+
+    def time_kernel(self, library: Path, elements: Sequence[int], samples: int) -> tuple[float, ...]: ...
+
+
+def machine_peak(target: Target, measurer: Timer | None = None) -> Peak:
+    """Return the peak under `target` of this machine, or of that which `measurer` times on.
+
+    It is measured at most once a machine.
+    """
+    key = _key(target, measurer.machine if measurer else this_machine().fingerprint)
     known = _read_cache()
     if key not in known:
         known[key] = asdict(_measure(target, measurer))
@@ -54,15 +67,15 @@ def machine_peak(target: Target, measurer: LocalMeasurer | None = None) -> Peak:
 def forget_peak(target: Target) -> None:
     """Have the peak of this machine under `target` measured again when it is next asked for."""
     known = _read_cache()
-    known.pop(_key(target), None)
+    known.pop(_key(target, this_machine().fingerprint), None)
     _write_cache(known)
 
 
-def _key(target: Target) -> str:
-    return f"{target.name}: {this_machine().fingerprint}"
+def _key(target: Target, machine: str) -> str:
+    return f"{target.name}: {machine}"
 
 
-def _measure(target: Target, measurer: LocalMeasurer | None) -> Peak:
+def _measure(target: Target, measurer: Timer | None) -> Peak:
     width = target.vector_width("float32")
     own = None if measurer else LocalMeasurer(target, builders=1)
     runner = measurer or own
@@ -85,7 +98,7 @@ def _measure(target: Target, measurer: LocalMeasurer | None) -> Peak:
 
 def _build(module: IRModule, target: Target, path: Path) -> None:
     compile_object(module, target, path.with_suffix(".o"))
-    link([path.with_suffix(".o")], path, bare=True)
+    link([path.with_suffix(".o")], path, bare=True, arch=target.arch)
 
 
 def _fma_module(cores: int, width: int) -> IRModule:

@@ -12,8 +12,10 @@ from datetime import datetime, timezone
 
 from tvmops.errors import ArgumentError
 from tvmops.machine import this_machine
-from tvmops.measure.base import Measurer
+from tvmops.measure.base import Measurer, as_completed
 from tvmops.measure.candidate import Outcome, Plan
+from tvmops.measure.fleet.measurer import FleetMeasurer
+from tvmops.measure.fleet.wire import read_token
 from tvmops.measure.local import LocalMeasurer
 from tvmops.measure.model.measurer import ModelMeasurer
 from tvmops.measure.peak import Peak, forget_peak, machine_peak
@@ -29,7 +31,7 @@ from tvmops.tuner.transfer import experiences
 from tvmops.tuner.winner import pick_winner
 from tvmops.workloads import Workload
 
-MEASURES = ("local", "model")
+MEASURES = ("local", "model", "fleet")
 _FINAL_ROUNDS = 15
 _FINAL_SAMPLE_SECONDS = 0.002
 
@@ -47,6 +49,8 @@ def tune(
     measure: str = "local",
     measurer: Measurer | None = None,
     peak: Peak | None = None,
+    tracker: str = "",
+    token_file: str | os.PathLike[str] | None = None,
 ) -> dict[Workload, Record]:
     """Find a fast schedule for each workload and log every trial.
 
@@ -75,10 +79,13 @@ def tune(
     measure
         "local": on this machine. "model": count what runs under emulation, and take cycles of a
         model of one core of an ARM `target`; such records say so, and have no seconds.
+        "fleet": on all devices of one kind that `tracker` has for `target`.
     measurer
         What measures, left open at the end, in place of what `measure` names.
     peak
         The machine's limits; measured if None.
+    tracker, token_file
+        Of a fleet: "HOST:PORT", and the file of its token; that in $TVMOPS_FLEET_TOKEN if None.
 
     Returns
     -------
@@ -109,6 +116,10 @@ def tune(
         if measurer is None and measure == "model":
             measurer = model = stack.enter_context(closing(ModelMeasurer(target)))
             target, peak = model.target, peak or model.peak
+        elif measurer is None and measure == "fleet":
+            fleet = FleetMeasurer(target, tracker, read_token(token_file))
+            measurer = stack.enter_context(closing(fleet))
+            target, peak = fleet.target, peak or machine_peak(fleet.target, fleet)
         elif measurer is None:
             measurer = local = stack.enter_context(closing(LocalMeasurer(target)))
             peak = peak or machine_peak(target, local)
@@ -282,8 +293,9 @@ class Session:
         """Measure what the log does not know, each trial in it at once."""
         results: dict[Proposal, Record] = {}
         self._tell_observer(f"{job.workload}: building {len(proposals)} configs")
-        outcomes = self._measurer.measure([job.candidate(proposal) for proposal in proposals], job.plan())
-        for proposal, outcome in zip(proposals, outcomes):
+        candidates = [job.candidate(proposal) for proposal in proposals]
+        for number, outcome in as_completed(self._measurer, candidates, job.plan()):
+            proposal = proposals[number]
             results[proposal] = self._record(job, proposal, outcome, "search")
             self._writer.append(results[proposal])
             self._tell_observer(f"{job.workload}: {proposal.config}")
