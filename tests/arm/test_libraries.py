@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,6 +70,7 @@ OTHER = [  # the generic kernels answer
     "attention batch=1 heads=2 kv_heads=2 q_len=17 kv_len=29 head_dim=32",
     "activation size=77 activation=tanh",
 ]
+DISASSEMBLER = "aarch64-linux-gnu-objdump"
 WHOLE = ("cortex-a53", "neoverse-n1", "neoverse-v1", "neoverse-v2", "apple-m4")  # one of each set of features
 
 
@@ -78,8 +82,8 @@ def exported(folder: Path, name: str, texts: list[str]) -> Path:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of libraries, one for each of some targets, and one for all of those."""
-    folder, work = tmp_path_factory.mktemp("small"), Workload.parse("softmax rows=3 cols=5")
+    """A folder of libraries of 8-bit products, one for each of some targets, and one for all of those."""
+    folder, work = tmp_path_factory.mktemp("small"), Workload.parse("matmul_int8 m=8 n=8 k=16 dtype=int8")
     names = ["cortex-a53", "neoverse-n1", "neoverse-v2", "apple-m4"]
     log = write_log(folder / "log.jsonl", *(default_record(work, target(name)) for name in names))
     for name in names:
@@ -120,6 +124,26 @@ def test_what_a_cpu_lacks_is_refused_and_of_several_the_best_is_taken(
     for name, feature in refused.items():
         assert feature in messages[name] and "lacks" in messages[name]
     assert [answer["chosen"] for answer in answers if "chosen" in answer] == [[chosen]]
+
+
+@pytest.mark.skipif(
+    shutil.which(DISASSEMBLER) is None, reason="needs binutils for ARM; scripts/arm-environment"
+)
+@pytest.mark.parametrize(
+    "name, instructions",
+    [
+        ("cortex-a53", set()),
+        ("neoverse-n1", {"sdot"}),
+        ("apple-m4", {"sdot", "smmla"}),
+        ("neoverse-v2", {"sdot", "smmla"}),
+    ],
+)
+def test_the_code_of_a_tier_has_its_instructions(name: str, instructions: set[str], small: Path) -> None:
+    (library,) = (small / name).glob(f"{name}-*.so")
+    command = [DISASSEMBLER, "--disassemble", str(library)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = set(re.findall(r"\t(sdot|smmla|udot|usdot|usmmla)\t", text))
+    assert found == instructions
 
 
 def test_another_architecture_is_refused(small: Path) -> None:
