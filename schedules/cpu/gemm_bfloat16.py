@@ -1,8 +1,9 @@
-"""matmul of bfloat16 on words of two: `vdpbf16ps` where there is one, else float32 arithmetic.
+"""matmul of bfloat16 on words of two: `vdpbf16ps`, BFMMLA or BFDOT where there are, else float32 arithmetic.
 
 Sums, bias, residual and activation are float32; results are rounded to nearest, ties to even.
-`vdpbf16ps` takes denormal inputs and results for zeros, an absolute error of k * 2**-126 at most,
-and does not raise the bound of the sum's error otherwise.
+These instructions take denormal inputs and results for zeros, an absolute error of k * 2**-126 at
+most. ARM's round to odd, within a unit and not half of one, but each adds a sum of two products at
+once: neither raises the bound of the sum's error.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cpu.dot import Dot, Value, bfloat16_dot
-from tvmops.schedules.cpu.dot_nest import DotBlocking, DotNest, Operands, Sums
+from tvmops.schedules.cpu.dot import Dot, Value
+from tvmops.schedules.cpu.dot_nest import DotBlocking, DotNest, Operands
+from tvmops.schedules.cpu.dot_sums import Sums
+from tvmops.schedules.cpu.dots import bfloat16_dots
 from tvmops.schedules.cpu.emit import Extent, refuse_overlap
 from tvmops.schedules.cpu.epilogue import Epilogue
 from tvmops.schedules.cpu.floats import argument, load_floats, store_floats
@@ -30,17 +33,16 @@ class CpuGemmBfloat16(GemmDot):
     def covers(self, workload: Workload, target: Target) -> bool:
         return workload.op == "matmul" and target.kind == "cpu" and workload["dtype"] == "bfloat16"
 
-    def dot(self, target: Target) -> Dot:
-        return bfloat16_dot(target)
+    def dots(self, target: Target) -> tuple[Dot, ...]:
+        return bfloat16_dots(target)
 
-    def nest(self, workload: Workload, target: Target, blocking: DotBlocking) -> DotNest:
-        return _Nest(workload, target, blocking)
+    def nest(self, workload: Workload, target: Target, dot: Dot, blocking: DotBlocking) -> DotNest:
+        return _Nest(workload, target, dot, blocking)
 
 
 class _Nest(DotNest):
-    def __init__(self, workload: Workload, target: Target, blocking: DotBlocking) -> None:
-        operands, width = Operands.of(workload), target.vector_width("int32")
-        super().__init__(operands, bfloat16_dot(target), 2, width, blocking)
+    def __init__(self, workload: Workload, target: Target, dot: Dot, blocking: DotBlocking) -> None:
+        super().__init__(Operands.of(workload), dot, 2, target.vector_width("int32"), blocking)
         self.workload = workload
         self.epilogue = Epilogue.of(workload)
         self.is_packed = workload["packed"] != PLAIN

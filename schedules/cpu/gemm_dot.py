@@ -10,7 +10,8 @@ The nest, outermost first, with the knob that sets each block:
 All of k is summed in one go: a word holds two or four values, so that a panel of b for thousands
 of k fits the L2 cache. Where b is not packed, its words are put together as it is read, which
 serves few rows. A b that is given as (n, k) is transposed where it is packed, in squares of vectors.
-Where b was packed beforehand, words are read as they lie, at the speed of memory.
+Where b was packed beforehand, words are read as they lie, at the speed of memory; for a matrix
+instruction they are put side by side, in passing or, for many rows, once for a column block.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ class GemmDot(Template):
     each: int  # values of k in a word
 
     @abstractmethod
-    def dot(self, target: Target) -> Dot:
-        """Return how `target` multiplies words."""
+    def dots(self, target: Target) -> tuple[Dot, ...]:
+        """Return how `target` can multiply words, the way for many rows first."""
 
     @abstractmethod
-    def nest(self, workload: Workload, target: Target, blocking: DotBlocking) -> DotNest:
+    def nest(self, workload: Workload, target: Target, dot: Dot, blocking: DotBlocking) -> DotNest:
         """Return the loops for `workload`."""
 
     def space(self, workload: Workload, target: Target) -> Space:
@@ -56,34 +57,38 @@ class GemmDot(Template):
             Knob("nv", tuple(nv for nv in (1, 2, 3, 4, 6, 8) if nv <= panels or nv == 1)),
             Knob("nc", (*(nc for nc in (2, 4, 8, 16, 32, 64) if nc < panels), ALL)),
             Knob("ku", (1, 2, 4, 8)),
-            Knob("pack_b", _pack_b(workload)),
+            Knob("pack_b", self._pack_b(workload, target)),
             Knob("split_m", splits),
             Knob("split_n", splits),
         ]
         if _batch(workload) > 1:
             knobs.append(Knob("split_batch", splits))
+        if len(dots := self.dots(target)) > 1:
+            knobs.append(Knob("dot", tuple(dot.name for dot in dots)))
         return Space(self.name, tuple(knobs), lambda config: self._is_legal(config, workload, target))
 
     def _is_legal(self, config: Config, workload: Workload, target: Target) -> bool:
         """Say whether `config` fits the machine; the only statement of the template's limits."""
         knobs = DotBlocking.of(config)
         m, n, k = workload.dims("m", "n", "k")
-        width, parts = target.vector_width("int32"), self.dot(target).parts
+        width, dot = target.vector_width("int32"), self._dot(target, knobs.dot)
         panels = -(-n // (knobs.nv * width))
         packed = knobs.pack_b * 4 * -(-k // self.each) * (knobs.nc or panels) * knobs.nv * width
         return (
-            knobs.mr * knobs.nv + knobs.nv * parts + 1 <= target.vector_registers
+            knobs.mr * knobs.nv + knobs.nv * dot.parts + 1 <= target.vector_registers
+            and knobs.mr % dot.side == 0
+            and (dot.side > 1 or not knobs.pack_b or workload["packed"] == PLAIN)
             and knobs.split_m <= -(-m // knobs.mr)
             and knobs.split_n <= panels
             and knobs.split_batch <= _batch(workload)
             and knobs.split_m * knobs.split_n * knobs.split_batch <= 2 * target.cores
             and packed <= max(2 * target.l2_bytes, target.l3_bytes // 2)
-            and knobs.mr * knobs.nv * knobs.ku * parts <= 192  # beyond, compiling takes long, for nothing
+            and knobs.mr * knobs.nv * knobs.ku * dot.parts <= 192  # beyond, compiling takes long, for nothing
         )
 
     def default(self, workload: Workload, target: Target) -> Config:
         m, n, k = workload.dims("m", "n", "k")
-        wanted = self._wanted(m, n, k, target, _pack_b(workload), _batch(workload))
+        wanted = self._wanted(m, n, k, target, self._pack_b(workload, target), _batch(workload))
         space = self.space(workload, target)
         values = {knob.name: knob.values for knob in space.knobs}
         return Config(
@@ -91,11 +96,14 @@ class GemmDot(Template):
         )
 
     def _wanted(self, m: int, n: int, k: int, target: Target, pack_b: tuple[bool, ...], batch: int) -> Config:
-        width, parts = target.vector_width("int32"), self.dot(target).parts
+        dots = self.dots(target)
+        dot = dots[-1] if m <= _FEW_ROWS else dots[0]
+        width, parts = target.vector_width("int32"), dot.parts
         vectors, is_small = -(-n // width), batch * m * n * k < 500_000
-        nv = 2 if m > _FEW_ROWS else 4 if parts == 1 else 2
+        nv = 2 if m > _FEW_ROWS and dot.rows == 1 else 4 if parts == 1 else 2
         nv = min(nv, max(1, vectors))
-        mr = min(m, (target.vector_registers - 1) // nv - parts, 12)
+        most = 12 if dot.rows == 1 else 4  # of short vectors: as many columns
+        mr = min(m, (target.vector_registers - 1) // nv - parts, most) // dot.side * dot.side
         panels, tiles = -(-vectors // nv), -(-m // mr)
         cores = 1 if is_small else target.cores
         splits = _splits(target.cores)
@@ -114,10 +122,11 @@ class GemmDot(Template):
             split_m=split_m,
             split_n=split_n,
             split_batch=split_batch,
+            **({"dot": dot.name} if len(dots) > 1 else {}),
         )
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        pack_b, batch = _pack_b(workload), 1 if _batch(workload) == 1 else _TYPICAL_BATCH
+        pack_b, batch = self._pack_b(workload, target), 1 if _batch(workload) == 1 else _TYPICAL_BATCH
         small = {"m": (1, 64), "n": (1, 128), "k": (1, 128)}  # too small to start threads
         return [
             GenericKernel(ranges, self._wanted(*sizes, target, pack_b, batch))
@@ -133,11 +142,11 @@ class GemmDot(Template):
         """Count cycles of the busiest core: multiplications or loads, packing, edges, starting threads."""
         knobs = DotBlocking.of(config)
         m, n, k = workload.dims("m", "n", "k")
-        width, parts = target.vector_width("int32"), self.dot(target).parts
-        words = -(-k // self.each)
+        width, dot = target.vector_width("int32"), self._dot(target, knobs.dot)
+        parts, words = dot.parts, -(-k // self.each)
         panels = ceil(ceil(n / (knobs.nv * width)) / knobs.split_n)
         tiles = ceil(ceil(m / knobs.mr) / knobs.split_m)
-        products = parts * knobs.mr * knobs.nv
+        products = parts * knobs.mr * knobs.nv / dot.side  # by each word of k
         step = max(products, parts * knobs.mr + knobs.nv, 5) + 2 / knobs.ku
         if workload["packed"] == PLAIN and not knobs.pack_b:
             step += knobs.nv * 3 * self.each
@@ -153,14 +162,18 @@ class GemmDot(Template):
         return cycles + (tasks > 1) * _LAUNCH_CYCLES
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
-        return self.nest(workload, target, DotBlocking.of(config)).module()
+        knobs = DotBlocking.of(config)
+        return self.nest(workload, target, self._dot(target, knobs.dot), knobs).module()
 
+    def _dot(self, target: Target, name: str) -> Dot:
+        dots = self.dots(target)
+        return next((dot for dot in dots if dot.name == name), dots[0])
 
-def _pack_b(workload: Workload) -> tuple[bool, ...]:
-    """Return whether b may be packed by the kernel; what was given transposed must be."""
-    if workload["packed"] != PLAIN:
-        return (False,)
-    return (True,) if workload["trans_b"] else (False, True)
+    def _pack_b(self, workload: Workload, target: Target) -> tuple[bool, ...]:
+        """Return whether b may be packed by the kernel; what was given transposed must be."""
+        if workload["packed"] != PLAIN:
+            return (False, True) if self.dots(target)[0].side > 1 else (False,)
+        return (True,) if workload["trans_b"] else (False, True)
 
 
 def _batch(workload: Workload) -> int:

@@ -1,7 +1,8 @@
-"""matmul_int8 on words of four: `vpdpbusd` where there is VNNI, else `vpmaddwd`, else plain arithmetic.
+"""matmul_int8 on words of four, by the instructions of `tvmops.schedules.cpu.dots`.
 
-The left values must be unsigned there, so 128 is added to an a of int8; the sums of b's columns
-times 128, and times the zero point of a, are taken off again at the end. All of it is exact.
+They want the left values unsigned, so that 128 is added to an a of int8; or signed, so that it is
+taken off one of uint8. The sums of b's columns times that, and times the zero point of a, are put
+right at the end. All of it is exact.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cpu.dot import Dot, Value, integer_dot
-from tvmops.schedules.cpu.dot_nest import DotBlocking, DotNest, Operands, Sums
+from tvmops.schedules.cpu.dot import Dot, Value
+from tvmops.schedules.cpu.dot_nest import DotBlocking, DotNest, Operands
+from tvmops.schedules.cpu.dot_sums import Sums
+from tvmops.schedules.cpu.dots import integer_dots
 from tvmops.schedules.cpu.emit import Extent, broadcast, load, refuse_overlap, store
 from tvmops.schedules.cpu.epilogue import activate
 from tvmops.schedules.cpu.gemm_dot import GemmDot
@@ -23,7 +26,7 @@ from tvmops.signatures.matmul_int8 import INTEGERS
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-_TOP_BITS = -0x7F7F7F80  # 0x80808080: turns the signs of four values, which adds 128 to each
+_TOP_BITS = -0x7F7F7F80  # 0x80808080: turns the signs of four values, which adds 128 to each, or takes it off
 
 
 class CpuGemmInt8(GemmDot):
@@ -34,22 +37,22 @@ class CpuGemmInt8(GemmDot):
     def covers(self, workload: Workload, target: Target) -> bool:
         return workload.op == "matmul_int8" and target.kind == "cpu"
 
-    def dot(self, target: Target) -> Dot:
-        return integer_dot(target)
+    def dots(self, target: Target) -> tuple[Dot, ...]:
+        return integer_dots(target)
 
-    def nest(self, workload: Workload, target: Target, blocking: DotBlocking) -> DotNest:
-        return _Nest(workload, target, blocking)
+    def nest(self, workload: Workload, target: Target, dot: Dot, blocking: DotBlocking) -> DotNest:
+        return _Nest(workload, target, dot, blocking)
 
 
 class _Nest(DotNest):
-    def __init__(self, workload: Workload, target: Target, blocking: DotBlocking) -> None:
-        operands, width = Operands.of(workload), target.vector_width("int32")
-        super().__init__(operands, integer_dot(target), 4, width, blocking)
+    def __init__(self, workload: Workload, target: Target, dot: Dot, blocking: DotBlocking) -> None:
+        super().__init__(Operands.of(workload), dot, 4, target.vector_width("int32"), blocking)
         self.workload = workload
         self.out_dtype = str(workload["out_dtype"])
         self.is_packed = workload["packed"] != PLAIN
-        self.is_signed = workload["dtype"] == "int8"
-        self.a_offset = _TOP_BITS if self.is_signed else 0
+        is_signed = workload["dtype"] == "int8"
+        self.shift = 0 if is_signed == dot.is_signed else 128 if is_signed else -128  # of what is multiplied
+        self.a_offset = _TOP_BITS if self.shift else 0
         self.with_sums = True
         self.with_row_sums = workload["b_zero_points"] != "none"
 
@@ -70,7 +73,7 @@ class _Nest(DotNest):
         self.a, self.b = inputs["a"], inputs["b"]
         self.inputs = inputs
         refuse_overlap(self.c, inputs)
-        offset = T.Cast("int32", self.scalars["a_zero_point"]) + (128 if self.is_signed else 0)
+        offset = T.Cast("int32", self.scalars["a_zero_point"]) + self.shift
         self.offset = T.bind(offset)
 
     def finish(self, row: Extent, column: Extent, sums: Sums, limit: Extent | None) -> None:
@@ -87,9 +90,9 @@ class _Nest(DotNest):
     def _row_sum(self, multiplied: Value) -> Value:
         """Return the sum of a - a_zero_point over a row.
 
-        What was multiplied of a signed a has 128 more in each value, also in those beyond k.
+        What was multiplied has the shift in each value, also in those beyond k.
         """
-        padding = (self.words * self.each - self.k) * 128 if self.is_signed else 0
+        padding = (self.words * self.each - self.k) * self.shift if self.shift else 0
         return multiplied - padding - self.k * self.offset
 
     def _b_zeros(self, column: Extent, limit: Extent | None) -> Value:

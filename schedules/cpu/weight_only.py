@@ -16,7 +16,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.ops.matmul_weight_only import MOST
-from tvmops.schedules.cpu.dot import Value, constant, integer_dot
+from tvmops.schedules.cpu.dot import Value, constant
+from tvmops.schedules.cpu.dots import integer_dots
 from tvmops.schedules.cpu.emit import (
     Extent,
     Span,
@@ -40,6 +41,7 @@ from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
+_TOP_BITS = -0x7F7F7F80  # 0x80808080: the signs of four values
 _SMALLEST, _LARGEST = 2.0**-100, 2.0**100  # of the largest |x| of a group, for the digits to serve
 
 
@@ -122,7 +124,9 @@ class _Nest:
         self.most = MOST[str(workload["x_bits"])]
         self.dtype = str(workload["dtype"])
         self.epilogue = Epilogue(str(workload["activation"]), workload["bias"] is True)
-        self.dot = integer_dot(target)
+        self.dot = integer_dots(target)[-1]  # for few rows
+        # taken off each weight by turning its sign, where bytes are multiplied as signed ones
+        self.shift = 128 if self.dot.is_signed and self.layout.bits == 8 else 0
         self.width = target.vector_width("int32")
         self.groups = ceildiv(self.k, self.layout.group)
         self.nr = self.nv * self.width
@@ -222,7 +226,7 @@ class _Nest:
         summed = total[0]
         for j in range(1, width):
             summed = summed + total[j]
-        zero = 1 if self.layout.has_zero_points else self.layout.zero
+        zero = 1 if self.layout.has_zero_points else self.layout.zero - self.shift
         T.buffer_store(
             self.steps, summed * step * tirx.const(-float(zero), "float32"), [i, group, self.digits]
         )
@@ -266,7 +270,8 @@ class _Nest:
         first = group * self.layout.group + at * self.layout.step
         halves = 8 // self.layout.bits
         for v in range(self.nv):
-            word = T.bind(self._bytes(column, v, head + at))
+            word = self._bytes(column, v, head + at)
+            word = T.bind(word ^ constant(_TOP_BITS, word) if self.shift else word)
             for half in range(halves):
                 part = word
                 if halves == 2:
@@ -290,7 +295,7 @@ class _Nest:
             value = broadcast(self.steps[i, group, self.digits], self.width)
             if self.layout.has_zero_points:
                 zero = T.reinterpret(f"float32x{self.width}", self._bytes(column, v, first + 1))
-                value = value * zero
+                value = value * (zero - constant(self.shift, zero) if self.shift else zero)
             for digit in range(self.digits):
                 total = T.Cast(f"float32x{self.width}", totals[digit, i, self._lanes(v)])
                 value = value + total * broadcast(self.steps[i, group, digit], self.width)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,26 +30,47 @@ TUNED = [
     PLAIN,
     "matmul m=20 n=33 k=17 trans_a=true trans_b=true bias=true activation=gelu batch=3",
     "matmul m=17 n=33 k=31 dtype=bfloat16",
+    "matmul m=3 n=33 k=31 dtype=bfloat16 packed=words",
+    "matmul m=5 n=9 k=19 dtype=bfloat16 trans_a=true trans_b=true batch=2 activation=silu bias=true",
     "matmul_int8 m=17 n=33 k=31",
+    "matmul_int8 m=7 n=33 k=29 dtype=int8 packed=words",
+    "matmul_int8 m=3 n=33 k=37 dtype=int8 packed=words b_zero_points=channel",
+    "matmul_int8 m=9 n=17 k=30 trans_b=true b_zero_points=tensor out_dtype=int8 bias=true",
     "matmul_weight_only m=3 n=64 k=64",
+    "matmul_weight_only m=1 n=33 k=40 group=32 bits=8",
+    "matmul_weight_only m=5 n=33 k=64 group=32 bits=8 zero_points=true dtype=bfloat16",
     "conv2d n=1 h=9 w=11 ci=8 co=16 kh=3 kw=3 padding=1",
     "conv2d n=1 h=9 w=11 ci=16 co=16 kh=3 kw=3 padding=1 groups=16",
+    "conv2d n=1 h=9 w=11 ci=8 co=16 kh=3 kw=3 padding=1 layout=NHWC stride=2 bias=true activation=relu",
+    "conv2d n=1 h=11 w=9 ci=8 co=12 kh=3 kw=3 dilation=2 groups=2",
+    "pool2d n=1 h=9 w=11 c=5 kernel=3 stride=2 padding=1",
+    "pool2d n=1 h=7 w=7 c=9 kernel=7 kind=average layout=NHWC",
     "softmax rows=5 cols=33",
+    "softmax rows=5 cols=33 dtype=bfloat16",
+    "softmax rows=3 cols=7 inner=5 axis=middle",
     "layer_norm rows=5 cols=33",
+    "layer_norm rows=5 cols=33 dtype=bfloat16 residual=true",
+    "rms_norm rows=5 cols=33",
     "attention batch=1 heads=2 kv_heads=2 q_len=33 kv_len=33 head_dim=32",
     "attention batch=1 heads=2 kv_heads=2 q_len=1 kv_len=65 head_dim=32",
+    "attention batch=1 heads=4 kv_heads=2 q_len=17 kv_len=17 head_dim=32 causal=true dtype=bfloat16",
     "activation size=1001 activation=tanh",
+    "activation size=1001 activation=gelu dtype=bfloat16",
 ]
 OTHER = [  # the generic kernels answer
     "matmul m=5 n=7 k=9",
     "matmul m=9 n=31 k=7 dtype=bfloat16",
+    "matmul m=2 n=31 k=7 dtype=bfloat16 packed=words",
     "matmul_int8 m=5 n=9 k=13",
+    "matmul_int8 m=2 n=9 k=13 dtype=int8 packed=words",
+    "matmul_weight_only m=2 n=32 k=32",
     "conv2d n=2 h=7 w=9 ci=5 co=7 kh=3 kw=3 padding=1",
     "softmax rows=3 cols=101",
     "layer_norm rows=3 cols=101",
     "attention batch=1 heads=2 kv_heads=2 q_len=17 kv_len=29 head_dim=32",
     "activation size=77 activation=tanh",
 ]
+DISASSEMBLER = "aarch64-linux-gnu-objdump"
 WHOLE = ("cortex-a53", "neoverse-n1", "neoverse-v1", "neoverse-v2", "apple-m4")  # one of each set of features
 
 
@@ -58,8 +82,8 @@ def exported(folder: Path, name: str, texts: list[str]) -> Path:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of libraries, one for each of some targets, and one for all of those."""
-    folder, work = tmp_path_factory.mktemp("small"), Workload.parse("softmax rows=3 cols=5")
+    """A folder of libraries of 8-bit products, one for each of some targets, and one for all of those."""
+    folder, work = tmp_path_factory.mktemp("small"), Workload.parse("matmul_int8 m=8 n=8 k=16 dtype=int8")
     names = ["cortex-a53", "neoverse-n1", "neoverse-v2", "apple-m4"]
     log = write_log(folder / "log.jsonl", *(default_record(work, target(name)) for name in names))
     for name in names:
@@ -100,6 +124,26 @@ def test_what_a_cpu_lacks_is_refused_and_of_several_the_best_is_taken(
     for name, feature in refused.items():
         assert feature in messages[name] and "lacks" in messages[name]
     assert [answer["chosen"] for answer in answers if "chosen" in answer] == [[chosen]]
+
+
+@pytest.mark.skipif(
+    shutil.which(DISASSEMBLER) is None, reason="needs binutils for ARM; scripts/arm-environment"
+)
+@pytest.mark.parametrize(
+    "name, instructions",
+    [
+        ("cortex-a53", set()),
+        ("neoverse-n1", {"sdot"}),
+        ("apple-m4", {"sdot", "smmla"}),
+        ("neoverse-v2", {"sdot", "smmla"}),
+    ],
+)
+def test_the_code_of_a_tier_has_its_instructions(name: str, instructions: set[str], small: Path) -> None:
+    (library,) = (small / name).glob(f"{name}-*.so")
+    command = [DISASSEMBLER, "--disassemble", str(library)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = set(re.findall(r"\t(sdot|smmla|udot|usdot|usmmla)\t", text))
+    assert found == instructions
 
 
 def test_another_architecture_is_refused(small: Path) -> None:

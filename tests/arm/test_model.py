@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tvmops.measure.model.emulator import folder
 from tvmops.measure.model.measurer import ModelMeasurer
 from tvmops.records import read_log
 from tvmops.schedules import templates_for
+from tvmops.schedules.cpu.winograd import Winograd4
 from tvmops.space import Config
 from tvmops.targets import target
 from tvmops.tuner.session import tune
@@ -27,6 +29,8 @@ needs_emulation = pytest.mark.skipif(
 )
 SGEMM = "matmul m=256 n=256 k=256"
 SOFTMAX = "softmax rows=64 cols=1024"
+INT8 = "matmul_int8 m=256 n=256 k=256 dtype=int8 packed=words"
+CONV = "conv2d n=1 h=28 w=28 ci=128 co=128 kh=3 kw=3 padding=1"
 # Few instructions and few cycles; b is packed, which counts.
 BLOCKS: dict[str, int | str | bool] = {"mr": 5, "nv": 4, "kc": 0, "nc": 1, "mc": 0, "ku": 4}
 SPLITS = {"split_m": 1, "split_n": 1, "split_k": 1}
@@ -79,12 +83,26 @@ def test_the_counts_of_n1_stay_what_they_are_and_failures_cost_themselves_alone(
 
 
 @needs_emulation
+def test_the_counts_of_8_bit_products_and_of_winograd_on_n1_stay_what_they_are() -> None:
+    knobs = Winograd4().default(Workload.parse(CONV), replace(target("neoverse-n1"), cores=1)).as_dict()
+    with model_of("neoverse-n1") as count:
+        int8, winograd = count(INT8, "", {}), count(CONV, Winograd4().path, knobs)
+    holds(int8, instructions=1_461_878, cycles=568_615)
+    assert int8.cycles and 256**3 / int8.cycles >= 28.5  # MLAS
+    holds(winograd, instructions=13_477_603, cycles=4_963_574)
+    direct = 28 * 28 * 128 * 128 * 9 / 8  # cycles, were there nothing but multiply-adds: 8 of each
+    assert winograd.cycles and 1.5 * winograd.cycles <= direct
+
+
+@needs_emulation
 def test_the_counts_of_v2_stay_what_they_are() -> None:
     with model_of("neoverse-v2") as count:
-        sgemm = count(SGEMM, "", SGEMM_CONFIG)
+        sgemm, int8 = count(SGEMM, "", SGEMM_CONFIG), count(INT8, "", {})
     holds(sgemm, instructions=5_782_586, cycles=1_087_874)
     assert sgemm.cycles and 256**3 / sgemm.cycles >= 15.16  # OpenBLAS 0.3.31
     assert sgemm.counts["instructions"] / 256**3 <= 0.352  # the same
+    holds(int8, instructions=882_513, cycles=154_350)
+    assert int8.cycles and 256**3 / int8.cycles >= 89  # MLAS
 
 
 def holds(outcome: Outcome, instructions: int, cycles: int) -> None:
