@@ -64,7 +64,10 @@ class NormKernel(RowKernel):
         total = self.sweep.reduced(0.0, square, _add)
         scale = named(tirx.const(1, "float32") / tirx.sqrt(total * share + self.scalars["eps"]))
 
+        whole = ("x", "residual") if self.residual else ("x",)
+
         def result(vector: Vector) -> tirx.Expr:
+            self.ask_ahead(row, vector, *whole)
             value = off(vector) * broadcast(scale, self.width)
             weight, bias = (
                 self.load(name, [], vector) if self.workload[name] else None for name in ("weight", "bias")

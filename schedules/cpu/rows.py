@@ -26,14 +26,15 @@ from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 SMALL = 1 << 14  # elements; starting threads takes longer
+_READ_TO_L1 = (0, 3, 1)  # of llvm.prefetch: not for writing, of high locality, data
 
 
 class RowTemplate(Template):
     """Knobs: `slots`, vectors a step; `tasks`, parts of the rows that run side by side; `stream`, the
-    result past the caches.
+    result past the caches; `ahead`, the next row asked for while one is computed.
     """
 
-    version = 2
+    version = 3
     op: str
 
     def covers(self, workload: Workload, target: Target) -> bool:
@@ -46,6 +47,7 @@ class RowTemplate(Template):
             Knob("slots", (1, 2, 3, 4, 6, 8)),
             Knob("tasks", tuple(dict.fromkeys(tasks for tasks in counts if tasks <= rows))),
             Knob("stream", (False, True) if target.arch == "x86_64" else (False,)),
+            Knob("ahead", (False, True)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
@@ -54,14 +56,15 @@ class RowTemplate(Template):
         vectors = -(-cols // target.vector_width("float32"))
         slots = max(slots for slots in (1, 2, 4) if slots <= vectors)
         tasks = 1 if rows * cols < SMALL or rows < target.cores else target.cores
-        return Config.of(slots=slots, tasks=tasks, stream=False)
+        ahead = 4 * rows * cols > target.l2_bytes
+        return Config.of(slots=slots, tasks=tasks, stream=False, ahead=ahead)
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         small = {"rows": (1, 64), "cols": (1, SMALL // 64)}
         return [
-            GenericKernel({"rows": (1, 1)}, Config.of(slots=4, tasks=1, stream=False)),
-            GenericKernel(small, Config.of(slots=2, tasks=1, stream=False)),
-            GenericKernel({}, Config.of(slots=4, tasks=target.cores, stream=False)),
+            GenericKernel({"rows": (1, 1)}, Config.of(slots=4, tasks=1, stream=False, ahead=False)),
+            GenericKernel(small, Config.of(slots=2, tasks=1, stream=False, ahead=False)),
+            GenericKernel({}, Config.of(slots=4, tasks=target.cores, stream=False, ahead=True)),
         ]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
@@ -97,6 +100,7 @@ class RowKernel:
         self.dtype = str(workload["dtype"])
         self.tasks = config.number("tasks")
         self.streams = config["stream"] is True
+        self.is_ahead = config["ahead"] is True
         self.rows, self.cols = (extent(workload, name) for name in ("rows", "cols"))
         self.sweep = Sweep(self.cols, width, config.number("slots"))
         self.buffers: dict[str, Any] = {}
@@ -158,6 +162,18 @@ class RowKernel:
 
     def store(self, name: str, value: tirx.Expr, row: Extent, vector: Vector) -> None:
         store_floats(self.buffers[name], value, [row], vector.start, self.width, vector.limit)
+
+    def ask_ahead(self, row: Extent, vector: Vector, *names: str) -> None:
+        """Ask for what the next row has where `vector` lies, of the inputs `names`.
+
+        Sweeps that compute leave the memory idle, and hardware looks ahead no further than a page.
+        """
+        if not self.is_ahead:
+            return
+        below = tirx.min(row + 1, self.rows - 1)
+        for name in names:
+            address = tirx.address_of(self.buffers[name][below, vector.start])
+            T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, *_READ_TO_L1))
 
     def finish(self, row: Extent, value: Callable[[Vector], tirx.Expr]) -> None:
         """Store `value` of each vector as the result of a row."""

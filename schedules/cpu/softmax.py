@@ -60,6 +60,7 @@ class SoftmaxKernel(RowKernel):
             value = exp_nonpositive(self._value(row, vector) - broadcast(top, self.width))
             at = lanes(0, self.width)
             T.buffer_store(powers, value, [vector.slot, at])
+            self.ask_ahead(row, vector, "x")
             if not is_log:
                 self._wait(powers[vector.slot, at], row, vector)
             return powers[vector.slot, at]

@@ -15,8 +15,15 @@ from tvmops.signatures.dtypes import decode
 from tvmops.workloads import workload
 
 SIZES = {"m": 4, "n": 32, "k": 64}
-# Each form of low precision, and the peers that have it.
+# Forms that peers may lack, and the peers that have them: convolutions, then low precision.
+CONV = {"op": "conv2d", "n": 1, "h": 9, "w": 9, "ci": 8, "co": 8, "kh": 3, "kw": 3, "padding": 1}
+EVERY = {"torch", "onnxruntime", "openvino"}
 FORMS: list[tuple[dict[str, Any], set[str]]] = [
+    ({**CONV, "bias": True, "activation": "relu6"}, EVERY),
+    ({**CONV, "bias": True, "activation": "relu6", "packed": "panels-nchw"}, EVERY),
+    ({**CONV, "groups": 8, "bias": True, "activation": "relu6"}, EVERY),
+    ({**CONV, "groups": 8, "layout": "NHWC", "activation": "relu"}, EVERY),
+    ({**CONV, "activation": "hardswish"}, {"torch", "openvino"}),
     ({"op": "matmul", "dtype": "bfloat16"}, {"torch", "openvino"}),
     ({"op": "matmul", "dtype": "bfloat16", "packed": "words"}, {"torch", "openvino"}),
     ({"op": "matmul_int8"}, {"torch", "onnxruntime"}),
@@ -52,7 +59,8 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=lambda value: str(value) if isinstance(value, dict) else " ".join(sorted(value)),
 )
 def test_a_peer_computes_what_the_workload_says(form: dict[str, Any], having: set[str], peer: str) -> None:
-    work = workload(form["op"], **SIZES, **{name: form[name] for name in form if name != "op"})
+    sizes = {} if form["op"] == "conv2d" else SIZES
+    work = workload(form["op"], **sizes, **{name: form[name] for name in form if name != "op"})
     op = op_of(work)
     inputs, (spec,) = op.random_inputs(work, seed=2), op.outputs(work)
     arrays = [decode(each, s.dtype) for s, each in zip(op.inputs(work), inputs)]

@@ -115,6 +115,57 @@ def test_strided_inputs_are_copied(known: Library) -> None:
     assert is_product(known.matmul(wide[:, ::2], np.asfortranarray(b)), a, b)
 
 
+@pytest.fixture(scope="module")
+def packed_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.libraries import default_record, write_log
+
+    target, folder = tvmops.target("native"), tmp_path_factory.mktemp("packed")
+    work = [tvmops.workload("matmul", m=17, n=31, k=61, packed="panels", bias=bias) for bias in (False, True)]
+    log = write_log(folder / "log.jsonl", *(default_record(each, target) for each in work))
+    return tvmops.export(work, target, [log], folder / "library")
+
+
+@pytest.mark.parametrize("kind", ["NumPy", "torch"])
+def test_packed_weights_are_remembered(
+    packed_library: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one weight and then with another of its shape, whether or not there is a bias."""
+    lib = tvmops.load(packed_library)
+    a, b = inputs(1)
+    out, bias = np.empty((17, 31), np.float32), np.arange(31, dtype=np.float32)
+    given = (a, bias, out)
+    if kind == "torch":
+        torch = pytest.importorskip("torch")
+        given = tuple(torch.from_numpy(array) for array in given)
+    x, more, y = given
+    weights = [(b, lib.pack("matmul", b)), (2 * b, lib.pack("matmul", 2 * b))]
+    lib.matmul(x, weights[0][1], out=y)
+    lib.matmul(x, weights[0][1], bias=more, out=y)
+    monkeypatch.setitem(runtime_load.CALLS, "matmul", None)  # the careful way would fail
+    for weight, packed in weights:
+        out[:] = np.nan
+        assert lib.matmul(x, packed, out=y) is y
+        assert is_product(out, a, weight)
+        assert is_product(np.asarray(lib.matmul(x, packed)), a, weight)
+        assert lib.matmul(x, packed, bias=more, out=y) is y
+        assert is_product(out - bias, a, weight)
+
+
+def test_a_packed_weight_that_does_not_fit_is_refused(packed_library: Path) -> None:
+    lib = tvmops.load(packed_library)
+    a, b = inputs(1)
+    packed, out = lib.pack("matmul", b), np.empty((17, 31), np.float32)
+    lib.matmul(a, packed, out=out)
+    with pytest.raises(CallTypeError, match="'b' is PackedWeight"):
+        lib.matmul(a.view("uint16")[:, ::2].copy(), packed, out=out.view("uint16")[:, ::2].copy())
+    with pytest.raises(CallError, match="'out' is strided"):
+        lib.matmul(a, packed, out=np.empty((17, 62), np.float32)[:, ::2])
+    with pytest.raises(CallError, match="shares memory"):
+        lib.matmul(a, packed, out=packed.array.reshape(-1)[: 17 * 31].reshape(17, 31))
+    with pytest.raises(CallError, match="'b' is of shape"):
+        lib.matmul(a[:, :60].copy(), packed, out=out)
+
+
 def test_what_does_not_fit_is_refused_by_name(known: Library) -> None:
     a, b = inputs(1)
     with pytest.raises(CallTypeError, match="'a' is of dtype float64"):

@@ -35,7 +35,7 @@ class KnownCalls:
 
     def __init__(self) -> None:
         self._plans: dict[Key, Plan] = {}
-        self.products: dict[Key, Callable[..., None]] = {}  # of plain matrices, by type, shapes and flags
+        self.products: dict[Key, Callable[..., None]] = {}  # of matrices alone, by type, shapes and flags
 
     def answer(self, key: Key, arrays: Arrays, outs: Arrays) -> Arrays | None:
         """Compute a call that is known; None if it is not, or must go the careful way.
@@ -52,7 +52,8 @@ class KnownCalls:
             if plan is None or not all(out is None or _is_plain(out) for out in outs):
                 return None
             if plan.is_direct and None is not outs[0]:
-                plan.kernel(*filter(_is_given, arrays), *plan.scalars, *outs)
+                given = map(held, arrays) if plan.is_packed else arrays
+                plan.kernel(*filter(_is_given, given), *plan.scalars, *outs)
                 return outs
             return plan.answer(arrays, outs)
         except REFUSALS:
@@ -74,11 +75,15 @@ class KnownCalls:
 
     def _learn_product(self, arrays: Arrays, flags: tuple[Any, ...], kernel: Callable[..., None]) -> None:
         a, b = arrays
-        if type(a) is type(b) is _ndarray:
-            self.products[(_ndarray, a.shape, b.shape, *flags)] = kernel
-        elif _is_tensor(a) and type(a) is type(b) and a.numel() > 1 and b.numel() > 1:
+        is_packed = type(b) is PackedWeight
+        if not (is_packed or type(a) is type(b)):
+            return
+        key = (type(a), a.shape, b.layout if is_packed else None, b.shape, *flags)
+        if type(a) is _ndarray:
+            self.products[key] = kernel
+        elif _is_tensor(a) and a.numel() > 1 and (is_packed or b.numel() > 1):
             # tensors that are to be negated lie strided, but for a single element
-            self.products[(type(a), a.shape, b.shape, *flags)] = _without_gradients(kernel)
+            self.products[key] = _without_gradients(kernel)
 
 
 def _without_gradients(kernel: Callable[..., None]) -> Callable[..., None]:
@@ -86,7 +91,7 @@ def _without_gradients(kernel: Callable[..., None]) -> Callable[..., None]:
     is_grad_enabled = sys.modules["torch"].is_grad_enabled
 
     def checked(a: Any, b: Any, out: Any) -> None:
-        if is_grad_enabled() and (a.requires_grad or b.requires_grad or out.requires_grad):
+        if is_grad_enabled() and any(getattr(each, "requires_grad", False) for each in (a, b, out)):
             raise ValueError("a tensor requires grad")
         kernel(a, b, out)
 
@@ -119,6 +124,7 @@ class Plan:
     scalars: tuple[float, ...]
     outputs: tuple[tuple[Shape, str, Shape | None], ...]  # shape and dtype, and shape for the kernel
     is_direct: bool  # True if all arrays go as they are, in the order of the arguments
+    is_packed: bool  # True if one of them is a packed weight, of which the kernel takes the array
 
     def answer(self, arrays: Arrays, outs: Arrays) -> Arrays | None:
         given = []
@@ -160,8 +166,8 @@ def plan_of(arrays: Arrays, call: Call, kernel: Callable[..., None]) -> Plan | N
         call.scalars,
         tuple(outputs),
         is_direct=inputs == [(index, None) for index in in_order]
-        and not any(type(array) is PackedWeight for array in arrays)
         and all(shape is None for _, _, shape in outputs),
+        is_packed=any(type(array) is PackedWeight for array in arrays),
     )
 
 

@@ -87,12 +87,17 @@ class Operators(ABC):
             The library was exported without such an epilogue, or without packed weights.
         """
         # np.matmul is quick: a plain product into a given array takes no longer than it must
-        kind = type(a)
-        if kind is type(b) is type(out) and bias is activation is residual is out_dtype is None:
+        kind, is_packed = type(a), type(b) is PackedWeight
+        if (
+            kind is type(out)
+            and (is_packed or kind is type(b))
+            and bias is activation is residual is out_dtype is None
+        ):
             try:
-                kernel = self._known.products.get((kind, a.shape, b.shape, trans_a, trans_b))
+                layout = b.layout if is_packed else None
+                kernel = self._known.products.get((kind, a.shape, layout, b.shape, trans_a, trans_b))
                 if kernel is not None:
-                    kernel(a, b, out)
+                    kernel(a, b.array if is_packed else b, out)
                     return out
             except REFUSALS:
                 pass  # the careful way says why, or copies

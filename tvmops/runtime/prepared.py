@@ -53,7 +53,8 @@ class Prepared:
             if type(out) is not _ndarray:
                 _refuse_gradients(arrays, out)
             if self._is_direct and out is not None:
-                self._kernel(*arrays, *self._scalars, out)
+                given = map(held, arrays) if self.plan.is_packed else arrays
+                self._kernel(*given, *self._scalars, out)
                 return out
             outs = (None,) * self._outs if out is None else (out,) if self._outs == 1 else tuple(out)
             made = self.plan.answer(arrays, outs) if len(arrays) == len(self.names) else None

@@ -123,6 +123,19 @@ def test_only_streaming_makes_stores_that_pass_the_caches(on: str, stream: bool)
     assert ("sfence" in code) is stream
 
 
+@pytest.mark.parametrize(
+    "spec, rows",  # that are asked for: the next one of each large input
+    [("softmax", 1), ("layer_norm", 1), ("layer_norm residual=true", 2), ("rms_norm", 1)],
+)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_the_next_row_is_asked_for_once(spec: str, rows: int, ahead: bool) -> None:
+    work, target = Workload.parse(f"{spec} rows=1000 cols=64"), machine("x86-64-v4")
+    template = templates_for(work, target)[0]
+    config = template.default(work, target).replace(slots=4, tasks=1, ahead=ahead)
+    code = compile_module(template.build(work, target, config), target).inspect_source("asm")
+    assert code.count("prefetcht0") == (4 * rows if ahead else 0)  # four vectors, each a line
+
+
 def unusual(drawn: list[Any]) -> None:
     x = drawn[0]
     x[0] = -np.inf

@@ -57,7 +57,7 @@ def matmul(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) ->
 
 def conv2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
     """In NCHW, the only layout that its Conv has, with what it fuses; data comes in that layout."""
-    activation = {"none": None, "relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh"}
+    activation = {"none": None, "relu": "Relu", "relu6": "Clip", "sigmoid": "Sigmoid", "tanh": "Tanh"}
     if workload["residual"] or workload["activation"] not in activation:
         return None
     last = workload["layout"] == "NHWC"
@@ -76,9 +76,11 @@ def conv2d(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) ->
         group=workload["groups"],
     )
     after = activation[str(workload["activation"])]
-    nodes = [conv, helper.make_node(after, ["sum"], ["y"])] if after else [conv]
     prepared = () if workload["packed"] == PLAIN else ("w", "bias")
     constant = {name: given.pop(name) for name in prepared if name in given}
+    limits = {"low": np.float32(0), "high": np.float32(6)} if after == "Clip" else {}
+    nodes = [conv, helper.make_node(after, ["sum", *limits], ["y"])] if after else [conv]
+    constant.update({name: np.asarray(limit) for name, limit in limits.items()})
     call = session(nodes, given, {"y": y}, constant=constant)
     return reporting(call, lambda _: np.copyto(outputs[0], np.moveaxis(y, 1, 3))) if last else call
 
