@@ -24,6 +24,7 @@ from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
 from tvmops.schedules.cuda.gemm_mma import MmaGemm
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.cuda.rows import CudaRows
+from tvmops.schedules.cuda.weight_only import WeightOnlyMma
 from tvmops.schedules.sketch import Sketch
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.targets import Target
@@ -53,6 +54,7 @@ TEMPLATES: tuple[Template, ...] = (
     DecodeAttention(),
     WgmmaAttention(),
     CudaRows(),
+    WeightOnlyMma(),
     Sketch(),
 )
 
