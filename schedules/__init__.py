@@ -22,6 +22,7 @@ from tvmops.schedules.cpu.winograd import Winograd2, Winograd4, Winograd6
 from tvmops.schedules.cuda.attention_decode import DecodeAttention
 from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
 from tvmops.schedules.cuda.gemm_mma import MmaGemm
+from tvmops.schedules.cuda.gemm_simt import SimtGemm
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.cuda.rows import CudaRows
 from tvmops.schedules.cuda.weight_only import WeightOnlyMma
@@ -51,6 +52,7 @@ TEMPLATES: tuple[Template, ...] = (
     CpuElementwise(),
     WgmmaGemm(),
     MmaGemm(),
+    SimtGemm(),
     DecodeAttention(),
     WgmmaAttention(),
     CudaRows(),
