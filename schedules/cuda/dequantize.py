@@ -82,7 +82,7 @@ class Dequantizer:
         return [low, pack(self.dtype, high, high) if self.dtype == "float16" else low]
 
     def expand(self, out: Any, at: int, words: list[Any], terms: list[Any]) -> None:
-        """Write four pairs, eight values of k, to `out[at:]`; the words are one of nibbles or two of bytes."""
+        """Write four pairs, eight values of k, to `out[at:]`, of one word of nibbles or two of bytes."""
         if self.bits == 4:
             self._call("nibbles", T.address_of(out[at]), words[0], *terms)
             return

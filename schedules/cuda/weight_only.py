@@ -44,9 +44,7 @@ class WeightOnlyMma(Template):
         if workload.op != "matmul_weight_only" or target.gpu is None or target.gpu.compute < _AMPERE:
             return False
         (group,) = workload.dims("group")
-        return workload["dtype"] in ("float16", "bfloat16") and (
-            group in (STEP, 2 * STEP) or group % BK == 0
-        )
+        return workload["dtype"] in ("float16", "bfloat16") and (group in (STEP, 2 * STEP) or group % BK == 0)
 
     def space(self, workload: Workload, target: Target) -> Space:
         knobs = (

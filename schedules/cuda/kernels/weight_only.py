@@ -366,9 +366,7 @@ class WeightOnlyKernel:
 
     def _add_up(self) -> None:
         t = self.tiles
-        units = [
-            (pair, part, odd) for pair in range(t.pairs) for part in range(t.rows) for odd in range(2)
-        ]
+        units = [(pair, part, odd) for pair in range(t.pairs) for part in range(t.rows) for odd in range(2)]
         if t.warps_k == 1:
             for unit in units:
                 self._finish(unit, [self.totals[at] for at in self._four(unit)])
@@ -407,7 +405,11 @@ class WeightOnlyKernel:
             with T.If(T.truncmod(p.n, 4) == 0):
                 with T.Then():
                     halves = [pack(p.dtype, *done[i : i + 2]) for i in (0, 2)]
-                    do(c_call("void", "store_four", self.c.ptr_to([row, column]), *halves, source=_STORE_FOUR))
+                    do(
+                        c_call(
+                            "void", "store_four", self.c.ptr_to([row, column]), *halves, source=_STORE_FOUR
+                        )
+                    )
                 with T.Else():
                     for i in range(4):
                         with when(column + i < p.n):

@@ -104,7 +104,9 @@ class TestRunHere:
         arguments |= {"c": memory[GUARD:-GUARD].reshape(right.shape), "m": m, "n": n, "k": k, "batch": batch}
         grid = -(-m // tiles.bm) * -(-n // tiles.bn) * batch
         emulated(cubin, tmp_path)(grid, arguments, shared_bytes=tiles.shared_bytes)
-        assert (memory[:GUARD].view(np.uint8) == 0xFF).all() and (memory[-GUARD:].view(np.uint8) == 0xFF).all()
+        assert (memory[:GUARD].view(np.uint8) == 0xFF).all() and (
+            memory[-GUARD:].view(np.uint8) == 0xFF
+        ).all()
         found = decode(memory[GUARD:-GUARD].reshape(right.shape), out.dtype).astype(np.float64)
         assert np.abs(found - right).max() <= op.tolerance(work)
 

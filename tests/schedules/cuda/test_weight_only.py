@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.schedules.cuda.compiled import compiled, needs_nvcc
+from tests.schedules.cuda.compiled import compiled
 from tests.schedules.cuda.emulated import emulated, needs_emulator
 from tvmops.ops import op_of
 from tvmops.schedules.cuda.kernels.weight_only import shared_bytes
