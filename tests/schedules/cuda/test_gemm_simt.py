@@ -74,7 +74,7 @@ CASES = [
         ),  # less k than a step
         config(32, 64, 16, 4, 8),
     ),
-    (matmul(24, 70, 40, batch=2, shared="b", dtype="float16", activation="silu"), config(64, 64, 8, 8, 8)),
+    (matmul(24, 70, 40, batch=2, shared="b", dtype="float16", activation="silu"), config(32, 64, 8, 8, 8)),
     (
         matmul(
             9, 33, 50, dtype="bfloat16", bias=True, residual=True, out_dtype="float32", bias_dtype="float32"
