@@ -23,8 +23,10 @@ from tvmops.schedules.cuda.attention_decode import DecodeAttention
 from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
 from tvmops.schedules.cuda.gemm_mma import MmaGemm
+from tvmops.schedules.cuda.gemm_simt import SimtGemm
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.cuda.rows import CudaRows
+from tvmops.schedules.cuda.weight_only import WeightOnlyMma
 from tvmops.schedules.sketch import Sketch
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.targets import Target
@@ -52,9 +54,11 @@ TEMPLATES: tuple[Template, ...] = (
     WgmmaGemm(),
     Fp8Gemm(),
     MmaGemm(),
+    SimtGemm(),
     DecodeAttention(),
     WgmmaAttention(),
     CudaRows(),
+    WeightOnlyMma(),
     Sketch(),
 )
 

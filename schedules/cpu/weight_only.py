@@ -50,7 +50,11 @@ class WeightOnly(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        return workload.op == "matmul_weight_only" and target.kind == "cpu"
+        return (
+            workload.op == "matmul_weight_only"
+            and target.kind == "cpu"
+            and workload["dtype"] in ("float32", "bfloat16")
+        )
 
     def space(self, workload: Workload, target: Target) -> Space:
         m, _ = workload.dims("m", "n")

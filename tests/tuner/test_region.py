@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,7 @@ def test_sizes_span_the_range(low: int, more: int, count: int) -> None:
 def test_each_small_size_is_there_if_there_may_be_many() -> None:
     sizes = sizes_along(Range(1, 4096), 24)
     assert sizes[:12] == list(range(1, 13))
-    assert max(after / size for size, after in zip(sizes[11:], sizes[12:])) < 1.8
+    assert max(after / size for size, after in pairwise(sizes[11:])) < 1.8
     assert sizes_along(Range(1, 4096), 6)[:3] == [1, 5, 29]
 
 

@@ -27,7 +27,7 @@ class MatMulWeightOnly(Signature):
         Field("m", Dim()),
         Field("n", Dim()),
         Field("k", Dim()),
-        Field("dtype", Choice(("float32", "bfloat16")), "float32", shown=True),
+        Field("dtype", Choice(("float32", "bfloat16", "float16")), "float32", shown=True),
         Field("bits", Choice(("4", "8")), "4", shown=True),
         Field("group", Dim(fixed=True), 128, shown=True),
         Field("zero_points", Flag(), False),

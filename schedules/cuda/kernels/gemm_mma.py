@@ -20,42 +20,10 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import Extent, ceildiv
 from tvmops.schedules.cuda.activation import activate
+from tvmops.schedules.cuda.pieces import PIECE, copy_piece, fetch_piece, place_piece
 from tvmops.schedules.cuda.words import PTX_TYPES, Scalar, c_call, do, pack, ptx, slice_of, when
 
 BK = 64  # k of a stage
-_PIECE = 8  # elements: 16 bytes
-
-# 8 elements to shared memory; those from the `valid`-th on become 0.
-_COPY_ASYNC = """
-__forceinline__ __device__ void copy_piece_{vector}(unsigned to, const void* from, int row, int pitch,
-                                                    int column, int valid) {{
-  const char* at = static_cast<const char*>(from);
-  if (valid > 0) at += (static_cast<long long>(row) * pitch + column) * 2;
-#pragma unroll
-  for (int i = 0; i < 8; i += {vector}) {{
-    const int left = min(max(valid - i, 0), {vector});
-    asm volatile("cp.async.{cache}.shared.global [%0], [%1], {nbytes}, %2;" ::
-                 "r"(to + 2 * i), "l"(at + (left > 0 ? 2 * i : 0)), "r"(2 * left) : "memory");
-  }}
-}}
-"""
-# The same in two steps, for rows that begin anywhere: to registers, and from there.
-_FETCH = """
-__forceinline__ __device__ void fetch_piece(unsigned* raw, const void* from, int row, int pitch,
-                                            int column, int valid) {
-  const unsigned short* at = static_cast<const unsigned short*>(from);
-  if (valid > 0) at += static_cast<long long>(row) * pitch + column;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) raw[i] = i < valid ? __ldg(at + i) : 0;
-}
-"""
-_PLACE = """
-__forceinline__ __device__ void place_piece(unsigned to, const unsigned* raw) {
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::
-               "r"(to), "r"(raw[0] | raw[1] << 16), "r"(raw[2] | raw[3] << 16),
-               "r"(raw[4] | raw[5] << 16), "r"(raw[6] | raw[7] << 16) : "memory");
-}
-"""
 _STORE_PAIR = """
 __forceinline__ __device__ void store_pair(void* memory, unsigned pair) {
   *static_cast<unsigned*>(memory) = pair;
@@ -126,7 +94,7 @@ class _Operand:
     def __init__(self, array: Any, extent: Extent, k: Extent, k_inner: bool, block: int, vector: int) -> None:
         self.array, self.extent, self.k = array, extent, k
         self.k_inner, self.block, self.vector = k_inner, block, vector
-        self.pieces = (BK if k_inner else block) // _PIECE  # of a row
+        self.pieces = (BK if k_inner else block) // PIECE  # of a row
         self.ring: Any = None
         self.slice: Any = None
         self.base: Any = None
@@ -155,7 +123,7 @@ class _Operand:
         self.thread, self.threads = thread, threads
         self.steps = -(-self.rows * self.pieces // threads)  # pieces of a thread
         if self.in_two_steps:
-            self.raw = T.alloc_local((self.steps * _PIECE,), "uint32")
+            self.raw = T.alloc_local((self.steps * PIECE,), "uint32")
 
     @property
     def in_two_steps(self) -> bool:
@@ -167,13 +135,11 @@ class _Operand:
             self.fetch(origin, k_origin)
             self.place(stage)
             return
-        cache = "cg" if self.vector == _PIECE else "ca"
-        source = _COPY_ASYNC.format(vector=self.vector, nbytes=2 * self.vector, cache=cache)
 
         def piece(step: int, row: Any, piece: Any) -> Any:
             address = self.address(stage, row, piece)
             found = self._found(row, piece, origin, k_origin)
-            return c_call("void", f"copy_piece_{self.vector}", address, *found, source=source)
+            return copy_piece(self.vector, address, *found)
 
         self._each(piece)
 
@@ -181,10 +147,8 @@ class _Operand:
         """Begin to read a tile to registers."""
 
         def piece(step: int, row: Any, piece: Any) -> Any:
-            raw = T.address_of(self.raw[step * _PIECE])
-            return c_call(
-                "void", "fetch_piece", raw, *self._found(row, piece, origin, k_origin), source=_FETCH
-            )
+            raw = T.address_of(self.raw[step * PIECE])
+            return fetch_piece(raw, *self._found(row, piece, origin, k_origin))
 
         self._each(piece)
 
@@ -192,8 +156,8 @@ class _Operand:
         """Write what was read to shared memory."""
 
         def piece(step: int, row: Any, piece: Any) -> Any:
-            raw = T.address_of(self.raw[step * _PIECE])
-            return c_call("void", "place_piece", self.address(stage, row, piece), raw, source=_PLACE)
+            raw = T.address_of(self.raw[step * PIECE])
+            return place_piece(self.address(stage, row, piece), raw)
 
         self._each(piece)
 
@@ -212,10 +176,10 @@ class _Operand:
     def _found(self, row: Any, piece: Any, origin: Any, k_origin: Any) -> tuple[Any, ...]:
         """Return where a piece lies in the array: its row, their length, its column, what is there of it."""
         if self.k_inner:
-            y, x = origin + row, k_origin + piece * _PIECE
+            y, x = origin + row, k_origin + piece * PIECE
             valid = tirx.Select(y < self.extent, self.k - x, 0)
         else:
-            y, x = k_origin + row, origin + piece * _PIECE
+            y, x = k_origin + row, origin + piece * PIECE
             valid = tirx.Select(y < self.k, self.extent - x, 0)
         return self.slice, y, self.row_length, x, valid
 

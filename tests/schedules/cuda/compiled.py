@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -31,3 +33,13 @@ def compiled(template: Template, workload: Workload, target: Target, config: Con
     module = template.build(workload, target, config)
     _, (cubin,) = cuda.compile_module(module, target)
     return cubin
+
+
+def ptx_of(cubin: cuda.Cubin, code: str, folder: Path) -> str:
+    """Return the instructions that nvcc makes of the source of `cubin`, before ptxas."""
+    source, out = folder / "kernel.cu", folder / "kernel.ptx"
+    source.write_text(cubin.source)
+    architecture = f"-arch={code.replace('sm_', 'compute_')}"
+    command = [cuda.find_nvcc(), "-ptx", architecture, "-O3", "-std=c++17", "-o", str(out), str(source)]
+    subprocess.run(command, check=True, capture_output=True)
+    return out.read_text()

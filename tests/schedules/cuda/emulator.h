@@ -216,6 +216,23 @@ static inline int __shfl_sync(uint32_t, int x, int from, int) { return exchange(
 static inline float exp2_approx(float x) { return exp2f(x); }
 static inline unsigned pack_bfloat16(float low, float high) { return to_bfloat16(low) | to_bfloat16(high) << 16; }
 static inline unsigned pack_float16(float low, float high) { return to_half(low) | to_half(high) << 16; }
+template <float (*to_float)(uint16_t), uint16_t (*from_float)(float)>
+static inline unsigned fma_pair(unsigned a, unsigned b, unsigned c) {
+  auto part = [&](int shift) {
+    return from_float(fmaf(to_float(a >> shift), to_float(b >> shift), to_float(c >> shift)));
+  };
+  return part(0) | static_cast<unsigned>(part(16)) << 16;
+}
+static inline unsigned fma_pair_float16(unsigned a, unsigned b, unsigned c) { return fma_pair<from_half, to_half>(a, b, c); }
+static inline unsigned fma_pair_bfloat16(unsigned a, unsigned b, unsigned c) {
+  return fma_pair<from_bfloat16, to_bfloat16>(a, b, c);
+}
+static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+  const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i) result |= static_cast<unsigned>(bytes >> 8 * (selector >> 4 * i & 7) & 0xFF) << 8 * i;
+  return result;
+}
 static inline void tvm_builtin_cuda_warp_sync() { emulator::meet(emulator::warp().group); }
 static inline void tvm_builtin_cuda_cluster_sync() { emulator::meet(emulator::cluster_group); }
 static inline unsigned tvm_builtin_cluster_ctaid_x() { return emulator::now->block->rank; }
@@ -248,6 +265,16 @@ static inline void copy_piece(unsigned to, const void* from, int row, int pitch,
 static inline void place_piece(unsigned to, const unsigned* raw) {
   for (int i = 0; i < 8; ++i) std::memcpy(emulator::shared(to + 2 * i, 2), raw + i, 2);
 }
+static inline void load_piece(unsigned* out, unsigned from) { std::memcpy(out, emulator::shared(from, 16), 16); }
+static inline void save_piece(unsigned to, float a, float b, float c, float d) {
+  const float values[4] = {a, b, c, d};
+  std::memcpy(emulator::shared(to, 16), values, 16);
+}
+static inline void add_piece(float* sums, unsigned from) {
+  float values[4];
+  std::memcpy(values, emulator::shared(from, 16), 16);
+  for (int i = 0; i < 4; ++i) sums[i] += values[i];
+}
 COPY_PIECE(2) COPY_PIECE(4) COPY_PIECE(8)
 static inline void tvm_builtin_ptx_cp_async_commit_group_async_commit_group() { emulator::now->groups.emplace_back(); }
 static inline void wait_group(size_t left) {
@@ -261,7 +288,7 @@ static inline void wait_group(size_t left) {
 }
 #define WAIT_GROUP(n) \
   static inline void tvm_builtin_ptx_cp_async_wait_group_async_wait_group_##n() { wait_group(n); }
-WAIT_GROUP(0) WAIT_GROUP(1) WAIT_GROUP(2) WAIT_GROUP(3) WAIT_GROUP(4)
+WAIT_GROUP(0) WAIT_GROUP(1) WAIT_GROUP(2) WAIT_GROUP(3) WAIT_GROUP(4) WAIT_GROUP(5) WAIT_GROUP(6)
 
 static inline void load_matrices(uint32_t* out, uint32_t address, bool transposed) {
   auto& warp = emulator::warp();

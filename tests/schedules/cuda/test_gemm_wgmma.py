@@ -51,7 +51,7 @@ def test_nothing_else_covers_sixteen_bits_on_a_cpu_template() -> None:
     names = [template.name for template in templates_for(LARGE, H200)]
     assert names[0] == TEMPLATE.name and "cpu.gemm" not in names
     with pytest.raises(NoTemplateError):
-        templates_for(matmul(8, 8, 8, "float32"), target("cuda-sm75"))
+        templates_for(workload("matmul_int8", m=8, n=8, k=8), H200)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvmops.measure.bundle.device import Call, calls_for, decoded
-from tvmops.measure.bundle.torch_exact import EXACT, SCALES
+from tvmops.measure.bundle.torch_exact import DRAWN, EXACT, SCALES
 from tvmops.measure.bundle.torch_peers import PEERS
 from tvmops.ops import Op, op_of
 from tvmops.signatures.dtypes import BFLOAT16, FLOAT8
@@ -35,13 +35,18 @@ class TorchCuda:
 
     def draw(self, workload: Workload, seed: int) -> list[Any]:
         op, torch = op_of(workload), self._torch
-        scales = SCALES[workload.op](workload) if workload.op in SCALES else None
-        if scales is None and type(op).random_inputs is not Op.random_inputs:  # with wishes of its own
-            drawn = op.random_inputs(workload, seed)
-            return [self._upload(array, spec.dtype) for array, spec in zip(drawn, op.inputs(workload))]
         generator = torch.Generator("cuda").manual_seed(seed)
+        drawn = DRAWN[workload.op](torch, workload, generator) if workload.op in DRAWN else {}
+        scales = SCALES[workload.op](workload) if workload.op in SCALES else None
+        wishes = type(op).random_inputs is not Op.random_inputs
+        if wishes and not drawn and scales is None:
+            arrays = op.random_inputs(workload, seed)
+            return [self._upload(array, spec.dtype) for array, spec in zip(arrays, op.inputs(workload))]
         tensors = []
         for spec in op.inputs(workload):
+            if spec.name in drawn:
+                tensors.append(drawn[spec.name])
+                continue
             values = torch.rand(spec.shape, device="cuda", generator=generator) * 2 - 1
             tensor = (values * (scales or {}).get(spec.name, 1.0)).to(self._dtype(spec.dtype))
             tensors.append(tensor.view(torch.uint8) if spec.dtype in FLOAT8 else tensor)

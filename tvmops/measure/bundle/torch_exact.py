@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+from tvmops.measure.bundle.torch_weights import draw_packed, unpacked
 from tvmops.ops import op_of
 from tvmops.ops.attention import SHARPNESS, last_key
 from tvmops.signatures.attention import NO_MASK
@@ -32,6 +33,16 @@ def _matmul_fp8(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequen
     product = a @ b.T
     product *= a_scale[:, None]
     product *= b_scale
+    return (product,)
+
+
+def _weight_only(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequence[Any] | None:
+    if workload["activation"] != "none":
+        return None
+    x, w, *bias = inputs
+    product = x.double() @ unpacked(torch, workload, w).double().mT
+    for each in bias:
+        product += each.double()
     return (product,)
 
 
@@ -80,14 +91,17 @@ def _sharp_queries(workload: Workload) -> dict[str, float] | None:
     return {"q": SHARPNESS} if workload["mask"] == NO_MASK else None
 
 
-# By op: the exact results, or None where NumPy must compute them; and by what factors the
-# inputs are wider than [-1, 1), or None where the op must draw them.
+# By op: the exact results, or None where NumPy must compute them; by what factors the inputs
+# are wider than [-1, 1), or None where the op must draw them; and inputs of their own kind, by
+# name, where they can be drawn on the device.
 EXACT: dict[str, Exact] = {
     "matmul": _matmul,
     "matmul_fp8": _matmul_fp8,
+    "matmul_weight_only": _weight_only,
     "attention": _attention,
     "softmax": _softmax,
     "layer_norm": _norm,
     "rms_norm": _norm,
 }
 SCALES: dict[str, Callable[[Workload], dict[str, float] | None]] = {"attention": _sharp_queries}
+DRAWN: dict[str, Callable[[Any, Workload, Any], dict[str, Any]]] = {"matmul_weight_only": draw_packed}

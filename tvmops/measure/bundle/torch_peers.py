@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tvmops.measure.bundle.device import Call
+from tvmops.measure.bundle.torch_weights import unpacked
 from tvmops.signatures.attention import NO_MASK
 from tvmops.signatures.matmul_fp8 import ROWS
 from tvmops.workloads import Workload
@@ -68,6 +69,19 @@ def _attention(torch: Any, workload: Workload) -> dict[str, Call]:
     return {f"torch {torch.__version__} {name}": call for name, call in calls.items()}
 
 
+def _weight_only(torch: Any, workload: Workload) -> dict[str, Call]:
+    if workload["bias"] or workload["activation"] != "none":
+        return {}
+    floats: dict[int, Any] = {}  # the weights that packed ones stand for, by where those lie
+
+    def matmul(x: Any, w: Any, c: Any) -> None:
+        if w.data_ptr() not in floats:
+            floats[w.data_ptr()] = unpacked(torch, workload, w).to(x.dtype)
+        torch.matmul(x, floats[w.data_ptr()].mT, out=c)
+
+    return {f"torch {torch.__version__} matmul of {workload['dtype']} weights": matmul}
+
+
 def _softmax(torch: Any, workload: Workload) -> dict[str, Call]:
     if workload["axis"] != "last" or workload["mask_rows"] != 0 or workload["scaled"] or workload["log"]:
         return {}
@@ -102,6 +116,7 @@ def _norm(torch: Any, workload: Workload) -> dict[str, Call]:
 PEERS: dict[str, Callable[[Any, Workload], dict[str, Call]]] = {
     "matmul": _matmul,
     "matmul_fp8": _matmul_fp8,
+    "matmul_weight_only": _weight_only,
     "attention": _attention,
     "softmax": _softmax,
     "layer_norm": _norm,

@@ -25,7 +25,8 @@ def call(x: Any, w: Any, x_bits: int = 24, bias: Any = None, activation: str | N
     """Return the call that `Library.matmul_weight_only` makes of its arguments."""
     x = view(OP, "x", x)
     m, k = shape_of(OP, "x", x, 2)
-    dtype = BFLOAT16 if dtype_of(x) in (BFLOAT16, stored(BFLOAT16)) else "float32"
+    found = dtype_of(x)
+    dtype = BFLOAT16 if found == stored(BFLOAT16) else found if found in (BFLOAT16, "float16") else "float32"
     if not isinstance(w, PackedWeight) or w.op != OP:
         expected = f"what pack({OP!r}, ...) returned"
         raise CallTypeError(op=OP, argument="w", value=type(w).__name__, expected=expected)

@@ -1,0 +1,58 @@
+"""Pieces of 16 bytes on their way from an array of 16-bit elements to shared memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvmops.schedules.cuda.words import c_call
+
+PIECE = 8  # elements: 16 bytes
+
+# 8 elements to shared memory; those from the `valid`-th on become 0.
+_COPY_ASYNC = """
+__forceinline__ __device__ void copy_piece_{vector}(unsigned to, const void* from, int row, int pitch,
+                                                    int column, int valid) {{
+  const char* at = static_cast<const char*>(from);
+  if (valid > 0) at += (static_cast<long long>(row) * pitch + column) * 2;
+#pragma unroll
+  for (int i = 0; i < 8; i += {vector}) {{
+    const int left = min(max(valid - i, 0), {vector});
+    asm volatile("cp.async.{cache}.shared.global [%0], [%1], {nbytes}, %2;" ::
+                 "r"(to + 2 * i), "l"(at + (left > 0 ? 2 * i : 0)), "r"(2 * left) : "memory");
+  }}
+}}
+"""
+# The same in two steps, for rows that begin anywhere: to registers, and from there.
+_FETCH = """
+__forceinline__ __device__ void fetch_piece(unsigned* raw, const void* from, int row, int pitch,
+                                            int column, int valid) {
+  const unsigned short* at = static_cast<const unsigned short*>(from);
+  if (valid > 0) at += static_cast<long long>(row) * pitch + column;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) raw[i] = i < valid ? __ldg(at + i) : 0;
+}
+"""
+_PLACE = """
+__forceinline__ __device__ void place_piece(unsigned to, const unsigned* raw) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::
+               "r"(to), "r"(raw[0] | raw[1] << 16), "r"(raw[2] | raw[3] << 16),
+               "r"(raw[4] | raw[5] << 16), "r"(raw[6] | raw[7] << 16) : "memory");
+}
+"""
+
+
+def copy_piece(vector: int, to: Any, array: Any, row: Any, pitch: Any, column: Any, valid: Any) -> Any:
+    """Begin to copy a piece of `row`, `vector` elements at a time; from the `valid`-th on it is 0."""
+    cache = "cg" if vector == PIECE else "ca"
+    source = _COPY_ASYNC.format(vector=vector, nbytes=2 * vector, cache=cache)
+    return c_call("void", f"copy_piece_{vector}", to, array, row, pitch, column, valid, source=source)
+
+
+def fetch_piece(raw: Any, array: Any, row: Any, pitch: Any, column: Any, valid: Any) -> Any:
+    """Read a piece that begins anywhere to 8 registers."""
+    return c_call("void", "fetch_piece", raw, array, row, pitch, column, valid, source=_FETCH)
+
+
+def place_piece(to: Any, raw: Any) -> Any:
+    """Write what `fetch_piece` read to shared memory."""
+    return c_call("void", "place_piece", to, raw, source=_PLACE)
