@@ -14,12 +14,6 @@ memory and added in a fixed order, so that no workspace is needed and results re
 TMA leaves out what lies beyond an array when it stores, and reads zeros there: no shape needs
 to divide. It needs rows of a multiple of 16 bytes. m, n, k and the batch are known at run time
 alone: one kernel serves every such shape.
-
-Where rows begin anywhere (`ragged`), eight of them always make a multiple of 16 bytes: the copy
-engine sees such eight as one row, through eight views, the r-th of which ends with row r. So
-rows 0, 8, 16, ... of a tile come first, then rows 1, 9, 17, ... Of a this is an order of rows of
-c and is set right when c is stored. Of b it is an order along k, which a has to follow: consumers
-then read a to registers and pair there what lies 8 apart along k.
 """
 
 from __future__ import annotations
@@ -44,7 +38,6 @@ _TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
 # The end of a tensor map's arguments: no interleaving, 128-byte swizzle, L2 promotion, zeros.
 _SWIZZLED = (0, 3, 2, 0)
 _STORED = (0, 3, 0, 0)
-_TOGETHER = 8  # rows that make a multiple of 16 bytes, wherever they begin
 # wgmma's view of swizzled shared memory: swizzle of 128 bytes, 1024 bytes from 8 rows to the next 8.
 _BY_K = (1 << 62) | (64 << 32) | (1 << 16)
 
@@ -74,38 +67,9 @@ _VALUES = {
     "float16": ("short", "__half2float(__ushort_as_half(bits))"),
     "float32": ("int", "__uint_as_float(bits)"),
 }
-# Two neighbours of a row; the second may lie beyond its end.
 _STORE_TWO = """
-__forceinline__ __device__ void store_two_{dtype}(void* array, int row, int pitch, int column, float x, float y) {{
-  {type}* at = static_cast<{type}*>(array) + static_cast<long long>(row) * pitch + column;
-  if (pitch % 2 == 0) {{
-    {pair}
-  }} else {{
-    at[0] = {one};
-    if (column + 1 < pitch) at[1] = {other};
-  }}
-}}
-"""
-_TWO = {
-    "bfloat16": ("__nv_bfloat16", "*reinterpret_cast<__nv_bfloat162*>(at) = __floats2bfloat162_rn(x, y);",
-                 "__float2bfloat16_rn(x)", "__float2bfloat16_rn(y)"),
-    "float16": ("__half", "*reinterpret_cast<__half2*>(at) = __floats2half2_rn(x, y);",
-                "__float2half_rn(x)", "__float2half_rn(y)"),
-    "float32": ("float", "*reinterpret_cast<float2*>(at) = make_float2(x, y);", "x", "y"),
-}  # fmt: skip
-# 64 columns of a row of a in the order of `ragged` rows of b: this thread's 2c-th and next 8.
-_PAIR_UP = """
-__forceinline__ __device__ void pair_up(unsigned* words, unsigned row, int turn, int c) {
-  unsigned x[4], y[4];
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(row + (((2 * c) ^ turn) << 4)) : "memory");
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(y[0]), "=r"(y[1]), "=r"(y[2]), "=r"(y[3]) : "r"(row + (((2 * c + 1) ^ turn) << 4)) : "memory");
-#pragma unroll
-  for (int step = 0; step < 4; ++step) {
-    asm volatile("prmt.b32 %0, %1, %2, 0x5410;" : "=r"(words[4 * step]) : "r"(x[step]), "r"(y[step]));
-    asm volatile("prmt.b32 %0, %1, %2, 0x7632;" : "=r"(words[4 * step + 2]) : "r"(x[step]), "r"(y[step]));
-  }
+__forceinline__ __device__ void store_two(float* array, int row, int pitch, int column, float x, float y) {
+  *reinterpret_cast<float2*>(array + static_cast<long long>(row) * pitch + column) = make_float2(x, y);
 }
 """
 
@@ -114,9 +78,9 @@ def _wide(value: Any) -> Any:
     return value if isinstance(value, int) else tirx.Cast("int64", value)
 
 
-def tensor_map(array: Any, dtype: str, item: int, dims: Any, box: Any, ends: Any, pitch: Any = None) -> Any:
-    """Describe an array to the copy engine: sizes innermost first, bytes from row to row if others lie between."""
-    strides = [dims[0] * item if pitch is None else pitch]
+def tensor_map(array: Any, dtype: str, item: int, dims: Any, box: Any, ends: Any) -> Any:
+    """Describe an array to the copy engine: sizes innermost first."""
+    strides = [dims[0] * item]
     for size in dims[1:-1]:
         strides.append(_wide(strides[-1]) * size)
     var = builder.Bind(builder.tvm_stack_alloca("tensormap", 1), builder.handle("tensormap"))
@@ -144,9 +108,6 @@ class Form:
     residual: bool = False
     activation: str = "none"
     out_dtype: str = ""  # as dtype
-    ragged_a: bool = False  # rows of a begin anywhere
-    ragged_b: bool = False
-    ragged_c: bool = False
 
     @property
     def result(self) -> str:
@@ -159,7 +120,7 @@ class Form:
 
     @property
     def stores_directly(self) -> bool:
-        return self.ragged_a or self.ragged_c or self.result == "float32"
+        return self.result == "float32"
 
     @property
     def finishes(self) -> bool:
@@ -202,9 +163,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     BIAS, RESIDUAL = form.bias or DT, form.residual
     A_SMEM = (STAGES, BM // 64, BK, 64) if trans_a else (STAGES, PANELS, BM, 64)
     B_SMEM = (STAGES, PANELS, BN, 64) if trans_b else (STAGES, BN // 64, BK, 64)
-    A_ROWS, B_ROWS = BM // _TOGETHER, BK // _TOGETHER  # of a tile, that a view of ragged rows has
-    A_BOX = (64, A_ROWS if form.ragged_a else BK if trans_a else BM)
-    B_BOX = (64, B_ROWS if form.ragged_b else SHARED_B if trans_b else BK)
+    A_BOX = (64, BK if trans_a else BM)
+    B_BOX = (64, SHARED_B if trans_b else BK)
     A_DESC = _by_columns(BK) if trans_a else _BY_K
     B_DESC = _BY_K if trans_b else _by_columns(BK)
     A_LOADS = BM // 64 if trans_a else PANELS
@@ -230,61 +190,24 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             for name, (dtype, shape) in shapes.items()
         }
 
-    def maps_of(array: Any, matrix: Any, items: Any, box: Any, ragged: bool) -> list[Any]:
-        """Describe an operand to the copy engine, ragged rows by eight views."""
-        if not ragged:
-            return [tensor_map(array, DT, 2, (matrix[1], matrix[0], *items), box, _SWIZZLED)]
-        rows, length = matrix
-        views = []
-        for r in range(_TOGETHER):
-            ends = tirx.min((r + 1) * _wide(length), _wide(rows) * length)
-            count = tirx.max(T.truncdiv(rows + (_TOGETHER - 1 - r), _TOGETHER), 1)
-            views.append(
-                tensor_map(array, DT, 2, (ends, count), box, _SWIZZLED, _TOGETHER * _wide(length) * 2)
-            )
-        return views
+    def map_of(array: Any, matrix: Any, items: Any, box: Any) -> Any:
+        """Describe an operand to the copy engine."""
+        return tensor_map(array, DT, 2, (matrix[1], matrix[0], *items), box, _SWIZZLED)
 
     def load(
-        ring: Any,
-        at: Any,
-        maps: Any,
-        column: Any,
-        row: Any,
-        item: Any,
-        barrier: Any,
-        shares: bool,
-        length: Any,
-        rows: int,
+        ring: Any, at: Any, view: Any, column: Any, row: Any, item: Any, barrier: Any, shares: bool
     ) -> None:
-        """Begin to copy a box; of ragged rows all of a tile, view by view."""
+        """Begin to copy a box."""
         ends = (barrier, EVERYONE) if shares else (barrier,)
         kind = _MULTICAST if shares else _LOAD
-        stage, part, first, _ = at
-        if len(maps) == 1:
-            place = (column, row, *item)
-            do(
-                T.ptx[kind.format(rank=len(place))](
-                    ring.ptr_to([stage, part, first, 0]), T.address_of(maps[0]), *place, *ends
-                )
-            )
-            return
-        for r, view in enumerate(maps):
-            place = (r * length + column, T.truncdiv(row, _TOGETHER))
-            do(
-                T.ptx[kind.format(rank=2)](
-                    ring.ptr_to([stage, part, first + r * rows, 0]), T.address_of(view), *place, *ends
-                )
-            )
+        place = (column, row, *item)
+        do(T.ptx[kind.format(rank=len(place))](ring.ptr_to([*at]), T.address_of(view), *place, *ends))
 
     def a_item(item: Any) -> tuple[Any, ...]:
         return (item,) if A_ITEMS else ()
 
     def b_item(item: Any) -> tuple[Any, ...]:
         return (item,) if B_ITEMS else ()
-
-    def row_of(row: Any) -> Any:
-        """Return which row of a tile of c the `row`-th of a is."""
-        return T.truncmod(row, A_ROWS) * _TOGETHER + T.truncdiv(row, A_ROWS) if form.ragged_a else row
 
     def finish(sums: Any, at: Any, arrays: Any, row: Any, column: Any) -> None:
         """Apply the epilogue to one sum, of row `row` of all matrices."""
@@ -305,12 +228,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         return c_call("float32", f"element_{dtype}", array, row, pitch, column, source=source)
 
     def store_two(array: Any, row: Any, column: Any, x: Any, y: Any) -> None:
-        kind, pair, one, other = _TWO[OUT]
-        source = _STORE_TWO.format(dtype=OUT, type=kind, pair=pair, one=one, other=other)
-        do(c_call("void", f"store_two_{OUT}", array, row, N, column, x, y, source=source))
-
-    def pair_up(words: Any, at: int, row: Any, turn: Any, c: Any) -> None:
-        do(c_call("void", "pair_up", T.address_of(words[at]), row, turn, c, source=_PAIR_UP))
+        do(c_call("void", "store_two", array, row, N, column, x, y, source=_STORE_TWO))
 
     def accumulators(acc: Any, block: int) -> list[Any]:
         return [acc[block * NACC + i] for i in range(NACC)]
@@ -331,8 +249,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     def main() -> None:
         arrays = T.meta_var(declare())
         A, B, C = T.meta_var(arrays["a"]), T.meta_var(arrays["b"]), T.meta_var(arrays["c"])
-        a_maps = T.meta_var(maps_of(A, A_SHAPE, A_ITEMS, A_BOX, form.ragged_a))
-        b_maps = T.meta_var(maps_of(B, B_SHAPE, B_ITEMS, B_BOX, form.ragged_b))
+        a_map = T.meta_var(map_of(A, A_SHAPE, A_ITEMS, A_BOX))
+        b_map = T.meta_var(map_of(B, B_SHAPE, B_ITEMS, B_BOX))
         c_map = T.meta_var(None if form.stores_directly else tensor_map(C, OUT, 2, (N, M, *C_ITEMS), (64, 64), _STORED))
 
         T.device_entry()
@@ -409,19 +327,19 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         def load_a(kt):
             if trans_a:
                 for i in T.unroll(A_LOADS):
-                    load(As, (stage, i, 0, 0), a_maps, tm * BM + i * 64, kt * BK, a_item(item), full.ptr_to([stage]), False, K, A_ROWS)
+                    load(As, (stage, i, 0, 0), a_map, tm * BM + i * 64, kt * BK, a_item(item), full.ptr_to([stage]), False)
             else:
                 for i in T.unroll(A_LOADS):
-                    load(As, (stage, i, 0, 0), a_maps, kt * BK + i * 64, tm * BM, a_item(item), full.ptr_to([stage]), False, K, A_ROWS)
+                    load(As, (stage, i, 0, 0), a_map, kt * BK + i * 64, tm * BM, a_item(item), full.ptr_to([stage]), False)
 
         @T.inline
         def load_b(kt):
             if trans_b:
                 for i in T.unroll(B_LOADS):
-                    load(Bs, (stage, i, rank * SHARED_B, 0), b_maps, kt * BK + i * 64, tn * BN + rank * SHARED_B, b_item(item), full.ptr_to([stage]), SHARE > 1, N, B_ROWS)
+                    load(Bs, (stage, i, rank * SHARED_B, 0), b_map, kt * BK + i * 64, tn * BN + rank * SHARED_B, b_item(item), full.ptr_to([stage]), SHARE > 1)
             else:
                 for i in T.unroll(B_LOADS):
-                    load(Bs, (stage, rank * B_LOADS + i, 0, 0), b_maps, tn * BN + (rank * B_LOADS + i) * 64, kt * BK, b_item(item), full.ptr_to([stage]), SHARE > 1, N, B_ROWS)
+                    load(Bs, (stage, rank * B_LOADS + i, 0, 0), b_map, tn * BN + (rank * B_LOADS + i) * 64, kt * BK, b_item(item), full.ptr_to([stage]), SHARE > 1)
 
         if group == CONSUMERS:
             T.ptx.setmaxnreg.dec.sync.aligned.u32(tiles.producer_registers)
@@ -440,7 +358,6 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             T.ptx.setmaxnreg.inc.sync.aligned.u32(tiles.consumer_registers)
             acc = T.alloc_local((WM * NACC,), "float32")
             packed = T.alloc_local((4,), "uint32")
-            words = T.alloc_local((16,), "uint32")
             a_base: T.uint32 = T.cuda.cvta_generic_to_shared(As.ptr_to([0, 0, 0, 0])) + T.Cast("uint32", group * A_GROUP)
             b_base: T.uint32 = T.cuda.cvta_generic_to_shared(Bs.ptr_to([0, 0, 0, 0]))
             e_base: T.uint32 = T.cuda.cvta_generic_to_shared(empty.ptr_to([0]))
@@ -462,42 +379,27 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             def multiply():
                 for kt in T.serial(last - first):
                     T.cuda.mbarrier_wait(full.ptr_to([stage]), phase)
-                    if form.ragged_b:
-                        for half in T.unroll(2):
-                            pair_up(words, half, a_base + T.Cast("uint32", stage * (BM * BK * 2) + (warp * 16 + half * 8 + T.truncdiv(lane, 4)) * 128), T.truncdiv(lane, 4), lane % 4)
                     T.ptx.wgmma.fence.sync.aligned()
-                    if form.ragged_b:
-                        for step in T.unroll(BK // 16):
-                            T.ptx[MMA](*accumulators(acc, 0), *[words[step * 4 + i] for i in range(4)],
-                                       T.uint64(B_DESC) | T.Cast("uint64", ((b_base + T.Cast("uint32", stage * (BN * BK * 2) + b_offset(step))) >> 4) & T.uint32(0x3FFF)),
-                                       T.Not((kt == 0) & (step == 0)), 1, 1, 1)
-                    else:
-                        for step in T.unroll(BK // 16):
-                          for w in T.unroll(WM):
-                            T.ptx[MMA](*accumulators(acc, w),
-                                       T.uint64(A_DESC) | T.Cast("uint64", ((a_base + T.Cast("uint32", stage * (BM * BK * 2) + a_offset(step, w))) >> 4) & T.uint32(0x3FFF)),
-                                       T.uint64(B_DESC) | T.Cast("uint64", ((b_base + T.Cast("uint32", stage * (BN * BK * 2) + b_offset(step))) >> 4) & T.uint32(0x3FFF)),
-                                       T.Not((kt == 0) & (step == 0)), 1, 1, *MAJOR)
+                    for step in T.unroll(BK // 16):
+                      for w in T.unroll(WM):
+                        T.ptx[MMA](*accumulators(acc, w),
+                                   T.uint64(A_DESC) | T.Cast("uint64", ((a_base + T.Cast("uint32", stage * (BM * BK * 2) + a_offset(step, w))) >> 4) & T.uint32(0x3FFF)),
+                                   T.uint64(B_DESC) | T.Cast("uint64", ((b_base + T.Cast("uint32", stage * (BN * BK * 2) + b_offset(step))) >> 4) & T.uint32(0x3FFF)),
+                                   T.Not((kt == 0) & (step == 0)), 1, 1, *MAJOR)
                     T.ptx.wgmma.commit_group.sync.aligned()
-                    if form.ragged_b:  # its words are about to change
-                        T.ptx.wgmma.wait_group.sync.aligned(0)
-                        before = stage
+                    T.ptx.wgmma.wait_group.sync.aligned(1)
+                    if kt > 0:
                         release()
-                    else:
-                        T.ptx.wgmma.wait_group.sync.aligned(1)
-                        if kt > 0:
-                            release()
-                        before = stage
+                    before = stage
                     advance()
-                if not form.ragged_b:
-                    T.ptx.wgmma.wait_group.sync.aligned(0)
-                    release()
+                T.ptx.wgmma.wait_group.sync.aligned(0)
+                release()
 
             @T.inline
             def finish_all():  # and where it goes directly, store
                 for w in T.unroll(WM):
                     for half in T.unroll(2):
-                        r: T.int32 = tm * BM + row_of(group * (64 * WM) + w * 64 + warp * 16 + half * 8 + T.truncdiv(lane, 4))
+                        r: T.int32 = tm * BM + group * (64 * WM) + w * 64 + warp * 16 + half * 8 + T.truncdiv(lane, 4)
                         if r < M:
                             for j in T.unroll(BN // 8):
                                 column: T.int32 = tn * BN + j * 8 + lane % 4 * 2
@@ -563,23 +465,15 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                 while at < BM * RUNS:
                     r: T.int32 = T.truncdiv(at, RUNS)
                     column: T.int32 = T.truncmod(at, RUNS) * 8
-                    target: T.int32 = tm * BM + row_of(r)
+                    target: T.int32 = tm * BM + r
                     if (target < M) & (tn * BN + column < N):
                         for i in T.unroll(8):
                             total[i] = T.float32(0)
                         for source in T.unroll(SPLIT):
                             T.cuda.func_call("tvmops_add_partial", T.address_of(total[0]), partial.ptr_to([r, column]), source, source_code=_READ_PARTIAL)
-                        if form.finishes:
-                            for i in T.unroll(8):
-                                finish(total, i, arrays, item * M + target, T.min(tn * BN + column + i, N - 1))
-                        if form.stores_directly:
-                            for i in T.unroll(4):
-                                if tn * BN + column + i * 2 < N:
-                                    store_two(C.data, item * M + target, tn * BN + column + i * 2, total[i * 2], total[i * 2 + 1])
-                        else:
-                            for q in T.unroll(4):
-                                T.ptx[ROUND](halves[q], total[q * 2 + 1], total[q * 2])
-                            T.ptx["st.global.v4.b32"](C.ptr_to([*([item] if form.batched else []), target, tn * BN + column]), halves[0], halves[1], halves[2], halves[3])
+                        for q in T.unroll(4):
+                            T.ptx[ROUND](halves[q], total[q * 2 + 1], total[q * 2])
+                        T.ptx["st.global.v4.b32"](C.ptr_to([target, tn * BN + column]), halves[0], halves[1], halves[2], halves[3])
                     at = at + SPLIT * THREADS
             T.cuda.cluster_sync()
     # fmt: on

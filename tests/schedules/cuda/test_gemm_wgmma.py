@@ -100,7 +100,7 @@ def test_a_batch_counts_as_work() -> None:
     [
         ({"batch": 3, "trans_a": True}, SHARED, ["bulk_tensor_3d"]),
         ({"bias": True, "residual": True, "activation": "gelu"}, SHARED, ["element_bfloat16", "erff"]),
-        ({"bias": True, "activation": "silu", "out_dtype": "float32"}, SHARED, ["store_two_float32"]),
+        ({"bias": True, "activation": "silu", "out_dtype": "float32"}, SHARED, ["store_two"]),
         ({"bias": True, "bias_dtype": "float32", "residual": True}, SHARED, ["element_float32"]),
     ],
     ids=["a batch", "epilogue", "float32 results", "bias of float32"],
