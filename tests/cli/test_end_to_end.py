@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -129,7 +130,8 @@ def test_targets_lists_them_and_shows_this_machine(tvmops: Command) -> None:
 
 def test_ctrl_c_keeps_the_log_whole_and_says_how_to_go_on(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    command = ["tune", "matmul m=64 n=64 k=64", "--log", str(log), "--trials", "100000"]
+    work = [f"matmul m={m} n=64 k=64" for m in range(60, 72)]  # one alone may be at the roofline at once
+    command = ["tune", *work, "--log", str(log), "--trials", "100000"]
     child = subprocess.Popen(
         [sys.executable, "-m", "tvmops", *command],
         stdout=subprocess.DEVNULL,
@@ -144,8 +146,7 @@ def test_ctrl_c_keeps_the_log_whole_and_says_how_to_go_on(tmp_path: Path) -> Non
     _, errors = child.communicate(timeout=60)
     assert child.returncode == 130
     assert errors.splitlines() == [
-        f"tvmops: stopped; {log} holds every finished trial; to go on: "
-        f"tvmops tune 'matmul m=64 n=64 k=64' --log {log} --trials 100000"
+        f"tvmops: stopped; {log} holds every finished trial; to go on: tvmops {shlex.join(command)}"
     ]
     assert log.read_bytes().endswith(b"\n")
     assert all(each.status in ("ok", "slow") for each in read_log(log))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -41,13 +41,6 @@ class PackedWeight:
         """The weight, unpacked: for calls that no kernel answers as it is."""
         array = as_numpy(self.op, "weight", self.array)
         return LAYOUTS[self.op, self.layout, self.dtype].unpack(array, *self.shape)
-
-    def to(self, device: Any) -> PackedWeight:
-        """Return the weight with its array as a PyTorch tensor on `device`: "cuda", or such."""
-        import torch  # here, because nothing else of the runtime needs it
-
-        array = torch.as_tensor(self.array).to(device)
-        return replace(self, array=array)
 
     @property
     def nbytes(self) -> int:

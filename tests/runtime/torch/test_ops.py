@@ -17,7 +17,7 @@ from tvmops.errors import ArgumentError, CallError  # noqa: E402
 from tvmops.library.export import export  # noqa: E402
 from tvmops.quantize import quantize  # noqa: E402
 from tvmops.runtime.load import Library  # noqa: E402
-from tvmops.runtime.torch import packed, register  # noqa: E402
+from tvmops.runtime.torch import on_device, packed, register  # noqa: E402
 from tvmops.targets import target  # noqa: E402
 from tvmops.workloads import Workload  # noqa: E402
 
@@ -130,10 +130,28 @@ def test_an_op_computes_as_pytorch_does_and_passes_its_checks(lib: Library, ops:
     torch.library.opcheck(op.default, arguments, attributes)
 
 
+def test_a_packed_weight_moves_to_a_device(lib: Library) -> None:
+    weight = lib.pack("matmul", B)
+    moved = on_device(weight, "cpu")
+    assert isinstance(moved.array, torch.Tensor) and moved.shape == weight.shape
+    torch.testing.assert_close(lib.matmul(A, moved, BIAS), A @ B + BIAS)
+    assert on_device(weight, "meta").array.device.type == "meta"
+
+
 def test_nothing_is_missing(ops: Any, lib: Library) -> None:
     from tvmops.runtime.calls import CALLS
 
-    assert set(CALLS) <= {case.split()[0] for case in CASES}
+    assert set(CALLS) - {"matmul_fp8"} == {case.split()[0] for case in CASES} & set(CALLS)
+
+
+def test_what_runs_on_gpus_alone_is_traced_here(ops: Any) -> None:
+    a, b = (torch.empty(rows, 32, dtype=torch.float8_e4m3fn, device="meta") for rows in (5, 16))
+    scale = torch.empty(1, device="meta")
+    found = ops.matmul_fp8(a, b, scale, scale), ops.matmul_fp8(a, b, scale, scale, "float32")
+    assert [(tuple(each.shape), each.dtype) for each in found] == [
+        ((5, 16), torch.bfloat16),
+        ((5, 16), torch.float32),
+    ]
 
 
 def model(ops: Any) -> Any:

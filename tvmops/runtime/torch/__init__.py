@@ -8,7 +8,7 @@ print(patched.report())
 
 from __future__ import annotations
 
-from tvmops.runtime.torch.ops import packed, register
+from tvmops.runtime.torch.ops import on_device, packed, register
 from tvmops.runtime.torch.patch import Patched, patch, workloads
 
-__all__ = ["Patched", "packed", "patch", "register", "workloads"]
+__all__ = ["Patched", "on_device", "packed", "patch", "register", "workloads"]

@@ -28,6 +28,12 @@ def _matmul(
     return a.new_empty((*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), m, n))
 
 
+def _matmul_fp8(
+    a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, out_dtype: str | None = None
+) -> Tensor:
+    return a.new_empty((a.shape[0], b.shape[0]), dtype=getattr(torch, out_dtype or "bfloat16"))
+
+
 def _matmul_int8(
     a: Tensor,
     b: Tensor,
@@ -123,6 +129,7 @@ def _like_both(x: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
 
 FAKES: dict[str, Callable[..., Any]] = {
     "matmul": _matmul,
+    "matmul_fp8": _matmul_fp8,
     "matmul_int8": _matmul_int8,
     "matmul_weight_only": _matmul_weight_only,
     "attention": _like,

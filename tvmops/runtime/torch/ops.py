@@ -8,6 +8,7 @@ namespace; who loads an exported program registers a library under the same name
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ _PACKED = "*, str? packed=None, SymInt[]? shape=None"
 _SCHEMAS = {
     "matmul": "(Tensor a, Tensor b, Tensor? bias=None, str? activation=None, bool trans_a=False, "
     f"bool trans_b=False, Tensor? residual=None, {_PACKED}) -> Tensor",
+    "matmul_fp8": "(Tensor a, Tensor b, Tensor a_scale, Tensor b_scale, str? out_dtype=None) -> Tensor",
     "matmul_int8": "(Tensor a, Tensor b, int a_zero_point=0, float? a_scale=None, Tensor? b_scale=None, "
     "Tensor? bias=None, str? activation=None, str? out_dtype=None, float out_scale=1.0, "
     f"int out_zero_point=0, {_PACKED}) -> Tensor",
@@ -110,6 +112,11 @@ def packed(weight: PackedWeight) -> dict[str, Any]:
     name = "b" if weight.op in ("matmul", "matmul_int8") else "w"
     array = weight.array if isinstance(weight.array, Tensor) else torch.from_numpy(weight.array)
     return {name: array, "packed": weight.layout, "shape": list(weight.shape)}
+
+
+def on_device(weight: PackedWeight, device: torch.device | str) -> PackedWeight:
+    """Return a packed weight that lies on `device`: "cuda", or such."""
+    return replace(weight, array=torch.as_tensor(weight.array).to(device))
 
 
 def _weight(op: str, dtype: str, array: Tensor, packed: str | None, shape: Sequence[int] | None) -> Any:
