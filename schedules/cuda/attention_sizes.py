@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from tvm import tirx
-
-from tvmops.schedules.cpu.emit import Extent
+from tvmops.schedules.cuda.extents import extent
 from tvmops.schedules.cuda.kernels.attention_flash import Heads
-from tvmops.signatures import ANY
 from tvmops.signatures.attention import BHLD, NO_MASK
 from tvmops.targets import Gpu, Target
 from tvmops.workloads import Workload
@@ -33,7 +30,7 @@ def gpu_of(target: Target) -> Gpu:
 def sizes_of(workload: Workload) -> Heads:
     """Return the sizes of `workload`; those that are `*` become variables."""
     names = ("batch", "heads", "kv_heads", "q_len", "kv_len")
-    batch, heads, kv_heads, q_len, kv_len = (_extent(workload, name) for name in names)
+    batch, heads, kv_heads, q_len, kv_len = (extent(workload, name) for name in names)
     below_right = workload["align"] == "bottom-right"
     return Heads(
         batch=batch,
@@ -46,9 +43,3 @@ def sizes_of(workload: Workload) -> Heads:
         offset=kv_len - q_len if below_right and workload["causal"] else 0,
         dtype=str(workload["dtype"]),
     )
-
-
-def _extent(workload: Workload, name: str) -> Extent:
-    value = workload[name]
-    assert value == ANY or isinstance(value, int)
-    return value if isinstance(value, int) else tirx.Var(name, "int32")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from tvm import IRModule, tirx
+from tvm import IRModule
 
-from tvmops.schedules.cpu.emit import Extent
+from tvmops.schedules.cuda.extents import extent, known
 from tvmops.schedules.cuda.kernels.gemm_mma import BK, MmaKernel, MmaTiles, Product
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
@@ -71,8 +71,8 @@ class MmaGemm(Template):
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Guess the seconds: of each wave of blocks the slower of multiplying and loading."""
         assert target.gpu is not None
-        m, n, k = (_known(workload, dim) for dim in "mnk")
-        batch, tiles, gpu = _known(workload, "batch"), tiles_of(config), target.gpu
+        m, n, k = (known(workload, dim) for dim in "mnk")
+        batch, tiles, gpu = known(workload, "batch"), tiles_of(config), target.gpu
         count = batch * math.ceil(m / tiles.bm) * math.ceil(n / tiles.bn)
         beside = max(1, min(4, gpu.shared_bytes // (tiles.shared_bytes + 1024)))
         waves = math.ceil(count / target.cores / beside) * beside if count > target.cores else 1
@@ -100,9 +100,9 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and tiles.wn % 16 == 0
         and tiles.registers <= _MOST_REGISTERS
         and tiles.shared_bytes <= target.gpu.shared_bytes
-        and tiles.bm < 2 * max(16, _known(workload, "m"))
-        and tiles.bn < 2 * max(32, _known(workload, "n"))
-        and tiles.stages <= max(2, _known(workload, "k") // BK)
+        and tiles.bm < 2 * max(16, known(workload, "m"))
+        and tiles.bn < 2 * max(32, known(workload, "n"))
+        and tiles.stages <= max(2, known(workload, "k") // BK)
     )
 
 
@@ -112,7 +112,7 @@ def tiles_of(config: Config) -> MmaTiles:
 
 def product_of(workload: Workload) -> Product:
     """Return what `workload` multiplies; sizes that are `*` become variables."""
-    m, n, k, batch = (_extent(workload, name) for name in ("m", "n", "k", "batch"))
+    m, n, k, batch = (extent(workload, name) for name in ("m", "n", "k", "batch"))
     return Product(
         m=m,
         n=n,
@@ -126,16 +126,6 @@ def product_of(workload: Workload) -> Product:
         residual=bool(workload["residual"]),
         activation=str(workload["activation"]),
     )
-
-
-def _extent(workload: Workload, name: str) -> Extent:
-    value = workload[name]
-    return value if isinstance(value, int) else tirx.Var(name, "int32")
-
-
-def _known(workload: Workload, name: str) -> int:
-    value = workload[name]
-    return value if isinstance(value, int) else 4096
 
 
 def _dim_of(workload: Workload, operand: str) -> str:

@@ -6,6 +6,7 @@ import math
 
 from tvm import IRModule
 
+from tvmops.schedules.cuda.extents import known
 from tvmops.schedules.cuda.gemm_mma import product_of
 from tvmops.schedules.cuda.kernels.gemm_simt import SimtKernel, SimtTiles
 from tvmops.schedules.template import GenericKernel, Template
@@ -59,7 +60,7 @@ class SimtGemm(Template):
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Guess the seconds: of each wave of blocks, multiplying and reading shared memory."""
         assert target.gpu is not None
-        m, n, k, batch = (_known(workload, name) for name in ("m", "n", "k", "batch"))
+        m, n, k, batch = (known(workload, name) for name in ("m", "n", "k", "batch"))
         tiles, gpu = tiles_of(config), target.gpu
         blocks = batch * math.ceil(m / tiles.bm) * math.ceil(n / tiles.bn)
         warps = tiles.threads / 32
@@ -91,8 +92,8 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and tiles.registers + _OTHER_REGISTERS <= _MOST_REGISTERS
         and tiles.threads * (tiles.registers + _OTHER_REGISTERS) <= target.gpu.block_registers
         and tiles.shared_bytes <= target.gpu.shared_bytes
-        and tiles.bm < 2 * max(32, _known(workload, "m"))
-        and tiles.bn < 2 * max(32, _known(workload, "n"))
+        and tiles.bm < 2 * max(32, known(workload, "m"))
+        and tiles.bn < 2 * max(32, known(workload, "n"))
     )
 
 
@@ -104,11 +105,6 @@ def _blocks_beside(tiles: SimtTiles, target: Target) -> float:
     assert target.gpu is not None
     registers = tiles.threads * (tiles.registers + _OTHER_REGISTERS)
     return min(target.gpu.shared_bytes // tiles.shared_bytes, target.gpu.block_registers // registers)
-
-
-def _known(workload: Workload, name: str) -> int:
-    value = workload[name]
-    return value if isinstance(value, int) else 4096
 
 
 def _config(bm: int, bn: int, bk: int, tm: int, tn: int) -> Config:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from tvm import IRModule, tirx
+from tvm import IRModule
 
 from tvmops.schedules.cpu.emit import Extent
+from tvmops.schedules.cuda.extents import extent
 from tvmops.schedules.cuda.kernels.rows import WARP, RowKernel, RowShape, RowTiles
 from tvmops.schedules.cuda.row_memory import parts_of, vector_width
 from tvmops.schedules.template import GenericKernel, Template
@@ -145,19 +146,14 @@ def _shape(workload: Workload) -> RowShape:
     mask_rows: Extent = 0
     if workload.op == "softmax":
         flags = {name: bool(workload[name]) for name in ("log", "scaled")}
-        mask_rows = _extent(workload, "mask_rows")
+        mask_rows = extent(workload, "mask_rows")
     else:
         flags = {name: bool(workload[name]) for name in ("weight", "bias", "residual")}
     return RowShape(
         op=workload.op,
-        rows=_extent(workload, "rows"),
+        rows=extent(workload, "rows"),
         cols=workload.dims("cols")[0],
         dtype=str(workload["dtype"]),
         mask_rows=mask_rows,
         **flags,
     )
-
-
-def _extent(workload: Workload, name: str) -> Extent:
-    value = workload[name]
-    return value if isinstance(value, int) else tirx.Var(name, "int32")

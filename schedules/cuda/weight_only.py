@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from tvm import IRModule, tirx
+from tvm import IRModule
 
-from tvmops.schedules.cpu.emit import Extent
+from tvmops.schedules.cuda.extents import extent, known
 from tvmops.schedules.cuda.kernels.weight_only import (
     BK,
     COLUMNS,
@@ -73,7 +73,7 @@ class WeightOnlyMma(Template):
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Guess the seconds: of each wave of blocks the slower of loading and multiplying."""
         assert target.gpu is not None
-        m, n, k = (_known(workload, name) for name in "mnk")
+        m, n, k = (known(workload, name) for name in "mnk")
         tiles, product, gpu = tiles_of(config), product_of(workload), target.gpu
         blocks = math.ceil(m / tiles.bm) * math.ceil(n / tiles.bn)
         by_memory = gpu.shared_bytes // (shared_bytes(product, tiles) + 1024)
@@ -102,7 +102,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     """Say whether `config` fits the machine; the only statement of the template's limits."""
     assert target.gpu is not None
     tiles = tiles_of(config)
-    m, n, k = (_known(workload, name) for name in "mnk")
+    m, n, k = (known(workload, name) for name in "mnk")
     registers = (_OTHER_REGISTERS + tiles.registers) * 32 * tiles.warps
     return (
         tiles.warps <= _MOST_WARPS
@@ -122,7 +122,7 @@ def tiles_of(config: Config) -> WeightOnlyTiles:
 
 def product_of(workload: Workload) -> WeightOnlyProduct:
     """Return what `workload` multiplies; sizes that are `*` become variables."""
-    m, n, k = (_extent(workload, name) for name in "mnk")
+    m, n, k = (extent(workload, name) for name in "mnk")
     return WeightOnlyProduct(
         m=m,
         n=n,
@@ -132,16 +132,6 @@ def product_of(workload: Workload) -> WeightOnlyProduct:
         bias=bool(workload["bias"]),
         activation=str(workload["activation"]),
     )
-
-
-def _extent(workload: Workload, name: str) -> Extent:
-    value = workload[name]
-    return value if isinstance(value, int) else tirx.Var(name, "int32")
-
-
-def _known(workload: Workload, name: str) -> int:
-    value = workload[name]
-    return value if isinstance(value, int) else 4096
 
 
 def _vectors(workload: Workload) -> tuple[int, ...]:
