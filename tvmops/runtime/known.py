@@ -91,7 +91,8 @@ def _without_gradients(kernel: Callable[..., None]) -> Callable[..., None]:
     is_grad_enabled = sys.modules["torch"].is_grad_enabled
 
     def checked(a: Any, b: Any, out: Any) -> None:
-        if is_grad_enabled() and any(getattr(each, "requires_grad", False) for each in (a, b, out)):
+        # b may be what a packed weight holds: an array of NumPy
+        if is_grad_enabled() and (a.requires_grad or out.requires_grad or getattr(b, "requires_grad", False)):
             raise ValueError("a tensor requires grad")
         kernel(a, b, out)
 
