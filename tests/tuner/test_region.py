@@ -17,7 +17,7 @@ from tvmops.measure.peak import Peak
 from tvmops.records import Record, read_log
 from tvmops.signatures import Range
 from tvmops.targets import target
-from tvmops.tuner.region import representatives, sizes_along
+from tvmops.tuner.region import refined, representatives, sizes_along
 from tvmops.tuner.session import tune
 from tvmops.workloads import Workload
 
@@ -86,6 +86,21 @@ def test_each_small_size_is_there_if_there_may_be_many() -> None:
     assert sizes_along(Range(1, 4096), 6)[:3] == [1, 5, 29]
 
 
+@given(sizes=st.sets(st.integers(1, 5000), min_size=2, max_size=20), more=st.integers(0, 40))
+def test_a_finer_grid_holds_the_coarse_one(sizes: set[int], more: int) -> None:
+    finer = refined(sorted(sizes), len(sizes) + more)
+    assert sizes <= set(finer)
+    assert finer == sorted(set(finer))
+    assert (finer[0], finer[-1]) == (min(sizes), max(sizes))
+    assert len(finer) == min(len(sizes) + more, max(sizes) - min(sizes) + 1)
+
+
+def test_a_finer_grid_is_finest_where_tiles_leave_rests() -> None:
+    finer = refined(sizes_along(Range(1, 4096), 24), 72)
+    assert finer[:36] == list(range(1, 37))
+    assert max(after / size for size, after in pairwise(finer[35:])) < 1.3
+
+
 def test_little_time_means_few_shapes() -> None:
     few, many = representatives(RANGED, 10.0), representatives(RANGED, None)
     assert len(few) < len(many) <= 24
@@ -102,8 +117,23 @@ def test_a_grid_of_several_ranges_has_all_its_corners() -> None:
 def test_records_say_what_was_built_and_where_it_ran(log: Path) -> None:
     records = read_log(log)
     assert {record.workload for record in records} == {str(RANGED.symbolic())}
-    assert {record.shape for record in records} == {str(shape) for shape in representatives(RANGED, None)}
-    assert {record.stage for record in records} == {"search", "final"}
+    searched = {record.shape for record in records if record.stage == "search"}
+    assert searched == {str(shape) for shape in representatives(RANGED, None)}
+
+
+def test_kernels_are_compared_at_sizes_between_those_that_were_searched(log: Path) -> None:
+    compared: dict[str, set[str]] = {}
+    for record in read_log(log):
+        if record.stage == "final":
+            compared.setdefault(record.shape, set()).add(record.config_key)
+    searched = {str(shape) for shape in representatives(RANGED, None)}
+    between = {shape: configs for shape, configs in compared.items() if shape not in searched}
+    assert len(between) >= 30
+    assert len({frozenset(configs) for configs in between.values()}) == 1, "the same ones everywhere"
+    records = {str(index): record for index, record in enumerate(read_log(log))}
+    served = serve_range(RANGED, HERE, records, regret=0.05)
+    assert served is not None
+    assert {f"{size}" for size in served[1].samples["m"]} == {str(Workload.parse(s)["m"]) for s in compared}
 
 
 def test_one_that_goes_on_measures_nothing_again(log: Path, tmp_path: Path) -> None:

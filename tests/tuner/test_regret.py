@@ -85,14 +85,31 @@ def test_a_shape_without_any_time_is_refused() -> None:
         losses(np.array([[1.0, np.inf]]))
 
 
+def mean_square(times: NDArray[np.float64], rows: list[int]) -> float:
+    return float(((times[rows].min(axis=0) / times.min(axis=0) - 1) ** 2).mean())
+
+
 @settings(max_examples=100, deadline=None)
 @given(times=matrices(), most=st.integers(1, 7))
-def test_so_many_kernels_keep_to_the_least_loss_that_they_can(times: NDArray[np.float64], most: int) -> None:
+def test_so_many_kernels_lose_less_than_with_one_of_them_exchanged(
+    times: NDArray[np.float64], most: int
+) -> None:
+    times = np.minimum(times, 50 * times.min(axis=0))  # all run everywhere
     found = at_most(times, 0.05, most)
-    assert len(found) <= most  # some row has a time everywhere
-    sets = [list(rows) for rows in combinations(range(len(times)), min(most, len(times)))]
-    least = min(float((times[rows].min(axis=0) / times.min(axis=0)).max()) - 1 for rows in sets)
-    assert covers(times, found, max(0.05, least))
+    assert len(found) <= most
+    if covers(times, found, 0.05):
+        return
+    for at in range(len(found)):
+        for row in range(len(times)):
+            rows = [*found[:at], row, *found[at + 1 :]]
+            assert mean_square(times, found) <= mean_square(times, rows) * (1 + 1e-9)
+
+
+def test_one_disturbed_column_does_not_spoil_the_others() -> None:
+    times = np.array([[1.0, 1.0, 2.0, 9.0], [2.0, 2.0, 1.0, 9.0], [1.5, 1.5, 1.5, 1.0]])
+    assert at_most(times, 0.05, 2) == [0, 2]
+    times[:, 3] = [9.0, 1.0, 1.0]
+    assert at_most(times, 0.05, 2) == [0, 1]
 
 
 def test_where_no_few_kernels_run_everywhere_there_are_more() -> None:

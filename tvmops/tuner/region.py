@@ -1,11 +1,16 @@
-"""`Region`: a workload with ranges, tuned as one job a representative shape, with kernels for all shapes."""
+"""`Region`: a workload with ranges, tuned as one job a representative shape, with kernels for all shapes.
+
+A search at each size would take too long, and leaders of neighbours may both be bad between them:
+a tile of 12 rows takes twice as long at 13. So the leaders of all are timed at sizes between, too.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 
@@ -21,6 +26,8 @@ _SECONDS_A_SHAPE = 4.0
 _LEADERS = 8  # of a shape, that are tried at its neighbours
 _NEAR = 0.10  # those that lose no more there
 _REGRET = 0.04  # of the kernels that are compared: less than an export allows by default
+_FINER = 3  # times as many shapes are timed as are searched
+_REST = 8  # sizes that a tile may compute in vain, more or less
 
 
 def representatives(ranged: Workload, seconds: float | None) -> list[Workload]:
@@ -53,12 +60,38 @@ def sizes_along(sizes: Range, count: int) -> list[int]:
     return sorted({*small, sizes.high, *odd})
 
 
+def refined(sizes: Sequence[int], count: int) -> list[int]:
+    """Return `sizes` and others between them, `count` in all where there are so many.
+
+    The next one halves the gap whose ends differ most in time a row: as their ratio does, and by
+    the rest that a tile has at its lower end.
+    """
+    found = sorted(sizes)
+    while len(found) < count:
+        gaps = [(math.log(high / low) + _REST / low, low, high) for low, high in pairwise(found)]
+        open_gaps = [gap for gap in gaps if gap[2] - gap[1] > 1]
+        if not open_gaps:
+            break
+        _, low, high = max(open_gaps)
+        found = sorted([*found, max(low + 1, math.isqrt(low * high))])
+    return found
+
+
 @dataclass(frozen=True)
 class Region:
     """The jobs of one workload with ranges."""
 
     workload: Workload
     jobs: Sequence[Job]
+
+    @cached_property
+    def between(self) -> list[Workload]:
+        """Shapes of a finer grid that have no job."""
+        searched = {job.workload for job in self.jobs}
+        along = int((_FINER * len(self.jobs)) ** (1 / len(self._axes)) + 1e-9)
+        grid = product(*(refined(axis, along) for axis in self._axes))
+        shapes = (self.workload.replace(**dict(zip(self.workload.ranges, sizes))) for sizes in grid)
+        return [shape for shape in shapes if shape not in searched]
 
     def spread(self) -> Iterator[tuple[Job, list[Proposal]]]:
         """Yield what to measure next: leaders of a shape at its neighbours, where they may be good, too.
@@ -76,15 +109,19 @@ class Region:
                     pending = True
                     yield job, list(dict.fromkeys(new))
 
-    def choose(self) -> None:
-        """Make the fewest kernels that might serve all shapes rivals of the leaders where they are near."""
+    def choose(self) -> tuple[Proposal, ...]:
+        """Return the winners and the fewest kernels that might serve all shapes.
+
+        They become rivals of a shape's leaders where they are near.
+        """
         measured = [job for job in self.jobs if job.leaders(1)]
         if not measured:
-            return
+            return ()
         proposals = list(dict.fromkeys(p for job in measured for p in _leaders(job)))
         chosen = [proposals[row] for row in fewest(_times(measured, proposals), _REGRET)]
         for job in measured:
             job.rivals = tuple(p for p in chosen if _loss(job, p) <= 2 * _NEAR)
+        return tuple(dict.fromkeys([*chosen, *(job.leaders(1)[0] for job in measured)]))
 
     def _neighbours(self, job: Job) -> list[Job]:
         at = self._places[job.workload]
@@ -97,12 +134,16 @@ class Region:
     @cached_property
     def _places(self) -> dict[Workload, tuple[int, ...]]:
         """Where each shape stands in the grid."""
-        names = list(self.workload.ranges)
-        axes = [sorted({job.workload.dims(name)[0] for job in self.jobs}) for name in names]
-        return {
-            job.workload: tuple(axis.index(size) for axis, size in zip(axes, job.workload.dims(*names)))
-            for job in self.jobs
-        }
+        places = {}
+        for job in self.jobs:
+            sizes = job.workload.dims(*self.workload.ranges)
+            places[job.workload] = tuple(axis.index(size) for axis, size in zip(self._axes, sizes))
+        return places
+
+    @cached_property
+    def _axes(self) -> list[list[int]]:
+        """The sizes of the jobs along each range."""
+        return [sorted({job.workload.dims(name)[0] for job in self.jobs}) for name in self.workload.ranges]
 
 
 def _leaders(job: Job) -> list[Proposal]:
@@ -122,4 +163,4 @@ def _times(jobs: Sequence[Job], proposals: Sequence[Proposal]) -> Matrix:
     return np.array([[r[p].fastest if p in r else np.inf for r in known] for p in proposals])
 
 
-__all__ = ["Region", "representatives", "sizes_along"]
+__all__ = ["Region", "refined", "representatives", "sizes_along"]

@@ -7,7 +7,6 @@ the Set-Covering Problem, 1979), then, where there are few enough to try, all sm
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import combinations
 from math import comb, inf
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 Matrix = NDArray[np.float64]
 
 _MOST_SETS = 200_000  # to try
+_LOST = 100.0  # the loss of a kernel that can't be used
 
 
 def losses(times: Matrix) -> Matrix:
@@ -35,17 +35,20 @@ def losses(times: Matrix) -> Matrix:
 def at_most(times: Matrix, regret: float, most: int) -> list[int]:
     """Return the rows of the smallest set that covers all columns within `regret`, at most so many.
 
-    Where `most` rows can't keep to `regret`, it is raised to the least loss that they can keep to.
-    There are more only where no `most` rows have a time at each column.
+    Where `most` rows can't keep to `regret`, it is those with the least mean square of what they
+    lose: one that helps most after the other, then exchanged while that helps. (The least worst
+    loss would be up to the one column where a measurement was disturbed.) There are more only where
+    those that were found have no time at some column.
     """
     rows = fewest(times, regret)
     if len(rows) <= most:
         return rows
-    larger = sorted({float(loss) for loss in losses(times).flat if regret < loss < inf})
-    if not larger:
-        return rows
-    at = bisect_left(larger[:-1], True, key=lambda loss: len(fewest(times, loss)) <= most)
-    return fewest(times, larger[at])
+    squares = np.minimum(losses(times), _LOST) ** 2
+    found: list[int] = []
+    while len(found) < most:
+        found.append(min(range(len(times)), key=lambda row: _mean_loss(squares, [*found, row])))
+    found = _improved(sorted(found), squares, _LOST**2)
+    return found if np.isfinite(times[found].min(axis=0)).all() else rows
 
 
 def fewest(times: Matrix, regret: float) -> list[int]:

@@ -34,6 +34,8 @@ from tvmops.workloads import Workload
 MEASURES = ("local", "model", "fleet")
 _FINAL_ROUNDS = 15
 _FINAL_SAMPLE_SECONDS = 0.002
+_GUESSED = 2.0  # times the roofline, where nothing was measured
+_BETWEEN_SECONDS = 0.7  # to compare the kernels of a range at one shape more
 
 
 def tune(
@@ -243,22 +245,33 @@ class Session:
     def run(self) -> dict[Workload, Record]:
         while (job := self._next_job()) is not None:
             self._batch(job)
-        for region in self._regions:
-            self._spread(region)
+        chosen = [self._spread(region) for region in self._regions]
         for job in self._jobs:
             self._finish(job)
+        for region, proposals in zip(self._regions, chosen):
+            self._fill(region, proposals)
         jobs = {job.workload: job for job in self._jobs if job.kernel is None}
         jobs |= {region.workload: region.jobs[-1] for region in self._regions}
         return {w: winner for w in self._work if (winner := jobs[w].winner) is not None}
 
-    def _spread(self, region: Region) -> None:
+    def _spread(self, region: Region) -> tuple[Proposal, ...]:
         """Try leaders of one shape at its neighbours; then choose whom to compare everywhere."""
         for job, proposals in region.spread():
             if self._out_of_time():
                 break
             for proposal, record in self._measure(job, proposals).items():
                 job.known[proposal.key] = record
-        region.choose()
+        return region.choose()
+
+    def _fill(self, region: Region, proposals: tuple[Proposal, ...]) -> None:
+        """Compare the kernels of a range at shapes between those that were searched."""
+        for shape in region.between:
+            if self._budget.is_spent(reserve=0.0):
+                break
+            job = self._job(shape, 1.0, region.workload.symbolic())
+            templates = [search.template for search in job.searches]
+            self._tell_observer(str(shape))
+            self._compare(job, [proposal for proposal in proposals if proposal.template in templates])
 
     def beat_the_roofline(self) -> bool:
         """True if a result was faster than the machine's limits allow, by more than noise."""
@@ -308,20 +321,23 @@ class Session:
         ended, job.state = job.state, "comparing"
         self._tell_observer(str(job.workload))
         finalists = job.finalists()
-        if any(proposal.key not in job.finals for proposal in finalists):
-            plan = Plan(
-                _final_rounds(job),
-                _FINAL_SAMPLE_SECONDS,
-                timeout=10 + 5 * _comparing_seconds(job),
-                cold=job.kernel is None,
-            )
-            outcomes = self._measurer.compare([job.candidate(proposal) for proposal in finalists], plan)
-            self._log_finals(job, finalists, outcomes)
+        self._compare(job, finalists)
         job.winner = (
             pick_winner((job.finals[proposal.key] for proposal in finalists), job.default.key) or job.best
         )
         job.state = ended
         self._tell_observer("")
+
+    def _compare(self, job: Job, finalists: list[Proposal]) -> None:
+        """Time `finalists` turn by turn, unless the log has that."""
+        if all(proposal.key in job.finals for proposal in finalists):
+            return
+        seconds = _comparing_seconds(job, len(finalists))
+        plan = Plan(
+            _final_rounds(job), _FINAL_SAMPLE_SECONDS, timeout=10 + 5 * seconds, cold=job.kernel is None
+        )
+        outcomes = self._measurer.compare([job.candidate(proposal) for proposal in finalists], plan)
+        self._log_finals(job, finalists, outcomes)
 
     def _log_finals(self, job: Job, finalists: list[Proposal], outcomes: list[Outcome]) -> None:
         """Log a comparison as a whole, so that none is ever half there: the winner first, then by time."""
@@ -359,7 +375,9 @@ class Session:
 
     def _out_of_time(self) -> bool:
         """True once what is left of the budget is needed to compare the leaders."""
-        return self._budget.is_spent(reserve=sum(_comparing_seconds(job) for job in self._jobs))
+        finals = sum(_comparing_seconds(job, FINALISTS + 1 + len(job.rivals)) for job in self._jobs)
+        between = sum(len(region.between) for region in self._regions) * _BETWEEN_SECONDS
+        return self._budget.is_spent(reserve=finals + between)
 
     def _tell_observer(self, running: str) -> None:
         jobs, budget = [job.status() for job in self._jobs], self._budget
@@ -368,14 +386,17 @@ class Session:
 
 def _final_rounds(job: Job) -> int:
     """Return how often leaders are timed in turn: less often where a call takes long."""
-    return max(5, min(_FINAL_ROUNDS, round(0.15 / max(job.best_time, 1e-9))))
+    return max(5, min(_FINAL_ROUNDS, round(0.15 / _call_seconds(job))))
 
 
-def _comparing_seconds(job: Job) -> float:
-    """Guess how long comparing the leaders of `job` takes: each warm and, if so, cold, twice a round."""
-    sample = max(job.best_time, _FINAL_SAMPLE_SECONDS) if job.best else 0.0
+def _comparing_seconds(job: Job, finalists: int) -> float:
+    """Guess how long a comparison takes: each warm and, if so, cold, twice a round."""
     kinds = 5 if job.kernel is None else 2.5
-    return 0.3 + kinds * sample * _final_rounds(job) * (FINALISTS + 1 + len(job.rivals))
+    return 0.3 + kinds * max(_call_seconds(job), _FINAL_SAMPLE_SECONDS) * _final_rounds(job) * finalists
+
+
+def _call_seconds(job: Job) -> float:
+    return job.best_time if job.best else _GUESSED * job.roofline
 
 
 def _expected_gain(job: Job) -> float:

@@ -75,6 +75,7 @@ MODELS = {
     "residual": (Residual().eval(), torch.rand(2, 16, 9, 9)),
     "branching": (Branching().eval(), torch.rand(1, 9, 16)),
 }
+MODELS["channels last"] = MODELS["residual"][0], MODELS["residual"][1].to(memory_format=torch.channels_last)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,13 @@ def test_workloads_are_those_of_chains_with_their_counts() -> None:
     assert list(workloads(two, torch.rand(3, 4)).values()) == [2]
 
 
+def test_channels_last_stay_so() -> None:
+    model, x = MODELS["channels last"]
+    found = [str(work) for work in workloads(model, x)]
+    assert all("layout=NHWC" in work for work in found)
+    assert sum("packed=panels-nhwc" in work for work in found) == 3
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_output_is_the_same_by_tuned_kernels_alone(lib: Library, name: str) -> None:
     model, x = MODELS[name]
@@ -110,7 +118,7 @@ def test_the_output_is_the_same_by_tuned_kernels_alone(lib: Library, name: str) 
     patched = patch(model, lib, x)
     with torch.no_grad():
         for _ in range(2):
-            torch.testing.assert_close(patched(x), model(x), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(patched(x), model(x), rtol=1e-4, atol=1e-5, check_stride=True)
     assert lib.misses() == {}
     report = patched.report()
     assert report.count("exact kernel for") == len(report.splitlines()) == len(workloads(model, x))

@@ -16,6 +16,7 @@ from tvmops.runtime.packed import PackedWeight
 from tvmops.signatures.winograd import TAPS
 from tvmops.workloads import Workload
 
+_NHWC, _NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 _WINOGRAD_CHANNELS = 16  # with fewer, F(4x4, 3x3) is not as exact as convolutions have to be
 _EAGER: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
@@ -37,11 +38,20 @@ class Form:
     inputs: Mapping[str, int]
     constants: Mapping[str, Any] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    channels_last: bool = False  # its images are the inputs as they lie in that memory format
 
     def arguments(self, given: Sequence[Tensor]) -> dict[str, Any]:
         """Return the arguments of the op's method."""
-        arrays = {name: given[index].contiguous() for name, index in self.inputs.items()}
+        arrays = {name: self.array(given[index]) for name, index in self.inputs.items()}
         return {**arrays, **self.constants, **self.attributes}
+
+    def array(self, given: Tensor) -> Tensor:
+        """Return what the method takes of an input; a copy only where it lies in another way."""
+        return (given.permute(_NHWC) if self.channels_last else given).contiguous()
+
+    def result(self, returned: Tensor) -> Tensor:
+        """Return the step's result from what the method gives back."""
+        return returned.permute(_NCHW) if self.channels_last else returned
 
     def workload(self, given: Sequence[Tensor]) -> Workload:
         """Return the workload that the call is. Raises CallError if the arrays fit no call."""
@@ -79,13 +89,18 @@ class Step:
             result = result + residual
         return result if activation is None else _EAGER[activation](result)
 
-    def _pack(self, op: str, weight: Tensor, layout: str, **attributes: Any) -> PackedWeight:
+    def _pack(self, op: str, weight: Tensor, packed: str, **attributes: Any) -> PackedWeight:
         """Return `weight` packed; once a layout."""
-        made = self._packed.get(layout)
+        made = self._packed.get(packed)
         if made is None:
-            made = PACKS[op](weight.detach(), packed=layout, **attributes)
-            self._packed[layout] = made
+            made = PACKS[op](weight.detach(), packed=packed, **attributes)
+            self._packed[packed] = made
         return made
+
+
+def _is_channels_last(image: Tensor) -> bool:
+    """Say whether an image lies in memory channels last, and in that way alone."""
+    return not image.is_contiguous() and image.is_contiguous(memory_format=torch.channels_last)
 
 
 class Linear(Step):
@@ -137,16 +152,25 @@ class Conv2d(Step):
         inputs = {"x": 0} | ({} if residual is None else {"residual": residual})
         bias = {} if self.bias is None else {"bias": self.bias.detach()}
         attributes = {**self.attributes, "activation": activation}
-        plain = Form("conv2d", inputs, {"w": self.weight.detach(), **bias}, attributes)
+        weight = self.weight.detach()
+        forms = [Form("conv2d", inputs, {"w": weight, **bias}, attributes)]
+        if self._is_winograd:
+            packed = self._pack("conv2d", weight, "winograd4")
+            forms.insert(0, Form("conv2d", inputs, {"w": packed, **bias}, attributes))
+        if _is_channels_last(given[0]):
+            last = {**attributes, "layout": "NHWC"}
+            weights = [weight.permute(_NHWC).contiguous()]
+            if self.attributes["groups"] == 1:
+                weights.insert(0, self._pack("conv2d", weights[0], "panels-nhwc", layout="NHWC"))
+            forms[:0] = [Form("conv2d", inputs, {"w": w, **bias}, last, channels_last=True) for w in weights]
+        return forms
+
+    @property
+    def _is_winograd(self) -> bool:
+        """Say whether F(4x4, 3x3) computes it, and as exactly as convolutions have to be."""
         ones = (self.attributes["stride"], self.attributes["dilation"], self.attributes["groups"])
-        if (
-            self.weight.shape[2:] != (TAPS, TAPS)
-            or ones != ((1, 1), (1, 1), 1)
-            or self.weight.shape[1] < _WINOGRAD_CHANNELS
-        ):
-            return [plain]
-        packed = self._pack("conv2d", self.weight, "winograd4")
-        return [Form("conv2d", inputs, {"w": packed, **bias}, attributes), plain]
+        taps = self.weight.shape[2:] == (TAPS, TAPS)
+        return taps and ones == ((1, 1), (1, 1), 1) and self.weight.shape[1] >= _WINOGRAD_CHANNELS
 
 
 class MaxPool2d(Step):
@@ -163,9 +187,12 @@ class MaxPool2d(Step):
     def forms(self, given: Sequence[Tensor], residual: int | None, activation: str | None) -> list[Form]:
         names = {"kernel": "kernel_size", "stride": "stride", "padding": "padding"}
         names |= {"dilation": "dilation", "ceil_mode": "ceil_mode"}
-        return [
-            Form("pool2d", {"x": 0}, {}, {ours: getattr(self.module, its) for ours, its in names.items()})
-        ]
+        attributes = {ours: getattr(self.module, its) for ours, its in names.items()}
+        forms = [Form("pool2d", {"x": 0}, {}, attributes)]
+        if _is_channels_last(given[0]):
+            last = {**attributes, "layout": "NHWC"}
+            forms.insert(0, Form("pool2d", {"x": 0}, {}, last, channels_last=True))
+        return forms
 
 
 class LayerNorm(Step):

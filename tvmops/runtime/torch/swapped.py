@@ -35,7 +35,8 @@ class Swapped(nn.Module):
         self._planning = threading.Lock()
 
     def forward(self, *given: Tensor) -> Tensor:
-        key = tuple([(each.shape, each.dtype, each.device) for each in given])
+        # channels first or last, where there are two ways to lie dense
+        key = tuple([(each.shape, each.dtype, each.device, each.is_contiguous()) for each in given])
         compute = self._computes.get(key)
         if compute is None:
             compute = self._plan(key, given)
@@ -115,9 +116,8 @@ class Swapped(nn.Module):
         def compute(*inputs: Tensor) -> Tensor:
             arrays = list(constants)
             for at, index in slots:
-                arrays[at] = inputs[index].contiguous()
-            result: Tensor = prepared(*arrays)
-            return result
+                arrays[at] = form.array(inputs[index])
+            return form.result(prepared(*arrays))
 
         if with_residual == self.has_residual and activation == self.step.activation:
             return compute
