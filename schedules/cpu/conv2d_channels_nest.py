@@ -12,6 +12,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.conv2d import ConvKernel, ConvShape
 from tvmops.schedules.cpu.emit import (
+    ALL,
     Extent,
     Span,
     branch,
@@ -103,7 +104,7 @@ class ChannelsNest:
     def block_rows(self) -> Extent:
         """Rows of the output that are computed from one copy of rows of x."""
         rows, oh = self.tiling.rows, self.shape.oh
-        return min(rows or oh, oh) if isinstance(oh, int) else rows
+        return minimum(rows, oh) if rows != ALL else oh
 
     def _weights(self, group: Extent, panels: Span) -> _Weight:
         """Return what reads weights: (panel of `panels`, k, vector of the panel) to a vector."""

@@ -24,7 +24,7 @@ from tvm import IRModule
 
 from tvmops.ops import op_of
 from tvmops.ops.activations import STEEPEST
-from tvmops.ops.conv2d import UNIT_ROUNDOFF
+from tvmops.ops.conv2d import UNIT_ROUNDOFF, suits_winograd
 from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cpu.emit import ALL
 from tvmops.schedules.cpu.winograd_cost import cost
@@ -32,8 +32,7 @@ from tvmops.schedules.cpu.winograd_grid import Grid
 from tvmops.schedules.cpu.winograd_nest import Blocking, WinogradNest
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures.layouts import PLAIN
-from tvmops.signatures.windows import windows
-from tvmops.signatures.winograd import CHANNELS, TAPS, transforms
+from tvmops.signatures.winograd import CHANNELS, transforms
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
@@ -69,9 +68,8 @@ class _Winograd(Template):
             workload.op == "conv2d"
             and target.kind == "cpu"
             and not workload.is_generic
-            and workload["groups"] == 1
             and workload["packed"] in (PLAIN, f"winograd{self.m}")
-            and all((each.size, each.stride, each.reach) == (TAPS, 1, TAPS) for each in windows(workload))
+            and suits_winograd(workload)
             and self.bound(workload) <= op_of(workload).tolerance(workload)
         )
 

@@ -12,9 +12,12 @@ from tvmops.ops.winograd import weights_of
 from tvmops.signatures.activations import NONE
 from tvmops.signatures.layouts import PLAIN, ConvPanels, layout_of
 from tvmops.signatures.windows import output_size, windows
+from tvmops.signatures.winograd import TAPS
 from tvmops.workloads import Workload
 
 UNIT_ROUNDOFF = 2.0**-24  # of float32
+
+_WINOGRAD_GAIN = 5  # 9 products a result by the definition, 64 for 36 results by F(6x6, 3x3)
 
 
 class Conv2D(Op):
@@ -111,8 +114,17 @@ class Conv2D(Op):
         oh, ow = output_size(workload)
         return 2 * n * co * oh * ow * _terms(workload)
 
+    def least_flops(self, workload: Workload) -> int:
+        return self.flops(workload) // (_WINOGRAD_GAIN if suits_winograd(workload) else 1)
+
     def tolerance(self, workload: Workload) -> float:
         return STEEPEST[str(workload["activation"])] * 4 * (_terms(workload) + 3) * UNIT_ROUNDOFF
+
+
+def suits_winograd(workload: Workload) -> bool:
+    """Say whether Winograd's algorithms for 3x3 kernels compute it."""
+    dense = all((each.size, each.stride, each.reach) == (TAPS, 1, TAPS) for each in windows(workload))
+    return dense and workload["groups"] == 1
 
 
 def _unpacked(workload: Workload, packed: Any) -> Any:
