@@ -16,8 +16,8 @@ from tvmops.schedules.cpu.gemm import CpuGemm
 from tvmops.schedules.sketch import Sketch
 from tvmops.space import Config
 from tvmops.targets import Target, target
-from tvmops.workloads import Workload
 from tvmops.tuner.job import BATCH, FINALISTS, Job, Proposal, Search
+from tvmops.workloads import Workload
 
 WORK = matmul(64, 64, 64)
 PEAK = Peak(flops=1e11, bandwidth=1e10)
