@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 import tvmops
 from tvmops.errors import CallError, CallTypeError
+from tvmops.runtime import known as known_calls
 from tvmops.runtime import load as runtime_load
+from tvmops.runtime.calls import CALLS
+from tvmops.runtime.known import key_of, plan_of
 from tvmops.runtime.load import Library
 
 Array = NDArray[Any]
@@ -204,3 +207,52 @@ def test_attributes_that_do_not_hash_take_the_careful_way(known: Library) -> Non
     a, b = inputs(1)
     with pytest.raises(CallError, match="activation"):
         known.matmul(a, b, activation=["relu"])  # type: ignore[arg-type]
+
+
+class Recorded:
+    """Stands for a kernel: keeps what it was called with."""
+
+    def __init__(self) -> None:
+        self.arguments: tuple[Any, ...] = ()
+
+    def __call__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+
+def test_bits_of_tensors_go_where_kernels_take_bits() -> None:
+    torch = pytest.importorskip("torch")
+    a, b = torch.ones(3, 4, dtype=torch.bfloat16), torch.ones(4, 5, dtype=torch.bfloat16)
+    kernel = Recorded()
+    plan = plan_of((a, b), CALLS["matmul"](a, b), kernel)
+    assert plan is not None
+    answered = plan.answer((a, b), (None,))
+    assert answered is not None
+    assert [each.dtype for each in kernel.arguments] == [torch.uint16] * 3
+    assert [each.data_ptr() for each in kernel.arguments] == [each.data_ptr() for each in (a, b, answered[0])]
+    assert answered[0].dtype is torch.bfloat16
+    with pytest.raises(TypeError):  # the kernel sees bits alone
+        plan.answer((a, b.half()), (None,))
+    with pytest.raises(TypeError):
+        plan.answer((a, b), (torch.empty(3, 5, dtype=torch.float16),))
+
+
+def test_what_a_kernel_of_a_gpu_does_not_check_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(known_calls, "device_of", lambda array: "cuda:0")
+    a, b = torch.ones(4, 4), torch.ones(4, 4)
+    kernel = Recorded()
+    plan = plan_of((a, b), CALLS["matmul"](a, b), kernel)
+    assert plan is not None
+    assert not plan.is_direct
+    assert plan.answer((a, b), (b,)) is None, "it overlaps an input"
+    assert not kernel.arguments
+    out = torch.empty(4, 4)
+    assert plan.answer((a, b), (out,)) == (out,)
+    assert kernel.arguments == (a, b, out)
+
+
+def test_calls_on_several_devices_are_known_apart() -> None:
+    torch = pytest.importorskip("torch")
+    here, elsewhere = torch.ones(4, 4), torch.ones(4, 4, device="meta")
+    assert key_of("matmul", (here, here), ()) != key_of("matmul", (elsewhere, elsewhere), ())
+    assert key_of("matmul", (here, here), ()) == key_of("matmul", (here + 1, here), ())

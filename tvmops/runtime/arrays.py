@@ -114,15 +114,21 @@ def device_of(array: Any) -> str:
     return str(array.device) if _is_torch(array) else "cpu"
 
 
+def argument_dtype(array: Any, dtype: str) -> str:
+    """Return the dtype in which a kernel takes what `view` gave, which is of `dtype`.
+
+    What NumPy does not have goes as its bits, but for 16-bit tensors on a GPU, whose kernels take
+    them as they are.
+    """
+    return dtype if device_of(array) != "cpu" and dtype not in FLOAT8 else stored(dtype)
+
+
 def as_argument(array: Any, dtype: str) -> Any:
     """Return a dense array of `dtype` in the form that tvm-ffi takes.
 
-    NumPy lends read-only memory by request alone. What NumPy does not have goes as its bits,
-    but for 16-bit tensors on a GPU, whose kernels take them as they are.
+    NumPy lends read-only memory by request alone.
     """
-    if device_of(array) != "cpu" and dtype not in FLOAT8:
-        return array
-    held = stored(dtype)
+    held = argument_dtype(array, dtype)
     if held != dtype:
         array = array.view(getattr(sys.modules["torch"], held) if _is_torch(array) else held)
     if not isinstance(array, np.ndarray) or array.flags.writeable:

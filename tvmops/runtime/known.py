@@ -1,8 +1,9 @@
 """Calls like earlier ones, taken straight to their kernels.
 
 Making a `Call` of a method's arguments takes longer than a small kernel runs. Once it was made,
-what remains is to reshape arrays and to call: kernels check shapes, dtypes, strides and overlap
-of all their arguments before they touch memory. What a kernel refuses goes the careful way.
+what remains is to reshape arrays and to call: kernels check shapes, dtypes, strides and devices of
+all their arguments, those of CPUs their overlap, too, before they touch memory. What a kernel
+refuses goes the careful way.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from typing import Any
 from numpy import empty as _empty
 from numpy import ndarray as _ndarray
 
-from tvmops.runtime.arrays import bounds, dtype_of, is_dense, new_output
+from tvmops.runtime.arrays import argument_dtype, bounds, device_of, dtype_of, is_dense, new_output, overlap
 from tvmops.runtime.calls.base import Call
 from tvmops.runtime.packed import PackedWeight
-from tvmops.signatures import SIGNATURES
+from tvmops.signatures import SIGNATURES, TensorSpec
 from tvmops.signatures.dtypes import stored
 
 _MOST = 4096  # calls to remember
@@ -101,7 +102,7 @@ def _without_gradients(kernel: Callable[..., None]) -> Callable[..., None]:
 
 def key_of(op: str, arrays: Arrays, attributes: tuple[Any, ...]) -> Key:
     """Return what calls that need the same kernel have in common; () for unusual arguments."""
-    marks: list[Any] = [op, attributes, type(arrays[0])]
+    marks: list[Any] = [op, attributes, type(arrays[0]), getattr(arrays[0], "device", None)]
     for array in arrays:
         if type(array) is _ndarray:
             marks.append(array.shape)
@@ -117,31 +118,53 @@ def key_of(op: str, arrays: Arrays, attributes: tuple[Any, ...]) -> Key:
 
 
 @dataclass(frozen=True)
+class Form:
+    """What a kernel takes of an array."""
+
+    shape: Shape | None  # None: its own
+    bits: tuple[Any, Any] | None  # the dtype that a tensor must have, and that of its bits, which go
+
+    def __call__(self, array: Any) -> Any:
+        if self.shape is not None:
+            array = array.reshape(self.shape)
+        if self.bits is None:
+            return array
+        seen, taken = self.bits
+        if array.dtype is not seen:  # the kernel could not tell
+            raise TypeError(f"a tensor of dtype {array.dtype}")
+        return array.view(taken)
+
+
+_AS_IT_IS = Form(None, None)
+
+
+@dataclass(frozen=True)
 class Plan:
-    """How arrays reach a kernel; as they are where a shape is None."""
+    """How arrays reach a kernel."""
 
     kernel: Callable[..., None]
-    inputs: tuple[tuple[int, Shape | None], ...]  # which array, and its shape for the kernel
+    inputs: tuple[tuple[int, Form], ...]  # which array, and how
     scalars: tuple[float, ...]
-    outputs: tuple[tuple[Shape, str, Shape | None], ...]  # shape and dtype, and shape for the kernel
+    outputs: tuple[tuple[Shape, str, Form], ...]  # shape and dtype, and how it goes
     is_direct: bool  # True if all arrays go as they are, in the order of the arguments
     is_packed: bool  # True if one of them is a packed weight, of which the kernel takes the array
+    checks_overlap: bool  # True if the kernel does
 
     def answer(self, arrays: Arrays, outs: Arrays) -> Arrays | None:
-        given = []
-        for index, shape in self.inputs:
-            array = held(arrays[index])
-            given.append(array if shape is None else array.reshape(shape))
+        given = [form(held(arrays[index])) for index, form in self.inputs]
+        inputs = tuple(given)
         given += self.scalars
-        made = []
-        for out, (seen, dtype, shape) in zip(outs, self.outputs):
+        made: list[Any] = []
+        for out, (seen, dtype, form) in zip(outs, self.outputs):
             if out is None:
                 numpy = type(arrays[0]) is _ndarray
                 out = _empty(seen, stored(dtype)) if numpy else new_output(arrays[0], seen, dtype)
-            elif shape is not None and (out.shape != seen or not is_dense(out)):
+            elif form is not _AS_IT_IS and (out.shape != seen or not is_dense(out)):
                 return None  # reshaping would copy it
+            elif not self.checks_overlap and any(overlap(out, other) for other in (*inputs, *made)):
+                return None
             made.append(out)
-            given.append(out if shape is None else out.reshape(shape))
+            given.append(out if form is _AS_IT_IS else form(out))
         self.kernel(*given)
         return tuple(made)
 
@@ -152,24 +175,37 @@ def plan_of(arrays: Arrays, call: Call, kernel: Callable[..., None]) -> Plan | N
     inputs = []
     for taken, spec in zip(call.inputs, specs):
         same = [index for index, array in enumerate(arrays) if _is_same(array, taken)]
-        if len(same) != 1 or dtype_of(taken) != stored(spec.dtype):
+        if len(same) != 1 or dtype_of(taken) not in (spec.dtype, stored(spec.dtype)):
             return None  # it was copied, or two arguments are one array
-        seen = tuple(held(arrays[same[0]]).shape)
-        inputs.append((same[0], None if seen == spec.shape else spec.shape))
+        inputs.append((same[0], _form(tuple(held(arrays[same[0]]).shape), spec, taken)))
+    like = call.inputs[0]
     outputs = [
-        (seen, spec.dtype, None if seen == spec.shape else spec.shape)
+        (seen, spec.dtype, _form(seen, spec, like if _is_tensor(like) else None))
         for seen, spec in zip(call.shapes, call.outputs)
     ]
     in_order = [index for index, array in enumerate(arrays) if array is not None]
+    on_cpu = device_of(like) == "cpu"
     return Plan(
         kernel,
         tuple(inputs),
         call.scalars,
         tuple(outputs),
-        is_direct=inputs == [(index, None) for index in in_order]
-        and all(shape is None for _, _, shape in outputs),
+        is_direct=on_cpu
+        and inputs == [(index, _AS_IT_IS) for index in in_order]
+        and all(form is _AS_IT_IS for _, _, form in outputs),
         is_packed=any(type(array) is PackedWeight for array in arrays),
+        checks_overlap=on_cpu,
     )
+
+
+def _form(seen: Shape, spec: TensorSpec, tensor: Any) -> Form:
+    """Return how an array of shape `seen` goes to a kernel, with the dtype of `tensor` if it is one."""
+    shape = None if seen == spec.shape else spec.shape
+    bits = None
+    if _is_tensor(tensor) and (taken := argument_dtype(tensor, spec.dtype)) != spec.dtype:
+        torch = sys.modules["torch"]
+        bits = getattr(torch, spec.dtype), getattr(torch, taken)
+    return Form(shape, bits) if shape or bits else _AS_IT_IS
 
 
 def _is_given(array: Any) -> bool:
