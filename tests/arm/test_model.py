@@ -37,6 +37,7 @@ SPLITS = {"split_m": 1, "split_n": 1, "split_k": 1}
 SGEMM_CONFIG = {**BLOCKS, "pack_a": False, "pack_b": True, **SPLITS}
 PACKED = f"{SGEMM} packed=panels"
 PACKED_CONFIG = {**SGEMM_CONFIG, "pack_b": False}
+_FEW = 16  # lines of the stack and of the descriptions of arrays
 
 
 @contextmanager
@@ -108,6 +109,21 @@ def test_the_counts_of_v2_stay_what_they_are() -> None:
     assert sgemm.counts["instructions"] / 256**3 <= 0.352  # the same
     holds(int8, instructions=882_513, cycles=154_350)
     assert int8.cycles and 256**3 / int8.cycles >= 89  # MLAS
+
+
+@needs_emulation
+def test_misses_are_those_that_can_be_counted_by_hand_whatever_ran_before() -> None:
+    """Each line of x and out once: 4096 floats are 256 lines each; rows of 1024 floats stay in the cache."""
+    relu, softmax = "activation size=4096 activation=relu", "softmax rows=8 cols=1024"
+    found = []
+    for before in ((), ("softmax rows=3 cols=77", "matmul m=33 n=17 k=55")):
+        with model_of("neoverse-n1") as count:
+            for each in before:
+                count(each, "", {})
+            found.append([count(text, "", {}).counts for text in (relu, softmax)])
+    for lines, counts in zip((2 * 256, 2 * 8 * 64), zip(*found)):
+        for level in ("l1_misses", "l2_misses"):
+            assert all(each[level] - lines in range(_FEW) for each in counts)
 
 
 def holds(outcome: Outcome, instructions: int, cycles: int) -> None:
