@@ -17,7 +17,7 @@ pytest.importorskip("tvm")
 
 from tests.arm.emulated import Job
 from tests.arm.test_libraries import DISASSEMBLER, OTHER, TUNED, Emulate, exported
-from tests.libraries import default_record, write_log
+from tests.libraries import default_record, one_generic_kernel, write_log
 from tvmops.library.export import export
 from tvmops.measure.problem import make_problem
 from tvmops.targets import target
@@ -58,7 +58,8 @@ def test_code_for_one_length_is_refused_at_another(emulate: Emulate, tmp_path: P
     scalable = target("neoverse-v2")
     fixed = replace(scalable, needs=(*scalable.needs, "sve256"))
     log = write_log(tmp_path / "log.jsonl", default_record(work, fixed))
-    library = export(work, fixed, [log], tmp_path / "library")
+    with one_generic_kernel():
+        library = export(work, fixed, [log], tmp_path / "library")
     problems = ((str(work), make_problem(work, tmp_path / "problem", seed=0)),)
     for bits in (128, 512):
         answers = emulate(cpu(bits), Job(refuse=(library,)))
