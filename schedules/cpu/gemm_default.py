@@ -145,7 +145,8 @@ def _tile(workload: Workload, target: Target) -> tuple[int, int]:
 
     def cycles(tile: tuple[int, int]) -> float:
         mr, nv = tile
-        step = max(mr * nv, 4) + 0.15 * mr + 0.5 * nv  # latency of a sum; loads, mostly hidden
+        loads = (0.15 * mr + 0.5 * nv) / (width if by_lane else 1)  # mostly hidden
+        step = max(mr * nv, 8 if by_lane else 4) + loads  # a sum waits for the one before
         return -(-m // mr) * -(-n // (nv * width)) * step
 
     tiles = [

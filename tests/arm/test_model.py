@@ -13,6 +13,7 @@ pytest.importorskip("tvm")
 
 from tvmops.errors import ArgumentError
 from tvmops.library.export import export
+from tvmops.manifest import Manifest
 from tvmops.measure.candidate import Candidate, Outcome, Plan
 from tvmops.measure.model.emulator import folder
 from tvmops.measure.model.measurer import ModelMeasurer
@@ -148,3 +149,6 @@ def test_tuning_for_a_core_that_is_not_here(tmp_path: Path) -> None:
     export(work, "neoverse-v2", [log], tmp_path / "library")
     manifest = (tmp_path / "library/manifest.json").read_text()
     assert '"seconds": null' in manifest and "on model of one neoverse-v2" in manifest
+    (kernel,) = (k for k in Manifest.read(tmp_path / "library").variants[0].kernels if k.record)
+    assert kernel.modelled == {"cycles": winner.cycles, **winner.counts}
+    assert {"instructions", "l1_misses", "l2_misses"} <= winner.counts.keys()

@@ -140,6 +140,7 @@ def test_a_run_learns_that_there_is_no_device(tracker: Tracker) -> None:
 def test_a_task_outlives_its_tracker(other: ThreadPoolExecutor, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"content")
     with tracker_process(tmp_path) as tracker, contextlib.closing(Line(tracker.address, TOKEN, 60)) as line:
+        assert tracker.address.startswith("127.0.0.1:"), "as the command line binds it"
         board = device(tracker, "board")
         answer = other.submit(line.do, REQUEST, {"f": tmp_path / "file"})
         assert board.receive(30) == ({"task": "work"}, [])
