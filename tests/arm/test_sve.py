@@ -63,8 +63,11 @@ def test_code_for_one_length_is_refused_at_another(emulate: Emulate, tmp_path: P
     problems = ((str(work), make_problem(work, tmp_path / "problem", seed=0)),)
     for bits in (128, 512):
         answers = emulate(cpu(bits), Job(refuse=(library,)))
-        (message,) = (answer["message"] for answer in answers if "refused" in answer)
+        (refusal,) = (answer for answer in answers if "refused" in answer)
+        message = refusal["message"]
+        assert not refusal["mapped"], "none of its code can run"
         assert "lacks" in message and "sve256" in message
         assert f"sve{bits}" not in message
     answers = emulate(cpu(256), Job(run=(library,), problems=problems))
     assert [answer["complaint"] for answer in answers if "workload" in answer] == [""]
+    assert [answer["mapped"] for answer in answers if "called" in answer] == [True]
