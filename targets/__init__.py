@@ -62,6 +62,11 @@ class Target:
             self.vector_bits // {"float32": 32, "int32": 32, "bfloat16": 16, "float16": 16, "int8": 8}[dtype]
         )
 
+    @property
+    def multiplies_by_lane(self) -> bool:
+        """True if a vector can be multiplied by one lane of another: no broadcast, loads of whole vectors."""
+        return self.arch == "aarch64"
+
     def describes(self, machine: Machine) -> bool:
         """True if `machine` is one of the CPUs that this file names."""
         return is_one_of(self.models, machine)

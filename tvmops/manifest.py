@@ -32,6 +32,7 @@ class KernelEntry:
     measured: str  # when and where the record behind it was made
     parallel: bool = True  # whether it may start threads
     multiples: Mapping[str, int] = field(default_factory=dict)  # what `*` dimensions must divide by
+    modelled: Mapping[str, int] = field(default_factory=dict)  # cycles and counts, where nothing was measured
     record: str = ""  # sha256 of the line of the tuning log that it came from; "" for a generic kernel
 
 

@@ -141,17 +141,21 @@ def _tile(workload: Workload, target: Target) -> tuple[int, int]:
     """Choose mr and nv: the tile that computes c with the fewest cycles, padding included."""
     m, n = workload.dims("m", "n")
     width = target.vector_width(str(workload["dtype"]))
+    by_lane = target.multiplies_by_lane and not workload["trans_a"]  # then each row of a holds a register
 
     def cycles(tile: tuple[int, int]) -> float:
         mr, nv = tile
-        step = max(mr * nv, 4) + 0.15 * mr + 0.5 * nv  # latency of a sum; loads, mostly hidden
+        loads = (0.15 * mr + 0.5 * nv) / (width if by_lane else 1)  # mostly hidden
+        step = max(mr * nv, 8 if by_lane else 4) + loads  # a sum waits for the one before
         return -(-m // mr) * -(-n // (nv * width)) * step
 
     tiles = [
         (mr, nv)
         for nv in (4, 3, 2, 1)
         for mr in range(8, 0, -1)  # each row of a has a pointer of its own, beside those of the loops
-        if mr * nv + nv + 1 <= target.vector_registers and mr <= m and nv * width < n + width
+        if mr * nv + nv + (mr if by_lane else 1) <= target.vector_registers
+        and mr <= m
+        and nv * width < n + width
     ]
     if workload["packed"] != PLAIN:
         tiles = [(mr, nv) for mr, nv in tiles if nv * width % Panels("float32").columns == 0]

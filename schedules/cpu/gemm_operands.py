@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cpu.emit import Extent, ceildiv, load, minimum, refuse_overlap
+from tvmops.schedules.cpu.emit import Extent, ceildiv, lanes, load, minimum, refuse_overlap
 from tvmops.schedules.cpu.epilogue import Epilogue
 from tvmops.signatures.layouts import PLAIN, Panels
 from tvmops.targets import Target
@@ -24,6 +24,8 @@ class Product:
     batch: Extent
     dtype: str
     width: int  # lanes of one vector
+    registers: int  # of vectors
+    multiplies_by_lane: bool  # as the target says
     shared: str
     trans_a: bool
     trans_b: bool
@@ -40,6 +42,8 @@ class Product:
             _extent(workload, "batch"),
             dtype,
             target.vector_width(dtype),
+            target.vector_registers,
+            target.multiplies_by_lane,
             str(workload["shared"]),
             workload["trans_a"] is True,
             workload["trans_b"] is True,
@@ -89,9 +93,9 @@ class Operands:
         product = self.product
         return [batch, *index] if product.has_batch and product.shared != operand else list(index)
 
-    def load_a(self, batch: Extent, row: Extent, k: Extent) -> tirx.Expr:
-        """Return one element of a."""
-        index = (k, row) if self.product.trans_a else (row, k)
+    def load_a(self, batch: Extent, row: Extent, k: Extent, count: int) -> tirx.Expr:
+        """Return `count` elements of a row of a from column `k` on; one where a is transposed."""
+        index = (k, row) if self.product.trans_a else (row, lanes(k, count))
         return self.buffers["a"][tuple(self.at("a", batch, *index))]
 
     def load_b(self, batch: Extent, k: Extent, column: Extent, limit: Extent | None) -> tirx.Expr:

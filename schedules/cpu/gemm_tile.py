@@ -92,31 +92,57 @@ class Tile:
             for v in range(blocking.nv):
                 T.buffer_store(accumulators, zeros(frame.product.dtype, self.width), [i, self._lanes(v)])
         unrolled = depth.count // blocking.ku
+        along_k = self.width if self._reads_a_along_k else 1
         with T.serial(unrolled) as ku:
             if self.ahead is not None:
                 self._prefetch(ku, self.ahead)
-            for u in range(blocking.ku):
-                self._step(accumulators, ku * blocking.ku + u, limit)
+            for u in range(0, blocking.ku, along_k):
+                self._steps(accumulators, ku * blocking.ku + u, along_k, limit)
         if not divides(blocking.ku, depth.count):
             with T.serial(depth.count % blocking.ku) as kk:
-                self._step(accumulators, unrolled * blocking.ku + kk, limit)
+                self._steps(accumulators, unrolled * blocking.ku + kk, 1, limit)
         return accumulators
 
-    def _step(self, accumulators: Any, kk: Extent, limit: Extent | None) -> None:
-        """Add the outer product of one column of a and one row of b."""
-        row_of_b = [self._load_b(kk, v, limit) for v in range(self.frame.blocking.nv)]
-        for i in range(len(self.rows)):
-            a = broadcast(self._load_a(i, kk), self.width)
-            for v, b in enumerate(row_of_b):
-                total = accumulators[i, self._lanes(v)] + a * b
-                T.buffer_store(accumulators, total, [i, self._lanes(v)])
+    @property
+    def _reads_a_along_k(self) -> bool:
+        """True where a vector of each row of a saves loads: the lanes are multiplied as they lie there.
 
-    def _load_a(self, i: int, kk: Extent) -> tirx.Expr:
+        LLVM loads neighbouring vectors in pairs, so that ku of two vectors holds two of each row.
+        """
+        product, blocking = self.frame.product, self.frame.blocking
+        vectors = blocking.mr * min(blocking.ku // self.width, 2)
+        return (
+            product.multiplies_by_lane
+            and not product.trans_a
+            and divides(self.width, blocking.ku)
+            and blocking.mr * blocking.nv + blocking.nv + vectors <= product.registers
+        )
+
+    def _steps(self, accumulators: Any, kk: Extent, count: int, limit: Extent | None) -> None:
+        """Add the outer products of `count` columns of a and rows of b."""
+        columns = self._load_columns(kk, count) if count > 1 else None
+        for u in range(count):
+            row_of_b = [self._load_b(kk + u, v, limit) for v in range(self.frame.blocking.nv)]
+            for i in range(len(self.rows)):
+                a = broadcast(columns[i, u] if columns is not None else self._load_a(i, kk, 1), self.width)
+                for v, b in enumerate(row_of_b):
+                    total = accumulators[i, self._lanes(v)] + a * b
+                    T.buffer_store(accumulators, total, [i, self._lanes(v)])
+
+    def _load_columns(self, kk: Extent, count: int) -> Any:
+        columns = registers((len(self.rows), count), self.frame.product.dtype)
+        for i in range(len(self.rows)):
+            T.buffer_store(columns, self._load_a(i, kk, count), [i, lanes(0, count)])
+        return columns
+
+    def _load_a(self, i: int, kk: Extent, count: int) -> tirx.Expr:
+        """Return `count` elements of row `i` from column `kk` on."""
         if self.packed_a is None:
-            return self.frame.operands.load_a(self.place.matrix, self.rows[i], self.place.depth.start + kk)
-        if self.frame.product.trans_a:
-            return self.packed_a[kk, self.packed_row + i]
-        return self.packed_a[self.packed_row + i, kk]
+            return self.frame.operands.load_a(
+                self.place.matrix, self.rows[i], self.place.depth.start + kk, count
+            )
+        row = self.packed_row + i
+        return self.packed_a[kk, row] if self.frame.product.trans_a else self.packed_a[row, lanes(kk, count)]
 
     def _load_b(self, kk: Extent, v: int, limit: Extent | None) -> tirx.Expr:
         if self.packed_b is not None:

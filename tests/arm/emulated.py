@@ -42,7 +42,7 @@ def main(job: Job) -> None:
         try:
             tvmops.load(path)
         except LibraryTargetError as error:
-            say(refused=path.name, message=str(error))
+            say(refused=path.name, message=str(error), mapped=is_mapped(path))
     for path in job.choose:
         say(library=path.name, chosen=[each.target for each in tvmops.load(path).variants.taken.values()])
     for path in job.run:
@@ -70,7 +70,12 @@ def call(library: Library) -> None:
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((19, 23), "float32"), rng.standard_normal((23, 29), "float32")
     error = np.abs(library.matmul(a, b) - a.astype("float64") @ b).max()
-    say(library=library.path.name, called="matmul", error=float(error))
+    say(library=library.path.name, called="matmul", error=float(error), mapped=is_mapped(library.path))
+
+
+def is_mapped(folder: Path) -> bool:
+    """True if this process has loaded code from a folder."""
+    return str(folder.resolve()) in Path("/proc/self/maps").read_text()
 
 
 def say(**answer: object) -> None:

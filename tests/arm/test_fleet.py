@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +13,7 @@ import pytest
 pytest.importorskip("tvm")
 
 from tests.arm.conftest import PYTHON
-from tests.measure.fleet.parties import ROOT, TOKEN, Board, boards, kill_the_one_that_sleeps
+from tests.measure.fleet.parties import ROOT, TOKEN, Board, boards, kill_the_one_that_sleeps, tracker_process
 from tests.processes import wait_until
 from tests.tuner.faulty_templates import MARKER, Sixty
 from tvmops.machine import this_machine
@@ -42,16 +40,8 @@ def tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("QEMU_CPU", TARGET)
     monkeypatch.setattr("tvmops.schedules.TEMPLATES", (Sixty(),))
     monkeypatch.setattr("tvmops.tuner.job._START_SECONDS", 60.0)  # emulated, and three on two cores
-    said = tmp_path / "tracker"
-    with said.open("wb") as output:
-        command = [sys.executable, "-m", "tvmops", "fleet", "tracker", "--port", "0"]
-        process = subprocess.Popen(command, stdout=output)
-    try:
-        wait_until(lambda: "\n" in said.read_text())
-        yield said.read_text().split()[1]
-    finally:
-        process.kill()
-        process.wait()
+    with tracker_process(tmp_path) as process:
+        yield process.address
 
 
 def test_sixty_trials_none_lost_and_none_twice(tracker: str, tmp_path: Path) -> None:

@@ -57,6 +57,28 @@ TUNED = [
     "activation size=1001 activation=tanh",
     "activation size=1001 activation=gelu dtype=bfloat16",
 ]
+FORMS = [  # other templates, and other forms of what those above do
+    "matmul m=17 n=40 k=31 packed=panels bias=true activation=relu residual=true",
+    "matmul m=2 n=40 k=33 trans_b=true",
+    "matmul m=2 n=300 k=200",
+    "matmul m=9 n=33 k=21 trans_a=true activation=tanh",
+    "conv2d n=1 h=9 w=11 ci=8 co=20 kh=3 kw=3 padding=1 packed=panels-nchw residual=true",
+    "conv2d n=1 h=9 w=11 ci=8 co=20 kh=3 kw=3 padding=1 layout=NHWC packed=panels-nhwc activation=silu",
+    "conv2d n=1 h=9 w=11 ci=8 co=20 kh=3 kw=3 padding=1 packed=winograd2",
+    "conv2d n=1 h=9 w=11 ci=32 co=20 kh=3 kw=3 padding=1 layout=NHWC packed=winograd4 bias=true",
+    "conv2d n=1 h=9 w=11 ci=16 co=16 kh=3 kw=3 groups=16 layout=NHWC stride=2 activation=relu6",
+    "conv2d n=1 h=6 w=7 ci=16 co=20 kh=1 kw=1 activation=hardswish",
+    "pool2d n=1 h=9 w=11 c=5 kernel=2 stride=2 kind=average",
+    "softmax rows=5 cols=33 log=true",
+    "softmax rows=4 cols=33 scaled=true mask_rows=2",
+    "layer_norm rows=5 cols=33 weight=true bias=true residual=true",
+    "rms_norm rows=5 cols=33 weight=true residual=true dtype=bfloat16",
+    "attention batch=1 heads=4 kv_heads=2 q_len=1 kv_len=65 head_dim=64",
+    "attention batch=2 heads=4 kv_heads=1 q_len=3 kv_len=70 head_dim=80 causal=true dtype=bfloat16",
+    "attention batch=1 heads=2 kv_heads=2 q_len=19 kv_len=21 head_dim=32 mask=bool",
+    "activation size=1001 activation=silu",
+    "activation size=1001 activation=gelu_tanh",
+]
 OTHER = [  # the generic kernels answer
     "matmul m=5 n=7 k=9",
     "matmul m=9 n=31 k=7 dtype=bfloat16",
@@ -72,6 +94,7 @@ OTHER = [  # the generic kernels answer
 ]
 DISASSEMBLER = "aarch64-linux-gnu-objdump"
 WHOLE = ("cortex-a53", "neoverse-n1", "neoverse-v1", "neoverse-v2", "apple-m4")  # one of each set of features
+EVERY_FORM = ("cortex-a53", "neoverse-v2")  # the least and the most of them
 
 
 def exported(folder: Path, name: str, texts: list[str]) -> Path:
@@ -95,6 +118,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", CPUS)
 def test_every_op_is_right(name: str, emulate: Emulate, tmp_path: Path) -> None:
     tuned, other = (TUNED, OTHER) if name in WHOLE else ([PLAIN], OTHER[:1])
+    if name in EVERY_FORM:
+        tuned = [*tuned, *FORMS]
     work = [Workload.parse(text) for text in (*tuned, *other)]
     problems = tuple((str(w), make_problem(w, tmp_path / str(i), seed=i)) for i, w in enumerate(work))
     answers = emulate(CPUS[name], Job(run=(exported(tmp_path, name, tuned),), problems=problems))

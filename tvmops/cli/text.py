@@ -21,7 +21,7 @@ def duration(seconds: float) -> str:
 
 def time_of(record: Record) -> str:
     """Return the time of a record, or the cycles of one that is modelled."""
-    return duration(record.time) if record.cycles is None else f"{record.cycles} cycles"
+    return duration(record.time) if record.cycles is None else f"{record.cycles} modelled cycles"
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

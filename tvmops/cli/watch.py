@@ -138,6 +138,7 @@ class JsonLines(Watcher):
             workload=str(job.workload),
             trials=job.trials,
             failures=job.failures,
+            kind="modelled" if job.is_modelled else "measured",
             seconds=None if job.is_modelled else job.best,
             default_seconds=None if job.is_modelled else job.default,
             cycles=job.best * NOMINAL_HERTZ if job.is_modelled else None,

@@ -173,6 +173,7 @@ def _tuned(workload: Workload, target: Target, record: Record, digest: str) -> K
         error=record.error,
         tolerance=op_of(workload).tolerance(workload) if own is None else own,
         measured=f"{record.when} on {record.machine}",
+        modelled={"cycles": record.cycles, **record.counts} if record.cycles is not None else {},
         record=digest,
     )
     return build_kernel(entry, template, workload, target, config)

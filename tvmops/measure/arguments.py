@@ -15,18 +15,23 @@ from tvmops.signatures.dtypes import decode
 _GUARD = 4096  # bytes before and behind each array
 _PATTERN = 0xFF  # NaN in any float type: a kernel that reads beyond an array shows
 _MOST_COPIES = 4096
+_PAGE = 4096
 
 
 class Arguments:
-    """The inputs and the outputs of a `Problem`, each between two guards, and its scalars."""
+    """The inputs and the outputs of a `Problem`, each between two guards, and its scalars.
 
-    def __init__(self, problem: Problem) -> None:
-        self._inputs = [_Guarded(np.load(path)) for path in problem.inputs]
+    Where they are `paged`, each array begins a page: which lines of a cache they take does not depend
+    on what was allocated before.
+    """
+
+    def __init__(self, problem: Problem, paged: bool = False) -> None:
+        self._inputs = [_Guarded(np.load(path), paged) for path in problem.inputs]
         self._scalars = problem.scalars
         self._expected = [np.load(path) for path in problem.expected]
         self._dtypes = problem.output_dtypes
         self._outputs = [
-            _Guarded(poisoned(right, dtype)) for right, dtype in zip(self._expected, self._dtypes)
+            _Guarded(poisoned(right, dtype), paged) for right, dtype in zip(self._expected, self._dtypes)
         ]
         self._tolerance = problem.tolerance
 
@@ -78,11 +83,12 @@ class Arguments:
 class _Guarded:
     """A copy of an array with guards around it, and a pristine copy of both."""
 
-    def __init__(self, array: Array) -> None:
+    def __init__(self, array: Array, paged: bool) -> None:
         self._pristine = np.full(array.nbytes + 2 * _GUARD, _PATTERN, np.uint8)
         self._inside = slice(_GUARD, _GUARD + array.nbytes)
         self._view(self._pristine, array)[...] = array
-        self._memory = self._pristine.copy()
+        self._memory = _paged(len(self._pristine)) if paged else np.empty_like(self._pristine)
+        self.restore()
         self.array = self._view(self._memory, array)
 
     def _view(self, memory: Array, like: Array) -> Array:
@@ -97,3 +103,10 @@ class _Guarded:
     def has_whole_guards(self) -> bool:
         guards: Any = (self._memory[:_GUARD], self._memory[self._inside.stop :])
         return all(bool((guard == _PATTERN).all()) for guard in guards)
+
+
+def _paged(size: int) -> Array:
+    """Return `size` bytes from the beginning of a page on."""
+    memory = np.empty(size + _PAGE, np.uint8)
+    start = -memory.ctypes.data % _PAGE
+    return memory[start : start + size]

@@ -34,12 +34,15 @@ class Explanation:
             ("time", self._time()),
             *([("loss", f"{self.loss:.1%} against the fastest kernel, at {self.at}")] if self.at else []),
             ("error bound", bound + seen),
-            ("measured", kernel.measured or "never; a default schedule"),
+            ("modelled" if kernel.modelled else "measured", kernel.measured or "never; a default schedule"),
             *(("refused", reason) for reason in self.refused),
         ]
         return "\n".join([str(self.workload), *(f"  {name:<13}{text}" for name, text in lines)])
 
     def _time(self) -> str:
+        if self.kernel.modelled:  # cycles of a model, and what was counted: no clock ran
+            counts = (f"{count} {name.replace('_', ' ')}" for name, count in self.kernel.modelled.items())
+            return f"modelled: {', '.join(counts)}"
         if self.seconds is None:
             return "not measured at this shape"
         return f"{self.seconds * 1e6:.2f} us" + (f" at {self.at}" if self.at else "")

@@ -23,14 +23,44 @@ KIND = {"target": "t", "machine": "m", "cores": 1, "l1_bytes": 1, "l2_bytes": 1,
 
 
 @contextlib.contextmanager
-def serving(port: int = 0, grace: float = 60.0) -> Iterator[Tracker]:
+def serving(port: int = 0, grace: float = 60.0, host: str | None = None) -> Iterator[Tracker]:
     """A tracker in a thread of this process."""
-    tracker = Tracker(TOKEN, port=port, grace=grace)
+    tracker = Tracker(TOKEN, port=port, grace=grace, **({} if host is None else {"host": host}))
     thread = threading.Thread(target=tracker.serve, daemon=True)
     thread.start()
     yield tracker
     tracker.close()
     thread.join()
+
+
+class TrackerProcess:
+    """A tracker that can be killed, and started again where it was."""
+
+    def __init__(self, folder: Path) -> None:
+        self._said, self._port, self.address = folder / "tracker", "0", ""
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "tvmops", "fleet", "tracker", "--port", self._port]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), VARIABLE: TOKEN.decode()}
+        with self._said.open("wb") as output:
+            self._process = subprocess.Popen(command, stdout=output, env=environment)
+        wait_until(lambda: "\n" in self._said.read_text())
+        self.address = self._said.read_text().split()[1]
+        self._port = self.address.rpartition(":")[2]
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@contextlib.contextmanager
+def tracker_process(folder: Path) -> Iterator[TrackerProcess]:
+    tracker = TrackerProcess(folder)
+    try:
+        yield tracker
+    finally:
+        tracker.kill()
 
 
 def address_of(tracker: Tracker) -> tuple[str, int]:
@@ -43,7 +73,7 @@ def stranger(tracker: Tracker) -> socket.socket:
     return socket.create_connection(address_of(tracker), timeout=30)
 
 
-def device(tracker: Tracker, name: str, **changes: object) -> Channel:
+def device(tracker: Tracker | TrackerProcess, name: str, **changes: object) -> Channel:
     """Register a device that a test plays itself."""
     channel = dial(tracker.address, TOKEN)
     channel.send({"device": {"name": name, **KIND, **changes}})
@@ -51,7 +81,7 @@ def device(tracker: Tracker, name: str, **changes: object) -> Channel:
     return channel
 
 
-def names(tracker: Tracker) -> list[str]:
+def names(tracker: Tracker | TrackerProcess) -> list[str]:
     """Return the names of the devices that a tracker has."""
     with contextlib.closing(Line(tracker.address, TOKEN)) as line:
         return [kind.name for kind in line.devices()]

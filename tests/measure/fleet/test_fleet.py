@@ -21,6 +21,7 @@ from tests.measure.fleet.parties import (
     kill_the_one_that_sleeps,
     names,
     serving,
+    tracker_process,
 )
 from tests.processes import wait_until
 from tests.tuner.faulty_templates import MARKER, STATUSES, Faulty, Sixty, faulty
@@ -200,6 +201,29 @@ def test_a_run_over_the_fleet_is_logged_like_any_other_and_resumed(
     assert {(record.machine, record.kind) for record in records} == {(this_machine().fingerprint, "measured")}
     assert [record.status for record in records].count("crash") == 1
     assert winner.stage == "final" and winner.status == "ok"
+
+
+def test_a_run_goes_on_where_its_tracker_is_started_again(tmp_path: Path) -> None:
+    Path(os.environ[MARKER]).touch()  # nothing sleeps
+    log = tmp_path / "log.jsonl"
+    with tracker_process(tmp_path) as tracker:
+        with boards(2, lambda number: Board(tmp_path / str(number), tracker.address, HERE)):
+            wait_until(lambda: len(names(tracker)) == 2)
+
+            def again() -> None:
+                wait_until(lambda: log.exists() and len(log.read_bytes().splitlines()) >= 5)
+                tracker.kill()
+                tracker.start()
+
+            breaker = threading.Thread(target=again)
+            breaker.start()
+            options = {"strategy": "grid", "measure": "fleet", "tracker": tracker.address, "peak": PEAK}
+            tune(WORK, HERE, log, trials=60, **options)  # type: ignore[arg-type]
+            breaker.join()
+    records = read_log(log)
+    searched = [record.config_key for record in records if record.stage == "search"]
+    assert sorted(searched) == sorted(config.key for config in Sixty().space(WORK, target("native")))
+    assert [record.status for record in records].count("crash") == 1, "the one that crashes by itself"
 
 
 def test_without_a_device_for_the_target_that_is_the_error(tracker: Tracker, fleet: list[Board]) -> None:

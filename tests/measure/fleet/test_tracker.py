@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.measure.fleet.parties import TOKEN, device, names, serving, stranger
+from tests.measure.fleet.parties import TOKEN, address_of, device, names, serving, stranger, tracker_process
 from tests.processes import wait_until
 from tvmops.errors import FleetError
 from tvmops.measure.fleet import tracker as tracker_module
@@ -137,6 +137,37 @@ def test_a_run_learns_that_there_is_no_device(tracker: Tracker) -> None:
     assert board.is_quiet()
 
 
+def test_a_task_outlives_its_tracker(other: ThreadPoolExecutor, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    with tracker_process(tmp_path) as tracker, contextlib.closing(Line(tracker.address, TOKEN, 60)) as line:
+        assert tracker.address.startswith("127.0.0.1:"), "as the command line binds it"
+        board = device(tracker, "board")
+        answer = other.submit(line.do, REQUEST, {"f": tmp_path / "file"})
+        assert board.receive(30) == ({"task": "work"}, [])
+        tracker.kill()
+        with pytest.raises(WireError):
+            board.receive(30)
+        tracker.start()
+        board = device(tracker, "board")
+        assert board.receive(30) == ({"task": "work"}, [])
+        board.send({"need": ["f"]})
+        assert board.receive(30) == ({}, [b"content"])
+        board.send({"done": 1})
+        assert answer.result() == {"done": 1}
+        assert [kind.name for kind in line.devices()] == ["board"]
+
+
+def test_a_run_that_is_abandoned_waits_for_no_tracker(other: ThreadPoolExecutor) -> None:
+    with serving() as tracker:
+        pass
+    line = Line(tracker.address, TOKEN, patience=600)
+    answer = other.submit(line.devices)
+    assert not answer.done(), "it dials"
+    wait_until(lambda: line.hang_up() or answer.done())
+    with pytest.raises(FleetError, match="Connection refused"):
+        answer.result()
+
+
 @pytest.mark.parametrize("when", ["waits", "runs", "needs files"])
 def test_a_run_that_goes_away_leaves_the_devices_to_others(
     tracker: Tracker, other: ThreadPoolExecutor, when: str
@@ -216,6 +247,29 @@ def is_served(tracker: Tracker) -> bool:
 
 def test_it_is_reached_from_this_machine_alone_unless_told_otherwise(tracker: Tracker) -> None:
     assert tracker.address.startswith("127.0.0.1:")
+    outside = own_address()
+    if outside is None:
+        pytest.skip("this machine has the loopback interface alone")
+    _, port = address_of(tracker)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((outside, port), timeout=30)
+    with serving(host=outside) as told:
+        assert told.address.startswith(f"{outside}:")
+        board = device(told, "board")
+        assert names(told) == ["board"] and board.is_quiet()
+        with pytest.raises(FleetError, match="does not hold the same token"):
+            Line(told.address, b"another token of 30 characters").devices()
+
+
+def own_address() -> str | None:
+    """Return this machine's address on a network; None if it has none. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return None
+        address = str(probe.getsockname()[0])
+    return None if address.startswith("127.") else address
 
 
 def test_where_nobody_listens_is_one_error() -> None:

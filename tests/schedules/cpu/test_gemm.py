@@ -16,6 +16,7 @@ from tests.schedules.cpu.kernels import (
     Kernel,
     Shape,
     check,
+    check_call,
     compiled,
     matmul,
     survives,
@@ -94,6 +95,24 @@ def test_every_knob_at_its_extremes() -> None:
         assert len({config[knob.name] for config in chosen}) >= min(2, len(knob.values))
     for config in chosen:
         check(compiled(work, machine, config), shape)
+
+
+@pytest.mark.parametrize("form", ["", " packed=panels", " trans_b=true batch=2", " trans_a=true"])
+def test_rows_of_a_read_by_vectors(form: str) -> None:
+    """As ARM's kernels do, compiled for this machine: k that vectors or the unrolling do not divide."""
+    machine = replace(target(TARGETS[0]), arch="aarch64", vector_bits=128, vector_registers=32)
+    assert machine.multiplies_by_lane
+    for m, n, k in ((17, 31, 61), (9, 48, 40), (23, 17, 4), (8, 33, 103)):
+        work = Workload.parse(f"matmul m={m} n={n} k={k}{form}")
+        for config in samples(work, machine, count=3, seed=k):
+            for tile in (
+                {"mr": 4, "nv": 4, "ku": 4},
+                {"mr": 4, "nv": 4, "ku": 8},
+                {"mr": 5, "nv": 4, "ku": 4},
+            ):
+                chosen = config.replace(**tile, kc=0)
+                if chosen in TEMPLATE.space(work, machine):
+                    check_call(compiled(work, machine, chosen), work, offset=1)
 
 
 def test_parts_that_do_not_divide() -> None:

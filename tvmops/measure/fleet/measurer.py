@@ -25,7 +25,7 @@ from tvmops.measure.scratch import Scratch
 from tvmops.targets import Target
 
 _CACHES = ("l1_bytes", "l2_bytes", "l3_bytes")
-_PATIENCE = 60.0  # seconds without any device, in which one may come back
+_PATIENCE = 60.0  # seconds without any device or the tracker, in which one may come back
 
 
 class FleetMeasurer:
@@ -59,6 +59,7 @@ class FleetMeasurer:
         if kind is None:
             devices = ", ".join(sorted({f"'{kind.target}'" for kind in kinds})) or "none"
             raise NoDeviceError(tracker=tracker, target=target.name, devices=devices)
+        self._lines[0].patience = patience  # from now on: a tracker that was never there is an error at once
         self.machine = kind.machine
         caches = {name: getattr(kind, name) or getattr(target, name) for name in _CACHES}
         self.target = dataclasses.replace(target, cores=kind.cores, **caches)
@@ -127,7 +128,9 @@ class FleetMeasurer:
         own = (self.target.name, self.machine)
         there = sum((kind.target, kind.machine) == own for kind in self._lines[0].devices())
         count = max(1, min(most, there))
-        self._lines += [Line(self._tracker, self._token) for _ in range(count - len(self._lines))]
+        self._lines += [
+            Line(self._tracker, self._token, self._patience) for _ in range(count - len(self._lines))
+        ]
         return [functools.partial(self._do, line) for line in self._lines[:count]]
 
     def _do(self, line: Line, request: Message) -> Message:

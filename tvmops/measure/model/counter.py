@@ -48,7 +48,7 @@ _library = ctypes.CDLL(None)
 
 def handle(request: CountRequest) -> Counted:
     """Call the kernel once, counting, and judge what it did."""
-    arguments = _arguments(request.problem)
+    arguments = _arguments(request.problem, paged=True)
     try:
         kernel = load_kernels(request.library)["main"]
     except Exception as failure:

@@ -3,6 +3,10 @@
 A candidate runs once, under emulation, and is checked as on a real machine. How often each
 of its blocks ran is exact, and a model of the core gives their cycles: the same config has
 the same number on every host. Wall time under emulation says nothing, and is not looked at.
+
+Misses of a modelled first and second cache, cold at the start, stand beside the cycles and are no
+part of them. Arguments begin pages, so that theirs are exact; the stack and descriptions of arrays,
+which lie where they happen to, add a few lines that may differ from run to run.
 """
 
 from __future__ import annotations
