@@ -10,6 +10,7 @@ from tvmops.ops.activations import STEEPEST, activated, expression
 from tvmops.ops.base import Array, Exact, Op
 from tvmops.ops.winograd import weights_of
 from tvmops.signatures.activations import NONE
+from tvmops.signatures.conv2d import weight_sizes
 from tvmops.signatures.layouts import PLAIN, ConvPanels, layout_of
 from tvmops.signatures.windows import output_size, windows
 from tvmops.workloads import Workload
@@ -81,7 +82,7 @@ class Conv2D(Op):
         if channels_last:
             x = np.moveaxis(x, 3, 1)
         if workload["packed"] != PLAIN:
-            w = layout_of(workload).unpack(w, *workload.dims("co", "ci", "kh", "kw"))
+            w = layout_of(workload).unpack(w, *weight_sizes(workload))
         elif channels_last:
             w = np.moveaxis(w, 3, 1)
         total = _convolved(workload, x, w)
@@ -120,7 +121,7 @@ def _unpacked(workload: Workload, packed: Any) -> Any:
     from tvm import te
 
     layout = layout_of(workload)
-    co, ci, kh, kw = workload.dims("co", "ci", "kh", "kw")
+    co, ci, kh, kw = weight_sizes(workload)
     if not isinstance(layout, ConvPanels):
         return weights_of(packed, str(workload["packed"]), co)
     columns, last = packed.shape[2], layout.image == "NHWC"
