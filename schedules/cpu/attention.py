@@ -89,8 +89,13 @@ class CpuAttention(Template):
                 T.func_name("main")
                 T.func_attr({"tirx.noalias": True})
                 problem = Problem.declare(workload)
-                _tasks(problem.joined() if can_join(workload) else problem, shape, blocking.parallel)
+                problem = problem.joined() if can_join(workload) else problem
+                self.tasks(problem, shape, blocking.parallel)
         return IRModule({"main": builder.get()})
+
+    def tasks(self, problem: Problem, shape: TileShape, parallel: bool) -> None:
+        """Emit the loop over tasks."""
+        tasks(Tile, problem, shape, parallel)
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         return _cycles(joined(workload), target, Blocking.of(config))
@@ -134,7 +139,7 @@ def _default(workload: Workload, target: Target, parallel: bool) -> Config:
     return Config.of(vectors=vectors, keys=keys, tiles=tiles, dims=dims, unroll=2, parallel=parallel)
 
 
-def _tasks(problem: Problem, shape: TileShape, parallel: bool) -> None:
+def tasks(tile: type[Tile], problem: Problem, shape: TileShape, parallel: bool) -> None:
     """Give each task a tile; with a causal mask, long and short ones in turn."""
     vectors = ceildiv(problem.q_len, shape.width)
     whole, rest = computed(vectors // shape.vectors), computed(vectors % shape.vectors)
@@ -150,7 +155,7 @@ def _tasks(problem: Problem, shape: TileShape, parallel: bool) -> None:
         last = whole * shape.queries + (index - whole) * small.queries
 
         def emit(shape: TileShape, first: Extent) -> None:
-            Tile(problem, shape, *at, first).emit()
+            tile(problem, shape, *at, first).emit()
 
         if known and rest == 0:
             emit(shape, index * shape.queries)
@@ -189,4 +194,4 @@ def _cycles(workload: Workload, target: Target, knobs: Blocking) -> float:
     )
 
 
-__all__ = ["CpuAttention", "is_legal"]
+__all__ = ["CpuAttention", "is_legal", "tasks"]
