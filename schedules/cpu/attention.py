@@ -5,7 +5,8 @@ in blocks; for each block it computes the scores, raises the running maximum, tu
 into weights, fades what it has and adds the block's values (T. Dao et al., FlashAttention,
 NeurIPS 2022). `tvmops.schedules.cpu.attention_tile` does it, with vectors along the queries.
 
-The queries of heads that share k and v are taken as those of one head where all see the same.
+The queries of heads that share k and v are taken as those of one head where all see the same, or
+are few.
 A q_len that is no multiple of `vectors` vectors ends in a smaller tile; where it is not known,
 in tiles of one vector.
 """
@@ -54,7 +55,7 @@ class Blocking:
 
 class CpuAttention(Template):
     name = "cpu.attention"
-    version = 2
+    version = 3
 
     def covers(self, workload: Workload, target: Target) -> bool:
         return workload.op == "attention" and workload["dtype"] in DTYPES and target.kind == "cpu"

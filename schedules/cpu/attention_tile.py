@@ -101,7 +101,7 @@ class Tile:
         problem = self.problem
         if problem.last_key is None:
             return problem.kv_len
-        last_query = minimum(self.first + self.shape.queries, problem.q_len) - 1
+        last_query = minimum(self.first + self.shape.queries, problem.period or problem.q_len) - 1
         return tirx.max(minimum(problem.kv_len, last_query + problem.last_key + 1), 0)
 
     # --- between memory, where vectors run along head_dim or keys, and vectors along queries
@@ -276,11 +276,17 @@ class Tile:
             for i, v in every:
                 self._put(sums, i, v, self._masked(self._get(sums, i, v), at[i], keys[i], v))
         if problem.last_key is not None:
-            with T.If(keys[-1] > self.first + problem.last_key), T.Then():
+            first = 0 if problem.period else self.first
+            with T.If(keys[-1] > first + problem.last_key), T.Then():
                 for i, v in every:
-                    first = self.first + v * shape.width + problem.last_key
-                    seen = broadcast(keys[i], shape.width) <= lanes(first, shape.width)
+                    last = self._positions(v) + broadcast(problem.last_key, shape.width)
+                    seen = broadcast(keys[i], shape.width) <= last
                     self._put(sums, i, v, tirx.Select(seen, self._get(sums, i, v), self._all(UNSEEN)))
+
+    def _positions(self, v: int) -> tirx.Expr:
+        """Return the positions of a vector of queries."""
+        rows, period = lanes(self.first + v * self.shape.width, self.shape.width), self.problem.period
+        return rows if period is None else tirx.floormod(rows, broadcast(period, self.shape.width))
 
     def _masked(self, score: tirx.Expr, at: Extent, key: Extent, v: int) -> tirx.Expr:
         problem = self.problem

@@ -33,6 +33,7 @@ WORK: list[tuple[Dims, dict[str, object], str]] = [
     ((2, 2, 1, 19, 70, 128), {"mask": "float32", "mask_dims": "bhqk"}, "a mask each"),
     ((2, 2, 2, 20, 33, 6), {"mask": "bool", "mask_dims": "bk"}, "padding"),
     ((2, 6, 2, 3, 71, 64), {}, "queries of three heads fill a vector"),
+    ((2, 8, 2, 5, 71, 24), {"causal": True}, "a few positions of four heads"),
     ((2, 4, 2, 33, 70, 96), {"causal": True, "layout": "blhd"}, "heads lie within positions"),
     ((1, 1, 1, 5, 301, 256), {"causal": True}, "less than a vector of queries"),
 ]
