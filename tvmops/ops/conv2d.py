@@ -13,6 +13,7 @@ from tvmops.signatures.activations import NONE
 from tvmops.signatures.conv2d import weight_sizes
 from tvmops.signatures.layouts import PLAIN, ConvPanels, layout_of
 from tvmops.signatures.windows import output_size, windows
+from tvmops.signatures.winograd import TAPS
 from tvmops.workloads import Workload
 
 UNIT_ROUNDOFF = 2.0**-24  # of float32
@@ -111,6 +112,11 @@ class Conv2D(Op):
         n, co = workload.dims("n", "co")
         oh, ow = output_size(workload)
         return 2 * n * co * oh * ow * _terms(workload)
+
+    def least_flops(self, workload: Workload) -> int:
+        """Count what F(4x4, 3x3) of Winograd multiplies, where that applies: 36 products for 16 x 9."""
+        plain = all((each.size, each.stride, each.reach) == (TAPS, 1, TAPS) for each in windows(workload))
+        return self.flops(workload) // (4 if plain and workload["groups"] == 1 else 1)
 
     def tolerance(self, workload: Workload) -> float:
         return STEEPEST[str(workload["activation"])] * 4 * (_terms(workload) + 3) * UNIT_ROUNDOFF
