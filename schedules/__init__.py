@@ -5,6 +5,7 @@ from __future__ import annotations
 from tvmops.errors import NoTemplateError
 from tvmops.schedules.cpu.attention import CpuAttention
 from tvmops.schedules.cpu.attention_decode import CpuDecode
+from tvmops.schedules.cpu.attention_dot import CpuAttentionDot
 from tvmops.schedules.cpu.conv2d_channels import Conv2DChannels
 from tvmops.schedules.cpu.conv2d_depthwise import Conv2DDepthwise
 from tvmops.schedules.cpu.conv2d_pixels import Conv2DPixels
@@ -42,6 +43,7 @@ TEMPLATES: tuple[Template, ...] = (
     Conv2DPixels(),
     Conv2DChannels(),
     CpuDecode(),
+    CpuAttentionDot(),
     CpuAttention(),
     Winograd4(),
     Winograd2(),

@@ -5,7 +5,8 @@ in blocks; for each block it computes the scores, raises the running maximum, tu
 into weights, fades what it has and adds the block's values (T. Dao et al., FlashAttention,
 NeurIPS 2022). `tvmops.schedules.cpu.attention_tile` does it, with vectors along the queries.
 
-The queries of heads that share k and v are taken as those of one head where all see the same.
+The queries of heads that share k and v are taken as those of one head where all see the same, or
+are few.
 A q_len that is no multiple of `vectors` vectors ends in a smaller tile; where it is not known,
 in tiles of one vector.
 """
@@ -54,7 +55,7 @@ class Blocking:
 
 class CpuAttention(Template):
     name = "cpu.attention"
-    version = 2
+    version = 3
 
     def covers(self, workload: Workload, target: Target) -> bool:
         return workload.op == "attention" and workload["dtype"] in DTYPES and target.kind == "cpu"
@@ -89,8 +90,13 @@ class CpuAttention(Template):
                 T.func_name("main")
                 T.func_attr({"tirx.noalias": True})
                 problem = Problem.declare(workload)
-                _tasks(problem.joined() if can_join(workload) else problem, shape, blocking.parallel)
+                problem = problem.joined() if can_join(workload) else problem
+                self.tasks(problem, shape, blocking.parallel)
         return IRModule({"main": builder.get()})
+
+    def tasks(self, problem: Problem, shape: TileShape, parallel: bool) -> None:
+        """Emit the loop over tasks."""
+        tasks(Tile, problem, shape, parallel)
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         return _cycles(joined(workload), target, Blocking.of(config))
@@ -134,7 +140,7 @@ def _default(workload: Workload, target: Target, parallel: bool) -> Config:
     return Config.of(vectors=vectors, keys=keys, tiles=tiles, dims=dims, unroll=2, parallel=parallel)
 
 
-def _tasks(problem: Problem, shape: TileShape, parallel: bool) -> None:
+def tasks(tile: type[Tile], problem: Problem, shape: TileShape, parallel: bool) -> None:
     """Give each task a tile; with a causal mask, long and short ones in turn."""
     vectors = ceildiv(problem.q_len, shape.width)
     whole, rest = computed(vectors // shape.vectors), computed(vectors % shape.vectors)
@@ -150,7 +156,7 @@ def _tasks(problem: Problem, shape: TileShape, parallel: bool) -> None:
         last = whole * shape.queries + (index - whole) * small.queries
 
         def emit(shape: TileShape, first: Extent) -> None:
-            Tile(problem, shape, *at, first).emit()
+            tile(problem, shape, *at, first).emit()
 
         if known and rest == 0:
             emit(shape, index * shape.queries)
@@ -189,4 +195,4 @@ def _cycles(workload: Workload, target: Target, knobs: Blocking) -> float:
     )
 
 
-__all__ = ["CpuAttention", "is_legal"]
+__all__ = ["CpuAttention", "is_legal", "tasks"]

@@ -17,7 +17,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.ops import op_of
 from tvmops.schedules.cpu.attention_cache import CacheShape, CacheTask, Partial, merge
-from tvmops.schedules.cpu.attention_problem import F32, Problem
+from tvmops.schedules.cpu.attention_problem import F32, FEW_QUERIES, Problem
 from tvmops.schedules.cpu.emit import Extent, Span, ceildiv, computed, minimum, share
 from tvmops.schedules.cpu.floats import DTYPES
 from tvmops.schedules.template import GenericKernel, Template
@@ -27,7 +27,6 @@ from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-_FEW_QUERIES = 8
 _SMALL_BYTES = 100_000  # of k and v; below, starting threads costs more than it saves
 _MEMORY_BYTES_A_CYCLE = 4
 _LAUNCH_CYCLES = 10_000
@@ -55,7 +54,7 @@ class CpuDecode(Template):
     def covers(self, workload: Workload, target: Target) -> bool:
         if workload.op != "attention" or workload["dtype"] not in DTYPES or target.kind != "cpu":
             return False
-        return workload["q_len"] == ANY or workload.dims("q_len")[0] <= _FEW_QUERIES
+        return workload["q_len"] == ANY or workload.dims("q_len")[0] <= FEW_QUERIES
 
     def space(self, workload: Workload, target: Target) -> Space:
         knobs = (
@@ -77,7 +76,7 @@ class CpuDecode(Template):
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         (head_dim,) = workload.dims("head_dim")
-        few = {"q_len": (1, _FEW_QUERIES)}
+        few = {"q_len": (1, FEW_QUERIES)}
         return [
             GenericKernel(
                 {**few, "batch": (1, 1), "kv_heads": (1, 4), "kv_len": (1, 64)},

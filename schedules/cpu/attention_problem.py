@@ -15,6 +15,7 @@ from tvmops.workloads import Workload
 
 F32 = "float32"
 UNSEEN = float("-inf")  # the score of a key that a query does not see
+FEW_QUERIES = 8  # of a head, as there are while text is generated
 LOWEST = -3.4028234663852886e38  # the least maximum: finite, so that UNSEEN minus it is -inf
 
 
@@ -37,6 +38,7 @@ class Problem:
     kv_len: Extent
     head_dim: int
     last_key: Extent | None  # that query 0 sees; None without a causal mask
+    period: int | None = None  # queries of each of the heads that were joined under such a mask
 
     @classmethod
     def declare(cls, workload: Workload) -> Problem:
@@ -86,12 +88,15 @@ class Problem:
     def joined(self) -> Problem:
         """Return it with the queries of heads that share k and v as those of one head; see `joined`."""
         heads, q_len = self.heads // self.group, self.q_len * self.group
+        period = None if self.last_key is None else self.q_len
         shape = (self.batch, heads, q_len, self.head_dim)
 
         def seen(buffer: Any) -> Any:
             return T.decl_buffer(shape, buffer.dtype, data=buffer.data, align=buffer.data_alignment)
 
-        return replace(self, q=seen(self.q), out=seen(self.out), heads=heads, group=1, q_len=q_len)
+        return replace(
+            self, q=seen(self.q), out=seen(self.out), heads=heads, group=1, q_len=q_len, period=period
+        )
 
     @property
     def is_wide(self) -> bool:
@@ -108,10 +113,16 @@ class Problem:
 
 
 def can_join(workload: Workload) -> bool:
-    """Say whether all queries of the heads that share k and v are alike, and lie one behind the other."""
+    """Say whether queries of the heads that share k and v see much the same, and lie in one piece.
+
+    Under a causal mask those of a few positions do; tiles that hold all heads of many positions
+    would look at keys that most of them do not see.
+    """
     known = all(isinstance(workload[name], int) for name in ("heads", "kv_heads", "q_len"))
-    alike = workload["mask"] == NO_MASK and not workload["causal"] and workload["layout"] == BHLD
-    return known and alike and workload["heads"] != workload["kv_heads"]
+    if not known or workload["heads"] == workload["kv_heads"]:
+        return False
+    alike = not workload["causal"] or workload.dims("q_len")[0] <= FEW_QUERIES
+    return alike and workload["mask"] == NO_MASK and workload["layout"] == BHLD
 
 
 def joined(workload: Workload) -> Workload:

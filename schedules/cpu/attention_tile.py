@@ -33,7 +33,7 @@ from tvmops.schedules.cpu.floats import load_floats, store_floats
 from tvmops.schedules.cpu.shuffle import transpose
 from tvmops.schedules.cpu.vector_math import exp_nonpositive
 
-_WEIGHTS_UNROLL = 4
+WEIGHTS_UNROLL = 4
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,13 @@ class Tile:
 
     def emit(self) -> None:
         problem, shape = self.problem, self.shape
-        self.queries = T.alloc_buffer((problem.head_dim, shape.queries), F32)
         self.weights = T.alloc_buffer((shape.block, shape.queries), F32)
         self.mixed = T.alloc_buffer((problem.head_dim, shape.queries), F32)
         self.masks = None
         if problem.mask is not None and "q" in problem.mask_dims:
             rows = ceildiv(shape.block, shape.width)
             self.masks = T.alloc_buffer((rows * shape.width, shape.queries), F32)
-        self.wide: dict[str, Any] = {}
-        if not problem.is_wide:
-            pitch = ceildiv(problem.head_dim, shape.width) * shape.width
-            self.wide = {name: T.alloc_buffer((shape.block, pitch), F32) for name in "kv"}
+        self._allocate()
         self.most = registers((1, shape.queries), F32)
         self.total = registers((1, shape.queries), F32)
         for v in range(shape.vectors):
@@ -91,31 +87,40 @@ class Tile:
             self._block(start, computed(minimum(shape.block, seen - start)))
         self._store_result()
 
+    def _allocate(self) -> None:
+        """Allocate what holds queries, and k and v of a block, in the form that is computed with."""
+        problem, shape = self.problem, self.shape
+        self.queries = T.alloc_buffer((problem.head_dim, shape.queries), F32)
+        self.wide: dict[str, Any] = {}
+        if not problem.is_wide:
+            pitch = ceildiv(problem.head_dim, shape.width) * shape.width
+            self.wide = {name: T.alloc_buffer((shape.block, pitch), F32) for name in "kv"}
+
     def _seen(self) -> Extent:
         """Count the keys up to the last that some query of this tile sees."""
         problem = self.problem
         if problem.last_key is None:
             return problem.kv_len
-        last_query = minimum(self.first + self.shape.queries, problem.q_len) - 1
+        last_query = minimum(self.first + self.shape.queries, problem.period or problem.q_len) - 1
         return tirx.max(minimum(problem.kv_len, last_query + problem.last_key + 1), 0)
 
     # --- between memory, where vectors run along head_dim or keys, and vectors along queries
 
     def _load_queries(self) -> None:
-        problem, width = self.problem, self.shape.width
-        scale = broadcast(problem.scale, width)
-        limit = None if divides(width, problem.head_dim) else problem.head_dim
+        width, rows = self.shape.width, self.queries.shape[0]
         for v in range(self.shape.vectors):
             at = self._rows(v)
-            with T.serial(ceildiv(problem.head_dim, width)) as part:
-                rows = [
-                    load_floats(problem.q, problem.at(*row), part * width, width, limit) * scale for row in at
-                ]
-                columns = self._transposed(rows)
+            with T.serial(ceildiv(rows, width)) as part:
+                columns = self._transposed([self._query(row, part) for row in at])
                 for i in range(width):
-                    self._below(
-                        part * width + i, problem.head_dim, self._storing(self.queries, columns, i, v)
-                    )
+                    self._below(part * width + i, rows, self._storing(self.queries, columns, i, v))
+
+    def _query(self, row: list[Extent], part: Extent) -> tirx.Expr:
+        """Return the `part`-th vector of one query, scaled."""
+        problem, width = self.problem, self.shape.width
+        limit = None if divides(width, problem.head_dim) else problem.head_dim
+        scale = broadcast(problem.scale, width)
+        return load_floats(problem.q, problem.at(*row), part * width, width, limit) * scale
 
     def _load_masks(self, start: Extent, count: Extent) -> None:
         """Fill `masks` for a block of keys; what lies beyond the last key is never used."""
@@ -187,16 +192,17 @@ class Tile:
 
     # --- one block of keys
 
-    def _widen(self, name: str, start: Extent, count: Extent) -> None:
-        """Make float32 of the elements of k or v that belong to a block."""
+    def _prepare(self, start: Extent, count: Extent) -> None:
+        """Make float32 of the elements of k and v that belong to a block."""
         head_dim, width = self.problem.head_dim, self.shape.width
-        with T.serial(count) as row:
-            for at in range(0, head_dim, width):
-                limit = head_dim if at + width > head_dim else None
-                value = load_floats(
-                    self._given(name), self.problem.at(*self.of_kv, start + row), at, width, limit
-                )
-                store(self.wide[name], value, [row], at, width, limit)
+        for name, wide in self.wide.items():
+            with T.serial(count) as row:
+                for at in range(0, head_dim, width):
+                    limit = head_dim if at + width > head_dim else None
+                    value = load_floats(
+                        self._given(name), self.problem.at(*self.of_kv, start + row), at, width, limit
+                    )
+                    store(wide, value, [row], at, width, limit)
 
     def _element(self, name: str, start: Extent, row: Extent, d: Extent) -> tirx.Expr:
         """Return an element of k or v, `row` rows into the block that begins at `start`."""
@@ -213,8 +219,7 @@ class Tile:
         shape = self.shape
         if self.masks is not None:
             self._load_masks(start, count)
-        for name in self.wide:
-            self._widen(name, start, count)
+        self._prepare(start, count)
         highest = registers((1, shape.queries), F32)
         for v in range(shape.vectors):
             self._put(highest, 0, v, self._get(self.most, 0, v))
@@ -231,7 +236,7 @@ class Tile:
             self._put(faded, 0, v, exp_nonpositive(rise))
             self._put(self.most, 0, v, self._get(highest, 0, v))
             self._put(self.total, 0, v, self._get(self.total, 0, v) * self._get(faded, 0, v))
-        self._unrolled(count, _WEIGHTS_UNROLL, self._weight)
+        self._weigh(count)
         head_dim, dims = self.problem.head_dim, min(shape.dims, self.problem.head_dim)
         with T.serial(head_dim // dims) as part:
             self._mix(start, count, faded, part * dims, dims)
@@ -240,7 +245,7 @@ class Tile:
 
     def _scores(self, start: Extent, at: list[Extent], highest: Any) -> None:
         """Compute the scores of the keys that lie `at` these places into the block, and raise `highest`."""
-        problem, shape = self.problem, self.shape
+        shape = self.shape
         keys = [start + i for i in at]
         every = [(i, v) for i in range(shape.keys) for v in range(shape.vectors)]
         sums = registers((shape.keys, shape.queries), F32)
@@ -250,15 +255,18 @@ class Tile:
         def step(d: Extent) -> None:
             queries = [self._get(self.queries, d, v) for v in range(shape.vectors)]
             for i, v in every:
-                element = broadcast(self._element("k", start, at[i], d), shape.width)
-                self._put(sums, i, v, self._get(sums, i, v) + element * queries[v])
+                self._put(sums, i, v, self._score(self._get(sums, i, v), start, at[i], d, queries[v]))
 
-        self._unrolled(problem.head_dim, shape.unroll, step)
+        self._unrolled(self.queries.shape[0], shape.unroll, step)
         self._restrict(sums, at, keys)
         for i, v in every:
             score = self._get(sums, i, v)
             self._put(self.weights, at[i], v, score)
             self._put(highest, 0, v, tirx.max(score, self._get(highest, 0, v)))
+
+    def _score(self, total: tirx.Expr, start: Extent, at: Extent, d: Extent, query: tirx.Expr) -> tirx.Expr:
+        """Return `total` and what row `d` of the queries adds to the scores of one key."""
+        return total + broadcast(self._element("k", start, at, d), self.shape.width) * query
 
     def _restrict(self, sums: Any, at: list[Extent], keys: list[Extent]) -> None:
         """Apply the masks to the scores of `keys`."""
@@ -268,11 +276,17 @@ class Tile:
             for i, v in every:
                 self._put(sums, i, v, self._masked(self._get(sums, i, v), at[i], keys[i], v))
         if problem.last_key is not None:
-            with T.If(keys[-1] > self.first + problem.last_key), T.Then():
+            first = 0 if problem.period else self.first
+            with T.If(keys[-1] > first + problem.last_key), T.Then():
                 for i, v in every:
-                    first = self.first + v * shape.width + problem.last_key
-                    seen = broadcast(keys[i], shape.width) <= lanes(first, shape.width)
+                    last = self._positions(v) + broadcast(problem.last_key, shape.width)
+                    seen = broadcast(keys[i], shape.width) <= last
                     self._put(sums, i, v, tirx.Select(seen, self._get(sums, i, v), self._all(UNSEEN)))
+
+    def _positions(self, v: int) -> tirx.Expr:
+        """Return the positions of a vector of queries."""
+        rows, period = lanes(self.first + v * self.shape.width, self.shape.width), self.problem.period
+        return rows if period is None else tirx.floormod(rows, broadcast(period, self.shape.width))
 
     def _masked(self, score: tirx.Expr, at: Extent, key: Extent, v: int) -> tirx.Expr:
         problem = self.problem
@@ -285,14 +299,22 @@ class Tile:
             return score + mask
         return tirx.Select(mask != self._all(0.0), score, self._all(UNSEEN))
 
-    def _weight(self, row: Extent) -> None:
-        """Turn the scores of the key at `row` into weights, and add them up."""
-        for v in range(self.shape.vectors):
-            weight = registers((1, self.shape.width), F32)
-            score = self._get(self.weights, row, v)
-            self._put(weight, 0, 0, exp_nonpositive(score - self._get(self.most, 0, v)))
-            self._put(self.weights, row, v, self._get(weight, 0, 0))
-            self._put(self.total, 0, v, self._get(self.total, 0, v) + self._get(weight, 0, 0))
+    def _weigh(self, count: Extent) -> None:
+        """Turn the scores of a block of keys into weights, and add them up."""
+
+        def weigh(row: Extent) -> None:
+            for v in range(self.shape.vectors):
+                self._put(self.weights, row, v, self._weight(row, v))
+
+        self._unrolled(count, WEIGHTS_UNROLL, weigh)
+
+    def _weight(self, row: Extent, v: int) -> tirx.Expr:
+        """Return the weights of the key at `row`, which are added to the total."""
+        weight = registers((1, self.shape.width), F32)
+        score = self._get(self.weights, row, v)
+        self._put(weight, 0, 0, exp_nonpositive(score - self._get(self.most, 0, v)))
+        self._put(self.total, 0, v, self._get(self.total, 0, v) + self._get(weight, 0, 0))
+        return self._get(weight, 0, 0)
 
     def _mix(self, start: Extent, count: Extent, faded: Any, first: Extent, dims: int) -> None:
         """Add a block's values by their weights to what came before, faded; `dims` of head_dim."""
@@ -302,15 +324,21 @@ class Tile:
         for i, v in every:
             self._put(sums, i, v, self._get(self.mixed, first + i, v) * self._get(faded, 0, v))
 
-        def step(row: Extent) -> None:
-            weights = [self._get(self.weights, row, v) for v in range(shape.vectors)]
-            for i, v in every:
-                element = broadcast(self._element("v", start, row, first + i), shape.width)
-                self._put(sums, i, v, self._get(sums, i, v) + element * weights[v])
-
-        self._unrolled(count, shape.unroll, step)
+        self._over_keys(start, count, sums, first, dims)
         for i, v in every:
             self._put(self.mixed, first + i, v, self._get(sums, i, v))
+
+    def _over_keys(self, start: Extent, count: Extent, sums: Any, first: Extent, dims: int) -> None:
+        shape = self.shape
+
+        def step(row: Extent) -> None:
+            weights = [self._get(self.weights, row, v) for v in range(shape.vectors)]
+            for i in range(dims):
+                element = broadcast(self._element("v", start, row, first + i), shape.width)
+                for v, weight in enumerate(weights):
+                    self._put(sums, i, v, self._get(sums, i, v) + element * weight)
+
+        self._unrolled(count, shape.unroll, step)
 
     # --- small words
 

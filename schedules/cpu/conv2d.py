@@ -11,9 +11,10 @@ from tvm import IRModule, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cpu.emit import Extent, refuse_overlap
+from tvmops.schedules.cpu.emit import Extent, ceildiv, refuse_overlap
 from tvmops.schedules.cpu.epilogue import Epilogue
-from tvmops.signatures.layouts import PLAIN, layout_of
+from tvmops.signatures.conv2d import weight_sizes
+from tvmops.signatures.layouts import PANEL, PLAIN, layout_of
 from tvmops.signatures.windows import Window, windows
 from tvmops.workloads import Workload
 
@@ -32,7 +33,7 @@ class ConvShape:
     groups: int
     channels_last: bool
     epilogue: Epilogue
-    packed: tuple[int, ...] | None  # the shape of weights that are
+    packed: tuple[Extent, ...] | None  # the shape of weights that are
 
     @classmethod
     def of(cls, workload: Workload) -> ConvShape:
@@ -40,9 +41,10 @@ class ConvShape:
         n, h, w, ci, co = (_extent(workload, name) for name in ("n", "h", "w", "ci", "co"))
         (groups,) = workload.dims("groups")
         channels_last = workload["layout"] == "NHWC"
-        packed = None
+        packed: tuple[Extent, ...] | None = None
         if workload["packed"] != PLAIN:
-            packed = layout_of(workload).shape(*workload.dims("co", "ci", "kh", "kw"))
+            known = isinstance(co, int) and isinstance(ci, int)
+            packed = layout_of(workload).shape(*weight_sizes(workload)) if known else _unknown_panels()
         return cls(n, h, w, ci, co, down, across, groups, channels_last, Epilogue.of(workload), packed)
 
     @cached_property
@@ -119,6 +121,20 @@ class ConvKernel:
         self.bias: Any = buffers.get("bias")
         self.residual: Any = buffers.get("residual")
         refuse_overlap(self.y, buffers)
+        if shape.packed is not None and not isinstance(shape.packed[0], int):
+            self._refuse_other_panels()
+
+    def _refuse_other_panels(self) -> None:
+        """Make the kernel fail where packed weights of unknown sizes do not fit the channels."""
+        shape, (panels, depth, *_) = self.shape, self.w.shape
+        taps = shape.down.size * shape.across.size
+        fit = tirx.all(panels == ceildiv(shape.co, PANEL), depth == shape.ci_each * taps)
+        with T.Assert(fit, "argument 'w' was packed for other channels", "ValueError"):
+            pass
+
+
+def _unknown_panels() -> tuple[Extent, ...]:
+    return tirx.Var("panels", "int32"), tirx.Var("depth", "int32"), PANEL
 
 
 def _extent(workload: Workload, name: str) -> Extent:

@@ -34,7 +34,8 @@ from tvmops.schedules.cpu.conv2d_direct import (
 )
 from tvmops.schedules.cpu.emit import ALL
 from tvmops.schedules.template import GenericKernel, Template
-from tvmops.signatures.layouts import PLAIN
+from tvmops.signatures import ANY
+from tvmops.signatures.layouts import PANEL, PLAIN
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
@@ -49,7 +50,7 @@ class Conv2DChannels(Template):
             return False
         if workload["packed"] == PLAIN:
             return workload["layout"] == "NHWC"
-        return workload["packed"] == "panels-nhwc" and not workload.is_generic
+        return workload["packed"] == "panels-nhwc" and _fits_panels(workload)
 
     def space(self, workload: Workload, target: Target) -> Space:
         shape = ConvShape.of(workload)
@@ -98,7 +99,8 @@ class Conv2DChannels(Template):
         config = Config.of(
             mr=mr, nv=2, cu=1, rows=4, pack_x=True, split_co=1, split_px=target.cores, parallel=True
         )
-        return [GenericKernel({}, config)]
+        is_limited = workload["packed"] != PLAIN and workload["groups"] != 1
+        return [GenericKernel({}, config, {"co": _least_channels(workload)} if is_limited else {})]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Count cycles of the busiest core, roughly: it orders a first batch, no more."""
@@ -158,6 +160,17 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and tiling.mr * tiling.nv * tiling.cu <= 128  # beyond, compiling takes long and gains nothing
         and (tiling.parallel or tiling.split_co * tiling.split_px == 1)
     )
+
+
+def _fits_panels(workload: Workload) -> bool:
+    """True if no vector of the channels of a group lies in two panels of packed weights."""
+    return workload["co"] == ANY or int(workload["co"]) % _least_channels(workload) == 0  # type: ignore[arg-type]
+
+
+def _least_channels(workload: Workload) -> int:
+    """Return of what `co` must be a multiple for packed weights."""
+    (groups,) = workload.dims("groups")
+    return PANEL * groups if groups > 1 else 1
 
 
 def _row(shape: ConvShape) -> int:

@@ -113,11 +113,12 @@ class ChannelsNest:
             turned = self._pack_w(group, panels)
             return lambda panel, k, v: turned[panel, k, lanes(v * width, width)]
         blocks = self.shape.packed[0]
+        whole = self.shape.co_each if self.shape.groups > 1 else blocks * PANEL
 
         def packed(panel: Extent, k: Extent, v: int) -> tirx.Expr:
-            channel = (panels.start + panel) * self.nr + v * width
+            channel = group * self.shape.co_each + (panels.start + panel) * self.nr + v * width
             block = channel // PANEL
-            if not divides(self.nr, blocks * PANEL):
+            if not divides(self.nr, whole):
                 block = minimum(block, blocks - 1)  # products that are not stored
             return w[block, k, lanes(channel % PANEL, width)]
 

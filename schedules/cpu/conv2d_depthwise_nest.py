@@ -28,6 +28,7 @@ from tvmops.schedules.cpu.emit import (
     transpose,
     zeros,
 )
+from tvmops.signatures.layouts import PANEL
 from tvmops.signatures.windows import Window
 from tvmops.space import Config
 
@@ -105,7 +106,11 @@ class RowsNest(DepthwiseNest):
             image, channel = (units.start + unit) // shape.groups, (units.start + unit) % shape.groups
             weights = registers((len(self.places), width), self.dtype)
             for k, (r, s) in enumerate(self.places):
-                value = broadcast(self.kernel.w[channel, 0, r, s], width)
+                if shape.packed is None:
+                    weight = self.kernel.w[channel, 0, r, s]
+                else:
+                    weight = self.kernel.w[channel // PANEL, k, channel % PANEL]
+                value = broadcast(weight, width)
                 T.buffer_store(weights, value, [k, lanes(0, width)])
             tile = partial(self._tile, image, channel, weights)
             self.tiles(tile, self.tiling.columns * width)
@@ -201,12 +206,12 @@ class ChannelsNest(DepthwiseNest):
 
     def emit(self, units: Span) -> None:
         shape, width, step = self.shape, self.width, self.tiling.columns
-        turned = self._turn_weights()
+        weight = self._weights()
         with T.serial(units.count) as unit, T.serial(self.vectors) as v:
             image, band = (units.start + unit) // self.bands, (units.start + unit) % self.bands
             weights = registers((len(self.places), width), self.dtype)
             for k in range(len(self.places)):
-                T.buffer_store(weights, turned[v, k, lanes(0, width)], [k, lanes(0, width)])
+                T.buffer_store(weights, weight(v, k), [k, lanes(0, width)])
             row = band * self.tiling.rows
             with T.serial(ceildiv(shape.ow, step)) as j:
                 inside = tirx.all(
@@ -216,6 +221,14 @@ class ChannelsNest(DepthwiseNest):
                 )
                 tile = partial(self._tile, image, v * width, weights, row, j * step)
                 branch(inside, partial(tile, False), partial(tile, True))
+
+    def _weights(self) -> Callable[[Extent, int], tirx.Expr]:
+        """Return what reads weights: (vector of channels, place) to a vector."""
+        w, width = self.kernel.w, self.width
+        if self.shape.packed is None:
+            turned = self._turn_weights()
+            return lambda v, k: turned[v, k, lanes(0, width)]
+        return lambda v, k: w[v * width // PANEL, k, lanes(v * width % PANEL, width)]
 
     def _turn_weights(self) -> Any:
         """Copy the weights to [vector][place][channel]; they lie as [channel][place]."""

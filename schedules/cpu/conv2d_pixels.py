@@ -52,7 +52,7 @@ class Conv2DPixels(Template):
             return False
         if workload["packed"] == PLAIN:
             return workload["layout"] == "NCHW"
-        return workload["packed"] == "panels-nchw" and not workload.is_generic
+        return workload["packed"] == "panels-nchw"
 
     def space(self, workload: Workload, target: Target) -> Space:
         shape = ConvShape.of(workload)

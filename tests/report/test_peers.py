@@ -22,6 +22,7 @@ FORMS: list[tuple[dict[str, Any], set[str]]] = [
     ({**CONV, "bias": True, "activation": "relu6"}, EVERY),
     ({**CONV, "bias": True, "activation": "relu6", "packed": "panels-nchw"}, EVERY),
     ({**CONV, "groups": 8, "bias": True, "activation": "relu6"}, EVERY),
+    ({**CONV, "groups": 2, "packed": "panels-nchw"}, EVERY),
     ({**CONV, "groups": 8, "layout": "NHWC", "activation": "relu"}, EVERY),
     ({**CONV, "activation": "hardswish"}, {"torch", "openvino"}),
     ({"op": "matmul", "dtype": "bfloat16"}, {"torch", "openvino"}),

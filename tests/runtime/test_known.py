@@ -118,6 +118,50 @@ def test_strided_inputs_are_copied(known: Library) -> None:
     assert is_product(known.matmul(wide[:, ::2], np.asfortranarray(b)), a, b)
 
 
+@pytest.mark.parametrize("kind", ["NumPy", "torch"])
+def test_strided_inputs_are_remembered_by_their_strides(
+    lib: Library, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Views of a step, columns of a wider array, transposed ones; then dense ones of the same shapes."""
+    a, b = inputs(1)
+    wide, steps = np.zeros((17, 70), np.float32), np.zeros((17, 122), np.float32)
+    wide[:, 5:66], steps[:, ::2] = a, a
+    out: Any = np.empty((17, 31), np.float32)
+    forms: list[tuple[Any, Any]] = [
+        (steps[:, ::2], b),
+        (wide[:, 5:66], b.T.copy().T),
+        (a, b.T.copy().T),
+        (a.T.copy().T, np.repeat(b, 2, 0)[::2]),
+        (a, b),
+    ]
+    if kind == "torch":
+        torch = pytest.importorskip("torch")
+        as_tensors = [
+            (torch.from_numpy(steps)[:, ::2], torch.from_numpy(b)),
+            (torch.from_numpy(wide)[:, 5:66], torch.from_numpy(b.T.copy()).T),
+        ]
+        forms, out = [*as_tensors, *(tuple(map(torch.from_numpy, form)) for form in forms)], torch.tensor(out)
+    for each in forms:
+        lib.matmul(*each, out=out)
+    product = a.astype("float64") @ b
+    monkeypatch.setitem(runtime_load.CALLS, "matmul", None)  # the careful way would fail
+    for x, y in forms:
+        for times in (1, 2):  # it is read anew
+            out[:] = np.nan
+            assert lib.matmul(x, y, out=out) is out
+            assert np.abs(np.asarray(out) - times * product).max() < 1e-4
+            assert np.abs(np.asarray(lib.matmul(x, y)) - times * product).max() < 1e-4
+            x *= 2
+        x /= 4
+
+
+def test_a_strided_batch_takes_the_careful_way_again(lib: Library) -> None:
+    """Rows of its matrices are rows of one: of a copy."""
+    a, b = np.random.default_rng(2).random((4, 3, 16), dtype=np.float32)[..., ::2], inputs()[1][:8, :8].copy()
+    for _ in range(2):
+        assert is_product(lib.matmul(a, b), a, b)
+
+
 @pytest.fixture(scope="module")
 def packed_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.libraries import default_record, write_log

@@ -9,7 +9,6 @@ import pytest
 
 from tests.libraries import default_record, matmul
 from tvmops.measure.peak import Peak
-from tvmops.ops import op_of
 from tvmops.records import Record
 from tvmops.schedules import Template
 from tvmops.schedules.cpu.gemm import CpuGemm
@@ -63,24 +62,6 @@ def test_the_roofline_is_the_larger_of_arithmetic_and_memory(here: Target) -> No
         job = started(here, peak=peak)
         assert job.roofline == pytest.approx(expected)
         assert job.memory_bound is bound
-
-
-@pytest.mark.parametrize(
-    ("text", "share"),
-    [
-        ("matmul m=64 n=64 k=64 dtype=float32", 1.0),
-        ("matmul m=64 n=64 k=64 dtype=bfloat16", 1 / 2),  # an instruction takes two products in a lane
-        ("matmul_int8 m=64 n=64 k=64", 1 / 4),
-        ("attention batch=1 heads=1 kv_heads=1 q_len=64 kv_len=64 head_dim=64 dtype=bfloat16", 1 / 2),
-        ("conv2d n=1 h=8 w=8 ci=16 co=16 kh=3 kw=3 padding=1", 1 / 5),  # by Winograd's F(6x6, 3x3)
-        ("conv2d n=1 h=8 w=8 ci=16 co=16 kh=3 kw=3 padding=1 stride=2", 1.0),
-        ("conv2d n=1 h=8 w=8 ci=16 co=16 kh=5 kw=5 padding=2", 1.0),
-    ],
-)
-def test_the_roofline_knows_what_needs_fewer_operations(here: Target, text: str, share: float) -> None:
-    workload = Workload.parse(text)
-    job = Job.start(workload, here, [], 0, Peak(flops=1e9, bandwidth=1e15))
-    assert job.roofline == pytest.approx(op_of(workload).flops(workload) / 1e9 * share, rel=1e-3)
 
 
 def test_before_anything_ran(job: Job) -> None:
@@ -139,6 +120,27 @@ def test_the_roofline_ends_a_search(job: Job) -> None:
     search(job, [1.01 * ROOFLINE])
     assert job.at_roofline()
     assert job.status().roofline_share == pytest.approx(1 / 1.01)
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "times"),
+    [
+        ("matmul m=64 n=64 k=64", "znver5", 1),
+        ("matmul m=64 n=64 k=64 dtype=bfloat16", "znver5", 2),  # vdpbf16ps
+        ("matmul m=64 n=64 k=64 dtype=bfloat16", "x86-64-v3", 1),
+        ("matmul_int8 m=64 n=64 k=64", "znver5", 4),  # vpdpbusd
+        ("matmul_int8 m=64 n=64 k=64", "x86-64-v3", 2),  # vpmaddwd
+        ("attention batch=1 heads=1 kv_heads=1 q_len=64 kv_len=64 head_dim=64 dtype=bfloat16", "znver5", 2),
+        ("conv2d n=1 h=14 w=14 ci=64 co=64 kh=3 kw=3 padding=1", "znver5", 4),  # F(4x4, 3x3)
+        ("conv2d n=1 h=14 w=14 ci=64 co=64 kh=3 kw=3 padding=1 stride=2", "znver5", 1),
+        ("conv2d n=1 h=14 w=14 ci=64 co=64 kh=3 kw=3 padding=1 groups=2", "znver5", 1),
+    ],
+)
+def test_a_search_goes_on_below_the_roofline_of_plain_float32(spec: str, name: str, times: int) -> None:
+    """It ends at the least time of the instructions and algorithms that the target has."""
+    work = Workload.parse(spec)
+    job = Job.start(work, target(name), [], seed=0, peak=Peak(flops=1e9, bandwidth=1e12))
+    assert job.roofline / job.least == pytest.approx(times)
 
 
 def test_the_final_holds_the_fastest_few_and_the_default(job: Job) -> None:

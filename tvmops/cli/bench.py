@@ -14,7 +14,7 @@ from tvmops.suites import read_specs
 if TYPE_CHECKING:
     from tvmops.report.compare import Comparison
 
-_FEWEST_ROUNDS = 9
+FEWEST_ROUNDS = 9
 
 
 def add_to(commands: Commands) -> None:
@@ -42,7 +42,7 @@ def add_to(commands: Commands) -> None:
         type=int,
         default=15,
         metavar="N",
-        help=f"turns that each takes, at least {_FEWEST_ROUNDS} (%(default)s)",
+        help=f"turns that each takes, at least {FEWEST_ROUNDS} (%(default)s)",
     )
     parser.add_json()
     parser.set_defaults(run=run)
@@ -50,8 +50,8 @@ def add_to(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     work, peers = read_specs(arguments.specs), arguments.against.split(",")
-    if arguments.rounds < _FEWEST_ROUNDS:
-        expected = f"an integer of at least {_FEWEST_ROUNDS}"
+    if arguments.rounds < FEWEST_ROUNDS:
+        expected = f"an integer of at least {FEWEST_ROUNDS}"
         raise ArgumentError(argument="rounds", value=arguments.rounds, expected=expected)
     from tvmops.report.peers import limit_threads
 

@@ -106,7 +106,7 @@ class _Found:
 def _part(work: Sequence[Workload], target: Target, found: _Found) -> Part:
     tuned = [_tuned(w, target, *found.best[w]) for w in work if w in found.best]
     ranged = [kernel for kernels, _ in found.ranges.values() for kernel in kernels]
-    patterns = dict.fromkeys(_answerable(workload.generic(), target) for workload in work)
+    patterns = dict.fromkeys(p for workload in work for p in _answerable(workload.generic(), target))
     generic = [kernel for pattern in patterns for kernel in _generic(pattern, target)]
     return Part(target, [*tuned, *ranged, *generic], [bucket for _, bucket in found.ranges.values()])
 
@@ -179,15 +179,19 @@ def _tuned(workload: Workload, target: Target, record: Record, digest: str) -> K
     return build_kernel(entry, template, workload, target, config)
 
 
-def _answerable(pattern: Workload, target: Target) -> Workload:
-    """Return `pattern`; where no kernel takes weights packed so at any size, that with plain ones.
+def _answerable(pattern: Workload, target: Target) -> list[Workload]:
+    """Return `pattern`, and that with plain weights where kernels do not take packed ones at all sizes.
 
-    A call falls back on it with its weights unpacked.
+    A call falls back on that with its weights unpacked.
     """
     fields = {name for name, _ in pattern.items}
     if "packed" not in fields or pattern["packed"] == PLAIN:
-        return pattern
-    return pattern if _answers(pattern, target) else pattern.replace(packed=PLAIN)
+        return [pattern]
+    offers = [generic for _, generic in _offers(pattern, target)]
+    if any(not offer.ranges and not offer.multiples for offer in offers):
+        return [pattern]
+    plain = pattern.replace(packed=PLAIN)
+    return [pattern, plain] if offers else [plain]
 
 
 def _answers(pattern: Workload, target: Target) -> bool:

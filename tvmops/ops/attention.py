@@ -133,9 +133,6 @@ class Attention(Op):
             pairs = sum(min(max(i + offset + 1, 0), kv_len) for i in range(q_len))
         return 4 * batch * heads * pairs * head_dim
 
-    def least_flops(self, workload: Workload) -> int:
-        return self.flops(workload) // (1 if workload["dtype"] == "float32" else 2)
-
     def tolerance(self, workload: Workload) -> float:
         (head_dim,) = workload.dims("head_dim")
         return 4 * (head_dim + 16) * UNIT_ROUNDOFF + 2 * ROUNDING[str(workload["dtype"])]

@@ -45,11 +45,7 @@ class Op(ABC):
         """Bound the absolute error of each output against `reference`, for `random_inputs`."""
 
     def least_flops(self, workload: Workload) -> int:
-        """Count what is left of `flops` by the algorithm and by the instructions that need the fewest.
-
-        Several products of narrow numbers that an instruction takes in place of one of float32
-        count as one.
-        """
+        """Count what the algorithm that needs the fewest operations does."""
         return self.flops(workload)
 
     def inputs(self, workload: Workload) -> tuple[TensorSpec, ...]:

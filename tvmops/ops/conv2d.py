@@ -10,6 +10,7 @@ from tvmops.ops.activations import STEEPEST, activated, expression
 from tvmops.ops.base import Array, Exact, Op
 from tvmops.ops.winograd import weights_of
 from tvmops.signatures.activations import NONE
+from tvmops.signatures.conv2d import weight_sizes
 from tvmops.signatures.layouts import PLAIN, ConvPanels, layout_of
 from tvmops.signatures.windows import output_size, windows
 from tvmops.signatures.winograd import TAPS
@@ -17,7 +18,7 @@ from tvmops.workloads import Workload
 
 UNIT_ROUNDOFF = 2.0**-24  # of float32
 
-_WINOGRAD_GAIN = 5  # 9 products a result by the definition, 64 for 36 results by F(6x6, 3x3)
+_WINOGRAD_GAIN = 4  # 16 x 9 products by the definition, 36 by F(4x4, 3x3)
 
 
 class Conv2D(Op):
@@ -84,7 +85,7 @@ class Conv2D(Op):
         if channels_last:
             x = np.moveaxis(x, 3, 1)
         if workload["packed"] != PLAIN:
-            w = layout_of(workload).unpack(w, *workload.dims("co", "ci", "kh", "kw"))
+            w = layout_of(workload).unpack(w, *weight_sizes(workload))
         elif channels_last:
             w = np.moveaxis(w, 3, 1)
         total = _convolved(workload, x, w)
@@ -132,7 +133,7 @@ def _unpacked(workload: Workload, packed: Any) -> Any:
     from tvm import te
 
     layout = layout_of(workload)
-    co, ci, kh, kw = workload.dims("co", "ci", "kh", "kw")
+    co, ci, kh, kw = weight_sizes(workload)
     if not isinstance(layout, ConvPanels):
         return weights_of(packed, str(workload["packed"]), co)
     columns, last = packed.shape[2], layout.image == "NHWC"

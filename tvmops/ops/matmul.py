@@ -97,9 +97,6 @@ class MatMul(Op):
         batch, m, n, k = workload.dims("batch", "m", "n", "k")
         return 2 * batch * m * n * k
 
-    def least_flops(self, workload: Workload) -> int:
-        return self.flops(workload) // (1 if workload["dtype"] == "float32" else 2)
-
     def tolerance(self, workload: Workload) -> float:
         (k,) = workload.dims("k")
         terms = k + len(self.inputs(workload)) - 2

@@ -103,9 +103,6 @@ class MatMulInt8(Op):
         m, n, k = workload.dims("m", "n", "k")
         return 2 * m * n * k
 
-    def least_flops(self, workload: Workload) -> int:
-        return self.flops(workload) // 4
-
     def scalars(self, workload: Workload) -> tuple[float, ...]:
         return sample_scalars(workload)
 

@@ -51,8 +51,8 @@ class JaxOperators:
         plan = prepared.plan
         given = dict(zip(prepared.names, (each for each in arguments if _is_array(each))))
         given.update({name: each for name, each in attributes.items() if _is_array(each)})
-        arrays = [_held(given[name]) for name in prepared.names]
-        inputs = [arrays[at] if shape is None else arrays[at].reshape(shape) for at, shape in plan.inputs]
+        arrays = tuple(_held(given[name]) for name in prepared.names)
+        inputs = [each.of(arrays) for each in plan.inputs]
         results = [jax.ShapeDtypeStruct(shape or seen, dtype) for seen, dtype, shape in plan.outputs]
         target = self._target(prepared.workload, plan.kernel, plan.scalars, len(inputs))
         made = jax.ffi.ffi_call(target, results)(*inputs)

@@ -4,16 +4,19 @@ Making a `Call` of a method's arguments takes longer than a small kernel runs. O
 what remains is to reshape arrays and to call: kernels check shapes, dtypes, strides and devices of
 all their arguments, those of CPUs their overlap, too, before they touch memory. What a kernel
 refuses goes the careful way.
+
+A refusal takes long. So once arrays of some shapes came strided, calls of these shapes are told
+apart by their strides, too; those that only ever come dense do not pay for that.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from numpy import ascontiguousarray as _dense_copy
 from numpy import empty as _empty
 from numpy import ndarray as _ndarray
 
@@ -24,6 +27,7 @@ from tvmops.signatures import SIGNATURES, TensorSpec
 from tvmops.signatures.dtypes import stored
 
 _MOST = 4096  # calls to remember
+_NEW = object()
 REFUSALS = (ValueError, TypeError, BufferError, AttributeError, RuntimeError)
 
 Shape = tuple[int, ...]
@@ -35,7 +39,7 @@ class KnownCalls:
     """What was learned of calls, by op, shapes and attributes."""
 
     def __init__(self) -> None:
-        self._plans: dict[Key, Plan] = {}
+        self._plans: dict[Key, Plan | None] = {}  # None: see under the key with strides
         self.products: dict[Key, Callable[..., None]] = {}  # of matrices alone, by type, shapes and flags
 
     def answer(self, key: Key, arrays: Arrays, outs: Arrays) -> Arrays | None:
@@ -50,6 +54,8 @@ class KnownCalls:
         """
         try:
             plan = self._plans.get(key)
+            if plan is None and key in self._plans:
+                plan = self._plans.get(_with_strides(key, arrays))
             if plan is None or not all(out is None or _is_plain(out) for out in outs):
                 return None
             if plan.is_direct and None is not outs[0]:
@@ -63,28 +69,42 @@ class KnownCalls:
     def learn(self, key: Key, arrays: Arrays, call: Call, kernel: Callable[..., None]) -> None:
         """Remember which kernel answered, if the caller's own memory, reshaped, went to it."""
         plan = plan_of(arrays, call, kernel)
-        if plan is None:
-            return
         if len(self._plans) >= _MOST:
             self._plans.clear()
             self.products.clear()
-        is_product = call.workload.op == "matmul" and plan.is_direct and len(plan.inputs) == 2
+        try:
+            is_apart = self._plans.get(key, _NEW) is None or not all(map(_is_dense, arrays))
+        except TypeError:  # an attribute that has no hash
+            return
+        if is_apart:
+            self._plans[key] = None
+            if call.workload.op == "matmul":  # told apart by shape alone
+                self.products.pop(_product_key(arrays[0], arrays[1], key[1][1:3]), None)
+            key = _with_strides(key, arrays)
+        if plan is None:
+            return
+        self._plans[key] = plan
+        is_product = (
+            not is_apart and call.workload.op == "matmul" and plan.is_direct and len(plan.inputs) == 2
+        )
         if is_product and key[1][0] is key[1][3] is None:
             self._learn_product(arrays[:2], key[1][1:3], kernel)
-        with suppress(TypeError):  # an attribute that has no hash
-            self._plans[key] = plan
 
     def _learn_product(self, arrays: Arrays, flags: tuple[Any, ...], kernel: Callable[..., None]) -> None:
         a, b = arrays
         is_packed = type(b) is PackedWeight
         if not (is_packed or type(a) is type(b)):
             return
-        key = (type(a), a.shape, b.layout if is_packed else None, b.shape, *flags)
+        key = _product_key(a, b, flags)
         if type(a) is _ndarray:
             self.products[key] = kernel
         elif _is_tensor(a) and a.numel() > 1 and (is_packed or b.numel() > 1):
             # tensors that are to be negated lie strided, but for a single element
             self.products[key] = _without_gradients(kernel)
+
+
+def _product_key(a: Any, b: Any, flags: tuple[Any, ...]) -> Key:
+    return type(a), a.shape, b.layout if type(b) is PackedWeight else None, b.shape, *flags
 
 
 def _without_gradients(kernel: Callable[..., None]) -> Callable[..., None]:
@@ -117,6 +137,10 @@ def key_of(op: str, arrays: Arrays, attributes: tuple[Any, ...]) -> Key:
     return tuple(marks)
 
 
+def _with_strides(key: Key, arrays: Arrays) -> Key:
+    return (*key, *(array if array is None else _strides(held(array)) for array in arrays))
+
+
 @dataclass(frozen=True)
 class Form:
     """What a kernel takes of an array."""
@@ -139,19 +163,42 @@ _AS_IT_IS = Form(None, None)
 
 
 @dataclass(frozen=True)
+class Passing:
+    """How one array reaches a kernel."""
+
+    index: int  # among the arguments
+    form: Form
+    is_turned: bool = False  # its last two axes change places
+    is_copied: bool = False  # because it is strided
+
+    def of(self, arrays: Arrays) -> Any:
+        array = held(arrays[self.index])
+        if self.is_turned:
+            array = array.swapaxes(-1, -2)
+        if self.is_copied:
+            array = _dense_copy(array) if type(array) is _ndarray else array.contiguous()
+        return array if self.form is _AS_IT_IS else self.form(array)
+
+
+@dataclass(frozen=True)
 class Plan:
     """How arrays reach a kernel."""
 
     kernel: Callable[..., None]
-    inputs: tuple[tuple[int, Form], ...]  # which array, and how
+    inputs: tuple[Passing, ...]
     scalars: tuple[float, ...]
     outputs: tuple[tuple[Shape, str, Form], ...]  # shape and dtype, and how it goes
     is_direct: bool  # True if all arrays go as they are, in the order of the arguments
     is_packed: bool  # True if one of them is a packed weight, of which the kernel takes the array
     checks_overlap: bool  # True if the kernel does
 
+    @property
+    def is_dense(self) -> bool:
+        """True if all arrays go as they lie in memory."""
+        return not any(each.is_turned or each.is_copied for each in self.inputs)
+
     def answer(self, arrays: Arrays, outs: Arrays) -> Arrays | None:
-        given = [form(held(arrays[index])) for index, form in self.inputs]
+        given = [each.of(arrays) for each in self.inputs]
         inputs = tuple(given)
         given += self.scalars
         made: list[Any] = []
@@ -170,14 +217,15 @@ class Plan:
 
 
 def plan_of(arrays: Arrays, call: Call, kernel: Callable[..., None]) -> Plan | None:
-    """Return how to make `call` again with other arrays of the same shapes."""
+    """Return how to make `call` again with other arrays of the same shapes and strides."""
     specs = SIGNATURES[call.workload.op].inputs(call.workload)
     inputs = []
-    for taken, spec in zip(call.inputs, specs):
-        same = [index for index, array in enumerate(arrays) if _is_same(array, taken)]
-        if len(same) != 1 or dtype_of(taken) not in (spec.dtype, stored(spec.dtype)):
-            return None  # it was copied, or two arguments are one array
-        inputs.append((same[0], _form(tuple(held(arrays[same[0]]).shape), spec, taken)))
+    for taken, viewed, spec in zip(call.inputs, call.views, specs):
+        ways = [_passing(index, array, taken, viewed, spec) for index, array in enumerate(arrays)]
+        found = [way for way in ways if way is not None]
+        if len(found) != 1 or dtype_of(taken) not in (spec.dtype, stored(spec.dtype)):
+            return None  # it was copied in some other way, or two arguments are one array
+        inputs += found
     like = call.inputs[0]
     outputs = [
         (seen, spec.dtype, _form(seen, spec, like if _is_tensor(like) else None))
@@ -191,7 +239,7 @@ def plan_of(arrays: Arrays, call: Call, kernel: Callable[..., None]) -> Plan | N
         call.scalars,
         tuple(outputs),
         is_direct=on_cpu
-        and inputs == [(index, _AS_IT_IS) for index in in_order]
+        and inputs == [Passing(index, _AS_IT_IS) for index in in_order]
         and all(form is _AS_IT_IS for _, _, form in outputs),
         is_packed=any(type(array) is PackedWeight for array in arrays),
         checks_overlap=on_cpu,
@@ -217,10 +265,34 @@ def held(array: Any) -> Any:
     return array.array if type(array) is PackedWeight else array
 
 
-def _is_same(array: Any, taken: Any) -> bool:
-    """True if `taken` is all the memory of `array`, in the same order."""
-    array = held(array)
-    return array is not None and is_dense(array) and bounds(array) == bounds(taken)
+def _passing(index: int, given: Any, taken: Any, viewed: Any, spec: TensorSpec) -> Passing | None:
+    """Return how `taken` was made of the argument `given`; None if it was not, or in some other way."""
+    array = held(given)
+    if array is None:
+        return None
+    if is_dense(array):
+        is_it = bounds(array) == bounds(taken)
+        return Passing(index, _form(tuple(array.shape), spec, taken)) if is_it else None
+    if type(viewed) is not type(array) or bounds(viewed)[0] != bounds(array)[0]:
+        return None
+    form = _form(spec.shape, spec, taken)
+    if _place(viewed) == _place(array):
+        return Passing(index, form, is_copied=True)
+    if len(array.shape) == len(spec.shape) and _place(viewed) == _place(array.swapaxes(-1, -2)):
+        return Passing(index, form, is_turned=True, is_copied=not is_dense(viewed))
+    return None
+
+
+def _place(array: Any) -> tuple[Shape, Shape]:
+    return tuple(array.shape), _strides(array)
+
+
+def _strides(array: Any) -> Shape:
+    return array.strides if type(array) is _ndarray else tuple(array.stride())
+
+
+def _is_dense(array: Any) -> bool:
+    return array is None or is_dense(held(array))
 
 
 def _is_tensor(array: Any) -> bool:

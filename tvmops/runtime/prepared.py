@@ -32,7 +32,7 @@ class Prepared:
     def __init__(self, call: Call, given: dict[str, Any], kernel: Callable[..., None]) -> None:
         self.workload: Workload = call.workload
         plan = plan_of(tuple(given.values()), call, kernel)
-        if plan is None or call.is_empty:
+        if plan is None or not plan.is_dense or call.is_empty:
             raise _unfit(call, given)
         self.plan: Plan = plan
         self.names = tuple(given)  # of the arrays that a call takes

@@ -54,7 +54,7 @@ class Conv2D(Signature):
         x = (n, h, w, ci) if channels_last else (n, ci, h, w)
         weights: tuple[int, ...] = (co, kh, kw, ci // groups) if channels_last else (co, ci // groups, kh, kw)
         if workload["packed"] != PLAIN:
-            weights = layout_of(workload).shape(co, ci, kh, kw)
+            weights = layout_of(workload).shape(*weight_sizes(workload))
         specs = [TensorSpec("x", x, dtype), TensorSpec("w", weights, dtype)]
         if workload["bias"]:
             specs.append(TensorSpec("bias", (co,), dtype))
@@ -86,11 +86,17 @@ class Conv2D(Signature):
     def _check_packed(self, workload: Workload) -> None:
         if workload["packed"] == PLAIN:
             return
-        if workload["groups"] != 1:
-            raise wrong(workload, "packed", "none with groups")
         layout = layout_of(workload)
         if isinstance(layout, ConvPanels):
             if layout.image != workload["layout"]:
                 raise wrong(workload, "packed", f"another one with layout={workload['layout']}")
+        elif workload["groups"] != 1:
+            raise wrong(workload, "packed", "none or panels with groups")
         elif any((each.size, each.stride, each.reach) != (3, 1, 3) for each in windows(workload)):
             raise wrong(workload, "packed", "winograd for 3x3 kernels of stride and dilation 1 alone")
+
+
+def weight_sizes(workload: Workload) -> tuple[int, ...]:
+    """Return the sizes (co, ci / groups, kh, kw) of the weights of a conv2d."""
+    co, ci, kh, kw, groups = workload.dims("co", "ci", "kh", "kw", "groups")
+    return co, ci // groups, kh, kw

@@ -67,7 +67,10 @@ class Panels:
 
 
 class ConvPanels:
-    """w[co, ci, kh, kw] as `Panels` of k and co: k runs over (ci, kh, kw), or over (kh, kw, ci) for NHWC."""
+    """w[co, ci, kh, kw] as `Panels` of k and co: k runs over (ci, kh, kw), or over (kh, kw, ci) for NHWC.
+
+    Here ci counts the channels of a group; panels take no notice of where one group ends.
+    """
 
     def __init__(self, image: str) -> None:
         self.image = image

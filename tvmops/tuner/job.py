@@ -11,6 +11,7 @@ from tvmops.measure.peak import Peak
 from tvmops.ops import op_of
 from tvmops.records import Record
 from tvmops.schedules import Template
+from tvmops.schedules.cpu.dots import products_at_once
 from tvmops.schedules.sketch import TraceSpace
 from tvmops.space import Config
 from tvmops.targets import Target
@@ -108,7 +109,9 @@ class Job:
     target: Target
     searches: Sequence[Search]
     seed: int
-    roofline: float
+    roofline: float  # of the op's definition, in float32
+    # seconds that no algorithm or instruction undercuts; memory is no limit to what the caches hold
+    least: float
     memory_bound: bool
     weight: float = 1.0
     kernel: Workload | None = None  # what is built, where that answers other shapes, too
@@ -134,11 +137,13 @@ class Job:
         machine: str | None = None,
     ) -> Job:
         op = op_of(workload)
-        flops, nbytes = op.least_flops(workload), op.nbytes(workload)
+        flops, nbytes = op.flops(workload), op.nbytes(workload)
+        fewest = op.least_flops(workload) / products_at_once(workload, target)
+        least = peak.seconds(fewest, nbytes if nbytes > target.l3_bytes else 0)
         roofline = peak.seconds(flops, nbytes)
         memory_bound = peak.seconds(flops, 0) < roofline
         here = machine or this_machine().fingerprint
-        fields = (roofline, memory_bound, weight, kernel)
+        fields = (roofline, least, memory_bound, weight, kernel)
         return cls(workload, target, searches, seed, *fields, machine=here)
 
     @property
@@ -276,10 +281,8 @@ class Job:
         return {**logged, **self.records}
 
     def at_roofline(self) -> bool:
-        """True if nothing can be gained; memory's bandwidth is no limit to what the caches hold."""
-        in_cache = op_of(self.workload).nbytes(self.workload) <= self.target.l3_bytes
-        limited = not (self.memory_bound and in_cache)
-        return limited and self.best_time * _AT_ROOFLINE <= self.roofline
+        """True if nothing can be gained."""
+        return self.best_time * _AT_ROOFLINE <= self.least
 
     def status(self) -> JobStatus:
         op = op_of(self.workload)

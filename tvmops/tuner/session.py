@@ -275,7 +275,7 @@ class Session:
 
     def beat_the_roofline(self) -> bool:
         """True if a result was faster than the machine's limits allow, by more than noise."""
-        return any(1.03 * job.best_time < job.roofline for job in self._jobs if not job.memory_bound)
+        return any(1.03 * job.best_time < job.least for job in self._jobs if not job.memory_bound)
 
     def _next_job(self) -> Job | None:
         """Return the job whose next batch promises to save the most time."""
@@ -400,8 +400,8 @@ def _call_seconds(job: Job) -> float:
 
 
 def _expected_gain(job: Job) -> float:
-    """Guess what another batch saves: distance to the roofline, less with each trial that found nothing."""
-    return job.weight * (job.best_time - job.roofline) / (1 + job.stale_trials / BATCH)
+    """Guess what another batch saves: distance to the least, less with each trial that found nothing."""
+    return job.weight * (job.best_time - job.least) / (1 + job.stale_trials / BATCH)
 
 
 __all__ = ["Session", "check_runs_here", "tune"]

@@ -9,6 +9,7 @@ import numpy as np
 
 from tvmops.report.turns import take_turns
 from tvmops.signatures import SIGNATURES
+from tvmops.signatures.conv2d import weight_sizes
 from tvmops.signatures.layouts import PLAIN, layout_of
 from tvmops.workloads import Workload
 
@@ -39,7 +40,7 @@ def plain_inputs(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any]:
     """Return the arrays of a conv2d by their names, its weights unpacked, in its layout."""
     given = dict(zip((spec.name for spec in SIGNATURES[workload.op].inputs(workload)), inputs))
     if workload["packed"] != PLAIN:
-        w = layout_of(workload).unpack(given["w"], *workload.dims("co", "ci", "kh", "kw"))
+        w = layout_of(workload).unpack(given["w"], *weight_sizes(workload))
         given["w"] = np.ascontiguousarray(np.moveaxis(w, 1, 3)) if workload["layout"] == "NHWC" else w
     return given
 

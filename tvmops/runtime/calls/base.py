@@ -21,6 +21,7 @@ class Call:
 
     workload: Workload
     inputs: tuple[Any, ...]  # dense, in calling order
+    views: tuple[Any, ...]  # the same before those that were strided were copied
     scalars: tuple[float, ...]
     outputs: tuple[TensorSpec, ...]
     shapes: tuple[tuple[int, ...], ...]  # of the outputs as the caller sees them
@@ -67,7 +68,8 @@ class Call:
                     expected="fewer than 2**31 elements",
                 )
         seen = shapes or tuple(spec.shape for spec in outputs)
-        return cls(made, checked, scalars, outputs, seen, otherwise)
+        views = tuple(inputs[spec.name] for spec in specs)
+        return cls(made, checked, views, scalars, outputs, seen, otherwise)
 
     @property
     def is_empty(self) -> bool:

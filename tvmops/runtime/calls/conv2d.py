@@ -13,6 +13,7 @@ from tvmops.runtime.calls.base import Call, parsed, shape_of
 from tvmops.runtime.packed import PackedWeight
 from tvmops.signatures import SIGNATURES
 from tvmops.signatures.activations import NONE
+from tvmops.signatures.conv2d import weight_sizes
 from tvmops.signatures.layouts import LAYOUTS, PLAIN, layout_names
 from tvmops.signatures.winograd import TAPS
 from tvmops.workloads import Workload
@@ -90,7 +91,7 @@ def arguments(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any]:
     fields = ("stride", "padding", "dilation", "groups", "activation", "layout")
     given = dict(zip(names, inputs))
     if workload["packed"] != PLAIN:
-        shape, dtype = workload.dims("co", "ci", "kh", "kw"), str(workload["dtype"])
+        shape, dtype = weight_sizes(workload), str(workload["dtype"])
         given["w"] = PackedWeight(OP, shape, dtype, str(workload["packed"]), given["w"])
     return {**given, **{name: workload[name] for name in fields}}
 
@@ -133,7 +134,7 @@ def held_layout(
     shape, found = tuple(_plain(weight, layout)[1].shape), dict[str, tuple[int, float]]()
     for workload, seconds in kernels:
         packed = str(workload["packed"])
-        same = workload["layout"] == layout and workload.dims("co", "ci", "kh", "kw") == shape
+        same = workload["layout"] == layout and weight_sizes(workload) == shape
         if same and packed != PLAIN:
             count, total = found.get(packed, (0, 0.0))
             found[packed] = count + 1, total + seconds

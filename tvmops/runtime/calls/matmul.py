@@ -127,7 +127,7 @@ class _Operand:
         """Return it for all of `batch`: three dimensions, or two where one matrix serves all."""
         matrix, count = tuple(self.array.shape[-2:]), prod(batch)
         if self.count == 1 and count > 0:
-            return as_input(OP, self.name, self.array, dtype).reshape(matrix)
+            return self.array.reshape(matrix)  # a view of what is strided: axes of one go
         every = broadcast(self.array, (*batch, *matrix))
         return as_input(OP, self.name, every, dtype).reshape((count, *matrix))
 
