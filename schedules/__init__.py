@@ -23,6 +23,7 @@ from tvmops.schedules.cuda.attention_decode import DecodeAttention
 from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
 from tvmops.schedules.cuda.gemm_mma import MmaGemm
+from tvmops.schedules.cuda.gemm_padded import PaddedGemm
 from tvmops.schedules.cuda.gemm_simt import SimtGemm
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.cuda.rows import CudaRows
@@ -52,6 +53,7 @@ TEMPLATES: tuple[Template, ...] = (
     CpuNorm(),
     CpuElementwise(),
     WgmmaGemm(),
+    PaddedGemm(),
     Fp8Gemm(),
     MmaGemm(),
     SimtGemm(),

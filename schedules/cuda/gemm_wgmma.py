@@ -7,7 +7,8 @@ import math
 from tvm import IRModule
 
 from tvmops.schedules.cuda.gemm_tiles import Tiles
-from tvmops.schedules.cuda.kernels.gemm_wgmma import Form, gemm
+from tvmops.schedules.cuda.kernels.gemm_arrays import Form
+from tvmops.schedules.cuda.kernels.gemm_wgmma import gemm
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
 from tvmops.signatures.layouts import PLAIN

@@ -12,21 +12,21 @@ up one tile, each a stretch of k; the partial sums are exchanged through the clu
 memory and added in a fixed order, so that no workspace is needed and results repeat.
 
 TMA leaves out what lies beyond an array when it stores, and reads zeros there: no shape needs
-to divide. It needs rows of a multiple of 16 bytes. m, n, k and the batch are known at run time
-alone: one kernel serves every such shape.
+to divide. It needs rows of a multiple of 16 bytes: of an operand with others a kernel before this
+one makes a copy with such rows in a workspace, and results with others are stored row by row.
+m, n, k and the batch are known at run time alone: one kernel serves every such shape.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
-from tvm.tirx.script.builder import ir as builder
 
 from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.gemm_tiles import PARTIAL_PAD, Tiles
+from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
 from tvmops.schedules.cuda.words import c_call, do
 
 _SHORT = {"float16": "f16", "bfloat16": "bf16", "float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2"}
@@ -34,10 +34,6 @@ _DEEP = {2: 16, 1: 32}  # k of a wgmma, by the bytes of an element
 _LOAD = "cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes"
 _MULTICAST = _LOAD + ".multicast::cluster"
 _STORE = "cp.async.bulk.tensor.{rank}d.global.shared::cta.tile.bulk_group"
-_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
-# The end of a tensor map's arguments: no interleaving, 128-byte swizzle, L2 promotion, zeros.
-_SWIZZLED = (0, 3, 2, 0)
-_STORED = (0, 3, 0, 0)
 # wgmma's view of swizzled shared memory: swizzle of 128 bytes, 1024 bytes from 8 rows to the next 8.
 _BY_K = (1 << 62) | (64 << 32) | (1 << 16)
 
@@ -72,59 +68,42 @@ __forceinline__ __device__ void store_two(float* array, int row, int pitch, int 
   *reinterpret_cast<float2*>(array + static_cast<long long>(row) * pitch + column) = make_float2(x, y);
 }
 """
-
-
-def _wide(value: Any) -> Any:
-    return value if isinstance(value, int) else tirx.Cast("int64", value)
-
-
-def tensor_map(array: Any, dtype: str, item: int, dims: Any, box: Any, ends: Any) -> Any:
-    """Describe an array to the copy engine: sizes innermost first."""
-    strides = [dims[0] * item]
-    for size in dims[1:-1]:
-        strides.append(_wide(strides[-1]) * size)
-    var = builder.Bind(builder.tvm_stack_alloca("tensormap", 1), builder.handle("tensormap"))
-    boxes = (*box, *[1] * (len(dims) - 2))
-    steps = [1] * len(dims)
-    do(
-        builder.call_packed(
-            _TENSOR_MAP, var, dtype, len(dims), array.data, *dims, *strides, *boxes, *steps, *ends
-        )
-    )
-    return var
-
-
-@dataclass(frozen=True)
-class Form:
-    """What is multiplied: how the arrays lie, and what follows the sum."""
-
-    dtype: str
-    trans_a: bool = False
-    trans_b: bool = False
-    batched: bool = False
-    shared: str = "none"
-    scales: str = ""  # of the sums: one for each operand ("tensor"), or one a row and one a column ("rows")
-    bias: str = ""  # its dtype
-    residual: bool = False
-    activation: str = "none"
-    out_dtype: str = ""  # as dtype
-
-    @property
-    def result(self) -> str:
-        return self.out_dtype or self.dtype
-
-    @property
-    def item(self) -> int:
-        """Bytes of an element of a and b."""
-        return 1 if self.dtype.startswith("float8") else 2
-
-    @property
-    def stores_directly(self) -> bool:
-        return self.result == "float32"
-
-    @property
-    def finishes(self) -> bool:
-        return bool(self.scales or self.bias) or self.residual or self.activation != "none"
+_STORE_TWO_APART = """
+__forceinline__ __device__ void store_two_apart(float* array, int row, int pitch, int column, float x, float y) {
+  float* at = array + static_cast<long long>(row) * pitch + column;
+  at[0] = x;
+  if (column + 1 < pitch) at[1] = y;
+}
+"""
+# A warp stores 16 rows of 64 elements of a swizzled tile, `height` of them, to rows that begin anywhere: words
+# where they are aligned, and what is left at both ends.
+_STORE_ROWS = """
+__forceinline__ __device__ void store_rows(void* array, int row, int height, int pitch, int column,
+                                           const void* tile, int first, int lane) {
+#pragma unroll
+  for (int r = first; r < first + 16; ++r) {
+    if (r >= height) return;
+    const char* from = static_cast<const char*>(tile) + 128 * r;
+    const long long begin = static_cast<long long>(row + r) * pitch + column;
+    unsigned short* to = static_cast<unsigned short*>(array) + begin;
+    const int odd = static_cast<int>(begin & 1), left = min(pitch - column, 64);
+    const int low = 2 * lane - odd, high = low + 1;
+    if (left <= 0) return;
+    const unsigned short x =
+        *reinterpret_cast<const unsigned short*>(from + (((low >> 3 & 7) ^ (r & 7)) << 4) + (low & 7) * 2);
+    const unsigned short y =
+        *reinterpret_cast<const unsigned short*>(from + (((high >> 3) ^ (r & 7)) << 4) + (high & 7) * 2);
+    if (low >= 0 && high < left) {
+      *reinterpret_cast<unsigned*>(to + low) = x | static_cast<unsigned>(y) << 16;
+    } else {
+      if (low >= 0 && low < left) to[low] = x;
+      if (low < 0) to[high] = y;
+    }
+    if (odd && lane == 31 && left == 64)
+      to[63] = *reinterpret_cast<const unsigned short*>(from + ((7 ^ (r & 7)) << 4) + 14);
+  }
+}
+"""
 
 
 def _by_columns(depth: int) -> int:
@@ -134,13 +113,10 @@ def _by_columns(depth: int) -> int:
 
 def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     """Return `main(a, b, [bias], [residual], c)`, float32 inside."""
-    M, N, K = (tirx.Var(name, "int32") for name in "mnk")
-    BATCH = tirx.Var("batch", "int32") if form.batched else 1
+    arrays_of = Arrays(form)
+    M, N, K, BATCH = arrays_of.m, arrays_of.n, arrays_of.pairs, arrays_of.batch
     trans_a, trans_b = form.trans_a, form.trans_b
-    OUT, MMA_TYPE = form.result, _SHORT[form.dtype]
-    # Elements of 8 bits travel in pairs, and k counts these: rows of 128 bytes are what is multiplied.
-    DT = form.dtype if form.item == 2 else "bfloat16"
-    PAIRS = K if form.item == 2 else T.truncdiv(K, 2)
+    DT, OUT, MMA_TYPE = arrays_of.dtype, form.result, _SHORT[form.dtype]
     BM, BN, BK, STAGES = tiles.bm, tiles.bn, tiles.bk, tiles.stages
     CONSUMERS, WM, BUFFERS = tiles.consumers, tiles.blocks_a_group, tiles.store_buffers
     # Stores that may still read: none if the next tile begins with the buffer that this one ends with.
@@ -156,10 +132,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     RUNS = BN // 8  # of 16 bytes in a row of a tile
     PITCH = BN + PARTIAL_PAD
 
-    A_SHAPE, B_SHAPE = ((PAIRS, M) if trans_a else (M, PAIRS)), ((N, PAIRS) if trans_b else (PAIRS, N))
-    A_ITEMS = (BATCH,) if form.batched and form.shared != "a" else ()
-    B_ITEMS = (BATCH,) if form.batched and form.shared != "b" else ()
-    C_ITEMS = (BATCH,) if form.batched else ()
+    A_ITEMS, B_ITEMS, C_ITEMS = (arrays_of.items[name] for name in "abc")
     BIAS, RESIDUAL = form.bias or DT, form.residual
     A_SMEM = (STAGES, BM // 64, BK, 64) if trans_a else (STAGES, PANELS, BM, 64)
     B_SMEM = (STAGES, PANELS, BN, 64) if trans_b else (STAGES, BN // 64, BK, 64)
@@ -172,27 +145,6 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     MMA = f"wgmma.mma_async.sync.aligned.m64n{BN}k{_DEEP[form.item]}.f32.{MMA_TYPE}.{MMA_TYPE}"
     MAJOR = (int(trans_a), int(not trans_b)) if form.item == 2 else ()  # 8 bits lie along k always
     ROUND = f"cvt.rn.{_SHORT.get(OUT, 'bf16')}x2.f32"
-
-    def declare() -> dict[str, Any]:
-        if form.item == 1:
-            shapes: dict[str, Any] = {"a": ("uint8", (M, K)), "b": ("uint8", (N, K))}
-            rows, columns = ((M,), (N,)) if form.scales == "rows" else ((1,), (1,))
-            shapes |= {"a_scale": ("float32", rows), "b_scale": ("float32", columns)}
-        else:
-            shapes = {"a": (DT, (*A_ITEMS, *A_SHAPE)), "b": (DT, (*B_ITEMS, *B_SHAPE))}
-        shapes |= {"bias": (BIAS, (N,))} if form.bias else {}
-        shapes |= {"residual": (OUT, (*C_ITEMS, M, N))} if form.residual else {}
-        shapes |= {"c": (OUT, (*C_ITEMS, M, N))}
-        return {
-            name: builder.arg(
-                name, builder.buffer(shape, dtype, align=4 if "scale" in name else 16, buffer_name=name)
-            )
-            for name, (dtype, shape) in shapes.items()
-        }
-
-    def map_of(array: Any, matrix: Any, items: Any, box: Any) -> Any:
-        """Describe an operand to the copy engine."""
-        return tensor_map(array, DT, 2, (matrix[1], matrix[0], *items), box, _SWIZZLED)
 
     def load(
         ring: Any, at: Any, view: Any, column: Any, row: Any, item: Any, barrier: Any, shares: bool
@@ -228,7 +180,12 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         return c_call("float32", f"element_{dtype}", array, row, pitch, column, source=source)
 
     def store_two(array: Any, row: Any, column: Any, x: Any, y: Any) -> None:
-        do(c_call("void", "store_two", array, row, N, column, x, y, source=_STORE_TWO))
+        name, source = ("store_two_apart", _STORE_TWO_APART) if form.loose else ("store_two", _STORE_TWO)
+        do(c_call("void", name, array, row, N, column, x, y, source=source))
+
+    def store_rows(array: Any, item: Any, row: Any, column: Any, tile: Any, warp: Any, lane: Any) -> None:
+        place = (item * M + row, M - row, N, column, tile, warp * 16, lane)
+        do(c_call("void", "store_rows", array, *place, source=_STORE_ROWS))
 
     def accumulators(acc: Any, block: int) -> list[Any]:
         return [acc[block * NACC + i] for i in range(NACC)]
@@ -247,11 +204,12 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     # fmt: off
     @T.prim_func
     def main() -> None:
-        arrays = T.meta_var(declare())
-        A, B, C = T.meta_var(arrays["a"]), T.meta_var(arrays["b"]), T.meta_var(arrays["c"])
-        a_map = T.meta_var(map_of(A, A_SHAPE, A_ITEMS, A_BOX))
-        b_map = T.meta_var(map_of(B, B_SHAPE, B_ITEMS, B_BOX))
-        c_map = T.meta_var(None if form.stores_directly else tensor_map(C, OUT, 2, (N, M, *C_ITEMS), (64, 64), _STORED))
+        arrays = T.meta_var(arrays_of.declare(workspace=bool(form.pads)))
+        C = T.meta_var(arrays["c"])
+        a_map = T.meta_var(arrays_of.map_of("a", arrays, A_BOX))
+        b_map = T.meta_var(arrays_of.map_of("b", arrays, B_BOX))
+        c_map = T.meta_var(arrays_of.map_of_result(C) if form.stores_by_tma else None)
+        copied = T.meta_var(arrays_of.make_copies(arrays, 8 * tiles.multiprocessors))
 
         T.device_entry()
         T.attr({"tirx.launch_bounds_min_blocks_per_sm": tiles.beside})
@@ -259,7 +217,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         COLUMNS = T.meta_var(T.truncdiv(N + (BN - 1), BN))
         TILES = T.meta_var(ROWS * COLUMNS * BATCH)
         CLUSTERS = T.meta_var(TILES if SPLIT > 1 else tiles.blocks // SHARE)
-        DEPTH = T.meta_var(T.truncdiv(PAIRS + (BK - 1), BK))
+        DEPTH = T.meta_var(T.truncdiv(K + (BK - 1), BK))
         bx = T.cta_id([CLUSTERS * CLUSTER])
         rank = T.cta_id_in_cluster([CLUSTER]) if CLUSTER > 1 else 0
         group = T.warpgroup_id([CONSUMERS + 1])
@@ -411,23 +369,36 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                                         store_two(C.data, item * M + r, column, acc[w * NACC + j * 4 + half * 2], acc[w * NACC + j * 4 + half * 2 + 1])
 
             @T.inline
-            def store():  # registers, swizzled shared memory, TMA: 64 columns at a time
+            def round_to(buffer, w, s):  # 64 columns of sums to swizzled shared memory
+                for p in T.unroll(4):
+                    for q in T.unroll(4):
+                        T.ptx[ROUND](packed[q], acc[w * NACC + s * 32 + p * 8 + q * 2 + 1], acc[w * NACC + s * 32 + p * 8 + q * 2])
+                    T.ptx["stmatrix.sync.aligned.m8n8.x4.shared.b16"](
+                        Cs.ptr_to([group, buffer, row, ((p * 2 + lane // 16) ^ (lane % 8)) * 8]),
+                        packed[0], packed[1], packed[2], packed[3])
+
+            @T.inline
+            def store():
                 for w in T.unroll(WM):
                     for s in T.unroll(BN // 64):
                         if (warp == 0) & (lane == 0):
                             T.ptx.cp.async_.bulk.wait_group.read(UNREAD)
                         T.cuda.warpgroup_sync(group + 1)
-                        for p in T.unroll(4):
-                            for q in T.unroll(4):
-                                T.ptx[ROUND](packed[q], acc[w * NACC + s * 32 + p * 8 + q * 2 + 1], acc[w * NACC + s * 32 + p * 8 + q * 2])
-                            T.ptx["stmatrix.sync.aligned.m8n8.x4.shared.b16"](
-                                Cs.ptr_to([group, (w * (BN // 64) + s) % BUFFERS, row, ((p * 2 + lane // 16) ^ (lane % 8)) * 8]),
-                                packed[0], packed[1], packed[2], packed[3])
+                        round_to((w * (BN // 64) + s) % BUFFERS, w, s)
                         T.ptx.fence.proxy.async_.shared__cta()
                         T.cuda.warpgroup_sync(group + 1)
                         if (warp == 0) & (lane == 0):
                             T.ptx[_STORE.format(rank=len(C_ITEMS) + 2)](T.address_of(c_map), tn * BN + s * 64, tm * BM + group * (64 * WM) + w * 64, *([item] if form.batched else []), Cs.ptr_to([group, (w * (BN // 64) + s) % BUFFERS, 0, 0]))
                             T.ptx.cp.async_.bulk.commit_group()
+
+            @T.inline
+            def store_loosely():  # each warp the rows that it rounded
+                for w in T.unroll(WM):
+                    for s in T.unroll(BN // 64):
+                        round_to((w * (BN // 64) + s) % BUFFERS, w, s)
+                        T.cuda.warp_sync()
+                        store_rows(C.data, item, tm * BM + group * (64 * WM) + w * 64, tn * BN + s * 64, Cs.ptr_to([group, (w * (BN // 64) + s) % BUFFERS, 0, 0]), warp, lane)
+                        T.cuda.warp_sync()
 
             @T.inline
             def share_partial():
@@ -449,10 +420,12 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     multiply()
                     if form.finishes or form.stores_directly:
                         finish_all()
-                    if not form.stores_directly:
+                    if form.stores_by_tma:
                         store()
+                    elif not form.stores_directly:
+                        store_loosely()
                     tile = tile + CLUSTERS
-                if not form.stores_directly:
+                if form.stores_by_tma:
                     if (warp == 0) & (lane == 0):
                         T.ptx.cp.async_.bulk.wait_group(0)
         if CLUSTER > 1:

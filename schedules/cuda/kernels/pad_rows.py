@@ -1,0 +1,90 @@
+"""Copies of matrices whose rows begin anywhere, with rows that the bulk copy engine takes.
+
+Rows of 16-bit elements become rows of a multiple of 16 bytes, in a workspace, one matrix behind
+the other. A thread makes 16 bytes from the two aligned vectors that hold them, shifted: any shape
+is copied at the speed of memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.tirx.script.builder import ir as T
+
+from tvmops.schedules.cpu.emit import Extent
+from tvmops.schedules.cuda.words import c_call, do
+
+VECTOR = 8  # elements: 16 bytes
+_WARPS = 8
+
+# What is behind the last whole vector of an array is read by element: nothing else is there.
+_PAD_ROWS = """
+__forceinline__ __device__ uint4 vector_of(const void* from, long long at, long long size) {
+  if (8 * at + 8 <= size) return __ldg(static_cast<const uint4*>(from) + at);
+  unsigned short e[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+    e[i] = 8 * at + i < size ? __ldg(static_cast<const unsigned short*>(from) + 8 * at + i) : 0;
+  uint4 v;
+  v.x = e[0] | e[1] << 16, v.y = e[2] | e[3] << 16, v.z = e[4] | e[5] << 16, v.w = e[6] | e[7] << 16;
+  return v;
+}
+__forceinline__ __device__ void pad_rows(void* to, const void* from, int rows, int columns, int thread,
+                                         int threads) {
+  const unsigned vectors = (columns + 7) / 8, all = rows * vectors;
+  const long long size = static_cast<long long>(rows) * columns;
+  for (unsigned at = thread; at < all; at += threads) {
+    const unsigned row = at / vectors;
+    const long long begin = static_cast<long long>(row) * columns + 8 * (at - row * vectors);
+    const uint4 x = vector_of(from, begin / 8, size), y = vector_of(from, begin / 8 + 1, size);
+    unsigned w[8] = {x.x, x.y, x.z, x.w, y.x, y.y, y.z, y.w};
+    const unsigned shift = begin % 8;
+#pragma unroll
+    for (int i = 0; i < 6; ++i) w[i] = shift & 4 ? w[i + 2] : w[i];
+#pragma unroll
+    for (int i = 0; i < 5; ++i) w[i] = shift & 2 ? w[i + 1] : w[i];
+    uint4 v;
+    v.x = __funnelshift_r(w[0], w[1], 16 * (shift & 1)), v.y = __funnelshift_r(w[1], w[2], 16 * (shift & 1));
+    v.z = __funnelshift_r(w[2], w[3], 16 * (shift & 1)), v.w = __funnelshift_r(w[3], w[4], 16 * (shift & 1));
+    static_cast<uint4*>(to)[at] = v;
+  }
+}
+"""
+
+
+@dataclass(frozen=True)
+class Padded:
+    """A copy in the workspace: of `rows` rows of `columns` elements, from byte `offset` on."""
+
+    rows: Extent
+    columns: Extent
+    offset: Any = 0
+
+    @property
+    def pitch(self) -> Any:
+        """Elements from a row to the next."""
+        return T.truncdiv(self.columns + (VECTOR - 1), VECTOR) * VECTOR
+
+    @property
+    def end(self) -> Any:
+        """The byte behind it."""
+        return self.offset + T.Cast("int64", self.rows) * T.Cast("int64", self.pitch * 2)
+
+
+def pad_rows(workspace: Any, copies: Sequence[tuple[Any, Padded]], blocks: int) -> None:
+    """Emit a kernel of `blocks` blocks that makes copies of arrays, each with its `Padded`."""
+    with T.attr(0, "tirx.device_entry", True):
+        block = T.cta_id([blocks])
+        warp, lane = T.warp_id([_WARPS]), T.lane_id([32])
+        thread = T.Bind((block * _WARPS + warp) * 32 + lane)
+        for array, copy in copies:
+            to = T.address_of(workspace[copy.offset])
+            threads = blocks * _WARPS * 32
+            do(
+                c_call(
+                    "void", "pad_rows", to, array.data, copy.rows, copy.columns, thread, threads,
+                    source=_PAD_ROWS,
+                )
+            )  # fmt: skip
