@@ -21,6 +21,7 @@ from tvmops.schedules.cpu.weight_only import WeightOnly
 from tvmops.schedules.cpu.winograd import Winograd2, Winograd4, Winograd6
 from tvmops.schedules.cuda.attention_decode import DecodeAttention
 from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
+from tvmops.schedules.cuda.gemm_chained import ChainedGemm
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
 from tvmops.schedules.cuda.gemm_mma import MmaGemm
 from tvmops.schedules.cuda.gemm_padded import PaddedGemm
@@ -53,6 +54,7 @@ TEMPLATES: tuple[Template, ...] = (
     CpuNorm(),
     CpuElementwise(),
     WgmmaGemm(),
+    ChainedGemm(),
     PaddedGemm(),
     Fp8Gemm(),
     MmaGemm(),

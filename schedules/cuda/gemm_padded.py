@@ -11,7 +11,7 @@ from tvmops.schedules.cuda.kernels.gemm_arrays import Form, workspace_function
 from tvmops.schedules.template import GenericKernel
 from tvmops.signatures import ANY
 from tvmops.signatures.layouts import PLAIN
-from tvmops.space import Config, Space
+from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
@@ -38,13 +38,17 @@ class PaddedGemm(WgmmaGemm):
 
     def space(self, workload: Workload, target: Target) -> Space:
         whole = super().space(workload, target)
-        return Space(self.name, whole.knobs, lambda config: config["split_k"] == 1 and whole.is_legal(config))
+        knobs = (*whole.knobs, Knob("chained", (1, 0)))
+        return Space(self.name, knobs, lambda config: config["split_k"] == 1 and whole.is_legal(config))
+
+    def choices(self, workload: Workload) -> list[Config]:
+        return [Config.of(**config.as_dict(), chained=1) for config in super().choices(workload)]
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         (*_, some, many) = super().generic(workload, target)
         return [
-            GenericKernel({"m": (_FROM_SIZE, 1024)}, some.config),
-            GenericKernel({"m": (1025, _ANY_SIZE)}, many.config),
+            GenericKernel({"m": (_FROM_SIZE, 1024)}, Config.of(**some.config.as_dict(), chained=1)),
+            GenericKernel({"m": (1025, _ANY_SIZE)}, Config.of(**many.config.as_dict(), chained=1)),
         ]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:

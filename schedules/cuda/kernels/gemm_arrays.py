@@ -115,11 +115,11 @@ class Arrays:
         dims = (self.n, self.m, *self.items["c"])
         return _tensor_map(c.data, self.form.result, self.n, dims, (64, 64), _STORED)
 
-    def make_copies(self, arrays: dict[str, Any], blocks: int) -> None:
+    def make_copies(self, arrays: dict[str, Any], blocks: int, chained: bool) -> None:
         """Emit the kernel of `blocks` blocks that makes the copies, if there are any."""
         if self.copies:
             copies = [(arrays[name], copy) for name, copy in self.copies.items()]
-            pad_rows(arrays["workspace"], copies, blocks)
+            pad_rows(arrays["workspace"], copies, blocks, chained)
 
 
 def workspace_function(form: Form) -> tirx.PrimFunc:

@@ -27,7 +27,7 @@ from tvm.script import tirx as T
 from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.gemm_tiles import PARTIAL_PAD, Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
-from tvmops.schedules.cuda.words import c_call, do
+from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH, c_call, do
 
 _SHORT = {"float16": "f16", "bfloat16": "bf16", "float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2"}
 _DEEP = {2: 16, 1: 32}  # k of a wgmma, by the bytes of an element
@@ -106,6 +106,13 @@ __forceinline__ __device__ void store_rows(void* array, int row, int height, int
 """
 
 
+def store_rows(
+    array: Any, row: Any, height: Any, pitch: Any, column: Any, tile: Any, warp: Any, lane: Any
+) -> None:
+    """Let a warp store its 16 rows of a tile, whose first is `row` of the array, `height` before the last."""
+    do(c_call("void", "store_rows", array, row, height, pitch, column, tile, warp * 16, lane, source=_STORE_ROWS))
+
+
 def _by_columns(depth: int) -> int:
     """Return wgmma's view of a matrix that lies with k along its rows, `depth` of them a stage."""
     return (1 << 62) | (64 << 32) | ((depth * 8) << 16)
@@ -122,7 +129,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     # Stores that may still read: none if the next tile begins with the buffer that this one ends with.
     UNREAD = BUFFERS - 1 if WM * (BN // 64) % BUFFERS == 0 else 0
     SHARE, SPLIT, GROUP = tiles.cluster, tiles.split_k, tiles.group
-    CLUSTER = SHARE * SPLIT
+    CLUSTER, CHAINED = SHARE * SPLIT, bool(tiles.chained)
     PANELS = BK // 64  # swizzled columns of a stage
     NACC = BN // 2
     STAGE_BYTES = (BM + BN) * BK * 2
@@ -183,10 +190,6 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         name, source = ("store_two_apart", _STORE_TWO_APART) if form.loose else ("store_two", _STORE_TWO)
         do(c_call("void", name, array, row, N, column, x, y, source=source))
 
-    def store_rows(array: Any, item: Any, row: Any, column: Any, tile: Any, warp: Any, lane: Any) -> None:
-        place = (item * M + row, M - row, N, column, tile, warp * 16, lane)
-        do(c_call("void", "store_rows", array, *place, source=_STORE_ROWS))
-
     def accumulators(acc: Any, block: int) -> list[Any]:
         return [acc[block * NACC + i] for i in range(NACC)]
 
@@ -209,7 +212,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         a_map = T.meta_var(arrays_of.map_of("a", arrays, A_BOX))
         b_map = T.meta_var(arrays_of.map_of("b", arrays, B_BOX))
         c_map = T.meta_var(arrays_of.map_of_result(C) if form.stores_by_tma else None)
-        copied = T.meta_var(arrays_of.make_copies(arrays, 8 * tiles.multiprocessors))
+        copied = T.meta_var(arrays_of.make_copies(arrays, 8 * tiles.multiprocessors, CHAINED))
 
         T.device_entry()
         T.attr({"tirx.launch_bounds_min_blocks_per_sm": tiles.beside})
@@ -237,11 +240,17 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             for i in T.unroll(STAGES):
                 T.ptx.mbarrier.init.shared.b64(full.ptr_to([i]), T.uint32(1))
                 T.ptx.mbarrier.init.shared.b64(empty.ptr_to([i]), T.uint32(CONSUMERS * SHARE))
+            if CHAINED:
+                T.ptx.prefetch.tensormap(T.address_of(a_map))
+                T.ptx.prefetch.tensormap(T.address_of(b_map))
             T.ptx.fence.mbarrier_init.release.cluster()
         if CLUSTER > 1:
             T.cuda.cluster_sync()
         else:
             T.cuda.cta_sync()
+        if CHAINED:
+            T.ptx.griddepcontrol.launch_dependents()
+            T.ptx.griddepcontrol.wait()
 
         stage: T.int32 = 0
         phase: T.int32 = 0
@@ -397,7 +406,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     for s in T.unroll(BN // 64):
                         round_to((w * (BN // 64) + s) % BUFFERS, w, s)
                         T.cuda.warp_sync()
-                        store_rows(C.data, item, tm * BM + group * (64 * WM) + w * 64, tn * BN + s * 64, Cs.ptr_to([group, (w * (BN // 64) + s) % BUFFERS, 0, 0]), warp, lane)
+                        store_rows(C.data, item * M + tm * BM + group * (64 * WM) + w * 64, M - (tm * BM + group * (64 * WM) + w * 64), N, tn * BN + s * 64, Cs.ptr_to([group, (w * (BN // 64) + s) % BUFFERS, 0, 0]), warp, lane)
                         T.cuda.warp_sync()
 
             @T.inline
@@ -450,5 +459,5 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     at = at + SPLIT * THREADS
             T.cuda.cluster_sync()
     # fmt: on
-    function: tirx.PrimFunc = main
+    function: tirx.PrimFunc = main.with_attr(*PROGRAMMATIC_LAUNCH) if CHAINED else main
     return function

@@ -14,7 +14,7 @@ from typing import Any
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import Extent
-from tvmops.schedules.cuda.words import c_call, do
+from tvmops.schedules.cuda.words import c_call, do, wait_for_kernels_before
 
 VECTOR = 8  # elements: 16 bytes
 _WARPS = 8
@@ -73,12 +73,14 @@ class Padded:
         return self.offset + T.Cast("int64", self.rows) * T.Cast("int64", self.pitch * 2)
 
 
-def pad_rows(workspace: Any, copies: Sequence[tuple[Any, Padded]], blocks: int) -> None:
+def pad_rows(workspace: Any, copies: Sequence[tuple[Any, Padded]], blocks: int, chained: bool) -> None:
     """Emit a kernel of `blocks` blocks that makes copies of arrays, each with its `Padded`."""
     with T.attr(0, "tirx.device_entry", True):
         block = T.cta_id([blocks])
         warp, lane = T.warp_id([_WARPS]), T.lane_id([32])
         thread = T.Bind((block * _WARPS + warp) * 32 + lane)
+        if chained:
+            wait_for_kernels_before()
         for array, copy in copies:
             to = T.address_of(workspace[copy.offset])
             threads = blocks * _WARPS * 32

@@ -233,6 +233,9 @@ static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
   for (int i = 0; i < 4; ++i) result |= static_cast<unsigned>(bytes >> 8 * (selector >> 4 * i & 7) & 0xFF) << 8 * i;
   return result;
 }
+static inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
+  return static_cast<unsigned>((static_cast<uint64_t>(high) << 32 | low) >> (shift & 31));
+}
 static inline void tvm_builtin_cuda_warp_sync() { emulator::meet(emulator::warp().group); }
 static inline void tvm_builtin_cuda_cluster_sync() { emulator::meet(emulator::cluster_group); }
 static inline unsigned tvm_builtin_cluster_ctaid_x() { return emulator::now->block->rank; }
