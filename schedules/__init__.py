@@ -23,6 +23,7 @@ from tvmops.schedules.cuda.attention_decode import DecodeAttention
 from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
 from tvmops.schedules.cuda.gemm_chained import ChainedGemm
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
+from tvmops.schedules.cuda.gemm_int8 import Int8Gemm
 from tvmops.schedules.cuda.gemm_mma import MmaGemm
 from tvmops.schedules.cuda.gemm_padded import PaddedGemm
 from tvmops.schedules.cuda.gemm_simt import SimtGemm
@@ -58,6 +59,7 @@ TEMPLATES: tuple[Template, ...] = (
     PaddedGemm(),
     Fp8Gemm(),
     MmaGemm(),
+    Int8Gemm(),
     SimtGemm(),
     DecodeAttention(),
     WgmmaAttention(),

@@ -52,9 +52,10 @@ class MmaGemm(Template):
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
     def default(self, workload: Workload, target: Target) -> Config:
-        vectors = {"a_vector": _vectors(_row_of_a(workload))[0], "b_vector": _vectors(_row_of_b(workload))[0]}
+        space = self.space(workload, target)
+        vectors = {knob.name: knob.values[0] for knob in space.knobs if "vector" in knob.name}
         choices = [Config.of(**knobs, **vectors) for knobs in _DEFAULTS]
-        legal = [config for config in choices if is_legal(config, workload, target)]
+        legal = [config for config in choices if config in space]
         return min(legal, key=lambda config: self.estimate(workload, target, config))
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:

@@ -88,8 +88,11 @@ class Product:
         return not (isinstance(self.batch, int) and self.batch == 1)
 
 
-class _Operand:
+class Operand:
     """One of the two factors: a tile of `block` rows of its own, or columns, times `BK`."""
+
+    words = PIECE  # registers of a piece that comes through them
+    copy_piece, fetch_piece, place_piece = map(staticmethod, (copy_piece, fetch_piece, place_piece))
 
     def __init__(self, array: Any, extent: Extent, k: Extent, k_inner: bool, block: int, vector: int) -> None:
         self.array, self.extent, self.k = array, extent, k
@@ -123,7 +126,7 @@ class _Operand:
         self.thread, self.threads = thread, threads
         self.steps = -(-self.rows * self.pieces // threads)  # pieces of a thread
         if self.in_two_steps:
-            self.raw = T.alloc_local((self.steps * PIECE,), "uint32")
+            self.raw = T.alloc_local((self.steps * self.words,), "uint32")
 
     @property
     def in_two_steps(self) -> bool:
@@ -139,7 +142,7 @@ class _Operand:
         def piece(step: int, row: Any, piece: Any) -> Any:
             address = self.address(stage, row, piece)
             found = self._found(row, piece, origin, k_origin)
-            return copy_piece(self.vector, address, *found)
+            return self.copy_piece(self.vector, address, *found)
 
         self._each(piece)
 
@@ -147,8 +150,8 @@ class _Operand:
         """Begin to read a tile to registers."""
 
         def piece(step: int, row: Any, piece: Any) -> Any:
-            raw = T.address_of(self.raw[step * PIECE])
-            return fetch_piece(raw, *self._found(row, piece, origin, k_origin))
+            raw = T.address_of(self.raw[step * self.words])
+            return self.fetch_piece(raw, *self._found(row, piece, origin, k_origin))
 
         self._each(piece)
 
@@ -156,8 +159,8 @@ class _Operand:
         """Write what was read to shared memory."""
 
         def piece(step: int, row: Any, piece: Any) -> Any:
-            raw = T.address_of(self.raw[step * PIECE])
-            return place_piece(self.address(stage, row, piece), raw)
+            raw = T.address_of(self.raw[step * self.words])
+            return self.place_piece(self.address(stage, row, piece), raw)
 
         self._each(piece)
 
@@ -187,6 +190,8 @@ class _Operand:
 class MmaKernel:
     """`main(a, b, [bias], [residual], c)`."""
 
+    sum_dtype, item = "float32", 2  # bytes of an element
+
     def __init__(self, product: Product, tiles: MmaTiles) -> None:
         self.product, self.tiles = product, tiles
         self.threads = 32 * tiles.warps
@@ -198,8 +203,8 @@ class MmaKernel:
             T.func_name("main")
             a = self._array("a", (p.k, p.m) if p.trans_a else (p.m, p.k), "a")
             b = self._array("b", (p.n, p.k) if p.trans_b else (p.k, p.n), "b")
-            self.a = _Operand(a, p.m, p.k, not p.trans_a, t.bm, t.a_vector)
-            self.b = _Operand(b, p.n, p.k, p.trans_b, t.bn, t.b_vector)
+            self.a = Operand(a, p.m, p.k, not p.trans_a, t.bm, t.a_vector)
+            self.b = Operand(b, p.n, p.k, p.trans_b, t.bn, t.b_vector)
             self.bias = (
                 T.arg("bias", T.buffer((p.n,), p.dtype, align=2, buffer_name="bias")) if p.bias else None
             )
@@ -233,13 +238,13 @@ class MmaKernel:
             each.base = Scalar(T.cuda.cvta_generic_to_shared(each.ring.ptr_to([0])), "uint32")()
             index = 0 if not p.is_batched or p.shared == name else self.item
             rows_of = each.extent if each.k_inner else each.k
-            each.slice = T.Bind(slice_of(each.array.data, index, rows_of, each.row_length, 2))
+            each.slice = T.Bind(slice_of(each.array.data, index, rows_of, each.row_length, self.item))
             each.begin(self.thread, self.threads)
-        self.sums = T.alloc_local((self.m_parts * self.n_parts * 4,), "float32")
+        self.sums = T.alloc_local((self.m_parts * self.n_parts * 4,), self.sum_dtype)
         self.a_parts = T.alloc_local((self.m_parts * 4,), "uint32")
         self.b_parts = T.alloc_local((self.n_parts * 2,), "uint32")
         for i in range(self.m_parts * self.n_parts * 4):
-            T.buffer_store(self.sums, T.float32(0), [i])
+            T.buffer_store(self.sums, tirx.const(0, self.sum_dtype), [i])
         self._multiply_all()
         self._store()
 
@@ -286,22 +291,38 @@ class MmaKernel:
         ptx("cp.async.wait_group", 0)
 
     def _load_parts(self, stage: Any, k: int) -> None:
-        """Load a warp's factors, 16 along k: a's rows by 16, b's columns by 16."""
-        lane, t = self.lane, self.tiles
-        low, high = lane % 16, T.truncdiv(lane, 16)  # of what lies along the rows of the four matrices
-        inner, outer = T.truncdiv(lane, 8) % 2, T.truncdiv(lane, 16) * 8 + lane % 8
-        warp_row = T.truncdiv(self.warp, t.warps_n) * t.wm
-        warp_column = T.truncmod(self.warp, t.warps_n) * t.wn
+        """Load a warp's factors, 16 along k."""
+        self._load_a(stage, k)
+        self._load_b(stage, k)
+
+    def _warp_row(self) -> Any:
+        return T.truncdiv(self.warp, self.tiles.warps_n) * self.tiles.wm
+
+    def _warp_column(self) -> Any:
+        return T.truncmod(self.warp, self.tiles.warps_n) * self.tiles.wn
+
+    def _places(self) -> tuple[Any, Any, Any, Any]:
+        """Return where a thread's row of the four matrices lies, along a's rows and along b's."""
+        lane = self.lane
+        return lane % 16, T.truncdiv(lane, 16), T.truncdiv(lane, 8) % 2, T.truncdiv(lane, 16) * 8 + lane % 8
+
+    def _load_a(self, stage: Any, k: int) -> None:
+        """Load a's rows by 16."""
+        low, high, inner, outer = self._places()
         for part in range(self.m_parts):
-            first = warp_row + part * 16
+            first = self._warp_row() + part * 16
             if self.a.k_inner:
                 address, how = self.a.address(stage, first + low, k * 2 + high), ""
             else:
                 piece = T.truncdiv(first, 8) + inner
                 address, how = self.a.address(stage, k * 16 + outer, piece), ".trans"
             self._load(how, self.a_parts, part * 4, address)
+
+    def _load_b(self, stage: Any, k: int) -> None:
+        """Load b's columns by 16."""
+        low, high, inner, outer = self._places()
         for part in range(self.n_parts // 2):
-            first = warp_column + part * 16
+            first = self._warp_column() + part * 16
             if self.b.k_inner:
                 address, how = self.b.address(stage, first + outer, k * 2 + inner), ""
             else:
@@ -326,9 +347,9 @@ class MmaKernel:
     # The end: sums in registers, two neighbours of a row at a time.
 
     def _store(self) -> None:
-        t, lane = self.tiles, self.lane
-        row = self.row + T.truncdiv(self.warp, t.warps_n) * t.wm + T.truncdiv(lane, 4)
-        column = self.column + T.truncmod(self.warp, t.warps_n) * t.wn + lane % 4 * 2
+        lane = self.lane
+        row = self.row + self._warp_row() + T.truncdiv(lane, 4)
+        column = self.column + self._warp_column() + lane % 4 * 2
         row, column = T.Bind(row), T.Bind(column)
         for j in range(self.n_parts):
             with when(column + j * 8 < self.product.n):
