@@ -48,12 +48,6 @@ __forceinline__ __device__ void fetch_bytes(unsigned* raw, const void* from, int
   }
 }
 """
-_PLACE = """
-__forceinline__ __device__ void place_words(unsigned to, const unsigned* raw) {
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::
-               "r"(to), "r"(raw[0]), "r"(raw[1]), "r"(raw[2]), "r"(raw[3]) : "memory");
-}
-"""
 
 
 def copy_bytes(vector: int, to: Any, array: Any, row: Any, pitch: Any, column: Any, valid: Any) -> Any:
@@ -66,8 +60,3 @@ def copy_bytes(vector: int, to: Any, array: Any, row: Any, pitch: Any, column: A
 def fetch_bytes(raw: Any, array: Any, row: Any, pitch: Any, column: Any, valid: Any) -> Any:
     """Read a piece that begins anywhere to 4 registers."""
     return c_call("void", "fetch_bytes", raw, array, row, pitch, column, valid, source=_FETCH)
-
-
-def place_words(to: Any, raw: Any) -> Any:
-    """Write what `fetch_bytes` read to shared memory."""
-    return c_call("void", "place_words", to, raw, source=_PLACE)

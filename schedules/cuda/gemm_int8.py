@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm import IRModule
 
 from tvmops.schedules.cuda.extents import extent, known
-from tvmops.schedules.cuda.gemm_mma import MmaGemm, is_legal, tiles_of
+from tvmops.schedules.cuda.gemm_mma import MmaGemm, is_chained, is_legal, tiles_of
 from tvmops.schedules.cuda.kernels.gemm_int8 import Int8Kernel, Int8Product
 from tvmops.schedules.template import GenericKernel
 from tvmops.signatures import ANY
@@ -60,7 +60,8 @@ class Int8Gemm(MmaGemm):
         return workload.replace(m=ANY, n=ANY, k=ANY)
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
-        return Int8Kernel(_product_of(self.kernel_workload(workload)), tiles_of(config)).module()
+        product = _product_of(self.kernel_workload(workload))
+        return Int8Kernel(product, tiles_of(config), is_chained(target)).module()
 
 
 def _has_registers(config: Config, workload: Workload) -> bool:

@@ -21,7 +21,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import Extent
 from tvmops.schedules.cuda.activation import activate
-from tvmops.schedules.cuda.byte_pieces import BYTES, copy_bytes, fetch_bytes, place_words
+from tvmops.schedules.cuda.byte_pieces import BYTES, copy_bytes, fetch_bytes
 from tvmops.schedules.cuda.kernels.gemm_mma import BK, MmaKernel, MmaTiles, Operand, Product
 from tvmops.schedules.cuda.words import c_call, do, ptx, when
 
@@ -94,7 +94,6 @@ class _Bytes(Operand):
     """A factor of bytes: a tile of `block` rows, or columns, times `_DEPTH`."""
 
     words = BYTES // 4
-    copy_piece, fetch_piece, place_piece = map(staticmethod, (copy_bytes, fetch_bytes, place_words))
 
     def __init__(self, array: Any, extent: Extent, k: Extent, k_inner: bool, block: int, vector: int) -> None:
         super().__init__(array, extent, k, k_inner, block, vector)
@@ -108,6 +107,15 @@ class _Bytes(Operand):
         """Return where a piece lies: what ldmatrix takes at once lies in different banks."""
         inside = row * (self.pieces * BYTES) + (piece ^ self._turn(row)) * BYTES
         return self.base + T.Cast("uint32", stage * self.stage_bytes + inside)
+
+    def copy_piece(self, *place: Any) -> Any:
+        return copy_bytes(self.vector, *place)
+
+    def fetch_piece(self, raw: Any, *place: Any) -> Any:
+        return fetch_bytes(raw, *place)
+
+    def shift_piece(self, raw: Any) -> None:
+        """Bytes come shifted."""
 
     def _turn(self, row: Any) -> Any:
         if self.k_inner:
@@ -129,10 +137,10 @@ class _Bytes(Operand):
 class Int8Kernel(MmaKernel):
     """`main(a, b, [b_zero_points], [b_scales], [bias], scalars..., c)`."""
 
-    sum_dtype, item = "uint32", 1  # as PTX has it in TVM: the bits are those of int32
+    sum_dtype, itemsize = "uint32", 1  # as PTX has it in TVM: the bits are those of int32
 
-    def __init__(self, product: Int8Product, tiles: MmaTiles) -> None:
-        super().__init__(product.in_pairs, tiles)
+    def __init__(self, product: Int8Product, tiles: MmaTiles, chained: bool = False) -> None:
+        super().__init__(product.in_pairs, tiles, chained)
         self.own = product
 
     def module(self) -> IRModule:
@@ -160,7 +168,7 @@ class Int8Kernel(MmaKernel):
             T.device_entry()
             with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
                 self._body()
-        return IRModule({"main": builder.get().with_attr("global_symbol", "main")})
+        return self._module_of(builder.get())
 
     def _argument(self, name: str, dtype: str, *shape: Extent) -> Any:
         align = 4 if dtype in ("int32", "float32") else 16

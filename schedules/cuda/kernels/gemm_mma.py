@@ -20,8 +20,26 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import Extent, ceildiv
 from tvmops.schedules.cuda.activation import activate
-from tvmops.schedules.cuda.pieces import PIECE, copy_piece, fetch_piece, place_piece
-from tvmops.schedules.cuda.words import PTX_TYPES, Scalar, c_call, do, pack, ptx, slice_of, when
+from tvmops.schedules.cuda.pieces import (
+    FETCHED,
+    PIECE,
+    copy_piece,
+    fetch_vectors,
+    place_words,
+    shift_vectors,
+)
+from tvmops.schedules.cuda.words import (
+    PROGRAMMATIC_LAUNCH,
+    PTX_TYPES,
+    Scalar,
+    c_call,
+    do,
+    pack,
+    ptx,
+    slice_of,
+    wait_for_kernels_before,
+    when,
+)
 
 BK = 64  # k of a stage
 _STORE_PAIR = """
@@ -91,8 +109,7 @@ class Product:
 class Operand:
     """One of the two factors: a tile of `block` rows of its own, or columns, times `BK`."""
 
-    words = PIECE  # registers of a piece that comes through them
-    copy_piece, fetch_piece, place_piece = map(staticmethod, (copy_piece, fetch_piece, place_piece))
+    words = FETCHED  # registers of a piece that comes through them
 
     def __init__(self, array: Any, extent: Extent, k: Extent, k_inner: bool, block: int, vector: int) -> None:
         self.array, self.extent, self.k = array, extent, k
@@ -142,7 +159,7 @@ class Operand:
         def piece(step: int, row: Any, piece: Any) -> Any:
             address = self.address(stage, row, piece)
             found = self._found(row, piece, origin, k_origin)
-            return self.copy_piece(self.vector, address, *found)
+            return self.copy_piece(address, *found)
 
         self._each(piece)
 
@@ -157,12 +174,22 @@ class Operand:
 
     def place(self, stage: Any) -> None:
         """Write what was read to shared memory."""
+        for step in range(self.steps):
+            self.shift_piece(T.address_of(self.raw[step * self.words]))
 
         def piece(step: int, row: Any, piece: Any) -> Any:
-            raw = T.address_of(self.raw[step * self.words])
-            return self.place_piece(self.address(stage, row, piece), raw)
+            return place_words(self.address(stage, row, piece), T.address_of(self.raw[step * self.words]))
 
         self._each(piece)
+
+    def copy_piece(self, *place: Any) -> Any:
+        return copy_piece(self.vector, *place)
+
+    def fetch_piece(self, raw: Any, *place: Any) -> Any:
+        return fetch_vectors(raw, *place)
+
+    def shift_piece(self, raw: Any) -> None:
+        do(shift_vectors(raw))
 
     def _each(self, do_piece: Callable[[int, Any, Any], Any]) -> None:
         """Do something for each piece of this thread: its number, its row, its place there."""
@@ -190,10 +217,10 @@ class Operand:
 class MmaKernel:
     """`main(a, b, [bias], [residual], c)`."""
 
-    sum_dtype, item = "float32", 2  # bytes of an element
+    sum_dtype, itemsize = "float32", 2  # bytes of an element
 
-    def __init__(self, product: Product, tiles: MmaTiles) -> None:
-        self.product, self.tiles = product, tiles
+    def __init__(self, product: Product, tiles: MmaTiles, chained: bool = False) -> None:
+        self.product, self.tiles, self.chained = product, tiles, chained
         self.threads = 32 * tiles.warps
         self.m_parts, self.n_parts = tiles.wm // 16, tiles.wn // 8
 
@@ -213,7 +240,11 @@ class MmaKernel:
             T.device_entry()
             with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
                 self._body()
-        return IRModule({"main": builder.get().with_attr("global_symbol", "main")})
+        return self._module_of(builder.get())
+
+    def _module_of(self, function: tirx.PrimFunc) -> IRModule:
+        launched = function.with_attr(*PROGRAMMATIC_LAUNCH) if self.chained else function
+        return IRModule({"main": launched.with_attr("global_symbol", "main")})
 
     def _array(self, name: str, matrix: tuple[Extent, Extent], operand: str = "") -> Any:
         p = self.product
@@ -238,8 +269,10 @@ class MmaKernel:
             each.base = Scalar(T.cuda.cvta_generic_to_shared(each.ring.ptr_to([0])), "uint32")()
             index = 0 if not p.is_batched or p.shared == name else self.item
             rows_of = each.extent if each.k_inner else each.k
-            each.slice = T.Bind(slice_of(each.array.data, index, rows_of, each.row_length, self.item))
+            each.slice = T.Bind(slice_of(each.array.data, index, rows_of, each.row_length, self.itemsize))
             each.begin(self.thread, self.threads)
+        if self.chained:
+            wait_for_kernels_before()
         self.sums = T.alloc_local((self.m_parts * self.n_parts * 4,), self.sum_dtype)
         self.a_parts = T.alloc_local((self.m_parts * 4,), "uint32")
         self.b_parts = T.alloc_local((self.n_parts * 2,), "uint32")

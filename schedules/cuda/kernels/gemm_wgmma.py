@@ -75,32 +75,30 @@ __forceinline__ __device__ void store_two_apart(float* array, int row, int pitch
   if (column + 1 < pitch) at[1] = y;
 }
 """
-# A warp stores 16 rows of 64 elements of a swizzled tile, `height` of them, to rows that begin anywhere: words
-# where they are aligned, and what is left at both ends.
+# A warp stores 16 rows of 64 elements of a swizzled tile, from row `first` on, `height` rows of it, to rows
+# that begin anywhere: words where they are aligned, and what is left at both ends.
 _STORE_ROWS = """
 __forceinline__ __device__ void store_rows(void* array, int row, int height, int pitch, int column,
                                            const void* tile, int first, int lane) {
+  const char* from = static_cast<const char*>(tile) + 128 * first + 4 * (lane & 3);
+  unsigned words[16];
 #pragma unroll
-  for (int r = first; r < first + 16; ++r) {
-    if (r >= height) return;
-    const char* from = static_cast<const char*>(tile) + 128 * r;
-    const long long begin = static_cast<long long>(row + r) * pitch + column;
-    unsigned short* to = static_cast<unsigned short*>(array) + begin;
-    const int odd = static_cast<int>(begin & 1), left = min(pitch - column, 64);
-    const int low = 2 * lane - odd, high = low + 1;
-    if (left <= 0) return;
-    const unsigned short x =
-        *reinterpret_cast<const unsigned short*>(from + (((low >> 3 & 7) ^ (r & 7)) << 4) + (low & 7) * 2);
-    const unsigned short y =
-        *reinterpret_cast<const unsigned short*>(from + (((high >> 3) ^ (r & 7)) << 4) + (high & 7) * 2);
-    if (low >= 0 && high < left) {
-      *reinterpret_cast<unsigned*>(to + low) = x | static_cast<unsigned>(y) << 16;
-    } else {
-      if (low >= 0 && low < left) to[low] = x;
-      if (low < 0) to[high] = y;
+  for (int i = 0; i < 16; ++i)
+    words[i] = *reinterpret_cast<const unsigned*>(from + 128 * i + ((lane >> 2 ^ (i & 7)) << 4));
+  const int left = min(pitch - column, 64);
+  unsigned short* to = static_cast<unsigned short*>(array) + static_cast<long long>(row + first) * pitch + column;
+#pragma unroll
+  for (int i = 0; i < 16; ++i, to += pitch) {
+    const int before = __shfl_up_sync(0xFFFFFFFFu, static_cast<int>(words[i]), 1);
+    const int odd = static_cast<int>(reinterpret_cast<unsigned long long>(to) >> 1 & 1);
+    const unsigned word = odd ? static_cast<unsigned>(before) >> 16 | words[i] << 16 : words[i];
+    const int low = 2 * lane - odd;
+    if (first + i < height) {
+      if (low >= 0 && low + 1 < left) *reinterpret_cast<unsigned*>(to + low) = word;
+      else if (low >= 0 && low < left) to[low] = word;
+      else if (low < 0 && left > 0) to[0] = word >> 16;
+      if (odd && lane == 31 && left == 64) to[63] = words[i] >> 16;
     }
-    if (odd && lane == 31 && left == 64)
-      to[63] = *reinterpret_cast<const unsigned short*>(from + ((7 ^ (r & 7)) << 4) + 14);
   }
 }
 """

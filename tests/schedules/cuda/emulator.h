@@ -210,6 +210,9 @@ template <typename T> static inline T exchange(T x, int from) {
 }
 static inline int __shfl_xor_sync(uint32_t, int x, int mask) { return exchange(x, emulator::lane() ^ mask); }
 static inline float __shfl_xor_sync(uint32_t, float x, int mask) { return exchange(x, emulator::lane() ^ mask); }
+static inline int __shfl_up_sync(uint32_t, int x, int by) {
+  return exchange(x, emulator::lane() < by ? emulator::lane() : emulator::lane() - by);
+}
 static inline int __shfl_sync(uint32_t, int x, int from, int) { return exchange(x, from); }
 
 // What kernels say in PTX.
@@ -243,6 +246,8 @@ static inline unsigned __dp4a(unsigned a, unsigned b, unsigned c) { return dot_o
 static inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
   return static_cast<unsigned>((static_cast<uint64_t>(high) << 32 | low) >> (shift & 31));
 }
+static inline void tvm_builtin_ptx_griddepcontrol_launch_dependents() {}
+static inline void tvm_builtin_ptx_griddepcontrol_wait() {}
 static inline void tvm_builtin_cuda_warp_sync() { emulator::meet(emulator::warp().group); }
 static inline void tvm_builtin_cuda_cluster_sync() { emulator::meet(emulator::cluster_group); }
 static inline unsigned tvm_builtin_cluster_ctaid_x() { return emulator::now->block->rank; }
