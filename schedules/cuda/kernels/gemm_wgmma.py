@@ -221,6 +221,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         DEPTH = T.meta_var(T.truncdiv(K + (BK - 1), BK))
         bx = T.cta_id([CLUSTERS * CLUSTER])
         rank = T.cta_id_in_cluster([CLUSTER]) if CLUSTER > 1 else 0
+        part = T.meta_var(rank if SHARE > 1 else 0)  # of a tile of b, that this block loads
         group = T.warpgroup_id([CONSUMERS + 1])
         warp = T.warp_id_in_wg([4])
         lane = T.lane_id([32])
@@ -301,10 +302,10 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         def load_b(kt):
             if trans_b:
                 for i in T.unroll(B_LOADS):
-                    load(Bs, (stage, i, rank * SHARED_B, 0), b_map, kt * BK + i * 64, tn * BN + rank * SHARED_B, b_item(item), full.ptr_to([stage]), SHARE > 1)
+                    load(Bs, (stage, i, part * SHARED_B, 0), b_map, kt * BK + i * 64, tn * BN + part * SHARED_B, b_item(item), full.ptr_to([stage]), SHARE > 1)
             else:
                 for i in T.unroll(B_LOADS):
-                    load(Bs, (stage, rank * B_LOADS + i, 0, 0), b_map, tn * BN + (rank * B_LOADS + i) * 64, kt * BK, b_item(item), full.ptr_to([stage]), SHARE > 1)
+                    load(Bs, (stage, part * B_LOADS + i, 0, 0), b_map, tn * BN + (part * B_LOADS + i) * 64, kt * BK, b_item(item), full.ptr_to([stage]), SHARE > 1)
 
         if group == CONSUMERS:
             T.ptx.setmaxnreg.dec.sync.aligned.u32(tiles.producer_registers)
@@ -451,9 +452,17 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             total[i] = T.float32(0)
                         for source in T.unroll(SPLIT):
                             T.cuda.func_call("tvmops_add_partial", T.address_of(total[0]), partial.ptr_to([r, column]), source, source_code=_READ_PARTIAL)
-                        for q in T.unroll(4):
-                            T.ptx[ROUND](halves[q], total[q * 2 + 1], total[q * 2])
-                        T.ptx["st.global.v4.b32"](C.ptr_to([target, tn * BN + column]), halves[0], halves[1], halves[2], halves[3])
+                        if form.finishes:
+                            for e in T.unroll(8):
+                                finish(total, e, arrays, item * M + target, tn * BN + column + e)
+                        place = T.meta_var([item, target] if form.batched else [target])
+                        if form.stores_directly:
+                            for half in T.unroll(2):
+                                T.ptx["st.global.v4.f32"](C.ptr_to([*place, tn * BN + column + half * 4]), total[half * 4], total[half * 4 + 1], total[half * 4 + 2], total[half * 4 + 3])
+                        else:
+                            for q in T.unroll(4):
+                                T.ptx[ROUND](halves[q], total[q * 2 + 1], total[q * 2])
+                            T.ptx["st.global.v4.b32"](C.ptr_to([*place, tn * BN + column]), halves[0], halves[1], halves[2], halves[3])
                     at = at + SPLIT * THREADS
             T.cuda.cluster_sync()
     # fmt: on
