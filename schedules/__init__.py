@@ -22,6 +22,7 @@ from tvmops.schedules.cpu.winograd import Winograd2, Winograd4, Winograd6
 from tvmops.schedules.cuda.attention_decode import DecodeAttention
 from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
 from tvmops.schedules.cuda.gemm_chained import ChainedGemm
+from tvmops.schedules.cuda.gemm_float32 import Float32Gemm
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
 from tvmops.schedules.cuda.gemm_int8 import Int8Gemm
 from tvmops.schedules.cuda.gemm_mma import MmaGemm
@@ -60,6 +61,7 @@ TEMPLATES: tuple[Template, ...] = (
     Fp8Gemm(),
     MmaGemm(),
     Int8Gemm(),
+    Float32Gemm(),
     SimtGemm(),
     DecodeAttention(),
     WgmmaAttention(),

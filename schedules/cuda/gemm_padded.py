@@ -39,7 +39,7 @@ class PaddedGemm(WgmmaGemm):
     def space(self, workload: Workload, target: Target) -> Space:
         whole = super().space(workload, target)
         knobs = (*whole.knobs, Knob("chained", (1, 0)))
-        return Space(self.name, knobs, lambda config: config["split_k"] == 1 and whole.is_legal(config))
+        return Space(self.name, knobs, whole.is_legal)
 
     def choices(self, workload: Workload) -> list[Config]:
         return [Config.of(**config.as_dict(), chained=1) for config in super().choices(workload)]

@@ -39,49 +39,12 @@ __forceinline__ __device__ void place_piece(unsigned to, const unsigned* raw) {
                "r"(raw[4] | raw[5] << 16), "r"(raw[6] | raw[7] << 16) : "memory");
 }
 """
-# The same with wider loads: the two aligned vectors that hold a piece to registers,
-# these shifted, and from there. Near the end of a row, where vectors may reach beyond the array,
-# elements are read one by one.
-_FETCH_VECTORS = """
-__forceinline__ __device__ void fetch_vectors(unsigned* raw, const void* from, int row, int pitch,
-                                            int column, int valid) {
-  const unsigned short* at = static_cast<const unsigned short*>(from);
-  if (valid > 0) at += static_cast<long long>(row) * pitch + column;
-  const int shift = static_cast<int>(reinterpret_cast<unsigned long long>(at) % 16) / 2;
-  raw[8] = 0;
-  if (valid >= 16 - shift) {
-    const uint4* vectors = reinterpret_cast<const uint4*>(at - shift);
-    const uint4 x = __ldg(vectors), y = __ldg(vectors + 1);
-    raw[0] = x.x, raw[1] = x.y, raw[2] = x.z, raw[3] = x.w;
-    raw[4] = y.x, raw[5] = y.y, raw[6] = y.z, raw[7] = y.w;
-    raw[8] = shift;
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      raw[i] = 2 * i < valid ? __ldg(at + 2 * i) : 0;
-      if (2 * i + 1 < valid) raw[i] |= static_cast<unsigned>(__ldg(at + 2 * i + 1)) << 16;
-    }
-  }
-}
-"""
-_SHIFT_VECTORS = """
-__forceinline__ __device__ void shift_vectors(unsigned* raw) {
-  const unsigned shift = raw[8];
-#pragma unroll
-  for (int i = 0; i < 6; ++i) raw[i] = shift & 4 ? raw[i + 2] : raw[i];
-#pragma unroll
-  for (int i = 0; i < 5; ++i) raw[i] = shift & 2 ? raw[i + 1] : raw[i];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) raw[i] = __funnelshift_r(raw[i], raw[i + 1], 16 * (shift & 1));
-}
-"""
 _PLACE_WORDS = """
 __forceinline__ __device__ void place_words(unsigned to, const unsigned* raw) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::
                "r"(to), "r"(raw[0]), "r"(raw[1]), "r"(raw[2]), "r"(raw[3]) : "memory");
 }
 """
-FETCHED = 9  # registers of a piece that was fetched: two vectors, and by how much to shift them
 
 
 def copy_piece(vector: int, to: Any, array: Any, row: Any, pitch: Any, column: Any, valid: Any) -> Any:
@@ -99,16 +62,6 @@ def fetch_piece(raw: Any, array: Any, row: Any, pitch: Any, column: Any, valid: 
 def place_piece(to: Any, raw: Any) -> Any:
     """Write what `fetch_piece` read to shared memory."""
     return c_call("void", "place_piece", to, raw, source=_PLACE)
-
-
-def fetch_vectors(raw: Any, array: Any, row: Any, pitch: Any, column: Any, valid: Any) -> Any:
-    """Begin to read a piece that begins anywhere to `FETCHED` registers."""
-    return c_call("void", "fetch_vectors", raw, array, row, pitch, column, valid, source=_FETCH_VECTORS)
-
-
-def shift_vectors(raw: Any) -> Any:
-    """Bring what `fetch_vectors` read to the first four registers."""
-    return c_call("void", "shift_vectors", raw, source=_SHIFT_VECTORS)
 
 
 def place_words(to: Any, raw: Any) -> Any:

@@ -23,6 +23,7 @@ from tvmops.schedules.cpu.emit import Extent
 from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.byte_pieces import BYTES, copy_bytes, fetch_bytes
 from tvmops.schedules.cuda.kernels.gemm_mma import BK, MmaKernel, MmaTiles, Operand, Product
+from tvmops.schedules.cuda.pieces import place_words
 from tvmops.schedules.cuda.words import c_call, do, ptx, when
 
 _DEPTH = 2 * BK  # bytes of k in a stage
@@ -114,8 +115,8 @@ class _Bytes(Operand):
     def fetch_piece(self, raw: Any, *place: Any) -> Any:
         return fetch_bytes(raw, *place)
 
-    def shift_piece(self, raw: Any) -> None:
-        """Bytes come shifted."""
+    def place_piece(self, to: Any, raw: Any) -> Any:
+        return place_words(to, raw)
 
     def _turn(self, row: Any) -> Any:
         if self.k_inner:

@@ -20,14 +20,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import Extent, ceildiv
 from tvmops.schedules.cuda.activation import activate
-from tvmops.schedules.cuda.pieces import (
-    FETCHED,
-    PIECE,
-    copy_piece,
-    fetch_vectors,
-    place_words,
-    shift_vectors,
-)
+from tvmops.schedules.cuda.pieces import PIECE, copy_piece, fetch_piece, place_piece
 from tvmops.schedules.cuda.words import (
     PROGRAMMATIC_LAUNCH,
     PTX_TYPES,
@@ -109,7 +102,7 @@ class Product:
 class Operand:
     """One of the two factors: a tile of `block` rows of its own, or columns, times `BK`."""
 
-    words = FETCHED  # registers of a piece that comes through them
+    words = PIECE  # registers of a piece that comes through them
 
     def __init__(self, array: Any, extent: Extent, k: Extent, k_inner: bool, block: int, vector: int) -> None:
         self.array, self.extent, self.k = array, extent, k
@@ -174,11 +167,10 @@ class Operand:
 
     def place(self, stage: Any) -> None:
         """Write what was read to shared memory."""
-        for step in range(self.steps):
-            self.shift_piece(T.address_of(self.raw[step * self.words]))
 
         def piece(step: int, row: Any, piece: Any) -> Any:
-            return place_words(self.address(stage, row, piece), T.address_of(self.raw[step * self.words]))
+            raw = T.address_of(self.raw[step * self.words])
+            return self.place_piece(self.address(stage, row, piece), raw)
 
         self._each(piece)
 
@@ -186,10 +178,10 @@ class Operand:
         return copy_piece(self.vector, *place)
 
     def fetch_piece(self, raw: Any, *place: Any) -> Any:
-        return fetch_vectors(raw, *place)
+        return fetch_piece(raw, *place)
 
-    def shift_piece(self, raw: Any) -> None:
-        do(shift_vectors(raw))
+    def place_piece(self, to: Any, raw: Any) -> Any:
+        return place_piece(to, raw)
 
     def _each(self, do_piece: Callable[[int, Any, Any], Any]) -> None:
         """Do something for each piece of this thread: its number, its row, its place there."""

@@ -75,6 +75,19 @@ __forceinline__ __device__ void store_two_apart(float* array, int row, int pitch
   if (column + 1 < pitch) at[1] = y;
 }
 """
+_STORE_APART = """
+__forceinline__ __device__ void store_apart_{dtype}(void* array, int row, int pitch, int column, const float* sums) {{
+  {kind}* at = static_cast<{kind}*>(array) + static_cast<long long>(row) * pitch + column;
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+    if (column + i < pitch) at[i] = {rounded};
+}}
+"""
+_ROUNDED = {
+    "float32": ("float", "sums[i]"),
+    "float16": ("half", "__float2half_rn(sums[i])"),
+    "bfloat16": ("nv_bfloat16", "__float2bfloat16_rn(sums[i])"),
+}
 # A warp stores 16 rows of 64 elements of a swizzled tile, from row `first` on, `height` rows of it, to rows
 # that begin anywhere: words where they are aligned, and what is left at both ends.
 _STORE_ROWS = """
@@ -187,6 +200,11 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     def store_two(array: Any, row: Any, column: Any, x: Any, y: Any) -> None:
         name, source = ("store_two_apart", _STORE_TWO_APART) if form.loose else ("store_two", _STORE_TWO)
         do(c_call("void", name, array, row, N, column, x, y, source=source))
+
+    def store_apart(array: Any, row: Any, column: Any, sums: Any) -> None:
+        kind, rounded = _ROUNDED[OUT]
+        source = _STORE_APART.format(dtype=OUT, kind=kind, rounded=rounded)
+        do(c_call("void", f"store_apart_{OUT}", array, row, N, column, T.address_of(sums[0]), source=source))
 
     def accumulators(acc: Any, block: int) -> list[Any]:
         return [acc[block * NACC + i] for i in range(NACC)]
@@ -320,6 +338,9 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             load_b(first + kt)
                             advance()
                         tile = tile + CLUSTERS
+            if SPLIT > 1:  # until partial sums are there, and until they are read
+                T.cuda.cluster_sync()
+                T.cuda.cluster_sync()
         else:
             T.ptx.setmaxnreg.inc.sync.aligned.u32(tiles.consumer_registers)
             acc = T.alloc_local((WM * NACC,), "float32")
@@ -417,29 +438,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     for i in T.unroll(NACC):
                         partial[group * (64 * WM) + w * 64 + warp * 16 + lane // 4 + (i // 2 % 2) * 8, i // 4 * 8 + lane % 4 * 2 + i % 2] = acc[w * NACC + i]
 
-            if SPLIT > 1:
-                locate()
-                if first < last:
-                    multiply()
-                share_partial()
-            else:
-                while tile < TILES:
-                    locate()
-                    multiply()
-                    if form.finishes or form.stores_directly:
-                        finish_all()
-                    if form.stores_by_tma:
-                        store()
-                    elif not form.stores_directly:
-                        store_loosely()
-                    tile = tile + CLUSTERS
-                if form.stores_by_tma:
-                    if (warp == 0) & (lane == 0):
-                        T.ptx.cp.async_.bulk.wait_group(0)
-        if CLUSTER > 1:
-            T.cuda.cluster_sync()
-        if SPLIT > 1:
-            if group < CONSUMERS:
+            @T.inline
+            def add_partials():  # of this block's stretch of the tile
                 at: T.int32 = (rank * CONSUMERS + group) * 128 + warp * 32 + lane
                 total = T.alloc_local((8,), "float32")
                 halves = T.alloc_local((4,), "uint32")
@@ -454,9 +454,11 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             T.cuda.func_call("tvmops_add_partial", T.address_of(total[0]), partial.ptr_to([r, column]), source, source_code=_READ_PARTIAL)
                         if form.finishes:
                             for e in T.unroll(8):
-                                finish(total, e, arrays, item * M + target, tn * BN + column + e)
+                                finish(total, e, arrays, item * M + target, T.min(tn * BN + column + e, N - 1))
                         place = T.meta_var([item, target] if form.batched else [target])
-                        if form.stores_directly:
+                        if form.loose:
+                            store_apart(C.data, item * M + target, tn * BN + column, total)
+                        elif form.stores_directly:
                             for half in T.unroll(2):
                                 T.ptx["st.global.v4.f32"](C.ptr_to([*place, tn * BN + column + half * 4]), total[half * 4], total[half * 4 + 1], total[half * 4 + 2], total[half * 4 + 3])
                         else:
@@ -464,6 +466,30 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                                 T.ptx[ROUND](halves[q], total[q * 2 + 1], total[q * 2])
                             T.ptx["st.global.v4.b32"](C.ptr_to([*place, tn * BN + column]), halves[0], halves[1], halves[2], halves[3])
                     at = at + SPLIT * THREADS
+
+            if SPLIT > 1:
+                locate()
+                if first < last:
+                    multiply()
+                share_partial()
+                T.cuda.cluster_sync()
+                add_partials()
+                T.cuda.cluster_sync()
+            else:
+                while tile < TILES:
+                    locate()
+                    multiply()
+                    if form.finishes or form.stores_directly:
+                        finish_all()
+                    if form.stores_by_tma:
+                        store()
+                    elif not form.stores_directly:
+                        store_loosely()
+                    tile = tile + CLUSTERS
+                if form.stores_by_tma:
+                    if (warp == 0) & (lane == 0):
+                        T.ptx.cp.async_.bulk.wait_group(0)
+        if SHARE > 1:
             T.cuda.cluster_sync()
     # fmt: on
     function: tirx.PrimFunc = main.with_attr(*PROGRAMMATIC_LAUNCH) if CHAINED else main

@@ -19,14 +19,29 @@ from tvmops.schedules.cuda.words import c_call, do, wait_for_kernels_before
 VECTOR = 8  # elements: 16 bytes
 _WARPS = 8
 
-# What is behind the last whole vector of an array is read by element: nothing else is there.
+# A thread makes four vectors at a time, whose loads are on their way together. What is behind the last
+# whole vector of an array is read by element: nothing else is there.
 _PAD_ROWS = """
-__forceinline__ __device__ uint4 vector_of(const void* from, long long at, long long size) {
-  if (8 * at + 8 <= size) return __ldg(static_cast<const uint4*>(from) + at);
+__forceinline__ __device__ long long begin_of(unsigned at, unsigned vectors, int columns) {
+  const unsigned row = at / vectors;
+  return static_cast<long long>(row) * columns + 8 * (at - row * vectors);
+}
+__forceinline__ __device__ uint4 shifted(uint4 x, uint4 y, unsigned shift) {
+  unsigned w[8] = {x.x, x.y, x.z, x.w, y.x, y.y, y.z, y.w};
+#pragma unroll
+  for (int i = 0; i < 6; ++i) w[i] = shift & 4 ? w[i + 2] : w[i];
+#pragma unroll
+  for (int i = 0; i < 5; ++i) w[i] = shift & 2 ? w[i + 1] : w[i];
+  uint4 v;
+  v.x = __funnelshift_r(w[0], w[1], 16 * (shift & 1)), v.y = __funnelshift_r(w[1], w[2], 16 * (shift & 1));
+  v.z = __funnelshift_r(w[2], w[3], 16 * (shift & 1)), v.w = __funnelshift_r(w[3], w[4], 16 * (shift & 1));
+  return v;
+}
+__forceinline__ __device__ uint4 by_element(const void* from, long long begin, long long size) {
   unsigned short e[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i)
-    e[i] = 8 * at + i < size ? __ldg(static_cast<const unsigned short*>(from) + 8 * at + i) : 0;
+    e[i] = begin + i < size ? __ldg(static_cast<const unsigned short*>(from) + begin + i) : 0;
   uint4 v;
   v.x = e[0] | e[1] << 16, v.y = e[2] | e[3] << 16, v.z = e[4] | e[5] << 16, v.w = e[6] | e[7] << 16;
   return v;
@@ -35,20 +50,24 @@ __forceinline__ __device__ void pad_rows(void* to, const void* from, int rows, i
                                          int threads) {
   const unsigned vectors = (columns + 7) / 8, all = rows * vectors;
   const long long size = static_cast<long long>(rows) * columns;
-  for (unsigned at = thread; at < all; at += threads) {
-    const unsigned row = at / vectors;
-    const long long begin = static_cast<long long>(row) * columns + 8 * (at - row * vectors);
-    const uint4 x = vector_of(from, begin / 8, size), y = vector_of(from, begin / 8 + 1, size);
-    unsigned w[8] = {x.x, x.y, x.z, x.w, y.x, y.y, y.z, y.w};
-    const unsigned shift = begin % 8;
+  const uint4* whole = static_cast<const uint4*>(from);
+  uint4* made = static_cast<uint4*>(to);
+  for (unsigned first = thread; first < all; first += 4 * threads) {
+    const unsigned last = first + 3 * threads;
+    if (last < all && begin_of(last, vectors, columns) + 16 <= size) {
+      uint4 x[4], y[4];
+      unsigned shift[4];
 #pragma unroll
-    for (int i = 0; i < 6; ++i) w[i] = shift & 4 ? w[i + 2] : w[i];
+      for (int i = 0; i < 4; ++i) {
+        const long long begin = begin_of(first + i * threads, vectors, columns);
+        x[i] = __ldg(whole + begin / 8), y[i] = __ldg(whole + begin / 8 + 1), shift[i] = begin % 8;
+      }
 #pragma unroll
-    for (int i = 0; i < 5; ++i) w[i] = shift & 2 ? w[i + 1] : w[i];
-    uint4 v;
-    v.x = __funnelshift_r(w[0], w[1], 16 * (shift & 1)), v.y = __funnelshift_r(w[1], w[2], 16 * (shift & 1));
-    v.z = __funnelshift_r(w[2], w[3], 16 * (shift & 1)), v.w = __funnelshift_r(w[3], w[4], 16 * (shift & 1));
-    static_cast<uint4*>(to)[at] = v;
+      for (int i = 0; i < 4; ++i) made[first + i * threads] = shifted(x[i], y[i], shift[i]);
+    } else {
+      for (unsigned at = first; at < all && at <= last; at += threads)
+        made[at] = by_element(from, begin_of(at, vectors, columns), size);
+    }
   }
 }
 """

@@ -29,7 +29,7 @@ struct alignas(8) uint2 { uint x, y; };
 namespace emulator {
 
 struct Group { int size = 0, arrived = 0; long round = 0; };
-struct Copy { unsigned to; const void* from; int bytes; };
+struct Copy { unsigned to; const void* from; int bytes, size = 16; };
 struct Warp { Group group; uint32_t words[32][8]; };
 struct Block {
   Group group;
@@ -285,6 +285,15 @@ static inline void copy_piece(unsigned to, const void* from, int row, int pitch,
     if (reinterpret_cast<uintptr_t>(at) % vector) emulator::fail("an address that is not aligned");     \
     emulator::now->groups.back().push_back({to, at, std::min(std::max(valid, 0), 16)});                 \
   }
+#define COPY_FLOATS(vector)                                                                               \
+  static inline void copy_floats_##vector(unsigned to, const void* from, int row, int pitch, int column, \
+                                          int valid) {                                                   \
+    const float* at = static_cast<const float*>(from);                                                   \
+    if (valid > 0) at += static_cast<long long>(row) * pitch + column;                                   \
+    if (reinterpret_cast<uintptr_t>(at) % (4 * vector)) emulator::fail("an address that is not aligned"); \
+    emulator::now->groups.back().push_back({to, at, 4 * std::min(std::max(valid, 0), vector), 4 * vector}); \
+  }
+COPY_FLOATS(1) COPY_FLOATS(4)
 COPY_BYTES(4) COPY_BYTES(8) COPY_BYTES(16)
 static inline void place_words(unsigned to, const unsigned* raw) { std::memcpy(emulator::shared(to, 16), raw, 16); }
 static inline void place_piece(unsigned to, const unsigned* raw) {
@@ -306,8 +315,8 @@ static inline void wait_group(size_t left) {
   auto& groups = emulator::now->groups;
   for (; groups.size() > left + 1; groups.pop_front())
     for (const auto& copy : groups.front()) {
-      uint8_t* to = emulator::shared(copy.to, 16);
-      std::memset(to, 0, 16);
+      uint8_t* to = emulator::shared(copy.to, copy.size);
+      std::memset(to, 0, copy.size);
       std::memcpy(to, copy.from, copy.bytes);
     }
 }
