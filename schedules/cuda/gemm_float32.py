@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from tvm import IRModule
 
+from tvmops.schedules.cuda.extents import known
 from tvmops.schedules.cuda.gemm_mma import product_of
-from tvmops.schedules.cuda.gemm_simt import SimtGemm, is_legal_for
+from tvmops.schedules.cuda.gemm_simt import SimtGemm
 from tvmops.schedules.cuda.kernels.gemm_float32 import Float32Kernel, Float32Tiles
 from tvmops.schedules.template import GenericKernel
 from tvmops.space import Config, Knob, Space
@@ -13,6 +14,8 @@ from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 _AMPERE = 80  # cp.async
+_MOST_REGISTERS = 240  # of a thread
+_OTHER_REGISTERS = 28
 _VECTOR = 4  # elements: 16 bytes
 _RESERVED = 1024  # bytes of shared memory that the system takes of each block
 
@@ -62,10 +65,14 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     """Say whether `config` fits the machine; the only statement of the template's limits."""
     assert target.gpu is not None
     tiles = tiles_of(config)
+    registers = tiles.registers + _OTHER_REGISTERS
     return (
-        is_legal_for(tiles, workload, target)
+        32 <= tiles.threads <= 512
+        and registers <= _MOST_REGISTERS
+        and tiles.beside * tiles.threads * registers <= target.gpu.block_registers
         and tiles.beside * (tiles.shared_bytes + _RESERVED) <= target.gpu.shared_bytes + _RESERVED
-        and tiles.beside * tiles.threads * (tiles.registers + _OTHER_REGISTERS) <= target.gpu.block_registers
+        and tiles.bm < 2 * max(32, known(workload, "m"))
+        and tiles.bn < 2 * max(32, known(workload, "n"))
     )
 
 
@@ -83,7 +90,6 @@ def _knobs(bm: int, bn: int, bk: int, tm: int, tn: int, stages: int, beside: int
     }  # fmt: skip
 
 
-_OTHER_REGISTERS = 28
 # What `default` chooses from, by the estimate; smallest tiles first.
 _DEFAULTS = (
     _knobs(16, 32, 16, 4, 4, 3, 1),

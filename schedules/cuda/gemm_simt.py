@@ -88,11 +88,8 @@ class SimtGemm(Template):
 
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     """Say whether `config` fits the machine; the only statement of the template's limits."""
-    return is_legal_for(tiles_of(config), workload, target)
-
-
-def is_legal_for(tiles: SimtTiles, workload: Workload, target: Target) -> bool:
     assert target.gpu is not None
+    tiles = tiles_of(config)
     return (
         32 <= tiles.threads <= 512
         and tiles.registers + _OTHER_REGISTERS <= _MOST_REGISTERS
