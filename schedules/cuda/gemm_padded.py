@@ -33,7 +33,7 @@ class PaddedGemm(WgmmaGemm):
         return (
             workload["dtype"] in ("float16", "bfloat16")
             and workload["packed"] == PLAIN
-            and (workload.is_generic or bool(pads_of(workload)) or is_ragged(workload, "n"))
+            and (workload.is_generic or not super().covers(workload, target))
         )
 
     def space(self, workload: Workload, target: Target) -> Space:
@@ -58,7 +58,9 @@ class PaddedGemm(WgmmaGemm):
         shared = str(workload["shared"])
         sizes = {"a": m * k, "b": k * n}
         elements = sum(sizes[each] * (1 if shared == each else batch) for each in pads_of(workload))
-        return super().estimate(workload, target, config) + 4 * elements / target.gpu.bandwidth + _START_SECONDS
+        return (
+            super().estimate(workload, target, config) + 4 * elements / target.gpu.bandwidth + _START_SECONDS
+        )
 
     def kernel_workload(self, workload: Workload) -> Workload:
         """Return the workload with `*` for sizes, but those along rows that TMA takes."""

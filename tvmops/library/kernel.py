@@ -31,7 +31,9 @@ def build_kernel(
         name.replace("main", entry.function): function
         for name, function in _named(template.build(workload, target, config))
     }
-    parallel = "parallel" in functions[entry.function].script()  # as a loop's kind, or as a sketch's annotation
+    parallel = (
+        "parallel" in functions[entry.function].script()
+    )  # as a loop's kind, or as a sketch's annotation
     named = {name: function.with_attr("global_symbol", name) for name, function in functions.items()}
     return Kernel(dataclasses.replace(entry, parallel=parallel), IRModule(named))
 

@@ -115,11 +115,12 @@ class Arrays:
         dims = (self.n, self.m, *self.items["c"])
         return _tensor_map(c.data, self.form.result, self.n, dims, (64, 64), _STORED)
 
-    def make_copies(self, arrays: dict[str, Any], blocks: int, chained: bool) -> None:
-        """Emit the kernel of `blocks` blocks that makes the copies, if there are any."""
+    def make_copies(self, arrays: dict[str, Any], blocks: int, chained: bool) -> int:
+        """Emit the kernel of `blocks` blocks that makes the copies, if there are any; return how many."""
         if self.copies:
             copies = [(arrays[name], copy) for name, copy in self.copies.items()]
             pad_rows(arrays["workspace"], copies, blocks, chained)
+        return len(self.copies)
 
 
 def workspace_function(form: Form) -> tirx.PrimFunc:
@@ -129,7 +130,7 @@ def workspace_function(form: Form) -> tirx.PrimFunc:
     @T.prim_func
     def main_workspace() -> None:
         declared = T.meta_var(arrays.declare(workspace=False))  # noqa: F841
-        return arrays.workspace_bytes
+        return arrays.workspace_bytes  # type: ignore[no-any-return]  # of the kernel language
 
     function: tirx.PrimFunc = main_workspace
     return function

@@ -49,7 +49,9 @@ class Float32Tiles(SimtTiles):
 class _Streamed(Factor):
     """A factor whose tiles come by cp.async."""
 
-    def __init__(self, array: Any, extent: Extent, k: Extent, k_inner: bool, block: int, own: int, vector: int) -> None:
+    def __init__(
+        self, array: Any, extent: Extent, k: Extent, k_inner: bool, block: int, own: int, vector: int
+    ) -> None:
         super().__init__(array, "float32", extent, k, k_inner, block, own)
         self.vector = 1 if k_inner else vector
 
@@ -90,6 +92,8 @@ class Float32Kernel(SimtKernel):
     """`main(a, b, [bias], [residual], c)`."""
 
     tiles: Float32Tiles
+    a: _Streamed
+    b: _Streamed
 
     def __init__(self, product: Product, tiles: Float32Tiles) -> None:
         super().__init__(product, tiles, "float32", "float32")

@@ -48,7 +48,9 @@ def test_the_default_is_legal(shape: tuple[int, int, int], machine: str, fields:
     assert TEMPLATE.default(work, target(machine)) in TEMPLATE.space(work, target(machine))
 
 
-@pytest.mark.parametrize("n, k, trans_b, a, b", [(64, 64, False, 16, 16), (72, 68, False, 4, 8), (7, 66, True, 1, 1)])
+@pytest.mark.parametrize(
+    "n, k, trans_b, a, b", [(64, 64, False, 16, 16), (72, 68, False, 4, 8), (7, 66, True, 1, 1)]
+)
 def test_copies_are_as_wide_as_rows_allow(n: int, k: int, trans_b: bool, a: int, b: int) -> None:
     config = TEMPLATE.default(product(32, n, k, trans_b=trans_b), H200)
     assert (config["a_vector"], config["b_vector"]) == (a, b)

