@@ -34,8 +34,8 @@ class Float32Gemm(SimtGemm):
         knobs = (
             *super().space(workload, target).knobs,
             Knob("stages", (2, 3, 4)),
-            Knob("a_vector", _vectors(workload["m"]) if workload["trans_a"] else (1,)),
-            Knob("b_vector", (1,) if workload["trans_b"] else _vectors(workload["n"])),
+            Knob("a_vector", _vectors(workload["m" if workload["trans_a"] else "k"])),
+            Knob("b_vector", _vectors(workload["k" if workload["trans_b"] else "n"])),
             Knob("beside", (1, 2)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))

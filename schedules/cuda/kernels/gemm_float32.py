@@ -1,8 +1,9 @@
 """The kernel of `Float32Gemm`: products of float32 on CUDA cores, for GPUs from compute capability 8.0 on.
 
-It is that of `kernels.gemm_simt`, but tiles come to a ring of stages in shared memory by cp.async:
-no register holds what is on its way, and several tiles are. What lies along k in an array is turned
-as it is copied, element by element; the rest by 16 bytes where rows allow it.
+It is that of `kernels.gemm_simt`, but tiles come to a ring of stages in shared memory by cp.async,
+16 bytes at a time where rows allow it: no register holds what is on its way, and several tiles are.
+What lies along k in an array does so in shared memory too, where a thread reads four k at a time
+of rows that are as far apart as there are threads beside it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import Extent
 from tvmops.schedules.cuda.kernels.gemm_mma import Product
-from tvmops.schedules.cuda.kernels.gemm_simt import Factor, SimtKernel, SimtTiles
+from tvmops.schedules.cuda.kernels.gemm_simt import FOUR, Factor, SimtKernel, SimtTiles, read_four
 from tvmops.schedules.cuda.words import Scalar, c_call, do, ptx, when
 
 _COPY = """
@@ -32,13 +33,15 @@ __forceinline__ __device__ void copy_floats_{vector}(unsigned to, const void* fr
 @dataclass(frozen=True)
 class Float32Tiles(SimtTiles):
     stages: int
-    a_vector: int  # elements that every row of a begins at a multiple of, if they are copied along rows
+    a_vector: int  # elements of a copy
     b_vector: int
     beside: int  # blocks that share a multiprocessor
 
     @property
     def shared_bytes(self) -> int:
-        return super().shared_bytes // 2 * self.stages
+        """The most that tiles take, whichever way the arrays lie."""
+        a, b = (max(self.bk * (size + FOUR), size * (self.bk + FOUR)) for size in (self.bm, self.bn))
+        return 4 * self.stages * (a + b)
 
     @property
     def registers(self) -> int:
@@ -53,10 +56,28 @@ class _Streamed(Factor):
         self, array: Any, extent: Extent, k: Extent, k_inner: bool, block: int, own: int, vector: int
     ) -> None:
         super().__init__(array, "float32", extent, k, k_inner, block, own)
-        self.vector = 1 if k_inner else vector
+        self.vector = vector
+        self.depth = FOUR if k_inner else 1  # k that are read at once
 
     def begin(self, pool: Any, thread: Any, tiles: Float32Tiles) -> None:  # type: ignore[override]
-        self.hold(pool, thread, tiles, tiles.stages)
+        outer, inner = (self.block, tiles.bk) if self.k_inner else (tiles.bk, self.block)
+        self.tile = pool.alloc((tiles.stages, outer, inner + FOUR), "float32", align=16)
+        self.thread, self.threads, self.bk = thread, tiles.threads, tiles.bk
+        self.values = T.alloc_local((self.own * self.depth,), "float32")
+
+    def place_of(self, thread: Any, index: int) -> Any:
+        return thread + index * (self.block // self.own) if self.k_inner else super().place_of(thread, index)
+
+    def read(self, half: Any, k: int, thread: Any) -> None:
+        if not self.k_inner:
+            super().read(half, k, thread)
+        elif k % FOUR == 0:
+            for index in range(self.own):
+                memory = self.tile.ptr_to([half, self.place_of(thread, index), k])
+                read_four(self.values, index * FOUR, memory)
+
+    def value(self, k: int, index: int) -> Any:
+        return self.values[index * self.depth + k % self.depth]
 
     def copy(self, stage: Any, origin: Any, k_origin: Any) -> None:
         """Begin to copy a tile; what lies beyond the array becomes 0."""
@@ -65,7 +86,8 @@ class _Streamed(Factor):
 
         def piece(own: Any, k: Any) -> None:
             at, below = origin + own, k_origin + k
-            to = T.cuda.cvta_generic_to_shared(self.tile.ptr_to([stage, k, own]))
+            place = [stage, own, k] if self.k_inner else [stage, k, own]
+            to = T.cuda.cvta_generic_to_shared(self.tile.ptr_to(place))
             row, column = (at, below) if self.k_inner else (below, at)
             rows, columns = (self.extent, self.k) if self.k_inner else (self.k, self.extent)
             valid = tirx.Select(row < rows, columns - column, 0)
@@ -127,7 +149,7 @@ class Float32Kernel(SimtKernel):
             for k in range(t.bk):
                 self.a.read(use(), k, self.ty)
                 self.b.read(use(), k, self.tx)
-                self._multiply()
+                self._multiply(k)
             for at in (use, fill):
                 at.set(tirx.Select(at() == t.stages - 1, 0, at() + 1))
         ptx("cp.async.wait_group", 0)

@@ -22,7 +22,7 @@ from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.kernels.gemm_mma import Product
 from tvmops.schedules.cuda.words import Scalar, c_call, do, slice_of, when
 
-_FOUR = 4  # neighbours of a thread: 16 bytes of floats
+FOUR = 4  # neighbours of a thread: 16 bytes of floats
 _BITS = {"float32": "unsigned", "float16": "unsigned short", "bfloat16": "unsigned short"}
 _TO_FLOAT = {
     "float32": "__uint_as_float(e)",
@@ -62,13 +62,18 @@ class SimtTiles:
 
     @property
     def shared_bytes(self) -> int:
-        return 2 * self.bk * (self.bm + self.bn + 2 * _FOUR) * 4
+        return 2 * self.bk * (self.bm + self.bn + 2 * FOUR) * 4
 
     @property
     def registers(self) -> int:
         """Registers of a thread for sums, factors and what is read ahead."""
         ahead = self.bk * (self.bm + self.bn) // self.threads
         return self.tm * self.tn + self.tm + self.tn + ahead
+
+
+def read_four(values: Any, at: int, memory: Any) -> None:
+    """Read four neighbours in shared memory to `values`, from `at` on."""
+    do(c_call("void", "read_four", T.address_of(values[at]), memory, source=_READ_FOUR))
 
 
 class Factor:
@@ -92,7 +97,7 @@ class Factor:
 
     def hold(self, pool: Any, thread: Any, tiles: SimtTiles, stages: int) -> None:
         """Take shared memory for tiles, and registers for a thread's own of a row."""
-        pitch = self.block + _FOUR  # lest a column lies in few banks
+        pitch = self.block + FOUR  # lest a column lies in few banks
         self.tile = pool.alloc((stages, tiles.bk, pitch), "float32", align=16)
         self.thread, self.threads, self.bk = thread, tiles.threads, tiles.bk
         self.values = T.alloc_local((self.own,), "float32")
@@ -132,13 +137,17 @@ class Factor:
 
     def place_of(self, thread: Any, index: int) -> Any:
         """Return where the `index`-th of a thread's own lies in the block: fours, spread over it."""
-        spread = self.block // self.own * _FOUR
-        return index // _FOUR * spread + thread * _FOUR + index % _FOUR
+        spread = self.block // self.own * FOUR
+        return index // FOUR * spread + thread * FOUR + index % FOUR
 
     def read(self, half: Any, k: Any, thread: Any) -> None:
-        for index in range(0, self.own, _FOUR):
+        for index in range(0, self.own, FOUR):
             memory = self.tile.ptr_to([half, k, self.place_of(thread, index)])
-            do(c_call("void", "read_four", T.address_of(self.values[index]), memory, source=_READ_FOUR))
+            read_four(self.values, index, memory)
+
+    def value(self, k: int, index: int) -> Any:
+        """Return the factor of the `index`-th of a thread's own, of the k that was read last."""
+        return self.values[index]
 
 
 class SimtKernel:
@@ -223,16 +232,16 @@ class SimtKernel:
             for k in range(t.bk):
                 self.a.read(step % 2, k, self.ty)
                 self.b.read(step % 2, k, self.tx)
-                self._multiply()
+                self._multiply(k)
             with when(ahead < steps):
                 for each, _ in factors:
                     each.place(ahead % 2)
 
-    def _multiply(self) -> None:
+    def _multiply(self, k: int) -> None:
         for i in range(self.tiles.tm):
             for j in range(self.tiles.tn):
                 at = i * self.tiles.tn + j
-                T.buffer_store(self.sums, self.sums[at] + self.a.values[i] * self.b.values[j], [at])
+                T.buffer_store(self.sums, self.sums[at] + self.a.value(k, i) * self.b.value(k, j), [at])
 
     def _store(self) -> None:
         p, t = self.product, self.tiles

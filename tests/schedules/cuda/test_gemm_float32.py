@@ -52,10 +52,10 @@ def test_the_default_is_legal(shape: tuple[int, int, int], machine: str) -> None
 @pytest.mark.parametrize(
     "work, a, b",
     [
-        (matmul(60, 64, 64), 1, 4),  # a is turned
-        (matmul(60, 63, 64), 1, 1),
-        (matmul(60, 64, 64, trans_a=True, trans_b=True), 4, 1),
-        (matmul(61, 64, 64, trans_a=True), 1, 4),
+        (matmul(60, 64, 64), 4, 4),
+        (matmul(60, 63, 64), 4, 1),
+        (matmul(60, 63, 64, trans_a=True, trans_b=True), 4, 4),
+        (matmul(61, 64, 63, trans_a=True), 1, 4),
     ],
 )
 def test_copies_are_as_wide_as_rows_allow(work: Workload, a: int, b: int) -> None:
@@ -81,7 +81,7 @@ CASES = [
     ),
     (matmul(24, 70, 40, batch=2, shared="b", activation="silu"), config(32, 64, 8, 8, 8, 4, 1, 1)),
     (matmul(72, 140, 33, trans_a=True), config(64, 128, 16, 8, 8, 3, 4, 4)),
-    (matmul(20, 130, 50, trans_b=True), config(32, 128, 8, 16, 8, 3, 1, 1)),
+    (matmul(20, 130, 52, trans_b=True), config(32, 128, 8, 16, 8, 3, 4, 4)),
 ]
 
 
