@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm import IRModule
 
 from tvmops.schedules.cuda.extents import extent, known
-from tvmops.schedules.cuda.gemm_mma import MmaGemm, is_chained, is_legal, tiles_of
+from tvmops.schedules.cuda.gemm_mma import MmaGemm, is_chained, is_legal, knobs_of, tiles_of
 from tvmops.schedules.cuda.kernels.gemm_int8 import Int8Kernel, Int8Product
 from tvmops.schedules.template import GenericKernel
 from tvmops.signatures import ANY
@@ -43,6 +43,9 @@ class Int8Gemm(MmaGemm):
             Knob("b_vector", b),
         )
         return Space(self.name, knobs, lambda c: is_legal(c, pairs, target) and _has_registers(c, workload))
+
+    def choices(self) -> tuple[dict[str, int], ...]:
+        return _DEFAULTS
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         rows, kernels = sorted(set(_row_dims(workload))), []
@@ -107,3 +110,16 @@ def _in_pairs(workload: Workload) -> Workload:
     k = workload["k"] if workload["k"] == ANY else max(1, known(workload, "k") // 2)
     dims = {"m": workload["m"], "n": workload["n"], "k": k}
     return make_workload("matmul", **dims, dtype="bfloat16", trans_b=workload["trans_b"])
+
+
+# What `default` chooses from, by the estimate; smallest tiles first. Few warps share what they load.
+_DEFAULTS = (
+    knobs_of(16, 32, 1, 2, 2),
+    knobs_of(16, 64, 1, 4, 4),
+    knobs_of(32, 64, 2, 2, 4),
+    knobs_of(64, 64, 2, 2, 3),
+    knobs_of(64, 128, 2, 2, 3),
+    knobs_of(128, 64, 2, 2, 3),
+    knobs_of(128, 128, 2, 2, 3),
+    knobs_of(128, 128, 2, 4, 3),
+)

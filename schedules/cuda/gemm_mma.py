@@ -55,9 +55,13 @@ class MmaGemm(Template):
     def default(self, workload: Workload, target: Target) -> Config:
         space = self.space(workload, target)
         vectors = {knob.name: knob.values[0] for knob in space.knobs if "vector" in knob.name}
-        choices = [Config.of(**knobs, **vectors) for knobs in _DEFAULTS]
+        choices = [Config.of(**knobs, **vectors) for knobs in self.choices()]
         legal = [config for config in choices if config in space]
         return min(legal, key=lambda config: self.estimate(workload, target, config))
+
+    def choices(self) -> tuple[dict[str, int], ...]:
+        """Return what the default is chosen from, by the estimate; but for the width of copies."""
+        return _DEFAULTS
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         rows = sorted({_dim_of(workload, "a"), _dim_of(workload, "b")})
@@ -158,18 +162,18 @@ def _vectors(row: object) -> tuple[int, ...]:
     return (next(vector for vector in _VECTORS if row % vector == 0),)
 
 
-def _knobs(bm: int, bn: int, warps_m: int, warps_n: int, stages: int) -> dict[str, int]:
+def knobs_of(bm: int, bn: int, warps_m: int, warps_n: int, stages: int) -> dict[str, int]:
     return {"bm": bm, "bn": bn, "warps_m": warps_m, "warps_n": warps_n, "stages": stages}
 
 
 # What `default` chooses from, by the estimate; smallest tiles first.
 _DEFAULTS = (
-    _knobs(16, 32, 1, 2, 2),
-    _knobs(16, 64, 1, 4, 4),
-    _knobs(32, 64, 2, 2, 4),
-    _knobs(64, 64, 2, 2, 2),
-    _knobs(64, 64, 2, 2, 3),
-    _knobs(64, 128, 2, 2, 3),
-    _knobs(128, 128, 2, 4, 3),
-    _knobs(128, 256, 2, 4, 3),
+    knobs_of(16, 32, 1, 2, 2),
+    knobs_of(16, 64, 1, 4, 4),
+    knobs_of(32, 64, 2, 2, 4),
+    knobs_of(64, 64, 2, 2, 2),
+    knobs_of(64, 64, 2, 2, 3),
+    knobs_of(64, 128, 2, 2, 3),
+    knobs_of(128, 128, 2, 4, 3),
+    knobs_of(128, 256, 2, 4, 3),
 )

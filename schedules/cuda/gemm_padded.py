@@ -38,7 +38,7 @@ class PaddedGemm(WgmmaGemm):
 
     def space(self, workload: Workload, target: Target) -> Space:
         whole = super().space(workload, target)
-        knobs = (*whole.knobs, Knob("chained", (1, 0)))
+        knobs = (*whole.knobs, Knob("chained", (1,)))
         return Space(self.name, knobs, whole.is_legal)
 
     def choices(self, workload: Workload) -> list[Config]:
