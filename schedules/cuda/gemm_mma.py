@@ -17,6 +17,7 @@ from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 _AMPERE = 80  # mma.sync of 16 bits with cp.async
+_HOPPER = 90  # launches that don't wait for the kernel before
 _VECTORS = (8, 4, 2, 1)  # elements of a copy
 _MOST_REGISTERS = 136  # of a thread, for sums and what is read ahead
 _SHARE = 0.6  # of the tensor cores' rate that mma.sync reaches where wgmma is the native way
@@ -27,7 +28,7 @@ class MmaGemm(Template):
     """Any m, n, k, leading dimensions, batch, transposes and epilogue."""
 
     name = "cuda.gemm_mma"
-    version = 1
+    version = 2
 
     def covers(self, workload: Workload, target: Target) -> bool:
         return (
@@ -52,10 +53,15 @@ class MmaGemm(Template):
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
     def default(self, workload: Workload, target: Target) -> Config:
-        vectors = {"a_vector": _vectors(_row_of_a(workload))[0], "b_vector": _vectors(_row_of_b(workload))[0]}
-        choices = [Config.of(**knobs, **vectors) for knobs in _DEFAULTS]
-        legal = [config for config in choices if is_legal(config, workload, target)]
+        space = self.space(workload, target)
+        vectors = {knob.name: knob.values[0] for knob in space.knobs if "vector" in knob.name}
+        choices = [Config.of(**knobs, **vectors) for knobs in self.choices()]
+        legal = [config for config in choices if config in space]
         return min(legal, key=lambda config: self.estimate(workload, target, config))
+
+    def choices(self) -> tuple[dict[str, int], ...]:
+        """Return what the default is chosen from, by the estimate; but for the width of copies."""
+        return _DEFAULTS
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         rows = sorted({_dim_of(workload, "a"), _dim_of(workload, "b")})
@@ -88,7 +94,8 @@ class MmaGemm(Template):
         return workload.replace(**(sizes if workload["batch"] == 1 else {**sizes, "batch": ANY}))
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
-        return MmaKernel(product_of(self.kernel_workload(workload)), tiles_of(config)).module()
+        product = product_of(self.kernel_workload(workload))
+        return MmaKernel(product, tiles_of(config), is_chained(target)).module()
 
 
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:
@@ -104,6 +111,11 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and tiles.bn < 2 * max(32, known(workload, "n"))
         and tiles.stages <= max(2, known(workload, "k") // BK)
     )
+
+
+def is_chained(target: Target) -> bool:
+    """Say whether kernels are launched while the one before them ends (programmatic dependent launch)."""
+    return target.gpu is not None and target.gpu.compute >= _HOPPER
 
 
 def tiles_of(config: Config) -> MmaTiles:
@@ -150,18 +162,18 @@ def _vectors(row: object) -> tuple[int, ...]:
     return (next(vector for vector in _VECTORS if row % vector == 0),)
 
 
-def _knobs(bm: int, bn: int, warps_m: int, warps_n: int, stages: int) -> dict[str, int]:
+def knobs_of(bm: int, bn: int, warps_m: int, warps_n: int, stages: int) -> dict[str, int]:
     return {"bm": bm, "bn": bn, "warps_m": warps_m, "warps_n": warps_n, "stages": stages}
 
 
 # What `default` chooses from, by the estimate; smallest tiles first.
 _DEFAULTS = (
-    _knobs(16, 32, 1, 2, 2),
-    _knobs(16, 64, 1, 4, 4),
-    _knobs(32, 64, 2, 2, 4),
-    _knobs(64, 64, 2, 2, 2),
-    _knobs(64, 64, 2, 2, 3),
-    _knobs(64, 128, 2, 2, 3),
-    _knobs(128, 128, 2, 4, 3),
-    _knobs(128, 256, 2, 4, 3),
+    knobs_of(16, 32, 1, 2, 2),
+    knobs_of(16, 64, 1, 4, 4),
+    knobs_of(32, 64, 2, 2, 4),
+    knobs_of(64, 64, 2, 2, 2),
+    knobs_of(64, 64, 2, 2, 3),
+    knobs_of(64, 128, 2, 2, 3),
+    knobs_of(128, 128, 2, 4, 3),
+    knobs_of(128, 256, 2, 4, 3),
 )

@@ -22,7 +22,7 @@ from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.kernels.gemm_mma import Product
 from tvmops.schedules.cuda.words import Scalar, c_call, do, slice_of, when
 
-_FOUR = 4  # neighbours of a thread: 16 bytes of floats
+FOUR = 4  # neighbours of a thread: 16 bytes of floats
 _BITS = {"float32": "unsigned", "float16": "unsigned short", "bfloat16": "unsigned short"}
 _TO_FLOAT = {
     "float32": "__uint_as_float(e)",
@@ -62,7 +62,7 @@ class SimtTiles:
 
     @property
     def shared_bytes(self) -> int:
-        return 2 * self.bk * (self.bm + self.bn + 2 * _FOUR) * 4
+        return 2 * self.bk * (self.bm + self.bn + 2 * FOUR) * 4
 
     @property
     def registers(self) -> int:
@@ -71,7 +71,12 @@ class SimtTiles:
         return self.tm * self.tn + self.tm + self.tn + ahead
 
 
-class _Factor:
+def read_four(values: Any, at: int, memory: Any) -> None:
+    """Read four neighbours in shared memory to `values`, from `at` on."""
+    do(c_call("void", "read_four", T.address_of(values[at]), memory, source=_READ_FOUR))
+
+
+class Factor:
     """One of the two: a tile of `bk` rows of `block` floats, and the registers that it comes through."""
 
     def __init__(
@@ -86,11 +91,15 @@ class _Factor:
         return self.k if self.k_inner else self.extent
 
     def begin(self, pool: Any, thread: Any, tiles: SimtTiles) -> None:
-        self.pitch = self.block + _FOUR  # lest a column lies in few banks
-        self.tile = pool.alloc((2, tiles.bk, self.pitch), "float32", align=16)
-        self.thread, self.threads, self.bk = thread, tiles.threads, tiles.bk
+        self.hold(pool, thread, tiles, stages=2)
         self.steps = -(-self.block * tiles.bk // tiles.threads)
         self.ahead = T.alloc_local((self.steps,), "float32")
+
+    def hold(self, pool: Any, thread: Any, tiles: SimtTiles, stages: int) -> None:
+        """Take shared memory for tiles, and registers for a thread's own of a row."""
+        pitch = self.block + FOUR  # lest a column lies in few banks
+        self.tile = pool.alloc((stages, tiles.bk, pitch), "float32", align=16)
+        self.thread, self.threads, self.bk = thread, tiles.threads, tiles.bk
         self.values = T.alloc_local((self.own,), "float32")
 
     def fetch(self, origin: Any, k_origin: Any) -> None:
@@ -128,43 +137,56 @@ class _Factor:
 
     def place_of(self, thread: Any, index: int) -> Any:
         """Return where the `index`-th of a thread's own lies in the block: fours, spread over it."""
-        spread = self.block // self.own * _FOUR
-        return index // _FOUR * spread + thread * _FOUR + index % _FOUR
+        spread = self.block // self.own * FOUR
+        return index // FOUR * spread + thread * FOUR + index % FOUR
 
     def read(self, half: Any, k: Any, thread: Any) -> None:
-        for index in range(0, self.own, _FOUR):
+        for index in range(0, self.own, FOUR):
             memory = self.tile.ptr_to([half, k, self.place_of(thread, index)])
-            do(c_call("void", "read_four", T.address_of(self.values[index]), memory, source=_READ_FOUR))
+            read_four(self.values, index, memory)
+
+    def value(self, k: int, index: int) -> Any:
+        """Return the factor of the `index`-th of a thread's own, of the k that was read last."""
+        return self.values[index]
 
 
 class SimtKernel:
     """`main(a, b, [bias], [residual], c)`; `dtypes` are those of the operands, the bias and the result."""
+
+    align, beside = 4, 1  # bytes that arrays of float32 begin at a multiple of; blocks of a multiprocessor
 
     def __init__(self, product: Product, tiles: SimtTiles, bias_dtype: str, out_dtype: str) -> None:
         self.product, self.tiles = product, tiles
         self.bias_dtype, self.out_dtype = bias_dtype, out_dtype
 
     def module(self) -> IRModule:
-        p, t = self.product, self.tiles
+        p = self.product
         with IRBuilder() as builder, T.prim_func():
             T.func_name("main")
             a = self._array("a", (p.k, p.m) if p.trans_a else (p.m, p.k), p.dtype, "a")
             b = self._array("b", (p.n, p.k) if p.trans_b else (p.k, p.n), p.dtype, "b")
-            self.a = _Factor(a, p.dtype, p.m, p.k, not p.trans_a, t.bm, t.tm)
-            self.b = _Factor(b, p.dtype, p.n, p.k, p.trans_b, t.bn, t.tn)
+            self.a, self.b = self.factors(a, b)
             bias = T.buffer((p.n,), self.bias_dtype, align=2, buffer_name="bias") if p.bias else None
             self.bias = T.arg("bias", bias) if bias is not None else None
             self.residual = self._array("residual", (p.m, p.n), self.out_dtype) if p.residual else None
             self.c = self._array("c", (p.m, p.n), self.out_dtype)
             T.device_entry()
-            with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
+            with T.attr({"tirx.launch_bounds_min_blocks_per_sm": self.beside}):
                 self._body()
         return IRModule({"main": builder.get().with_attr("global_symbol", "main")})
 
     def _array(self, name: str, matrix: tuple[Extent, Extent], dtype: str, operand: str = "") -> Any:
         p = self.product
         shape = (p.batch, *matrix) if p.is_batched and p.shared != operand else matrix
-        return T.arg(name, T.buffer(shape, dtype, align=4 if dtype == "float32" else 2, buffer_name=name))
+        align = self.align if dtype == "float32" else 2
+        return T.arg(name, T.buffer(shape, dtype, align=align, buffer_name=name))
+
+    def factors(self, a: Any, b: Any) -> tuple[Factor, Factor]:
+        p, t = self.product, self.tiles
+        return (
+            Factor(a, p.dtype, p.m, p.k, not p.trans_a, t.bm, t.tm),
+            Factor(b, p.dtype, p.n, p.k, p.trans_b, t.bn, t.tn),
+        )
 
     def _body(self) -> None:
         p, t = self.product, self.tiles
@@ -210,16 +232,16 @@ class SimtKernel:
             for k in range(t.bk):
                 self.a.read(step % 2, k, self.ty)
                 self.b.read(step % 2, k, self.tx)
-                self._multiply()
+                self._multiply(k)
             with when(ahead < steps):
                 for each, _ in factors:
                     each.place(ahead % 2)
 
-    def _multiply(self) -> None:
+    def _multiply(self, k: int) -> None:
         for i in range(self.tiles.tm):
             for j in range(self.tiles.tn):
                 at = i * self.tiles.tn + j
-                T.buffer_store(self.sums, self.sums[at] + self.a.values[i] * self.b.values[j], [at])
+                T.buffer_store(self.sums, self.sums[at] + self.a.value(k, i) * self.b.value(k, j), [at])
 
     def _store(self) -> None:
         p, t = self.product, self.tiles

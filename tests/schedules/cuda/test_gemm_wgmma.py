@@ -7,6 +7,7 @@ import pytest
 from tests.schedules.cuda.compiled import compiled, needs_nvcc
 from tvmops.errors import NoTemplateError
 from tvmops.schedules import templates_for
+from tvmops.schedules.cuda.gemm_chained import ChainedGemm
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm, is_legal
 from tvmops.space import Config
@@ -51,7 +52,7 @@ def test_nothing_else_covers_sixteen_bits_on_a_cpu_template() -> None:
     names = [template.name for template in templates_for(LARGE, H200)]
     assert names[0] == TEMPLATE.name and "cpu.gemm" not in names
     with pytest.raises(NoTemplateError):
-        templates_for(workload("matmul_int8", m=8, n=8, k=8), H200)
+        templates_for(workload("matmul_int8", m=8, n=8, k=8, packed="words"), H200)
 
 
 @pytest.mark.parametrize(
@@ -102,8 +103,10 @@ def test_a_batch_counts_as_work() -> None:
         ({"bias": True, "residual": True, "activation": "gelu"}, SHARED, ["element_bfloat16", "erff"]),
         ({"bias": True, "activation": "silu", "out_dtype": "float32"}, SHARED, ["store_two"]),
         ({"bias": True, "bias_dtype": "float32", "residual": True}, SHARED, ["element_float32"]),
+        ({"batch": 3, "residual": True, "out_dtype": "float32"}, SPLIT, ["st.global.v4.f32"]),
+        ({"bias": True, "activation": "gelu", "trans_b": True}, SPLIT, ["st.global.v4.b32", "erff"]),
     ],
-    ids=["a batch", "epilogue", "float32 results", "bias of float32"],
+    ids=["a batch", "epilogue", "float32 results", "bias of float32", "split float32", "split epilogue"],
 )
 def test_other_forms_compile_as_meant(fields: dict[str, object], config: Config, words: list[str]) -> None:
     cubin = compiled(TEMPLATE, matmul(1024, 1024, 1024, **fields), H200, config)
@@ -127,3 +130,18 @@ def test_the_code_is_what_was_meant(work: Workload, config: Config) -> None:
     assert "wgmma.mma_async" in cubin.source and "cp.async.bulk.tensor" in cubin.source
     assert ("multicast" in cubin.source) is (config == SHARED)
     assert ("ld.shared::cluster" in cubin.source) is (config == SPLIT)
+
+
+def test_small_products_are_launched_while_the_kernel_before_ends() -> None:
+    chained, small, large = ChainedGemm(), matmul(128, 128, 128, batch=64), matmul(4096, 4096, 4096)
+    assert chained.covers(small, H200) and not chained.covers(large, H200)
+    assert not chained.covers(small.generic(), H200) and not chained.covers(small, target("nvidia-a100"))
+    assert chained.default(small, H200) in chained.space(small, H200)
+
+
+@needs_nvcc
+def test_such_a_launch_waits_for_what_was_before() -> None:
+    work = matmul(128, 128, 128, batch=64)
+    source = compiled(ChainedGemm(), work, H200, ChainedGemm().default(work, H200)).source
+    assert "griddepcontrol.launch_dependents" in source and "griddepcontrol.wait" in source
+    assert "griddepcontrol" not in compiled(TEMPLATE, work, H200, TEMPLATE.default(work, H200)).source

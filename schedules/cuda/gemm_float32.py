@@ -1,0 +1,124 @@
+"""Products of float32 on CUDA cores of newer GPUs; `kernels.gemm_float32` says how."""
+
+from __future__ import annotations
+
+import math
+
+from tvm import IRModule
+
+from tvmops.schedules.cuda.extents import known
+from tvmops.schedules.cuda.gemm_mma import product_of
+from tvmops.schedules.cuda.gemm_simt import SimtGemm
+from tvmops.schedules.cuda.kernels.gemm_float32 import Float32Kernel, Float32Tiles
+from tvmops.schedules.template import GenericKernel
+from tvmops.space import Config, Knob, Space
+from tvmops.targets import Target
+from tvmops.workloads import Workload
+
+_AMPERE = 80  # cp.async
+_MOST_REGISTERS = 240  # of a thread
+_OTHER_REGISTERS = 28
+_VECTOR = 4  # elements: 16 bytes
+_SCHEDULERS = 4  # of a multiprocessor: warps that keep it busy, since products of a thread are independent
+# Issued instructions beside each multiplication, as an H100 showed them.
+_MULTIPLYING, _READING, _COPYING = 1.2, 2.0, 30.0
+_START_SECONDS = 3e-6
+_RESERVED = 1024  # bytes of shared memory that the system takes of each block
+
+
+class Float32Gemm(SimtGemm):
+    """Any m, n, k, batch, transposes and epilogue."""
+
+    name = "cuda.gemm_float32"
+    version = 1
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        newer = target.gpu is not None and target.gpu.compute >= _AMPERE
+        return newer and super().covers(workload, target) and workload["dtype"] == "float32"
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        knobs = (
+            *super().space(workload, target).knobs,
+            Knob("stages", (2, 3, 4)),
+            Knob("a_vector", _vectors(workload["m" if workload["trans_a"] else "k"])),
+            Knob("b_vector", _vectors(workload["k" if workload["trans_b"] else "n"])),
+            Knob("beside", (1, 2)),
+        )
+        return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        space = self.space(workload, target)
+        vectors = {knob.name: knob.values[0] for knob in space.knobs if "vector" in knob.name}
+        legal = [config for knobs in _DEFAULTS if (config := Config.of(**{**knobs, **vectors})) in space]
+        return min(legal, key=lambda config: self.estimate(workload, target, config))
+
+    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        small, large = (
+            Config.of(**{**knobs, "a_vector": 1, "b_vector": 1}) for knobs in (_DEFAULTS[0], _DEFAULTS[-1])
+        )
+        return [GenericKernel({"m": (1, 32)}, small), GenericKernel({}, large)]
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        """Guess the seconds of all waves of blocks: multiplying, and reading and copying factors beside it."""
+        assert target.gpu is not None
+        m, n, k, batch = (known(workload, name) for name in ("m", "n", "k", "batch"))
+        tiles, gpu = tiles_of(config), target.gpu
+        blocks = batch * math.ceil(m / tiles.bm) * math.ceil(n / tiles.bn)
+        beside = max(1.0, min(float(tiles.beside), blocks / target.cores))
+        busy = min(1.0, tiles.threads / 32 * beside / _SCHEDULERS)
+        reads = _READING * (tiles.tm + tiles.tn) / (tiles.tm * tiles.tn)
+        copies = _COPYING * (tiles.bm + tiles.bn) / (tiles.bm * tiles.bn)
+        each = 2 * tiles.bm * tiles.bn * k / (gpu.flops / target.cores) * (_MULTIPLYING + reads + copies) / busy
+        fewest = 4 * batch * (m * k + k * n + m * n) / gpu.bandwidth
+        return max(math.ceil(blocks / target.cores) * each, fewest) + _START_SECONDS
+
+    def tiles_of(self, config: Config) -> Float32Tiles:
+        return tiles_of(config)
+
+    def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
+        return Float32Kernel(product_of(self.kernel_workload(workload)), tiles_of(config)).module()
+
+
+def tiles_of(config: Config) -> Float32Tiles:
+    return Float32Tiles(**{name: int(value) for name, value in config.items})
+
+
+def is_legal(config: Config, workload: Workload, target: Target) -> bool:
+    """Say whether `config` fits the machine; the only statement of the template's limits."""
+    assert target.gpu is not None
+    tiles = tiles_of(config)
+    registers = tiles.registers + _OTHER_REGISTERS
+    return (
+        32 <= tiles.threads <= 512
+        and registers <= _MOST_REGISTERS
+        and tiles.beside * tiles.threads * registers <= target.gpu.block_registers
+        and tiles.beside * (tiles.shared_bytes + _RESERVED) <= target.gpu.shared_bytes + _RESERVED
+        and tiles.bm < 2 * max(32, known(workload, "m"))
+        and tiles.bn < 2 * max(32, known(workload, "n"))
+    )
+
+
+def _vectors(row: object) -> tuple[int, ...]:
+    """Return what copies can take at once where rows have `row` elements: both ends if unknown."""
+    if not isinstance(row, int):
+        return (_VECTOR, 1)
+    return (_VECTOR if row % _VECTOR == 0 else 1,)
+
+
+def _knobs(bm: int, bn: int, bk: int, tm: int, tn: int, stages: int, beside: int) -> dict[str, int]:
+    return {
+        "bm": bm, "bn": bn, "bk": bk, "tm": tm, "tn": tn, "stages": stages, "a_vector": 1, "b_vector": 1,
+        "beside": beside,
+    }  # fmt: skip
+
+
+# What `default` chooses from, by the estimate; smallest tiles first.
+_DEFAULTS = (
+    _knobs(16, 32, 16, 4, 4, 3, 1),
+    _knobs(32, 32, 16, 4, 4, 3, 1),
+    _knobs(64, 64, 16, 8, 4, 3, 2),
+    _knobs(64, 64, 16, 8, 8, 3, 2),
+    _knobs(64, 128, 16, 8, 8, 3, 2),
+    _knobs(128, 256, 16, 16, 8, 3, 1),
+    _knobs(128, 128, 16, 8, 8, 3, 2),
+)
