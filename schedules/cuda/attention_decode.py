@@ -27,7 +27,7 @@ _MEETING = 2.5e-6  # of the blocks of a cluster, and what comes before the first
 
 class DecodeAttention(Template):
     name = "cuda.attention_decode"
-    version = 1
+    version = 2
 
     def covers(self, workload: Workload, target: Target) -> bool:
         if target.gpu is None or target.gpu.compute < _AMPERE or not is_plain(workload, _ALIGNED):

@@ -9,8 +9,9 @@ one product:
     scores (keys x heads) = k q^T        out^T (head_dim x heads) += v^T weights
 
 Warps, then blocks, bring their sums to a common maximum and add them, in a fixed order, through
-shared memory and that of the cluster: no workspace, no second kernel (the split of the keys is
-that of T. Dao et al., Flash-Decoding, 2023).
+shared memory and that of the cluster: each block sends its sums of a head to the block that
+finishes that head. No workspace, no second kernel (the split of the keys is that of T. Dao et
+al., Flash-Decoding, 2023).
 """
 
 from __future__ import annotations
@@ -57,15 +58,19 @@ __forceinline__ __device__ unsigned load_pair(const void* pointer) {
   return *static_cast<const unsigned*>(pointer);
 }
 """
-_REMOTE = """
-__forceinline__ __device__ float load_of_block(const void* mine, int rank) {
-  unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(mine)), remote;
+_SEND = """
+__forceinline__ __device__ void send_to_block(const void* place, int rank, float value) {
+  unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(place)), remote;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
-  float value;
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(remote) : "memory");
-  return value;
+  asm volatile("st.shared::cluster.f32 [%0], %1;" :: "r"(remote), "f"(value) : "memory");
 }
 """
+_CLUSTER = """
+__forceinline__ __device__ void {name}() {{
+  asm volatile("{instructions}" ::: "memory");
+}}
+"""
+_ARRIVE, _WAIT = "barrier.cluster.arrive.{order}.aligned;", "barrier.cluster.wait.acquire.aligned;"
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,10 @@ class Split:
     def threads(self) -> int:
         return 32 * self.warps
 
+    def finished(self, group: int) -> int:
+        """Return how many of a group's heads one block finishes, at most."""
+        return -(-group // self.splits)
+
 
 def pitch(head_dim: int) -> int:
     """Return the bytes of a row of k or v in shared memory."""
@@ -89,7 +98,8 @@ def shared_bytes(head_dim: int, group: int, split: Split) -> int:
     columns = COLUMNS * -(-group // COLUMNS)
     ring = split.warps * split.stages * 2 * split.keys * pitch(head_dim)
     sums = split.warps * columns * (head_dim + _PAD) * 4
-    return max(ring, sums) + columns * (head_dim + _PAD) * 4 + 8 * columns * (split.warps + 1)
+    received = split.splits * split.finished(group) * 4 * (head_dim + _PAD + 2) if split.splits > 1 else 0
+    return max(ring, sums) + 8 * columns * split.warps + received
 
 
 class SplitKernel:
@@ -129,12 +139,18 @@ class SplitKernel:
         self.thread = self.warp * 32 + self.lane
         self.pair = T.truncdiv(block, split.splits)  # the key and value head, counted over the batch
         self._shared_memory()
+        if split.splits > 1:
+            self._of_cluster("say_here", _ARRIVE.format(order="relaxed"))
+        self._begin_copies()
         self._load_q()
         self._allocate()
         self._walk()
+        if split.splits > 1:
+            self._of_cluster("await_all_here", _WAIT)  # memory of a block that has not begun is no place
         self._add_warps()
         if split.splits > 1:
-            self._add_blocks()
+            self._of_cluster("meet_cluster", _ARRIVE.format(order="release") + _WAIT)
+            self._finish()
 
     def _shared_memory(self) -> None:
         split, dim = self.split, self.sizes.head_dim
@@ -144,9 +160,13 @@ class SplitKernel:
         pool.move_base_to(0)
         self.sums = pool.alloc((split.warps, self.columns, dim + _PAD), "float32", align=16)
         pool.move_base_to(max(end, pool.offset))
-        self.sum = pool.alloc((self.columns, dim + _PAD), "float32", align=16)
-        self.mosts = pool.alloc((split.warps + 1, self.columns), "float32", align=16)  # the last: of all
-        self.totals = pool.alloc((split.warps + 1, self.columns), "float32", align=16)
+        self.mosts = pool.alloc((split.warps, self.columns), "float32", align=16)
+        self.totals = pool.alloc((split.warps, self.columns), "float32", align=16)
+        if split.splits > 1:  # from each block, of the heads that this one finishes
+            places = (split.splits, split.finished(self.group))
+            self.received = pool.alloc((*places, dim + _PAD), "float32", align=16)
+            self.received_mosts = pool.alloc(places, "float32", align=4)
+            self.received_totals = pool.alloc(places, "float32", align=4)
         pool.commit()
 
     def _load_q(self) -> None:
@@ -182,13 +202,14 @@ class SplitKernel:
 
     # One warp, its chunks.
 
-    def _walk(self) -> None:
-        split, stages = self.split, self.split.stages
+    def _begin_copies(self) -> None:
+        """Find this warp's chunks; fill its ring but for one stage."""
+        split = self.split
         chunks = ceildiv(self.sizes.kv_len, split.keys)
         each = ceildiv(chunks, split.splits)
-        first = T.Bind(self.rank * each + self.warp)
+        self.first = T.Bind(self.rank * each + self.warp)
         end = tirx.min((self.rank + 1) * each, chunks)
-        count = T.Bind(tirx.max(T.truncdiv(end - first + (split.warps - 1), split.warps), 0))
+        self.count = T.Bind(tirx.max(T.truncdiv(end - self.first + (split.warps - 1), split.warps), 0))
         self.base = Scalar(T.cuda.cvta_generic_to_shared(self.ring.ptr_to([self.warp, 0, 0, 0])), "uint32")()
         self._heads = {
             name: T.Bind(
@@ -196,10 +217,13 @@ class SplitKernel:
             )
             for name in "kv"
         }
-        for stage in range(stages - 1):
-            with when(stage < count):
-                self._copy(first + stage * split.warps, stage)
+        for stage in range(split.stages - 1):
+            with when(stage < self.count):
+                self._copy(self.first + stage * split.warps, stage)
             ptx("cp.async.commit_group")
+
+    def _walk(self) -> None:
+        first, count, split, stages = self.first, self.count, self.split, self.split.stages
         use, fill = Scalar(0), Scalar(stages - 1)
         with T.serial(count) as step:
             ptx("cp.async.wait_group", stages - 2)
@@ -357,34 +381,34 @@ class SplitKernel:
         if self.split.splits == 1:
             self._write(head, column, total, value)
             return
-        T.buffer_store(self.sum, value, [head, column])
+        owner, place = T.truncmod(head, self.split.splits), T.truncdiv(head, self.split.splits)
+        self._send(self.received, [self.rank, place, column], owner, value)
         with when(column == 0):
-            T.buffer_store(self.mosts, most, [self.split.warps, head])
-            T.buffer_store(self.totals, total, [self.split.warps, head])
+            self._send(self.received_mosts, [self.rank, place], owner, most)
+            self._send(self.received_totals, [self.rank, place], owner, total)
 
-    def _add_blocks(self) -> None:
-        """Each block adds up its share of the elements, from the memory of all."""
+    def _of_cluster(self, name: str, instructions: str) -> None:
+        do(c_call("void", name, source=_CLUSTER.format(name=name, instructions=instructions)))
+
+    def _send(self, memory: Any, place: list[Any], rank: Any, value: Any) -> None:
+        do(c_call("void", "send_to_block", memory.ptr_to(place), rank, value, source=_SEND))
+
+    def _finish(self) -> None:
+        """Add up what all blocks have sent of this one's heads."""
         split, dim = self.split, self.sizes.head_dim
-        do(T.cuda.cluster_sync())
-        size = self.group * dim
-        with T.serial(-(-size // (split.threads * split.splits))) as step:
-            at = (step * split.splits + self.rank) * split.threads + self.thread
-            with when(at < size):
-                head, column = T.truncdiv(at, dim), T.truncmod(at, dim)
-                of_block = [
-                    [
-                        Scalar(c_call("float32", "load_of_block", pointer, rank, source=_REMOTE), "float32")()
-                        for rank in range(split.splits)
-                    ]
-                    for pointer in (
-                        self.mosts.ptr_to([split.warps, head]),
-                        self.totals.ptr_to([split.warps, head]),
-                        self.sum.ptr_to([head, column]),
-                    )
-                ]
-                _, total, value = _joined(*of_block)
+        size = split.finished(self.group) * dim
+        with T.serial(-(-size // split.threads)) as step:
+            at = step * split.threads + self.thread
+            place, column = T.truncdiv(at, dim), T.truncmod(at, dim)
+            head = place * split.splits + self.rank
+            with when(tirx.all(at < size, head < self.group)):
+                ranks = range(split.splits)
+                _, total, value = _joined(
+                    [self.received_mosts[rank, place] for rank in ranks],
+                    [self.received_totals[rank, place] for rank in ranks],
+                    [self.received[rank, place, column] for rank in ranks],
+                )
                 self._write(head, column, total, value)
-        do(T.cuda.cluster_sync())  # no block leaves while its memory is read
 
     def _write(self, head: Any, column: Any, total: Any, value: Any) -> None:
         kv_heads = self.sizes.kv_heads

@@ -77,6 +77,7 @@ def config(splits: int, warps: int, keys: int, stages: int) -> Config:
 
 CASES = [
     (attention(), config(4, 2, 16, 3)),  # 4 heads share, half a product's columns
+    (attention(), config(8, 2, 16, 2)),  # half of the blocks have no head to finish
     (attention(heads=64, head_dim=64, dtype="float16"), config(1, 4, 32, 2)),  # one block: no cluster
     (attention(heads=12, kv_heads=1, head_dim=80), config(2, 2, 16, 4)),  # 12 share: two products
 ]
@@ -112,7 +113,7 @@ def run(call: Callable[..., None], work: Workload, split: Config, scale: float) 
     return float(error), op.tolerance(work)
 
 
-@pytest.mark.parametrize("work, split", CASES, ids=["a group of 4", "one block", "a group of 12"])
+@pytest.mark.parametrize("work, split", CASES, ids=["a group of 4", "more blocks than heads", "one block", "a group of 12"])
 class TestRunHere:
     pytestmark = needs_emulator
 
