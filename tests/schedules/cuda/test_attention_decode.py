@@ -113,7 +113,9 @@ def run(call: Callable[..., None], work: Workload, split: Config, scale: float) 
     return float(error), op.tolerance(work)
 
 
-@pytest.mark.parametrize("work, split", CASES, ids=["a group of 4", "more blocks than heads", "one block", "a group of 12"])
+@pytest.mark.parametrize(
+    "work, split", CASES, ids=["a group of 4", "more blocks than heads", "one block", "a group of 12"]
+)
 class TestRunHere:
     pytestmark = needs_emulator
 
