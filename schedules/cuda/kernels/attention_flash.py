@@ -55,7 +55,7 @@ _LOG2_E = math.log2(math.e)
 
 @dataclass(frozen=True)
 class Heads:
-    """The sizes of an attention; the last key that query 0 sees is `offset`."""
+    """The sizes of an attention."""
 
     batch: Extent
     heads: Extent
@@ -64,8 +64,13 @@ class Heads:
     kv_len: Extent
     head_dim: int
     causal: bool
-    offset: Extent
+    below_right: bool  # the last query sees the last key
     dtype: str
+    lengths: bool  # sequences have fewer keys than kv_len
+
+    def offset(self, length: Extent) -> Extent:
+        """Return the last of `length` keys that query 0 sees under a causal mask."""
+        return length - self.q_len if self.causal and self.below_right else 0
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,8 @@ class FlashKernel:
             ("v", s.kv_heads, s.kv_len),
         ):
             self._array(name, heads, length)
+        if s.lengths:
+            self.lengths = T.arg("lengths", T.buffer((s.batch,), "int32", buffer_name="lengths"))
         self.scale = T.arg("scale", T.float32())
         self._array("out", s.heads, s.q_len)
         boxes = {"q": ROWS, "k": self.tiles.bn, "v": self.tiles.bn, "out": ROWS}
@@ -190,6 +197,8 @@ class Walk:
         self.kernel = kernel
         self._index, self._q_tile, self._pair = Scalar(kernel.block), Scalar(0), Scalar(0)
         self._count = Scalar(0)
+        if kernel.sizes.lengths:
+            self._length = Scalar(0)
         blocks = kernel.tiles.blocks
         self.in_pairs = kernel.sizes.causal and kernel.tiles.together == IN_PAIRS
         if self.in_pairs:
@@ -202,6 +211,16 @@ class Walk:
     def pair(self) -> Any:
         """The head, counted over the batch."""
         return self._pair()
+
+    @property
+    def length(self) -> Any:
+        """How many keys this sequence has."""
+        return self._length() if self.kernel.sizes.lengths else self.kernel.sizes.kv_len
+
+    @property
+    def offset(self) -> Any:
+        """The last key that query 0 sees."""
+        return self.kernel.sizes.offset(self.length)
 
     @property
     def first_row(self) -> Any:
@@ -237,7 +256,9 @@ class Walk:
         if not kernel.sizes.causal:
             self._pair.set(T.truncdiv(self._index(), kernel.q_tiles))
             self._q_tile.set(T.truncmod(self._index(), kernel.q_tiles))
-            self._count.set(ceildiv(kernel.sizes.kv_len, bn))
+            self._find_length()
+            tiles = ceildiv(self.length, bn)
+            self._count.set(tirx.max(tiles, 1) if kernel.sizes.lengths else tiles)
             return
         if self.in_pairs:
             near = T.truncmod(self._index(), self._half)
@@ -245,7 +266,8 @@ class Walk:
             self._q_tile.set(tirx.Select(self._second() == 1, near, kernel.q_tiles - 1 - near))
         else:
             self._locate_longest_first()
-        seen = minimum(self.first_row + kernel.tiles.bm + kernel.sizes.offset, kernel.sizes.kv_len)
+        self._find_length()
+        seen = minimum(self.first_row + kernel.tiles.bm + self.offset, self.length)
         self._count.set(tirx.max(T.truncdiv(seen + (bn - 1), bn), 1))
 
     def _locate_longest_first(self) -> None:
@@ -258,9 +280,15 @@ class Walk:
         self._pair.set(party * together + T.truncmod(rest, size))
         self._q_tile.set(q_tiles - 1 - T.truncdiv(rest, size))
 
+    def _find_length(self) -> None:
+        kernel = self.kernel
+        if kernel.sizes.lengths:
+            length = kernel.lengths[T.truncdiv(self.pair, kernel.sizes.heads)]
+            self._length.set(tirx.max(tirx.min(length, kernel.sizes.kv_len), 0))
+
     def whole(self) -> Any:
         """Count the tiles of keys that all these queries see whole."""
-        seen = minimum(self.first_row + self.kernel.sizes.offset + 1, self.kernel.sizes.kv_len)
+        seen = minimum(self.first_row + self.offset + 1, self.length)
         return tirx.max(T.truncdiv(seen, self.kernel.tiles.bn), 0)
 
 
@@ -368,9 +396,10 @@ class Consumer:
         sizes, tiles = self.kernel.sizes, self.kernel.tiles
         if not sizes.causal:
             return False
-        if not isinstance(sizes.offset, int):
+        offset = sizes.offset(sizes.kv_len)
+        if sizes.lengths or not isinstance(offset, int):
             return True
-        return tiles.bn % tiles.bm != 0 or sizes.offset % tiles.bm != 0
+        return tiles.bn % tiles.bm != 0 or offset % tiles.bm != 0
 
     def _whole(self) -> Any:
         return self.walk.whole()
@@ -490,8 +519,8 @@ class Consumer:
     # Softmax. Register i of a thread is column (i // 4) * 8 + lane % 4 * 2 + i % 2 of row i // 2 % 2.
 
     def _divides(self) -> bool:
-        length = self.kernel.sizes.kv_len
-        return isinstance(length, int) and length % self.kernel.tiles.bn == 0
+        sizes = self.kernel.sizes
+        return not sizes.lengths and isinstance(sizes.kv_len, int) and sizes.kv_len % self.kernel.tiles.bn == 0
 
     def _mask(self, tile: Any) -> None:
         """Make the scores of keys that are not seen -inf."""
@@ -500,8 +529,8 @@ class Consumer:
         limits = []
         for row in range(2):
             own = kernel.group * ROWS + kernel.warp * 16 + T.truncdiv(kernel.lane, 4) + row * 8
-            last = self.walk.first_row + own + sizes.offset
-            seen = minimum(last + 1, sizes.kv_len) if sizes.causal else sizes.kv_len
+            last = self.walk.first_row + own + self.walk.offset
+            seen = minimum(last + 1, self.walk.length) if sizes.causal else self.walk.length
             limits.append(Scalar(seen - column)())
         for i in range(kernel.tiles.bn // 2):
             seen = i // 4 * 8 + i % 2 < limits[i // 2 % 2]
