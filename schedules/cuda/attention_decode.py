@@ -7,9 +7,18 @@ import math
 from tvm import IRModule
 
 from tvmops.schedules.cuda.attention_sizes import gpu_of, is_plain, sizes_of
-from tvmops.schedules.cuda.kernels.attention_split import COLUMNS, KEYS, Split, SplitKernel, shared_bytes
+from tvmops.schedules.cuda.extents import extent
+from tvmops.schedules.cuda.kernels.attention_split import (
+    COLUMNS,
+    KEYS,
+    Cache,
+    Split,
+    SplitKernel,
+    shared_bytes,
+)
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
+from tvmops.signatures.attention import BLHD
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
@@ -78,10 +87,12 @@ class DecodeAttention(Template):
         return nbytes * waves / rate + _MEETING + (_LATENCY if split.splits > 1 else 0.0)
 
     def kernel_workload(self, workload: Workload) -> Workload:
-        return workload.replace(batch=ANY, kv_len=ANY)
+        paged = {"pages": ANY} if workload["page_size"] != 0 else {}
+        return workload.replace(batch=ANY, kv_len=ANY, **paged)
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
-        return SplitKernel(sizes_of(self.kernel_workload(workload)), split_of(config)).module()
+        general = self.kernel_workload(workload)
+        return SplitKernel(sizes_of(general), split_of(config), cache_of(general)).module()
 
 
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:
@@ -95,7 +106,13 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         shared_bytes(head_dim, group, split) <= gpu_of(target).shared_bytes
         and accumulators <= _ACCUMULATORS
         and (split.keys * head_dim // 8) % 32 == 0
+        and workload.dims("page_size")[0] % split.keys == 0  # a chunk lies in one page
     )
+
+
+def cache_of(workload: Workload) -> Cache:
+    (page_size,) = workload.dims("page_size")
+    return Cache(workload["layout"] == BLHD, extent(workload, "pages"), page_size)
 
 
 def split_of(config: Config) -> Split:

@@ -520,7 +520,9 @@ class Consumer:
 
     def _divides(self) -> bool:
         sizes = self.kernel.sizes
-        return not sizes.lengths and isinstance(sizes.kv_len, int) and sizes.kv_len % self.kernel.tiles.bn == 0
+        return (
+            not sizes.lengths and isinstance(sizes.kv_len, int) and sizes.kv_len % self.kernel.tiles.bn == 0
+        )
 
     def _mask(self, tile: Any) -> None:
         """Make the scores of keys that are not seen -inf."""

@@ -25,7 +25,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.lang.alloc_pool import SMEMPool
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cpu.emit import ceildiv
+from tvmops.schedules.cpu.emit import Extent, ceildiv
 from tvmops.schedules.cuda.kernels.attention_flash import Heads, least_scale
 from tvmops.schedules.cuda.words import (
     PTX_TYPES,
@@ -102,12 +102,28 @@ def shared_bytes(head_dim: int, group: int, split: Split) -> int:
     return max(ring, sums) + 8 * columns * split.warps + received
 
 
-class SplitKernel:
-    """`main(q, k, v, scale, out)` for one query a head that sees all keys."""
+@dataclass(frozen=True)
+class Cache:
+    """How keys and values lie: by sequence, or in pages; the heads of a row side by side, or apart."""
 
-    def __init__(self, sizes: Heads, split: Split) -> None:
+    beside: bool
+    pages: Extent = 0
+    page_size: int = 0  # 0 without pages
+
+
+class SplitKernel:
+    """`main(q, k, v, [lengths, [block_table,]] scale, out)` for one query a head that sees all keys."""
+
+    def __init__(self, sizes: Heads, split: Split, cache: Cache) -> None:
         assert isinstance(sizes.heads, int) and isinstance(sizes.kv_heads, int)
-        self.sizes, self.split = sizes, split
+        self.sizes, self.split, self.cache = sizes, split, cache
+        self.most_keys = sizes.kv_len
+        if cache.page_size:
+            known = isinstance(sizes.kv_len, int)
+            self.columns_of_table = (
+                ceildiv(sizes.kv_len, cache.page_size) if known else tirx.Var("columns", "int32")
+            )
+            self.most_keys = self.columns_of_table * cache.page_size
         self.group = sizes.heads // sizes.kv_heads
         self.tiles = -(-self.group // COLUMNS)
         self.columns = self.tiles * COLUMNS
@@ -118,17 +134,25 @@ class SplitKernel:
         s = self.sizes
         with IRBuilder() as builder, T.prim_func():
             T.func_name("main")
-            shapes = {"q": (s.heads, 1), "k": (s.kv_heads, s.kv_len), "v": (s.kv_heads, s.kv_len)}
-            self.arrays = {name: self._array(name, *shape) for name, shape in shapes.items()}
+            paged = self.cache.page_size > 0
+            of_kv = (self.cache.pages, self.cache.page_size) if paged else (s.batch, s.kv_len)
+            self.q = self._array("q", s.batch, s.heads, 1)
+            self.kv = {name: self._array(name, of_kv[0], s.kv_heads, of_kv[1]) for name in "kv"}
+            if s.lengths:
+                self.lengths = T.arg("lengths", T.buffer((s.batch,), "int32", buffer_name="lengths"))
+            if paged:
+                table = T.buffer((s.batch, self.columns_of_table), "int32", buffer_name="block_table")
+                self.table = T.arg("block_table", table)
             self.scale = T.arg("scale", T.float32())
-            self.out = self._array("out", s.heads, 1)
+            self.out = self._array("out", s.batch, s.heads, 1)
             T.device_entry()
             with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
                 self._body()
         return IRModule({"main": builder.get().with_attr("global_symbol", "main")})
 
-    def _array(self, name: str, heads: Any, length: Any) -> Any:
-        shape = (self.sizes.batch, heads, length, self.sizes.head_dim)
+    def _array(self, name: str, outer: Any, heads: Any, rows: Any) -> Any:
+        beside = self.cache.beside and name != "out"
+        shape = (outer, *((rows, heads) if beside else (heads, rows)), self.sizes.head_dim)
         return T.arg(name, T.buffer(shape, self.sizes.dtype, align=16, buffer_name=name))
 
     def _body(self) -> None:
@@ -138,6 +162,10 @@ class SplitKernel:
         self.warp, self.lane = T.warp_id([split.warps]), T.lane_id([32])
         self.thread = self.warp * 32 + self.lane
         self.pair = T.truncdiv(block, split.splits)  # the key and value head, counted over the batch
+        self.sequence, self.head = T.truncdiv(self.pair, s.kv_heads), T.truncmod(self.pair, s.kv_heads)
+        self.length = s.kv_len
+        if s.lengths:
+            self.length = T.Bind(tirx.max(tirx.min(self.lengths[self.sequence], self.most_keys), 0))
         self._shared_memory()
         if split.splits > 1:
             self._of_cluster("say_here", _ARRIVE.format(order="relaxed"))
@@ -172,18 +200,18 @@ class SplitKernel:
     def _load_q(self) -> None:
         """This thread's part of q^T: column lane / 4, two rows of each 8."""
         sign = tirx.Select(self.scale < T.float32(0), T.uint32(0x80008000), T.uint32(0))
-        self.q = T.alloc_local((self.tiles * self.parts * 2,), "uint32")
-        q = self.arrays["q"]
-        batch, shared = T.truncdiv(self.pair, self.sizes.kv_heads), T.truncmod(self.pair, self.sizes.kv_heads)
+        self.queries = T.alloc_local((self.tiles * self.parts * 2,), "uint32")
         for tile in range(self.tiles):
             head = tile * COLUMNS + T.truncdiv(self.lane, 4)
             for i in range(self.parts * 2):
-                T.buffer_store(self.q, T.uint32(0), [tile * self.parts * 2 + i])
+                T.buffer_store(self.queries, T.uint32(0), [tile * self.parts * 2 + i])
             with when(head < self.group):
                 for i in range(self.parts * 2):
-                    at = q.ptr_to([batch, shared * self.group + head, 0, i * 8 + self.lane % 4 * 2])
+                    own = self.head * self.group + head
+                    place = [0, own] if self.cache.beside else [own, 0]
+                    at = self.q.ptr_to([self.sequence, *place, i * 8 + self.lane % 4 * 2])
                     pair = c_call("uint32", "load_pair", at, source=_PAIR) ^ sign
-                    T.buffer_store(self.q, pair, [tile * self.parts * 2 + i])
+                    T.buffer_store(self.queries, pair, [tile * self.parts * 2 + i])
 
     def _allocate(self) -> None:
         tiles, steps = self.tiles, self.split.keys // KEYS
@@ -205,22 +233,38 @@ class SplitKernel:
     def _begin_copies(self) -> None:
         """Find this warp's chunks; fill its ring but for one stage."""
         split = self.split
-        chunks = ceildiv(self.sizes.kv_len, split.keys)
+        chunks = ceildiv(self.length, split.keys)
         each = ceildiv(chunks, split.splits)
         self.first = T.Bind(self.rank * each + self.warp)
         end = tirx.min((self.rank + 1) * each, chunks)
         self.count = T.Bind(tirx.max(T.truncdiv(end - self.first + (split.warps - 1), split.warps), 0))
         self.base = Scalar(T.cuda.cvta_generic_to_shared(self.ring.ptr_to([self.warp, 0, 0, 0])), "uint32")()
-        self._heads = {
-            name: T.Bind(
-                slice_of(self.arrays[name].data, self.pair, self.sizes.kv_len, self.sizes.head_dim, 2)
-            )
-            for name in "kv"
-        }
+        if self.cache.page_size:
+            pages = [Scalar(self._page_of(stage)) for stage in range(split.stages)]
+            self.page = pages[-1]
+        else:
+            self._rows = {name: T.Bind(self._rows_of(name, self.sequence)) for name in "kv"}
         for stage in range(split.stages - 1):
             with when(stage < self.count):
-                self._copy(self.first + stage * split.warps, stage)
+                page = pages[stage]() if self.cache.page_size else None
+                self._copy(self.first + stage * split.warps, stage, page)
             ptx("cp.async.commit_group")
+
+    def _page_of(self, step: Any) -> Any:
+        """Return the page of this warp's chunk `step`: some page of its sequence, where there is none."""
+        key = (self.first + step * self.split.warps) * self.split.keys
+        column = T.truncdiv(key, self.cache.page_size)
+        return self.table[self.sequence, tirx.min(column, self.columns_of_table - 1)]
+
+    def _rows_of(self, name: str, outer: Any) -> Any:
+        """Return where the rows of this block's head begin, in a sequence or a page."""
+        s, cache, data = self.sizes, self.cache, self.kv[name].data
+        rows = cache.page_size or s.kv_len
+        if cache.beside:
+            return slice_of(
+                slice_of(data, outer, rows, s.kv_heads * s.head_dim, 2), self.head, 1, s.head_dim, 2
+            )
+        return slice_of(data, outer * s.kv_heads + self.head, rows, s.head_dim, 2)
 
     def _walk(self) -> None:
         first, count, split, stages = self.first, self.count, self.split, self.split.stages
@@ -229,8 +273,11 @@ class SplitKernel:
             ptx("cp.async.wait_group", stages - 2)
             do(T.cuda.warp_sync())
             with when(step + (stages - 1) < count):
-                self._copy(first + (step + (stages - 1)) * split.warps, fill())
+                page = self.page() if self.cache.page_size else None
+                self._copy(first + (step + (stages - 1)) * split.warps, fill(), page)
             ptx("cp.async.commit_group")
+            if self.cache.page_size:  # read early: it is there when the next copy begins
+                self.page.set(self._page_of(step + stages))
             self._consume(use(), (first + step * split.warps) * split.keys)
             for at in (use, fill):
                 at.set(tirx.Select(at() == stages - 1, 0, at() + 1))
@@ -239,11 +286,17 @@ class SplitKernel:
     def _place(self, stage: Any, which: int) -> Any:
         return self.base + T.Cast("uint32", stage * (2 * self.chunk) + which * self.chunk)
 
-    def _copy(self, chunk: Any, stage: Any) -> None:
+    def _copy(self, chunk: Any, stage: Any, page: Any) -> None:
         """Begin to copy a chunk of k and of v; rows beyond the end become 0."""
-        dim = self.sizes.head_dim
+        dim, key = self.sizes.head_dim, chunk * self.split.keys
+        first, end = key, self.length
+        if page is not None:
+            first = T.Bind(T.truncmod(key, self.cache.page_size))
+            end = self.length - key + first
+        apart = self.sizes.kv_heads if self.cache.beside else 1
         pieces = dim // 8  # of 16 bytes, a row
         for which, name in enumerate("kv"):
+            rows = self._rows[name] if page is None else T.Bind(self._rows_of(name, page))
             for i in range(self.split.keys * pieces // 32):
                 piece = i * 32 + self.lane
                 row, column = T.truncdiv(piece, pieces), T.truncmod(piece, pieces)
@@ -251,14 +304,13 @@ class SplitKernel:
                 do(
                     c_call(
                         "void", "copy_row_piece", self._place(stage, which) + T.Cast("uint32", inside),
-                        self._heads[name], chunk * self.split.keys + row, 2 * dim, column * 16,
-                        self.sizes.kv_len, source=_COPY,
+                        rows, first + row, 2 * dim * apart, column * 16, end, source=_COPY,
                     )
                 )  # fmt: skip
 
     def _consume(self, stage: Any, first_key: Any) -> None:
         self._multiply_k(stage)
-        if not isinstance(self.sizes.kv_len, int) or self.sizes.kv_len % self.split.keys:
+        if not isinstance(self.length, int) or self.length % self.split.keys:
             self._mask(first_key)
         for tile in range(self.tiles):
             for column in range(2):
@@ -277,7 +329,7 @@ class SplitKernel:
                 for tile in range(self.tiles):
                     at = (step * self.tiles + tile) * 4
                     b = (tile * self.parts + part) * 2
-                    self._multiply(self.scores, at, self.q, b)
+                    self._multiply(self.scores, at, self.queries, b)
 
     def _multiply_v(self, stage: Any) -> None:
         for step in range(self.split.keys // KEYS):
@@ -304,7 +356,7 @@ class SplitKernel:
     def _mask(self, first_key: Any) -> None:
         for i in range(self.split.keys // KEYS * self.tiles * 4):
             key = i // 4 // self.tiles * KEYS + i % 4 // 2 * 8 + T.truncdiv(self.lane, 4)
-            seen = first_key + key < self.sizes.kv_len
+            seen = first_key + key < self.length
             unseen = tirx.const(-math.inf, "float32")
             T.buffer_store(self.scores, tirx.Select(seen, self.scores[i], unseen), [i])
 
@@ -411,10 +463,8 @@ class SplitKernel:
                 self._write(head, column, total, value)
 
     def _write(self, head: Any, column: Any, total: Any, value: Any) -> None:
-        kv_heads = self.sizes.kv_heads
         result = tirx.Select(total == 0, T.float32(0), value / total)
-        own = T.truncmod(self.pair, kv_heads) * self.group + head
-        at = [T.truncdiv(self.pair, kv_heads), own, 0, column]
+        at = [self.sequence, self.head * self.group + head, 0, column]
         T.buffer_store(self.out, T.Cast(self.sizes.dtype, result), at)
 
 

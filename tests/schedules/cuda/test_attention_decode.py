@@ -34,6 +34,9 @@ def attention(**changes: object) -> Workload:
         (attention(), "nvidia-a100", True),
         (attention(causal=True), "nvidia-h200", True),  # the only query sees all keys
         (attention(batch="*", kv_len="*"), "nvidia-h200", True),
+        (attention(lengths=True), "nvidia-h200", True),
+        (attention(lengths=True, pages=512, page_size=16), "nvidia-a100", True),
+        (attention(layout="blhd"), "nvidia-h200", True),
         (attention(causal=True, align="top-left"), "nvidia-h200", False),
         (attention(q_len=2), "nvidia-h200", False),
         (attention(heads=64, kv_heads=2), "nvidia-h200", False),  # 32 heads share: more than two products
@@ -91,13 +94,17 @@ LENGTHS = [
 def run(call: Callable[..., None], work: Workload, split: Config, scale: float) -> tuple[float, float]:
     """Return the largest error of an emulated run amid guards, and what is allowed."""
     op, dtype = op_of(work), str(work["dtype"])
-    q, k, v = op.random_inputs(work, seed=1)
+    inputs = op.random_inputs(work, seed=1)
+    q, k, v, *rest = inputs
     memory = np.full(q.size + 2 * GUARD, 0xFFFF, np.uint16)
-    out = memory[GUARD:-GUARD].reshape(q.shape)
+    out = memory[GUARD:-GUARD].reshape(work.dims("batch", "heads", "q_len", "head_dim"))
     batch, heads, kv_heads, head_dim = work.dims("batch", "heads", "kv_heads", "head_dim")
     splits = int(split["splits"])
-    arguments = {"q": q, "k": k, "v": v, "out": out, "scale": scale, "batch": batch}
-    arguments["kv_len"] = work.dims("kv_len")[0]
+    names = [spec.name for spec in op.inputs(work)]
+    arguments = {**dict(zip(names, inputs)), "out": out, "scale": scale, "batch": batch}
+    arguments["kv_len"], arguments["pages"] = work.dims("kv_len", "pages")
+    if "block_table" in names:
+        arguments["columns"] = rest[1].shape[1]
     call(
         batch * kv_heads * splits,
         arguments,
@@ -106,11 +113,40 @@ def run(call: Callable[..., None], work: Workload, split: Config, scale: float) 
     )
     sign = np.sign(scale)  # the reference has its own scale; a negative one is that of -q
     turned = encode(decode(q, dtype).astype(np.float32) * sign, dtype)
-    (right,) = op.reference(work, *(decode(array, dtype) for array in (turned, k, v)))
+    (right,) = op.reference(work, *(decode(array, dtype) for array in (turned, k, v)), *rest)
     assert (memory[:GUARD] == 0xFFFF).all() and (memory[-GUARD:] == 0xFFFF).all()
     result = decode(out, dtype) if dtype == "bfloat16" else out.view(dtype)
     error = np.abs(result.astype(np.float64) - right).max()
     return float(error), op.tolerance(work)
+
+
+CACHES = [
+    ({"lengths": True}, config(4, 2, 16, 3)),  # some blocks of a short sequence have nothing
+    ({"layout": "blhd"}, config(2, 2, 16, 2)),
+    ({"lengths": True, "pages": 40, "page_size": 16}, config(2, 2, 16, 3)),
+    ({"lengths": True, "pages": 12, "page_size": 64, "layout": "blhd"}, config(1, 2, 32, 2)),  # as vLLM's
+]
+
+
+@pytest.mark.parametrize("fields, split", CACHES, ids=["lengths", "beside", "pages", "pages, beside"])
+class TestCachesHere:
+    pytestmark = needs_emulator
+
+    def test_it_reads_them(self, fields: dict[str, object], split: Config, tmp_path: Path) -> None:
+        work = attention(batch=4, heads=8, kv_heads=2, kv_len=150, head_dim=64, **fields)
+        assert split in TEMPLATE.space(work, H200)
+        cubin = compiled(TEMPLATE, work, H200, split)
+        assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
+        (scale,) = op_of(work).scalars(work)
+        error, allowed = run(emulated(cubin, tmp_path), work, split, scale)
+        assert error <= allowed
+
+
+def test_a_chunk_lies_in_one_page() -> None:
+    work = attention(lengths=True, pages=512, page_size=16)
+    space = TEMPLATE.space(work, H200)
+    assert config(8, 4, 16, 3) in space and config(8, 4, 32, 3) not in space
+    assert TEMPLATE.default(work, H200) in space
 
 
 @pytest.mark.parametrize(
