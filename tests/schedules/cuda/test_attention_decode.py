@@ -56,7 +56,7 @@ def test_it_is_tried_first_and_the_other_too() -> None:
     assert names == ["cuda.attention_decode", "cuda.attention_wgmma"]
 
 
-@pytest.mark.parametrize("batch, splits", [(1, 8), (2, 4), (16, 1), (64, 1)])
+@pytest.mark.parametrize("batch, splits", [(1, 8), (2, 8), (8, 2), (16, 1), (64, 1)])
 def test_the_default_fills_the_machine(batch: int, splits: int) -> None:
     work = attention(batch=batch)
     config = TEMPLATE.default(work, H200)
