@@ -262,6 +262,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         DEPTH = T.meta_var(T.truncdiv(PAIRS + (BK - 1), BK))
         bx = T.cta_id([CLUSTERS * CLUSTER])
         rank = T.cta_id_in_cluster([CLUSTER]) if CLUSTER > 1 else 0
+        part = T.meta_var(rank if SHARE > 1 else 0)  # of b, that this block loads for its cluster
         group = T.warpgroup_id([CONSUMERS + 1])
         warp = T.warp_id_in_wg([4])
         lane = T.lane_id([32])
@@ -336,10 +337,10 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         def load_b(kt):
             if trans_b:
                 for i in T.unroll(B_LOADS):
-                    load(Bs, (stage, i, rank * SHARED_B, 0), b_map, kt * BK + i * 64, tn * BN + rank * SHARED_B, b_item(item), full.ptr_to([stage]), SHARE > 1)
+                    load(Bs, (stage, i, part * SHARED_B, 0), b_map, kt * BK + i * 64, tn * BN + part * SHARED_B, b_item(item), full.ptr_to([stage]), SHARE > 1)
             else:
                 for i in T.unroll(B_LOADS):
-                    load(Bs, (stage, rank * B_LOADS + i, 0, 0), b_map, tn * BN + (rank * B_LOADS + i) * 64, kt * BK, b_item(item), full.ptr_to([stage]), SHARE > 1)
+                    load(Bs, (stage, part * B_LOADS + i, 0, 0), b_map, tn * BN + (part * B_LOADS + i) * 64, kt * BK, b_item(item), full.ptr_to([stage]), SHARE > 1)
 
         if group == CONSUMERS:
             T.ptx.setmaxnreg.dec.sync.aligned.u32(tiles.producer_registers)
