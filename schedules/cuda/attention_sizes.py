@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tvmops.schedules.cuda.extents import extent
-from tvmops.schedules.cuda.kernels.attention_flash import Heads
+from tvmops.schedules.cuda.kernels.attention_tiles import Heads
 from tvmops.signatures.attention import NO_MASK
 from tvmops.targets import Gpu, Target
 from tvmops.workloads import Workload

@@ -8,12 +8,8 @@ import numpy as np
 from tvm import IRModule
 
 from tvmops.schedules.cuda.attention_sizes import gpu_of, is_plain, sizes_of
-from tvmops.schedules.cuda.kernels.attention_flash import (
-    IN_PAIRS,
-    FlashKernel,
-    Tiles,
-    shared_bytes,
-)
+from tvmops.schedules.cuda.kernels.attention_flash import FlashKernel
+from tvmops.schedules.cuda.kernels.attention_tiles import IN_PAIRS, Tiles, shared_bytes
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures.attention import BHLD
 from tvmops.space import Config, Knob, Space

@@ -26,7 +26,7 @@ from tvm.tirx.lang.alloc_pool import SMEMPool
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import Extent, ceildiv
-from tvmops.schedules.cuda.kernels.attention_flash import Heads, least_scale
+from tvmops.schedules.cuda.kernels.attention_tiles import Heads, least_scale
 from tvmops.schedules.cuda.words import (
     PTX_TYPES,
     Scalar,

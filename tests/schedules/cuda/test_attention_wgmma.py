@@ -14,7 +14,9 @@ from tests.schedules.cuda.compiled import compiled, needs_nvcc
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.attention_sizes import sizes_of
 from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention, tiles_of
-from tvmops.schedules.cuda.kernels.attention_flash import IN_PAIRS, FlashKernel, Tiles, Walk
+from tvmops.schedules.cuda.kernels.attention_flash import FlashKernel
+from tvmops.schedules.cuda.kernels.attention_tiles import IN_PAIRS, Tiles
+from tvmops.schedules.cuda.kernels.attention_walk import Walk
 from tvmops.space import Config
 from tvmops.targets import target
 from tvmops.workloads import Workload, workload
