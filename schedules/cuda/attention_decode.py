@@ -8,14 +8,8 @@ from tvm import IRModule
 
 from tvmops.schedules.cuda.attention_sizes import gpu_of, is_plain, sizes_of
 from tvmops.schedules.cuda.extents import extent
-from tvmops.schedules.cuda.kernels.attention_split import (
-    COLUMNS,
-    KEYS,
-    Cache,
-    Split,
-    SplitKernel,
-    shared_bytes,
-)
+from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, KEYS, Cache, Split, shared_bytes
+from tvmops.schedules.cuda.kernels.attention_split import SplitKernel
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
 from tvmops.signatures.attention import BLHD

@@ -11,7 +11,7 @@ from tests.schedules.cuda.emulated import emulated, needs_emulator
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.attention_decode import DecodeAttention, split_of
-from tvmops.schedules.cuda.kernels.attention_split import shared_bytes
+from tvmops.schedules.cuda.kernels.attention_shares import shared_bytes
 from tvmops.signatures.dtypes import decode, encode
 from tvmops.space import Config
 from tvmops.targets import target
