@@ -12,7 +12,7 @@ from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, KEYS, Cache,
 from tvmops.schedules.cuda.kernels.attention_split import SplitKernel
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
-from tvmops.signatures.attention import BLHD
+from tvmops.signatures.attention import BLHD, NO_MASK
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
@@ -38,6 +38,7 @@ class DecodeAttention(Template):
         return (
             workload["q_len"] == 1
             and not (workload["causal"] and workload["align"] == "top-left")  # that query sees one key
+            and (workload["page_size"] == 0 or workload["mask"] == NO_MASK)
             and isinstance(heads, int)
             and isinstance(kv_heads, int)
             and heads // kv_heads <= _MOST_GROUP

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvmops.schedules.cuda.extents import extent
 from tvmops.schedules.cuda.kernels.attention_tiles import Heads
-from tvmops.signatures.attention import NO_MASK
+from tvmops.signatures.attention import MASK_DTYPES
 from tvmops.targets import Gpu, Target
 from tvmops.workloads import Workload
 
@@ -13,8 +13,8 @@ _MOST_COLUMNS = 256
 
 
 def is_plain(workload: Workload, multiple: int) -> bool:
-    """True for an attention of 16 bits without a mask, of a head_dim that these kernels take."""
-    if workload.op != "attention" or workload["mask"] != NO_MASK or workload["dtype"] not in DTYPES:
+    """True for an attention of 16 bits, of a head_dim that these kernels take."""
+    if workload.op != "attention" or workload["dtype"] not in DTYPES:
         return False
     (head_dim,) = workload.dims("head_dim")
     return head_dim % multiple == 0 and head_dim <= _MOST_COLUMNS
@@ -40,4 +40,6 @@ def sizes_of(workload: Workload) -> Heads:
         below_right=workload["align"] == "bottom-right",
         dtype=str(workload["dtype"]),
         lengths=bool(workload["lengths"]),
+        mask=MASK_DTYPES.get(str(workload["mask"]), ""),
+        mask_dims=str(workload["mask_dims"]),
     )

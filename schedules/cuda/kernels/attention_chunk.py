@@ -9,8 +9,8 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cuda.kernels.attention_copies import Copies
-from tvmops.schedules.cuda.kernels.attention_shares import KEYS, pitch
-from tvmops.schedules.cuda.kernels.attention_tiles import least_scale
+from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, KEYS, pitch
+from tvmops.schedules.cuda.kernels.attention_tiles import least_scale, masked
 from tvmops.schedules.cuda.words import PTX_TYPES, Scalar, exp2, pack, ptx, shuffle_xor
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class Chunk:
 
     def consume(self, stage: Any, first_key: Any) -> None:
         self._multiply_k(stage)
+        if self.kernel.sizes.mask:
+            self._apply_mask(first_key)
         if not isinstance(self.kernel.length, int) or self.kernel.length % self.kernel.split.keys:
             self._mask(first_key)
         for tile in range(self.kernel.tiles):
@@ -80,6 +82,16 @@ class Chunk:
             f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32",
             *own, *(self.a[i] for i in range(4)), b[b_at], b[b_at + 1], *own,
         )  # fmt: skip
+
+    def _apply_mask(self, first_key: Any) -> None:
+        kernel = self.kernel
+        for i in range(kernel.split.keys // KEYS * kernel.tiles * 4):
+            key = first_key + i // 4 // kernel.tiles * KEYS + i % 4 // 2 * 8 + T.truncdiv(kernel.lane, 4)
+            own = i // 4 % kernel.tiles * COLUMNS + kernel.lane % 4 * 2 + i % 2
+            head = kernel.head * kernel.group + tirx.min(own, kernel.group - 1)
+            at = (kernel.sequence, head, 0, key)
+            score = masked(self.scores[i], kernel.mask, kernel.sizes, self.factor(), at)
+            T.buffer_store(self.scores, score, [i])
 
     def _mask(self, first_key: Any) -> None:
         for i in range(self.kernel.split.keys // KEYS * self.kernel.tiles * 4):

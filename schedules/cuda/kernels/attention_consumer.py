@@ -42,11 +42,11 @@ class Consumer:
                 more = T.Bind(tirx.max(walk.count - 1 - tirx.min(walk.whole(), walk.count - 1), 0))
                 with T.serial(more) as step:
                     self._step(walk.count - 2 - step, masked=True)
-                with T.serial(walk.count - 1 - more):
-                    self._step(None, masked=False)
+                with T.serial(walk.count - 1 - more) as step:
+                    self._step(walk.count - 2 - more - step, masked=False)
             else:
-                with T.serial(walk.count - 1):
-                    self._step(None, masked=False)
+                with T.serial(walk.count - 1) as step:
+                    self._step(walk.count - 2 - step, masked=False)
             self._end()
             walk.advance()
         with when((self.kernel.warp == 0) & (self.kernel.lane == 0)):
@@ -76,6 +76,8 @@ class Consumer:
         ptx("wgmma.wait_group.sync.aligned", 0)
         tie(self.held.scores, kernel.tiles.bn // 2)
         self._release(kernel.k_ring.empty, self.k)
+        if kernel.sizes.mask:
+            self.softmax.apply_mask(self.walk.count - 1)
         if kernel.sizes.causal or not self._divides():
             self.softmax.mask(self.walk.count - 1)
         self.softmax.raise_maximum()
@@ -98,6 +100,8 @@ class Consumer:
         ptx("wgmma.wait_group.sync.aligned", 1)
         tie(self.held.scores, kernel.tiles.bn // 2)
         self._release(kernel.k_ring.empty, self.k)
+        if kernel.sizes.mask:
+            self.softmax.apply_mask(tile)
         if masked:
             self.softmax.mask(tile)
         self.softmax.raise_maximum()

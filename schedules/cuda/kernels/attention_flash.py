@@ -28,7 +28,7 @@ from tvm.tirx.script.builder import ir as T
 from tvmops.schedules.cpu.emit import Extent, ceildiv
 from tvmops.schedules.cuda.kernels.attention_consumer import Consumer
 from tvmops.schedules.cuda.kernels.attention_load import Producer
-from tvmops.schedules.cuda.kernels.attention_tiles import COLUMNS, ROWS, Heads, Tiles
+from tvmops.schedules.cuda.kernels.attention_tiles import COLUMNS, ROWS, Heads, Tiles, mask_argument
 from tvmops.schedules.cuda.words import Barriers, Ring, do, ptx, tensor_map, when
 
 
@@ -57,6 +57,8 @@ class FlashKernel:
             ("v", s.kv_heads, s.kv_len),
         ):
             self._array(name, heads, length)
+        if s.mask:
+            self.mask = mask_argument(s)
         if s.lengths:
             self.lengths = T.arg("lengths", T.buffer((s.batch,), "int32", buffer_name="lengths"))
         self.scale = T.arg("scale", T.float32())

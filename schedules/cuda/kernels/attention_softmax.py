@@ -11,7 +11,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import minimum
-from tvmops.schedules.cuda.kernels.attention_tiles import ROWS, least_scale, unseen
+from tvmops.schedules.cuda.kernels.attention_tiles import ROWS, least_scale, masked, unseen
 from tvmops.schedules.cuda.kernels.attention_walk import Walk
 from tvmops.schedules.cuda.words import Scalar, exp2, pack, shuffle_xor
 
@@ -44,6 +44,18 @@ class Softmax:
         for row in range(2):
             T.buffer_store(self.held.most, unseen(), [row])
             T.buffer_store(self.held.total, T.float32(0), [row])
+
+    def apply_mask(self, tile: Any) -> None:
+        """Add the mask to the scores, or make those that it excludes -inf."""
+        kernel, sizes = self.kernel, self.kernel.sizes
+        column = tile * kernel.tiles.bn + kernel.lane % 4 * 2
+        batch, head = T.truncdiv(self.walk.pair, sizes.heads), T.truncmod(self.walk.pair, sizes.heads)
+        first = self.walk.first_row + kernel.group * ROWS + kernel.warp * 16 + T.truncdiv(kernel.lane, 4)
+        rows = [Scalar(tirx.min(first + row * 8, sizes.q_len - 1)) for row in range(2)]
+        for i in range(kernel.tiles.bn // 2):
+            at = (batch, head, rows[i // 2 % 2](), column + (i // 4 * 8 + i % 2))
+            score = masked(self.held.scores[i], kernel.mask, sizes, self.held.scale(), at)
+            T.buffer_store(self.held.scores, score, [i])
 
     def mask(self, tile: Any) -> None:
         """Make the scores of keys that are not seen -inf."""

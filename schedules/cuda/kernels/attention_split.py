@@ -28,7 +28,7 @@ from tvmops.schedules.cuda.kernels.attention_chunk import Chunk
 from tvmops.schedules.cuda.kernels.attention_copies import Copies
 from tvmops.schedules.cuda.kernels.attention_meeting import Meeting
 from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, PAD, Cache, Split, pitch
-from tvmops.schedules.cuda.kernels.attention_tiles import Heads
+from tvmops.schedules.cuda.kernels.attention_tiles import Heads, mask_argument
 from tvmops.schedules.cuda.words import Scalar, c_call, do, ptx, when
 
 _PAIR = """
@@ -39,7 +39,7 @@ __forceinline__ __device__ unsigned load_pair(const void* pointer) {
 
 
 class SplitKernel:
-    """`main(q, k, v, [lengths, [block_table,]] scale, out)` for one query a head that sees all keys."""
+    """`main(q, k, v, [mask], [lengths, [block_table]], scale, out)` for one query a head."""
 
     def __init__(self, sizes: Heads, split: Split, cache: Cache) -> None:
         assert isinstance(sizes.heads, int) and isinstance(sizes.kv_heads, int)
@@ -65,6 +65,8 @@ class SplitKernel:
             of_kv = (self.cache.pages, self.cache.page_size) if paged else (s.batch, s.kv_len)
             self.q = self._array("q", s.batch, s.heads, 1)
             self.kv = {name: self._array(name, of_kv[0], s.kv_heads, of_kv[1]) for name in "kv"}
+            if s.mask:
+                self.mask = mask_argument(s)
             if s.lengths:
                 self.lengths = T.arg("lengths", T.buffer((s.batch,), "int32", buffer_name="lengths"))
             if paged:

@@ -32,6 +32,8 @@ class Heads:
     below_right: bool  # the last query sees the last key
     dtype: str
     lengths: bool  # sequences have fewer keys than kv_len
+    mask: str  # its dtype, "" without one
+    mask_dims: str  # the letters of its dimensions that are not 1
 
     def offset(self, length: Extent) -> Extent:
         """Return the last of `length` keys that query 0 sees under a causal mask."""
@@ -69,6 +71,24 @@ def shared_bytes(head_dim: int, tiles: Tiles) -> int:
 def least_scale(scale: Any) -> Any:
     """Return what turns scores into exponents of 2; q takes the sign of a negative scale."""
     return tirx.max(tirx.abs(scale) * T.float32(_LOG2_E), T.float32(_LEAST_SCALE))
+
+
+def mask_argument(sizes: Heads) -> Any:
+    """Declare the mask as an argument of the function that is being written."""
+    named = {"b": sizes.batch, "h": sizes.heads, "q": sizes.q_len}
+    shape = [size if letter in sizes.mask_dims else 1 for letter, size in named.items()]
+    align = 4 if sizes.mask == "float32" else 1
+    return T.arg("mask", T.buffer((*shape, sizes.kv_len), sizes.mask, align=align, buffer_name="mask"))
+
+
+def masked(score: Any, mask: Any, sizes: Heads, factor: Any, at: tuple[Any, Any, Any, Any]) -> Any:
+    """Return a score, still to be multiplied by `factor`, under its element of the mask."""
+    *places, key = at
+    where = [place if letter in sizes.mask_dims else 0 for letter, place in zip("bhq", places)]
+    element = mask[(*where, tirx.min(key, sizes.kv_len - 1))]
+    if sizes.mask == "float32":
+        return score + element * (T.float32(_LOG2_E) / factor)
+    return tirx.Select(element != T.uint8(0), score, unseen())
 
 
 def unseen() -> Any:

@@ -37,6 +37,8 @@ def attention(**changes: object) -> Workload:
         (attention(lengths=True), "nvidia-h200", True),
         (attention(lengths=True, pages=512, page_size=16), "nvidia-a100", True),
         (attention(layout="blhd"), "nvidia-h200", True),
+        (attention(mask="bool", mask_dims="k"), "nvidia-h200", True),
+        (attention(lengths=True, pages=512, page_size=16, mask="bool", mask_dims="k"), "nvidia-h200", False),
         (attention(causal=True, align="top-left"), "nvidia-h200", False),
         (attention(q_len=2), "nvidia-h200", False),
         (attention(heads=64, kv_heads=2), "nvidia-h200", False),  # 32 heads share: more than two products
@@ -125,10 +127,14 @@ CACHES = [
     ({"layout": "blhd"}, config(2, 2, 16, 2)),
     ({"lengths": True, "pages": 40, "page_size": 16}, config(2, 2, 16, 3)),
     ({"lengths": True, "pages": 12, "page_size": 64, "layout": "blhd"}, config(1, 2, 32, 2)),  # as vLLM's
+    ({"mask": "bool", "mask_dims": "bk", "lengths": True}, config(2, 2, 16, 3)),
+    ({"mask": "float32", "mask_dims": "bhk"}, config(2, 2, 32, 2)),
 ]
 
 
-@pytest.mark.parametrize("fields, split", CACHES, ids=["lengths", "beside", "pages", "pages, beside"])
+@pytest.mark.parametrize(
+    "fields, split", CACHES, ids=["lengths", "beside", "pages", "pages, beside", "mask", "added"]
+)
 class TestCachesHere:
     pytestmark = needs_emulator
 

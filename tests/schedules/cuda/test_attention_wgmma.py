@@ -41,7 +41,7 @@ def attention(**changes: object) -> Workload:
         (attention(head_dim=100), "nvidia-h200", False),  # rows of 200 bytes: the copy engine takes 16s
         (attention(head_dim=264), "nvidia-h200", False),
         (attention(lengths=True), "nvidia-h200", True),
-        (attention(mask="bool"), "nvidia-h200", False),
+        (attention(mask="bool"), "nvidia-h200", True),
         (attention(layout="blhd"), "nvidia-h200", False),
         (attention(lengths=True, pages=512, page_size=16), "nvidia-h200", False),
         (attention(dtype="float32"), "nvidia-h200", False),
@@ -163,6 +163,8 @@ def test_pairs_give_equal_shares() -> None:
         attention(head_dim=64, dtype="float16"),
         attention(causal=True, lengths=True),
         attention(head_dim=64, lengths=True),
+        attention(mask="bool"),
+        attention(causal=True, head_dim=256, mask="float32", mask_dims="bhqk"),
     ],
 )
 def test_the_code_is_what_was_meant(work: Workload) -> None:
