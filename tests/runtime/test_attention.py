@@ -76,6 +76,7 @@ def test_lengths_and_pages_make_a_workload() -> None:
     turned = call(q, beside, beside, lengths=lengths, block_table=table)
     assert str(turned.workload) == f"{dims} kv_len=32 head_dim=16 layout=blhd {pages}"
     assert [array.shape for array in turned.inputs[:2]] == [(2, 1, 4, 16), (9, 8, 2, 16)]
+    assert turned.otherwise is None  # a pool is not copied
     given = arguments(turned.workload, turned.inputs)
     assert given["k"].shape == pool.shape and np.shares_memory(given["block_table"], table)
 

@@ -74,7 +74,8 @@ def call(
 
     turned = {name: inputs[name].swapaxes(1, 2) for name in "qkv"}
     if not all(is_dense(inputs[name]) for name in "qkv") and all(map(is_dense, turned.values())):
-        return made(turned, BLHD, lambda: made({}, BHLD, None))
+        copied = None if block_table is not None else lambda: made({}, BHLD, None)  # a pool is too large
+        return made(turned, BLHD, copied)
     return made({}, BHLD, None)
 
 
