@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,6 +147,32 @@ class TestCachesHere:
         (scale,) = op_of(work).scalars(work)
         error, allowed = run(emulated(cubin, tmp_path), work, split, scale)
         assert error <= allowed
+
+
+@pytest.mark.parametrize("seed", range(3))
+class TestAnyConfigHere:
+    pytestmark = needs_emulator
+
+    def test_it_computes_attention(self, seed: int, tmp_path: Path) -> None:
+        """Of random forms, too: lengths that end anywhere, groups of 1 to 16, heads of 16 to 256."""
+        rng = random.Random(seed)
+        kv_heads, group = rng.choice((1, 3)), rng.choice((1, 5, 8, 16))
+        forms: list[dict[str, object]] = [
+            {},
+            {"mask": "bool", "mask_dims": "hk"},
+            {"pages": 40, "page_size": 32},
+        ]
+        work = attention(
+            batch=2, heads=kv_heads * group, kv_heads=kv_heads, kv_len=rng.randint(1, 300),
+            head_dim=rng.choice((16, 48, 128, 256)), dtype=rng.choice(("float16", "bfloat16")),
+            layout=rng.choice(("bhld", "blhd")), lengths=True, **(forms[seed] if kv_heads * group > 1 else {}),
+        )  # fmt: skip
+        split = TEMPLATE.space(work, H200).sample(rng)
+        assert isinstance(split, Config)
+        cubin = compiled(TEMPLATE, work, H200, split)
+        (scale,) = op_of(work).scalars(work)
+        error, allowed = run(emulated(cubin, tmp_path), work, split, scale)
+        assert error <= allowed, (work, split)
 
 
 def test_a_chunk_lies_in_one_page() -> None:
