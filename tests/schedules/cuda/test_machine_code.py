@@ -14,7 +14,7 @@ from tvmops.workloads import Workload
 
 AMPERE_ON = ("nvidia-a100", "rtx-3090", "rtx-4090", "nvidia-h100")  # sm_80, sm_86, sm_89, sm_90a
 HOPPER = ("nvidia-h100",)
-ANY_GPU = ("cuda-sm75", *AMPERE_ON)
+ANY_GPU = ("cuda-sm75", "nvidia-a100", "nvidia-h100")
 # LDGSTS is cp.async, LDSM ldmatrix, HMMA mma.sync; HGMMA and QGMMA are wgmma of 16 and 8 bits, UTMALDG
 # and UTMASTG the copy engine, STSM stmatrix, USETMAXREG setmaxnreg; MUFU computes exponentials.
 KERNELS = [
@@ -37,6 +37,13 @@ KERNELS = [
         "page_size=16 dtype=bfloat16",
         AMPERE_ON,
         {"LDGSTS", "LDSM", "HMMA", "MOVM", "MUFU"},
+    ),
+    (
+        "cuda.attention_wgmma",
+        "attention batch=2 heads=8 kv_heads=8 q_len=1024 kv_len=1024 head_dim=128 mask=bool mask_dims=bk "
+        "dtype=bfloat16",
+        HOPPER,
+        {"HGMMA", "UTMALDG", "UTMASTG", "STSM", "USETMAXREG", "MUFU"},
     ),
     ("cuda.gemm_simt", "matmul m=512 n=512 k=512 dtype=float32", ANY_GPU, {"FFMA"}),
     ("cuda.rows", "softmax rows=2048 cols=4096 dtype=float16", ANY_GPU, {"LDG", "MUFU", "STG"}),
