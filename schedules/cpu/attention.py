@@ -58,7 +58,9 @@ class CpuAttention(Template):
     version = 3
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        return workload.op == "attention" and workload["dtype"] in DTYPES and target.kind == "cpu"
+        if workload.op != "attention" or workload["lengths"]:
+            return False
+        return workload["dtype"] in DTYPES and target.kind == "cpu"
 
     def space(self, workload: Workload, target: Target) -> Space:
         knobs = (

@@ -52,7 +52,9 @@ class CpuDecode(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        if workload.op != "attention" or workload["dtype"] not in DTYPES or target.kind != "cpu":
+        if workload.op != "attention" or workload["lengths"]:
+            return False
+        if workload["dtype"] not in DTYPES or target.kind != "cpu":
             return False
         return workload["q_len"] == ANY or workload.dims("q_len")[0] <= FEW_QUERIES
 

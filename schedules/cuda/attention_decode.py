@@ -7,9 +7,12 @@ import math
 from tvm import IRModule
 
 from tvmops.schedules.cuda.attention_sizes import gpu_of, is_plain, sizes_of
-from tvmops.schedules.cuda.kernels.attention_split import COLUMNS, KEYS, Split, SplitKernel, shared_bytes
+from tvmops.schedules.cuda.extents import extent
+from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, KEYS, Cache, Split, shared_bytes
+from tvmops.schedules.cuda.kernels.attention_split import SplitKernel
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
+from tvmops.signatures.attention import BLHD, NO_MASK
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
@@ -18,16 +21,15 @@ _ALIGNED = 16  # of head_dim: the sum's length of a product
 _MOST_GROUP = 2 * COLUMNS  # heads that share keys
 _AMPERE, _HOPPER = 80, 90  # mma.sync of 16 bits with cp.async; clusters
 _ACCUMULATORS = 160  # registers of a thread for out^T, q^T and scores
-_BUSY = 0.4  # of the multiprocessors: they take all that memory gives
+_BUSY = 0.9  # of the multiprocessors: 64 of 132 take all that memory gives, but 5% later
 _BLOCK_RATE = 1e11  # bytes a second that one multiprocessor takes at most
-_PORTABLE = 8  # blocks of a cluster; of larger ones not all find a place at once
 _LATENCY = 1.2e-6  # seconds until a copy from memory has come
 _MEETING = 2.5e-6  # of the blocks of a cluster, and what comes before the first copy
 
 
 class DecodeAttention(Template):
     name = "cuda.attention_decode"
-    version = 1
+    version = 2
 
     def covers(self, workload: Workload, target: Target) -> bool:
         if target.gpu is None or target.gpu.compute < _AMPERE or not is_plain(workload, _ALIGNED):
@@ -36,6 +38,7 @@ class DecodeAttention(Template):
         return (
             workload["q_len"] == 1
             and not (workload["causal"] and workload["align"] == "top-left")  # that query sees one key
+            and (workload["page_size"] == 0 or workload["mask"] == NO_MASK)
             and isinstance(heads, int)
             and isinstance(kv_heads, int)
             and heads // kv_heads <= _MOST_GROUP
@@ -44,7 +47,7 @@ class DecodeAttention(Template):
     def space(self, workload: Workload, target: Target) -> Space:
         clusters = gpu_of(target).compute >= _HOPPER
         knobs = (
-            Knob("splits", (1, 2, 4, 8, 16) if clusters else (1,)),
+            Knob("splits", (1, 2, 4, 8) if clusters else (1,)),  # of 16 not all find a place at once
             Knob("warps", (2, 4, 8)),
             Knob("keys", (16, 32)),
             Knob("stages", (2, 3, 4, 6)),
@@ -74,14 +77,15 @@ class DecodeAttention(Template):
         waves = math.ceil(blocks / target.cores) / (blocks / target.cores)
         in_flight = min(blocks, target.cores) * split.warps * (split.stages - 1) * split.keys * head_dim * 4
         rate = min(gpu.bandwidth, in_flight / _LATENCY, min(blocks, target.cores) * _BLOCK_RATE)
-        waves *= 1.2 if split.splits > _PORTABLE else 1.0
         return nbytes * waves / rate + _MEETING + (_LATENCY if split.splits > 1 else 0.0)
 
     def kernel_workload(self, workload: Workload) -> Workload:
-        return workload.replace(batch=ANY, kv_len=ANY)
+        paged = {"pages": ANY} if workload["page_size"] != 0 else {}
+        return workload.replace(batch=ANY, kv_len=ANY, **paged)
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
-        return SplitKernel(sizes_of(self.kernel_workload(workload)), split_of(config)).module()
+        general = self.kernel_workload(workload)
+        return SplitKernel(sizes_of(general), split_of(config), cache_of(general)).module()
 
 
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:
@@ -95,7 +99,13 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         shared_bytes(head_dim, group, split) <= gpu_of(target).shared_bytes
         and accumulators <= _ACCUMULATORS
         and (split.keys * head_dim // 8) % 32 == 0
+        and workload.dims("page_size")[0] % split.keys == 0  # a chunk lies in one page
     )
+
+
+def cache_of(workload: Workload) -> Cache:
+    (page_size,) = workload.dims("page_size")
+    return Cache(workload["layout"] == BLHD, extent(workload, "pages"), page_size)
 
 
 def split_of(config: Config) -> Split:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tvmops.schedules.cuda.extents import extent
-from tvmops.schedules.cuda.kernels.attention_flash import Heads
-from tvmops.signatures.attention import BHLD, NO_MASK
+from tvmops.schedules.cuda.kernels.attention_tiles import Heads
+from tvmops.signatures.attention import MASK_DTYPES
 from tvmops.targets import Gpu, Target
 from tvmops.workloads import Workload
 
@@ -13,10 +13,8 @@ _MOST_COLUMNS = 256
 
 
 def is_plain(workload: Workload, multiple: int) -> bool:
-    """True for an attention of 16 bits without a mask, whose layout and head_dim these kernels take."""
-    if workload.op != "attention" or workload["mask"] != NO_MASK or workload["dtype"] not in DTYPES:
-        return False
-    if workload["layout"] != BHLD:
+    """True for an attention of 16 bits, of a head_dim that these kernels take."""
+    if workload.op != "attention" or workload["dtype"] not in DTYPES:
         return False
     (head_dim,) = workload.dims("head_dim")
     return head_dim % multiple == 0 and head_dim <= _MOST_COLUMNS
@@ -31,7 +29,6 @@ def sizes_of(workload: Workload) -> Heads:
     """Return the sizes of `workload`; those that are `*` become variables."""
     names = ("batch", "heads", "kv_heads", "q_len", "kv_len")
     batch, heads, kv_heads, q_len, kv_len = (extent(workload, name) for name in names)
-    below_right = workload["align"] == "bottom-right"
     return Heads(
         batch=batch,
         heads=heads,
@@ -40,6 +37,9 @@ def sizes_of(workload: Workload) -> Heads:
         kv_len=kv_len,
         head_dim=workload.dims("head_dim")[0],
         causal=bool(workload["causal"]),
-        offset=kv_len - q_len if below_right and workload["causal"] else 0,
+        below_right=workload["align"] == "bottom-right",
         dtype=str(workload["dtype"]),
+        lengths=bool(workload["lengths"]),
+        mask=MASK_DTYPES.get(str(workload["mask"]), ""),
+        mask_dims=str(workload["mask_dims"]),
     )

@@ -8,13 +8,10 @@ import numpy as np
 from tvm import IRModule
 
 from tvmops.schedules.cuda.attention_sizes import gpu_of, is_plain, sizes_of
-from tvmops.schedules.cuda.kernels.attention_flash import (
-    IN_PAIRS,
-    FlashKernel,
-    Tiles,
-    shared_bytes,
-)
+from tvmops.schedules.cuda.kernels.attention_flash import FlashKernel
+from tvmops.schedules.cuda.kernels.attention_tiles import IN_PAIRS, Tiles, shared_bytes
 from tvmops.schedules.template import GenericKernel, Template
+from tvmops.signatures.attention import BHLD
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
@@ -37,7 +34,9 @@ class WgmmaAttention(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        return target.gpu is not None and target.gpu.code == "sm_90a" and is_plain(workload, _ALIGNED)
+        if target.gpu is None or target.gpu.code != "sm_90a" or not is_plain(workload, _ALIGNED):
+            return False
+        return workload["layout"] == BHLD and workload["page_size"] == 0
 
     def space(self, workload: Workload, target: Target) -> Space:
         knobs = (

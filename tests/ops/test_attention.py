@@ -63,6 +63,37 @@ def test_heads_may_lie_within_positions() -> None:
     np.testing.assert_array_equal(found, expected)
 
 
+def test_lengths_end_sequences_and_align_causal_queries() -> None:
+    w = attention(3, 4, 2, 3, 5, 7, causal=True, lengths=True)
+    q, k, v, lengths = ATTENTION.random_inputs(w, seed=1)
+    assert lengths.dtype == np.int32 and ((lengths >= 0) & (lengths <= 5)).all()
+    lengths[:] = 5, 4, 0
+    found = ATTENTION.reference(w, q, k, v, lengths)[0]
+    for b, length in enumerate((5, 4)):
+        alone = attention(1, 4, 2, 3, length, 7, causal=True)
+        (expected,) = ATTENTION.reference(
+            alone, q[b : b + 1], k[b : b + 1, :, :length], v[b : b + 1, :, :length]
+        )
+        np.testing.assert_array_equal(found[b], expected[0])
+    assert (found[2] == 0).all()
+
+
+@pytest.mark.parametrize("layout", ["bhld", "blhd"])
+def test_pages_are_looked_up(layout: str) -> None:
+    w = attention(2, 4, 2, 1, 7, 8, lengths=True, pages=9, page_size=3, layout=layout)
+    q, k, v, lengths, table = ATTENTION.random_inputs(w, seed=1)
+    assert table.shape == (2, 3) and len(np.unique(table)) == 6
+    lengths[:] = 7, 4
+    rows = 2 if layout == "bhld" else 1  # the axis of a page's rows
+
+    def in_order(pool: np.ndarray) -> np.ndarray:
+        return np.stack([np.concatenate(list(pool[pages]), axis=rows - 1) for pages in table])
+
+    plain = attention(2, 4, 2, 1, 9, 8, lengths=True, layout=layout)
+    expected = ATTENTION.reference(plain, q, in_order(k), in_order(v), lengths)
+    np.testing.assert_array_equal(ATTENTION.reference(w, q, k, v, lengths, table), expected)
+
+
 def test_work_is_counted() -> None:
     assert ATTENTION.flops(attention(2, 4, 2, 3, 5, 7)) == 4 * 2 * 4 * 3 * 5 * 7
     assert ATTENTION.flops(attention(1, 1, 1, 3, 5, 1, causal=True)) == 4 * (3 + 4 + 5)
@@ -84,6 +115,8 @@ def test_a_mask_has_the_dimensions_that_are_named(dims: str, shape: tuple[int, .
         ({"align": "top-left"}, "align"),
         ({"mask_dims": "bk"}, "mask_dims"),
         ({"mask": "bool", "q_len": 1}, "mask_dims"),
+        ({"lengths": True, "pages": 4}, "page_size"),
+        ({"pages": 4, "page_size": 16}, "lengths"),
     ],
 )
 def test_fields_that_do_not_fit_each_other_are_refused(fields: dict[str, object], field: str) -> None:

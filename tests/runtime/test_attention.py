@@ -10,8 +10,10 @@ import pytest
 
 import tvmops
 from tests.libraries import default_record, write_log
-from tvmops.errors import CallError, CallTypeError
+from tvmops.errors import CallError, CallTypeError, NoTemplateError
 from tvmops.ops import op_of
+from tvmops.runtime.calls.attention import arguments, call
+from tvmops.schedules import templates_for
 from tvmops.signatures.dtypes import decode
 from tvmops.workloads import Workload
 
@@ -55,6 +57,54 @@ def test_each_form_is_answered_by_its_kernel(lib: tvmops.Library, text: str) -> 
         assert lib.attention(q, k, v, **arguments, out=out) is out  # type: ignore[arg-type]
     assert np.abs(result - expected).max() <= allowed
     assert np.array_equal(out, result)
+
+
+def test_lengths_and_pages_make_a_workload() -> None:
+    q = np.zeros((2, 4, 1, 16), np.float32)
+    k = np.zeros((2, 2, 33, 16), np.float32)
+    pool = np.zeros((9, 2, 8, 16), np.float32)
+    beside = np.zeros((9, 8, 2, 16), np.float32).swapaxes(1, 2)
+    lengths, table = np.array([3, 20], np.int32), np.zeros((2, 4), np.int32)
+    dims = "attention batch=2 heads=4 kv_heads=2 q_len=1"
+    plain = call(q, k, k, lengths=lengths)
+    assert str(plain.workload) == f"{dims} kv_len=33 head_dim=16 lengths=true dtype=float32"
+    assert np.shares_memory(plain.inputs[3], lengths)
+    paged = call(q, pool, pool, lengths=lengths, block_table=table)
+    pages = "lengths=true pages=9 page_size=8 dtype=float32"
+    assert str(paged.workload) == f"{dims} kv_len=32 head_dim=16 {pages}"
+    assert np.shares_memory(paged.inputs[4], table)
+    turned = call(q, beside, beside, lengths=lengths, block_table=table)
+    assert str(turned.workload) == f"{dims} kv_len=32 head_dim=16 layout=blhd {pages}"
+    assert [array.shape for array in turned.inputs[:2]] == [(2, 1, 4, 16), (9, 8, 2, 16)]
+    assert turned.otherwise is None  # a pool is not copied
+    given = arguments(turned.workload, turned.inputs)
+    assert given["k"].shape == pool.shape and np.shares_memory(given["block_table"], table)
+
+
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        ({"lengths": None}, CallError, "argument 'lengths' is None"),
+        ({"lengths": np.zeros(3, np.int32)}, CallError, "argument 'lengths' is of shape"),
+        ({"lengths": np.zeros(2, np.float32)}, CallTypeError, "argument 'lengths' is of dtype float32"),
+        ({"block_table": np.zeros((3, 4), np.int32)}, CallError, "argument 'block_table' is of shape"),
+        ({"block_table": np.zeros(4, np.int32)}, CallError, "argument 'block_table' is of shape"),
+        ({"v": np.zeros((8, 2, 8, 16), np.float32)}, CallError, "argument 'v' is of shape"),
+    ],
+)
+def test_caches_that_do_not_fit_are_refused(
+    changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    q, pool = np.zeros((2, 4, 1, 16), np.float32), np.zeros((9, 2, 8, 16), np.float32)
+    cache = {"lengths": np.zeros(2, np.int32), "block_table": np.zeros((2, 4), np.int32)}
+    with pytest.raises(error, match=message):
+        call(**{"q": q, "k": pool, "v": pool, **cache, **changes})
+
+
+def test_no_template_for_cpus_takes_lengths() -> None:
+    work = Workload.parse(f"{DECODE} lengths=true")
+    with pytest.raises(NoTemplateError, match="lengths=true"):
+        templates_for(work, tvmops.target("znver4"))
 
 
 def test_a_mask_may_have_fewer_dimensions(lib: tvmops.Library) -> None:

@@ -24,9 +24,14 @@ class Attention(Op):
     where j <= i (align=top-left, as PyTorch's `is_causal`). They differ only where q_len and
     kv_len do. A boolean mask is true where a key is seen; a float mask is added to the scores.
 
+    With `lengths`, a sequence has only so many keys: no query sees those from `lengths[b]` on, and
+    the last query sees the last of them where `causal` is bottom-right: `lengths[b]` stands for
+    kv_len above. Keys and values may lie in pages of `page_size` rows, which `block_table` lists
+    for each sequence (W. Kwon et al., PagedAttention, SOSP 2023).
+
     A query that sees no key, or whose scores are all -inf, has the result 0, as in PyTorch
     since 2.5. Where a score is NaN or +inf, the result is NaN. What k holds for keys that
-    `causal` or a boolean mask excludes does not matter (a float mask of -inf is added to
+    `lengths`, `causal` or a boolean mask exclude does not matter (a float mask of -inf is added to
     their scores, which must not be NaN); v must be finite there, since templates may multiply
     it by their weight, 0.
 
@@ -56,6 +61,7 @@ class Attention(Op):
         batch, heads, kv_heads = workload.dims("batch", "heads", "kv_heads")
         q_len, kv_len, head_dim = workload.dims("q_len", "kv_len", "head_dim")
         group = heads // kv_heads
+        named = {array.op.name: array for array in arrays}
         unseen = tirx.const(-np.inf, "float32")
         d, j, r = (te.reduce_axis((0, n), name=x) for x, n in (("d", head_dim), ("j", kv_len), ("r", kv_len)))
 
@@ -63,21 +69,28 @@ class Attention(Op):
             at = (b, row, h, x) if workload["layout"] == BLHD else (b, h, row, x)
             return array[at].astype("float32")
 
+        def cached(array: Any, b: Any, h: Any, row: Any, x: Any) -> Any:
+            (size,) = workload.dims("page_size")
+            if not size:
+                return exact(array, b, h, row, x)
+            return exact(array, named["block_table"][b, row // size], h, row % size, x)
+
         def masked(b: Any, h: Any, i: Any, key: Any) -> Any:
             score = products[b, h, i, key] * scale
+            length = named["lengths"][b] if workload["lengths"] else kv_len
             if workload["mask"] != NO_MASK:
-                mask = arrays[3]
+                mask = named["mask"]
                 at = [tirx.const(0, "int32") if n == 1 else x for n, x in zip(mask.shape, (b, h, i, key))]
                 value = mask[tuple(at)]
                 score = score + value if value.dtype == "float32" else tirx.Select(value != 0, score, unseen)
             if workload["causal"]:
-                score = tirx.Select(key <= i + last_key(workload), score, unseen)
-            return score
+                score = tirx.Select(key <= i + last_key(workload, length), score, unseen)
+            return tirx.Select(key < length, score, unseen) if workload["lengths"] else score
 
         rows = (batch, heads, q_len)
         products = te.compute(
             (*rows, kv_len),
-            lambda b, h, i, key: te.sum(exact(q, b, h, i, d) * exact(k, b, h // group, key, d), axis=d),
+            lambda b, h, i, key: te.sum(exact(q, b, h, i, d) * cached(k, b, h // group, key, d), axis=d),
             name="products",
         )
         scores = te.compute((*rows, kv_len), masked, name="scores")
@@ -95,7 +108,7 @@ class Attention(Op):
         s = te.reduce_axis((0, kv_len), name="s")
         mixed = te.compute(
             (*rows, head_dim),
-            lambda b, h, i, x: te.sum(weights[b, h, i, s] * exact(v, b, h // group, s, x), axis=s),
+            lambda b, h, i, x: te.sum(weights[b, h, i, s] * cached(v, b, h // group, s, x), axis=s),
             name="mixed",
         )
         out = te.compute(
@@ -108,19 +121,23 @@ class Attention(Op):
         return [*arrays, scale, out]
 
     def reference(self, workload: Workload, *inputs: Array) -> tuple[Exact, ...]:
+        given = {spec.name: array for spec, array in zip(self.inputs(workload), inputs)}
         q, k, v = (array.astype(np.float64) for array in inputs[:3])
         if workload["layout"] == BLHD:
             q, k, v = (array.swapaxes(1, 2) for array in (q, k, v))
+        if "block_table" in given:
+            k, v = (gathered(array, given["block_table"]) for array in (k, v))
         batch, heads, kv_heads = workload.dims("batch", "heads", "kv_heads")
         (scale,) = self.scalars(workload)
         out = np.empty(q.shape)
         for b in range(batch):
+            length = int(given["lengths"][b]) if workload["lengths"] else k.shape[2]
             for h in range(heads):
                 shared = h // (heads // kv_heads)
                 with np.errstate(invalid="ignore", over="ignore"):
-                    scores = scale * (q[b, h] @ k[b, shared].T)
-                    scores = _restrict(workload, scores, b, h, *inputs[3:])
-                    out[b, h] = _softmax(scores) @ v[b, shared]
+                    scores = scale * (q[b, h] @ k[b, shared, :length].T)
+                    scores = _restrict(workload, scores, b, h, given.get("mask"))
+                    out[b, h] = _softmax(scores) @ v[b, shared, :length]
         return (out,)
 
     def flops(self, workload: Workload) -> int:
@@ -143,7 +160,13 @@ class Attention(Op):
 
     def random_inputs(self, workload: Workload, seed: int) -> list[Array]:
         """Draw k and v uniformly from [-1, 1), q from a wider range; a mask excludes every fifth key."""
-        q, k, v, *masks = super().random_inputs(workload, seed)
+        q, k, v, *rest = super().random_inputs(workload, seed)
+        masks = rest[:1] if workload["mask"] != NO_MASK else []
+        rng = np.random.default_rng(seed + 2)
+        whole = self.inputs(workload)[-1]
+        tables = [_random_table(rng, workload, *whole.shape)] if whole.name == "block_table" else []
+        batch, kv_len = workload.dims("batch", "kv_len")
+        lengths = [rng.integers(0, kv_len + 1, batch, np.int32)] if workload["lengths"] else []
         excluded = [np.random.default_rng(seed + 1).random(mask.shape) < 0.2 for mask in masks]
         if workload["mask"] == "bool":
             masks = [np.where(out, 0, 1).astype(np.uint8) for out in excluded]
@@ -151,30 +174,45 @@ class Attention(Op):
             masks = [np.where(out, np.float32(-np.inf), mask) for out, mask in zip(excluded, masks)]
         dtype = str(workload["dtype"])
         sharper = decode(q, dtype).astype(np.float32) * np.float32(SHARPNESS)
-        return [encode(sharper, dtype), k, v, *masks]
+        return [encode(sharper, dtype), k, v, *masks, *lengths, *tables]
 
 
-def last_key(workload: Workload) -> int:
-    """Return the last key that a causal mask lets query 0 see; below 0 if it sees none."""
+def last_key(workload: Workload, length: Any = None) -> Any:
+    """Return the last key, of `length` or kv_len, that a causal mask lets query 0 see; below 0 if none."""
     q_len, kv_len = workload.dims("q_len", "kv_len")
-    return kv_len - q_len if workload["align"] == "bottom-right" else 0
+    return (kv_len if length is None else length) - q_len if workload["align"] == "bottom-right" else 0
+
+
+def gathered(pool: Any, table: Any) -> Any:
+    """Return the rows of each sequence from a pool of pages (pages, heads, page_size, head_dim)."""
+    pages = pool[table]  # (sequence, page, heads, row, head_dim)
+    return pages.swapaxes(1, 2).reshape(len(table), pool.shape[1], -1, pool.shape[3])
+
+
+def _random_table(rng: np.random.Generator, workload: Workload, rows: int, columns: int) -> Array:
+    """Draw pages, each at most once where there are enough."""
+    (pages,) = workload.dims("pages")
+    count = rows * columns
+    order = rng.permutation(pages) if pages >= count else rng.integers(0, pages, count)
+    return order[:count].astype(np.int32).reshape(rows, columns)
 
 
 def _restrict(workload: Workload, scores: Exact, b: int, h: int, mask: Array | None = None) -> Exact:
     """Apply the masks to the scores of one head."""
+    length = scores.shape[1]
     if mask is not None:
         batches, heads = mask.shape[:2]
-        own = mask[b if batches > 1 else 0, h if heads > 1 else 0]
+        own = mask[b if batches > 1 else 0, h if heads > 1 else 0, :, :length]
         scores = scores + own if own.dtype == np.float32 else np.where(own, scores, -np.inf)
     if workload["causal"]:
         queries, keys = np.indices(scores.shape)
-        scores = np.where(keys <= queries + last_key(workload), scores, -np.inf)
+        scores = np.where(keys <= queries + last_key(workload, length), scores, -np.inf)
     return scores
 
 
 def _softmax(scores: Exact) -> Exact:
     """Return the weights of each row; all 0 for a row of -inf."""
-    most = scores.max(axis=-1, keepdims=True)
+    most = scores.max(axis=-1, keepdims=True, initial=-np.inf)
     weights = np.exp(scores - np.where(most == -np.inf, 0.0, most))
     total = weights.sum(axis=-1, keepdims=True)
     return weights / np.where(total == 0.0, 1.0, total)

@@ -277,6 +277,8 @@ class Operators(ABC):
         mask: Any = None,
         align: str = "bottom-right",
         out: Any = None,
+        lengths: Any = None,
+        block_table: Any = None,
     ) -> Any:
         """Return softmax(scale * q @ k.T + mask) @ v for each head.
 
@@ -303,6 +305,13 @@ class Operators(ABC):
         out
             Where to write the result, of the shape of q: dense, not overlapping an input.
             Without it a new array is made.
+        lengths
+            int32 of shape (batch): how many keys each sequence has, from 0 to kv_len; those after them
+            are not seen, and take no part in how `causal` aligns. Kernels for CUDA alone.
+        block_table
+            int32 of shape (batch, columns). k and v are then pools of pages, of shape (pages, kv_heads,
+            page_size, head_dim), or views of (pages, page_size, kv_heads, head_dim), and row
+            `block_table[b, j // page_size]` of them holds key j of sequence b. Needs `lengths`.
 
         A query that sees no key has the result 0.
 
@@ -311,8 +320,8 @@ class Operators(ABC):
         CallError, CallTypeError
             An argument does not fit; the message names it.
         """
-        arrays = (q, k, v, mask)
-        arguments = (q, k, v, causal, scale, mask, align)
+        arrays = (q, k, v, mask, lengths, block_table)
+        arguments = (q, k, v, causal, scale, mask, align, lengths, block_table)
         return self._call("attention", arrays, (causal, scale, align), arguments, (out,))[0]
 
     def conv2d(

@@ -26,6 +26,11 @@ class Attention(Signature):
 
     With layout=blhd lengths and heads of q, k and v have changed places, as a projection leaves
     them; out is the same. Query head h reads key and value head h // (heads / kv_heads).
+
+    With `lengths`, the array of that name (batch) says how many of the kv_len keys there are. With
+    a `page_size`, k and v are pools of `pages` (pages, kv_heads, page_size, head_dim), or with
+    layout=blhd (pages, page_size, kv_heads, head_dim), and block_table (batch, kv_len / page_size,
+    rounded up) names those of each sequence, in order.
     """
 
     fields = (
@@ -40,6 +45,9 @@ class Attention(Signature):
         Field("mask", Choice((NO_MASK, *MASK_DTYPES)), NO_MASK),
         Field("mask_dims", Choice(MASK_DIMS), "qk"),
         Field("layout", Choice((BHLD, BLHD)), BHLD),
+        Field("lengths", Flag(), False),
+        Field("pages", Dim(low=0, varies=True), 0),
+        Field("page_size", Dim(low=0, fixed=True), 0),
         Field("dtype", Choice(("float32", "float16", "bfloat16")), "float32", shown=True),
     )
 
@@ -47,16 +55,25 @@ class Attention(Signature):
         batch, heads, kv_heads = workload.dims("batch", "heads", "kv_heads")
         q_len, kv_len, head_dim = workload.dims("q_len", "kv_len", "head_dim")
         dtype = str(workload["dtype"])
-        rows = {"q": (heads, q_len), "k": (kv_heads, kv_len), "v": (kv_heads, kv_len)}
-        if workload["layout"] == BLHD:
-            rows = {name: (length, count) for name, (count, length) in rows.items()}
-        arrays = tuple(TensorSpec(name, (batch, *each, head_dim), dtype) for name, each in rows.items())
-        if workload["mask"] == NO_MASK:
-            return arrays
+        pages, page_size = workload.dims("pages", "page_size")
+        of_kv = (pages, kv_heads, page_size) if page_size else (batch, kv_heads, kv_len)
+        arrays = [
+            TensorSpec(name, (*_in_memory(workload, *each), head_dim), dtype)
+            for name, each in (("q", (batch, heads, q_len)), ("k", of_kv), ("v", of_kv))
+        ]
+        if workload["mask"] != NO_MASK:
+            arrays.append(self._mask(workload))
+        if workload["lengths"]:
+            arrays.append(TensorSpec("lengths", (batch,), "int32"))
+        if page_size:
+            arrays.append(TensorSpec("block_table", (batch, -(-kv_len // page_size)), "int32"))
+        return tuple(arrays)
+
+    def _mask(self, workload: Workload) -> TensorSpec:
         dims = str(workload["mask_dims"])
-        sizes = [*workload.dims(*MASK_SIZES.values()), kv_len]
+        sizes = workload.dims(*MASK_SIZES.values(), "kv_len")
         shape = tuple(size if letter in dims else 1 for letter, size in zip("bhqk", sizes))
-        return (*arrays, TensorSpec("mask", shape, MASK_DTYPES[str(workload["mask"])]))
+        return TensorSpec("mask", shape, MASK_DTYPES[str(workload["mask"])])
 
     def outputs(self, workload: Workload) -> tuple[TensorSpec, ...]:
         shape = workload.dims("batch", "heads", "q_len", "head_dim")
@@ -74,6 +91,17 @@ class Attention(Signature):
         if workload["align"] != "bottom-right" and not workload["causal"]:
             expected = "'bottom-right', as causal is false"
             raise WorkloadError(op=workload.op, field="align", value=workload["align"], expected=expected)
+        if (workload["pages"] == 0) != (workload["page_size"] == 0):
+            expected = "0 without pages, and not 0 with them"
+            raise WorkloadError(
+                op=workload.op, field="page_size", value=workload["page_size"], expected=expected
+            )
+        if workload["page_size"] != 0 and not workload["lengths"]:
+            expected = "true, as there are pages"
+            raise WorkloadError(op=workload.op, field="lengths", value=False, expected=expected)
+        self._check_mask(workload)
+
+    def _check_mask(self, workload: Workload) -> None:
         dims = str(workload["mask_dims"])
         if workload["mask"] == NO_MASK:
             if dims != "qk":
@@ -84,3 +112,8 @@ class Attention(Signature):
             if letter in dims and workload[name] == 1:
                 expected = f"no '{letter}', as {name} is 1"
                 raise WorkloadError(op=workload.op, field="mask_dims", value=dims, expected=expected)
+
+
+def _in_memory(workload: Workload, outer: int, heads: int, rows: int) -> tuple[int, int, int]:
+    """Return the sizes of a batch, or of pages, of rows of each head, as they follow each other."""
+    return (outer, rows, heads) if workload["layout"] == BLHD else (outer, heads, rows)

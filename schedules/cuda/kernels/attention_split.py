@@ -9,14 +9,13 @@ one product:
     scores (keys x heads) = k q^T        out^T (head_dim x heads) += v^T weights
 
 Warps, then blocks, bring their sums to a common maximum and add them, in a fixed order, through
-shared memory and that of the cluster: no workspace, no second kernel (the split of the keys is
-that of T. Dao et al., Flash-Decoding, 2023).
+shared memory and that of the cluster: each block sends its sums of a head to the block that
+finishes that head. No workspace, no second kernel (the split of the keys is that of T. Dao et
+al., Flash-Decoding, 2023).
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import Any
 
 from tvm import IRModule, tirx
@@ -25,79 +24,33 @@ from tvm.tirx.lang.alloc_pool import SMEMPool
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import ceildiv
-from tvmops.schedules.cuda.kernels.attention_flash import Heads, least_scale
-from tvmops.schedules.cuda.words import (
-    PTX_TYPES,
-    Scalar,
-    c_call,
-    do,
-    exp2,
-    pack,
-    ptx,
-    shuffle_xor,
-    slice_of,
-    when,
-)
+from tvmops.schedules.cuda.kernels.attention_chunk import Chunk
+from tvmops.schedules.cuda.kernels.attention_copies import Copies
+from tvmops.schedules.cuda.kernels.attention_meeting import Meeting
+from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, PAD, Cache, Split, pitch
+from tvmops.schedules.cuda.kernels.attention_tiles import Heads, mask_argument
+from tvmops.schedules.cuda.words import Scalar, c_call, do, ptx, when
 
-KEYS = 16  # of a product
-COLUMNS = 8  # heads of a product
-_PAD = 4  # floats behind each row of a sum
-
-_COPY = """
-__forceinline__ __device__ void copy_row_piece(unsigned to, const void* from, int row, int pitch,
-                                               int offset, int rows) {
-  const bool inside = row < rows;
-  const char* at = static_cast<const char*>(from) + static_cast<long long>(inside ? row : 0) * pitch + offset;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::
-               "r"(to), "l"(at), "r"(inside ? 16 : 0) : "memory");
-}
-"""
 _PAIR = """
 __forceinline__ __device__ unsigned load_pair(const void* pointer) {
   return *static_cast<const unsigned*>(pointer);
 }
 """
-_REMOTE = """
-__forceinline__ __device__ float load_of_block(const void* mine, int rank) {
-  unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(mine)), remote;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
-  float value;
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(remote) : "memory");
-  return value;
-}
-"""
-
-
-@dataclass(frozen=True)
-class Split:
-    splits: int  # blocks that share the keys of a head
-    warps: int  # of a block
-    keys: int  # of a chunk
-    stages: int  # chunks of a warp's ring
-
-    @property
-    def threads(self) -> int:
-        return 32 * self.warps
-
-
-def pitch(head_dim: int) -> int:
-    """Return the bytes of a row of k or v in shared memory."""
-    return 2 * 64 * -(-head_dim // 64)
-
-
-def shared_bytes(head_dim: int, group: int, split: Split) -> int:
-    columns = COLUMNS * -(-group // COLUMNS)
-    ring = split.warps * split.stages * 2 * split.keys * pitch(head_dim)
-    sums = split.warps * columns * (head_dim + _PAD) * 4
-    return max(ring, sums) + columns * (head_dim + _PAD) * 4 + 8 * columns * (split.warps + 1)
 
 
 class SplitKernel:
-    """`main(q, k, v, scale, out)` for one query a head that sees all keys."""
+    """`main(q, k, v, [mask], [lengths, [block_table]], scale, out)` for one query a head."""
 
-    def __init__(self, sizes: Heads, split: Split) -> None:
+    def __init__(self, sizes: Heads, split: Split, cache: Cache) -> None:
         assert isinstance(sizes.heads, int) and isinstance(sizes.kv_heads, int)
-        self.sizes, self.split = sizes, split
+        self.sizes, self.split, self.cache = sizes, split, cache
+        self.most_keys = sizes.kv_len
+        if cache.page_size:
+            known = isinstance(sizes.kv_len, int)
+            self.columns_of_table = (
+                ceildiv(sizes.kv_len, cache.page_size) if known else tirx.Var("columns", "int32")
+            )
+            self.most_keys = self.columns_of_table * cache.page_size
         self.group = sizes.heads // sizes.kv_heads
         self.tiles = -(-self.group // COLUMNS)
         self.columns = self.tiles * COLUMNS
@@ -108,17 +61,27 @@ class SplitKernel:
         s = self.sizes
         with IRBuilder() as builder, T.prim_func():
             T.func_name("main")
-            shapes = {"q": (s.heads, 1), "k": (s.kv_heads, s.kv_len), "v": (s.kv_heads, s.kv_len)}
-            self.arrays = {name: self._array(name, *shape) for name, shape in shapes.items()}
+            paged = self.cache.page_size > 0
+            of_kv = (self.cache.pages, self.cache.page_size) if paged else (s.batch, s.kv_len)
+            self.q = self._array("q", s.batch, s.heads, 1)
+            self.kv = {name: self._array(name, of_kv[0], s.kv_heads, of_kv[1]) for name in "kv"}
+            if s.mask:
+                self.mask = mask_argument(s)
+            if s.lengths:
+                self.lengths = T.arg("lengths", T.buffer((s.batch,), "int32", buffer_name="lengths"))
+            if paged:
+                table = T.buffer((s.batch, self.columns_of_table), "int32", buffer_name="block_table")
+                self.table = T.arg("block_table", table)
             self.scale = T.arg("scale", T.float32())
-            self.out = self._array("out", s.heads, 1)
+            self.out = self._array("out", s.batch, s.heads, 1)
             T.device_entry()
             with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
                 self._body()
         return IRModule({"main": builder.get().with_attr("global_symbol", "main")})
 
-    def _array(self, name: str, heads: Any, length: Any) -> Any:
-        shape = (self.sizes.batch, heads, length, self.sizes.head_dim)
+    def _array(self, name: str, outer: Any, heads: Any, rows: Any) -> Any:
+        beside = self.cache.beside and name != "out"
+        shape = (outer, *((rows, heads) if beside else (heads, rows)), self.sizes.head_dim)
         return T.arg(name, T.buffer(shape, self.sizes.dtype, align=16, buffer_name=name))
 
     def _body(self) -> None:
@@ -128,13 +91,18 @@ class SplitKernel:
         self.warp, self.lane = T.warp_id([split.warps]), T.lane_id([32])
         self.thread = self.warp * 32 + self.lane
         self.pair = T.truncdiv(block, split.splits)  # the key and value head, counted over the batch
+        self.sequence, self.head = T.truncdiv(self.pair, s.kv_heads), T.truncmod(self.pair, s.kv_heads)
+        self.length = s.kv_len
+        if s.lengths:
+            self.length = T.Bind(tirx.max(tirx.min(self.lengths[self.sequence], self.most_keys), 0))
         self._shared_memory()
+        meeting = Meeting(self)
+        copies = Copies(self)
+        copies.begin()
         self._load_q()
-        self._allocate()
-        self._walk()
-        self._add_warps()
-        if split.splits > 1:
-            self._add_blocks()
+        chunk = Chunk(self, copies)
+        self._walk(copies, chunk)
+        meeting.hold(chunk)
 
     def _shared_memory(self) -> None:
         split, dim = self.split, self.sizes.head_dim
@@ -142,271 +110,41 @@ class SplitKernel:
         self.ring = pool.alloc((split.warps, split.stages, 2, self.chunk), "uint8", align=128)
         end = pool.offset
         pool.move_base_to(0)
-        self.sums = pool.alloc((split.warps, self.columns, dim + _PAD), "float32", align=16)
+        self.sums = pool.alloc((split.warps, self.columns, dim + PAD), "float32", align=16)
         pool.move_base_to(max(end, pool.offset))
-        self.sum = pool.alloc((self.columns, dim + _PAD), "float32", align=16)
-        self.mosts = pool.alloc((split.warps + 1, self.columns), "float32", align=16)  # the last: of all
-        self.totals = pool.alloc((split.warps + 1, self.columns), "float32", align=16)
+        self.mosts = pool.alloc((split.warps, self.columns), "float32", align=16)
+        self.totals = pool.alloc((split.warps, self.columns), "float32", align=16)
+        if split.splits > 1:  # from each block, of the heads that this one finishes
+            places = (split.splits, split.finished(self.group))
+            self.received = pool.alloc((*places, dim + PAD), "float32", align=16)
+            self.received_mosts = pool.alloc(places, "float32", align=4)
+            self.received_totals = pool.alloc(places, "float32", align=4)
         pool.commit()
 
     def _load_q(self) -> None:
         """This thread's part of q^T: column lane / 4, two rows of each 8."""
         sign = tirx.Select(self.scale < T.float32(0), T.uint32(0x80008000), T.uint32(0))
-        self.q = T.alloc_local((self.tiles * self.parts * 2,), "uint32")
-        q = self.arrays["q"]
-        batch, shared = T.truncdiv(self.pair, self.sizes.kv_heads), T.truncmod(self.pair, self.sizes.kv_heads)
+        self.queries = T.alloc_local((self.tiles * self.parts * 2,), "uint32")
         for tile in range(self.tiles):
             head = tile * COLUMNS + T.truncdiv(self.lane, 4)
             for i in range(self.parts * 2):
-                T.buffer_store(self.q, T.uint32(0), [tile * self.parts * 2 + i])
+                T.buffer_store(self.queries, T.uint32(0), [tile * self.parts * 2 + i])
             with when(head < self.group):
                 for i in range(self.parts * 2):
-                    at = q.ptr_to([batch, shared * self.group + head, 0, i * 8 + self.lane % 4 * 2])
+                    own = self.head * self.group + head
+                    place = [0, own] if self.cache.beside else [own, 0]
+                    at = self.q.ptr_to([self.sequence, *place, i * 8 + self.lane % 4 * 2])
                     pair = c_call("uint32", "load_pair", at, source=_PAIR) ^ sign
-                    T.buffer_store(self.q, pair, [tile * self.parts * 2 + i])
+                    T.buffer_store(self.queries, pair, [tile * self.parts * 2 + i])
 
-    def _allocate(self) -> None:
-        tiles, steps = self.tiles, self.split.keys // KEYS
-        self.scores = T.alloc_local((steps * tiles * 4,), "float32")
-        self.rows = T.alloc_local((tiles * self.parts * 4,), "float32")  # of out^T
-        self.most = T.alloc_local((tiles * 2,), "float32")
-        self.total = T.alloc_local((tiles * 2,), "float32")
-        self.a = T.alloc_local((4,), "uint32")
-        self.weights = T.alloc_local((tiles * steps * 2,), "uint32")
-        for i in range(tiles * self.parts * 4):
-            T.buffer_store(self.rows, T.float32(0), [i])
-        for i in range(tiles * 2):
-            T.buffer_store(self.most, tirx.const(-math.inf, "float32"), [i])
-            T.buffer_store(self.total, T.float32(0), [i])
-        self.factor = Scalar(least_scale(self.scale), "float32")
-
-    # One warp, its chunks.
-
-    def _walk(self) -> None:
+    def _walk(self, copies: Copies, chunk: Chunk) -> None:
         split, stages = self.split, self.split.stages
-        chunks = ceildiv(self.sizes.kv_len, split.keys)
-        each = ceildiv(chunks, split.splits)
-        first = T.Bind(self.rank * each + self.warp)
-        end = tirx.min((self.rank + 1) * each, chunks)
-        count = T.Bind(tirx.max(T.truncdiv(end - first + (split.warps - 1), split.warps), 0))
-        self.base = Scalar(T.cuda.cvta_generic_to_shared(self.ring.ptr_to([self.warp, 0, 0, 0])), "uint32")()
-        self._heads = {
-            name: T.Bind(
-                slice_of(self.arrays[name].data, self.pair, self.sizes.kv_len, self.sizes.head_dim, 2)
-            )
-            for name in "kv"
-        }
-        for stage in range(stages - 1):
-            with when(stage < count):
-                self._copy(first + stage * split.warps, stage)
-            ptx("cp.async.commit_group")
         use, fill = Scalar(0), Scalar(stages - 1)
-        with T.serial(count) as step:
+        with T.serial(copies.count) as step:
             ptx("cp.async.wait_group", stages - 2)
             do(T.cuda.warp_sync())
-            with when(step + (stages - 1) < count):
-                self._copy(first + (step + (stages - 1)) * split.warps, fill())
-            ptx("cp.async.commit_group")
-            self._consume(use(), (first + step * split.warps) * split.keys)
+            copies.go_on(step, fill())
+            chunk.consume(use(), (copies.first + step * split.warps) * split.keys)
             for at in (use, fill):
                 at.set(tirx.Select(at() == stages - 1, 0, at() + 1))
         ptx("cp.async.wait_group", 0)
-
-    def _place(self, stage: Any, which: int) -> Any:
-        return self.base + T.Cast("uint32", stage * (2 * self.chunk) + which * self.chunk)
-
-    def _copy(self, chunk: Any, stage: Any) -> None:
-        """Begin to copy a chunk of k and of v; rows beyond the end become 0."""
-        dim = self.sizes.head_dim
-        pieces = dim // 8  # of 16 bytes, a row
-        for which, name in enumerate("kv"):
-            for i in range(self.split.keys * pieces // 32):
-                piece = i * 32 + self.lane
-                row, column = T.truncdiv(piece, pieces), T.truncmod(piece, pieces)
-                inside = row * pitch(dim) + (column ^ (row % 8)) * 16
-                do(
-                    c_call(
-                        "void", "copy_row_piece", self._place(stage, which) + T.Cast("uint32", inside),
-                        self._heads[name], chunk * self.split.keys + row, 2 * dim, column * 16,
-                        self.sizes.kv_len, source=_COPY,
-                    )
-                )  # fmt: skip
-
-    def _consume(self, stage: Any, first_key: Any) -> None:
-        self._multiply_k(stage)
-        if not isinstance(self.sizes.kv_len, int) or self.sizes.kv_len % self.split.keys:
-            self._mask(first_key)
-        for tile in range(self.tiles):
-            for column in range(2):
-                self._exponentiate(tile, column)
-        self._pack_weights()
-        self._multiply_v(stage)
-
-    def _multiply_k(self, stage: Any) -> None:
-        for i in range(self.split.keys // KEYS * self.tiles * 4):
-            T.buffer_store(self.scores, T.float32(0), [i])
-        for step in range(self.split.keys // KEYS):
-            row = step * KEYS + self.lane % 16
-            for part in range(self.parts):
-                piece = (part * 2 + T.truncdiv(self.lane, 16)) ^ (row % 8)
-                self._load_matrix("", self._place(stage, 0), row, piece)
-                for tile in range(self.tiles):
-                    at = (step * self.tiles + tile) * 4
-                    b = (tile * self.parts + part) * 2
-                    self._multiply(self.scores, at, self.q, b)
-
-    def _multiply_v(self, stage: Any) -> None:
-        for step in range(self.split.keys // KEYS):
-            row = step * KEYS + T.truncdiv(self.lane, 16) * 8 + self.lane % 8
-            for part in range(self.parts):
-                piece = (part * 2 + T.truncdiv(self.lane, 8) % 2) ^ (row % 8)
-                self._load_matrix(".trans", self._place(stage, 1), row, piece)
-                for tile in range(self.tiles):
-                    at = (tile * self.parts + part) * 4
-                    self._multiply(self.rows, at, self.weights, (step * self.tiles + tile) * 2)
-
-    def _load_matrix(self, how: str, base: Any, row: Any, piece: Any) -> None:
-        address = base + T.Cast("uint32", row * pitch(self.sizes.head_dim) + piece * 16)
-        ptx(f"ldmatrix.sync.aligned.m8n8.x4{how}.shared.b16", *(self.a[i] for i in range(4)), address)
-
-    def _multiply(self, sums: Any, at: int, b: Any, b_at: int) -> None:
-        kind = PTX_TYPES[self.sizes.dtype]
-        own = [sums[at + i] for i in range(4)]
-        ptx(
-            f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32",
-            *own, *(self.a[i] for i in range(4)), b[b_at], b[b_at + 1], *own,
-        )  # fmt: skip
-
-    def _mask(self, first_key: Any) -> None:
-        for i in range(self.split.keys // KEYS * self.tiles * 4):
-            key = i // 4 // self.tiles * KEYS + i % 4 // 2 * 8 + T.truncdiv(self.lane, 4)
-            seen = first_key + key < self.sizes.kv_len
-            unseen = tirx.const(-math.inf, "float32")
-            T.buffer_store(self.scores, tirx.Select(seen, self.scores[i], unseen), [i])
-
-    def _exponentiate(self, tile: int, column: int) -> None:
-        """Scores of one head to weights; the sums so far to the new maximum."""
-        own = [
-            (step * self.tiles + tile) * 4 + half * 2 + column
-            for step in range(self.split.keys // KEYS)
-            for half in range(2)
-        ]
-        head = tile * 2 + column
-        found = Scalar(self.scores[own[0]], "float32")
-        for i in own[1:]:
-            found.set(tirx.max(found(), self.scores[i]))
-        for distance in (4, 8, 16):
-            found.set(tirx.max(found(), shuffle_xor(found(), distance)))
-        found.set(tirx.max(self.most[head], found() * self.factor()))
-        base = Scalar(_finite(found()), "float32")
-        shrink = Scalar(exp2(self.most[head] - base()), "float32")
-        T.buffer_store(self.most, found(), [head])
-        T.buffer_store(self.total, self.total[head] * shrink(), [head])
-        for i in own:
-            T.buffer_store(self.scores, exp2(self.scores[i] * self.factor() - base()), [i])
-            T.buffer_store(self.total, self.total[head] + self.scores[i], [head])
-        for part in range(self.parts):
-            for half in range(2):
-                i = (tile * self.parts + part) * 4 + half * 2 + column
-                T.buffer_store(self.rows, self.rows[i] * shrink(), [i])
-
-    def _pack_weights(self) -> None:
-        """Round weights and turn each 8 x 8 of them, keys x heads, to heads x keys."""
-        for i in range(self.split.keys // KEYS * self.tiles * 2):
-            pair = pack(self.sizes.dtype, self.scores[2 * i], self.scores[2 * i + 1])
-            T.buffer_store(self.weights, pair, [i])
-            ptx("movmatrix.sync.aligned.m8n8.trans.b16", self.weights[i], self.weights[i])
-
-    # Warps, then blocks, come together.
-
-    def _add_warps(self) -> None:
-        split, dim = self.split, self.sizes.head_dim
-        for tile in range(self.tiles):
-            for column in range(2):
-                head = tile * 2 + column
-                for distance in (4, 8, 16):
-                    more = shuffle_xor(self.total[head], distance)
-                    T.buffer_store(self.total, self.total[head] + more, [head])
-        do(T.cuda.cta_sync())  # the rings are free
-        with when(self.lane < 4):
-            for tile in range(self.tiles):
-                for column in range(2):
-                    at = [self.warp, tile * COLUMNS + self.lane * 2 + column]
-                    T.buffer_store(self.mosts, self.most[tile * 2 + column], at)
-                    T.buffer_store(self.totals, self.total[tile * 2 + column], at)
-        for tile in range(self.tiles):
-            for i in range(self.parts * 4):
-                row = i // 4 * 16 + i % 4 // 2 * 8 + T.truncdiv(self.lane, 4)
-                column = tile * COLUMNS + self.lane % 4 * 2 + i % 2
-                value = self.rows[tile * self.parts * 4 + i]
-                T.buffer_store(self.sums, value, [self.warp, column, row])
-        do(T.cuda.cta_sync())
-        size = self.group * dim
-        with T.serial(-(-size // split.threads)) as step:
-            at = step * split.threads + self.thread
-            with when(at < size):
-                self._add_warps_at(T.truncdiv(at, dim), T.truncmod(at, dim))
-
-    def _add_warps_at(self, head: Any, column: Any) -> None:
-        warps = range(self.split.warps)
-        most, total, value = _joined(
-            [self.mosts[w, head] for w in warps],
-            [self.totals[w, head] for w in warps],
-            [self.sums[w, head, column] for w in warps],
-        )
-        if self.split.splits == 1:
-            self._write(head, column, total, value)
-            return
-        T.buffer_store(self.sum, value, [head, column])
-        with when(column == 0):
-            T.buffer_store(self.mosts, most, [self.split.warps, head])
-            T.buffer_store(self.totals, total, [self.split.warps, head])
-
-    def _add_blocks(self) -> None:
-        """Each block adds up its share of the elements, from the memory of all."""
-        split, dim = self.split, self.sizes.head_dim
-        do(T.cuda.cluster_sync())
-        size = self.group * dim
-        with T.serial(-(-size // (split.threads * split.splits))) as step:
-            at = (step * split.splits + self.rank) * split.threads + self.thread
-            with when(at < size):
-                head, column = T.truncdiv(at, dim), T.truncmod(at, dim)
-                of_block = [
-                    [
-                        Scalar(c_call("float32", "load_of_block", pointer, rank, source=_REMOTE), "float32")()
-                        for rank in range(split.splits)
-                    ]
-                    for pointer in (
-                        self.mosts.ptr_to([split.warps, head]),
-                        self.totals.ptr_to([split.warps, head]),
-                        self.sum.ptr_to([head, column]),
-                    )
-                ]
-                _, total, value = _joined(*of_block)
-                self._write(head, column, total, value)
-        do(T.cuda.cluster_sync())  # no block leaves while its memory is read
-
-    def _write(self, head: Any, column: Any, total: Any, value: Any) -> None:
-        kv_heads = self.sizes.kv_heads
-        result = tirx.Select(total == 0, T.float32(0), value / total)
-        own = T.truncmod(self.pair, kv_heads) * self.group + head
-        at = [T.truncdiv(self.pair, kv_heads), own, 0, column]
-        T.buffer_store(self.out, T.Cast(self.sizes.dtype, result), at)
-
-
-def _joined(mosts: list[Any], totals: list[Any], values: list[Any]) -> tuple[Any, Any, Any]:
-    """Return the common maximum of several sums, their total, and the sum of their values."""
-    most = Scalar(mosts[0], "float32")
-    for other in mosts[1:]:
-        most.set(tirx.max(most(), other))
-    base = Scalar(_finite(most()), "float32")
-    total, value = Scalar(T.float32(0), "float32"), Scalar(T.float32(0), "float32")
-    for own_most, own_total, own_value in zip(mosts, totals, values):
-        worth = Scalar(exp2(own_most - base()), "float32")
-        total.set(total() + own_total * worth())
-        value.set(value() + own_value * worth())
-    return most(), total(), value()
-
-
-def _finite(value: Any) -> Any:
-    return tirx.Select(value == tirx.const(-math.inf, "float32"), T.float32(0), value)

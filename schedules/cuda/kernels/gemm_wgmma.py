@@ -243,7 +243,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         DEPTH = T.meta_var(T.truncdiv(K + (BK - 1), BK))
         bx = T.cta_id([CLUSTERS * CLUSTER])
         rank = T.cta_id_in_cluster([CLUSTER]) if CLUSTER > 1 else 0
-        part = T.meta_var(rank if SHARE > 1 else 0)  # of a tile of b, that this block loads
+        part = T.meta_var(rank if SHARE > 1 else 0)  # of b, that this block loads for its cluster
         group = T.warpgroup_id([CONSUMERS + 1])
         warp = T.warp_id_in_wg([4])
         lane = T.lane_id([32])

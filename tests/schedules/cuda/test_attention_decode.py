@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tests.schedules.cuda.emulated import emulated, needs_emulator
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.attention_decode import DecodeAttention, split_of
-from tvmops.schedules.cuda.kernels.attention_split import shared_bytes
+from tvmops.schedules.cuda.kernels.attention_shares import shared_bytes
 from tvmops.signatures.dtypes import decode, encode
 from tvmops.space import Config
 from tvmops.targets import target
@@ -34,6 +35,11 @@ def attention(**changes: object) -> Workload:
         (attention(), "nvidia-a100", True),
         (attention(causal=True), "nvidia-h200", True),  # the only query sees all keys
         (attention(batch="*", kv_len="*"), "nvidia-h200", True),
+        (attention(lengths=True), "nvidia-h200", True),
+        (attention(lengths=True, pages=512, page_size=16), "nvidia-a100", True),
+        (attention(layout="blhd"), "nvidia-h200", True),
+        (attention(mask="bool", mask_dims="k"), "nvidia-h200", True),
+        (attention(lengths=True, pages=512, page_size=16, mask="bool", mask_dims="k"), "nvidia-h200", False),
         (attention(causal=True, align="top-left"), "nvidia-h200", False),
         (attention(q_len=2), "nvidia-h200", False),
         (attention(heads=64, kv_heads=2), "nvidia-h200", False),  # 32 heads share: more than two products
@@ -53,7 +59,7 @@ def test_it_is_tried_first_and_the_other_too() -> None:
     assert names == ["cuda.attention_decode", "cuda.attention_wgmma"]
 
 
-@pytest.mark.parametrize("batch, splits", [(1, 8), (2, 4), (16, 1), (64, 1)])
+@pytest.mark.parametrize("batch, splits", [(1, 8), (2, 8), (8, 2), (16, 1), (64, 1)])
 def test_the_default_fills_the_machine(batch: int, splits: int) -> None:
     work = attention(batch=batch)
     config = TEMPLATE.default(work, H200)
@@ -77,6 +83,7 @@ def config(splits: int, warps: int, keys: int, stages: int) -> Config:
 
 CASES = [
     (attention(), config(4, 2, 16, 3)),  # 4 heads share, half a product's columns
+    (attention(), config(8, 2, 16, 2)),  # half of the blocks have no head to finish
     (attention(heads=64, head_dim=64, dtype="float16"), config(1, 4, 32, 2)),  # one block: no cluster
     (attention(heads=12, kv_heads=1, head_dim=80), config(2, 2, 16, 4)),  # 12 share: two products
 ]
@@ -90,13 +97,17 @@ LENGTHS = [
 def run(call: Callable[..., None], work: Workload, split: Config, scale: float) -> tuple[float, float]:
     """Return the largest error of an emulated run amid guards, and what is allowed."""
     op, dtype = op_of(work), str(work["dtype"])
-    q, k, v = op.random_inputs(work, seed=1)
+    inputs = op.random_inputs(work, seed=1)
+    q, k, v, *rest = inputs
     memory = np.full(q.size + 2 * GUARD, 0xFFFF, np.uint16)
-    out = memory[GUARD:-GUARD].reshape(q.shape)
+    out = memory[GUARD:-GUARD].reshape(work.dims("batch", "heads", "q_len", "head_dim"))
     batch, heads, kv_heads, head_dim = work.dims("batch", "heads", "kv_heads", "head_dim")
     splits = int(split["splits"])
-    arguments = {"q": q, "k": k, "v": v, "out": out, "scale": scale, "batch": batch}
-    arguments["kv_len"] = work.dims("kv_len")[0]
+    names = [spec.name for spec in op.inputs(work)]
+    arguments = {**dict(zip(names, inputs)), "out": out, "scale": scale, "batch": batch}
+    arguments["kv_len"], arguments["pages"] = work.dims("kv_len", "pages")
+    if "block_table" in names:
+        arguments["columns"] = rest[1].shape[1]
     call(
         batch * kv_heads * splits,
         arguments,
@@ -105,14 +116,75 @@ def run(call: Callable[..., None], work: Workload, split: Config, scale: float) 
     )
     sign = np.sign(scale)  # the reference has its own scale; a negative one is that of -q
     turned = encode(decode(q, dtype).astype(np.float32) * sign, dtype)
-    (right,) = op.reference(work, *(decode(array, dtype) for array in (turned, k, v)))
+    (right,) = op.reference(work, *(decode(array, dtype) for array in (turned, k, v)), *rest)
     assert (memory[:GUARD] == 0xFFFF).all() and (memory[-GUARD:] == 0xFFFF).all()
     result = decode(out, dtype) if dtype == "bfloat16" else out.view(dtype)
     error = np.abs(result.astype(np.float64) - right).max()
     return float(error), op.tolerance(work)
 
 
-@pytest.mark.parametrize("work, split", CASES, ids=["a group of 4", "one block", "a group of 12"])
+CACHES = [
+    ({"lengths": True}, config(4, 2, 16, 3)),  # some blocks of a short sequence have nothing
+    ({"layout": "blhd"}, config(2, 2, 16, 2)),
+    ({"lengths": True, "pages": 40, "page_size": 16}, config(2, 2, 16, 3)),
+    ({"lengths": True, "pages": 12, "page_size": 64, "layout": "blhd"}, config(1, 2, 32, 2)),  # as vLLM's
+    ({"mask": "bool", "mask_dims": "bk", "lengths": True}, config(2, 2, 16, 3)),
+    ({"mask": "float32", "mask_dims": "bhk"}, config(2, 2, 32, 2)),
+]
+
+
+@pytest.mark.parametrize(
+    "fields, split", CACHES, ids=["lengths", "beside", "pages", "pages, beside", "mask", "added"]
+)
+class TestCachesHere:
+    pytestmark = needs_emulator
+
+    def test_it_reads_them(self, fields: dict[str, object], split: Config, tmp_path: Path) -> None:
+        work = attention(batch=4, heads=8, kv_heads=2, kv_len=150, head_dim=64, **fields)
+        assert split in TEMPLATE.space(work, H200)
+        cubin = compiled(TEMPLATE, work, H200, split)
+        assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
+        (scale,) = op_of(work).scalars(work)
+        error, allowed = run(emulated(cubin, tmp_path), work, split, scale)
+        assert error <= allowed
+
+
+@pytest.mark.parametrize("seed", range(3))
+class TestAnyConfigHere:
+    pytestmark = needs_emulator
+
+    def test_it_computes_attention(self, seed: int, tmp_path: Path) -> None:
+        """Of random forms, too: lengths that end anywhere, groups of 1 to 16, heads of 16 to 256."""
+        rng = random.Random(seed)
+        kv_heads, group = rng.choice((2, 3)), rng.choice((1, 5, 8, 16))
+        forms: list[dict[str, object]] = [
+            {},
+            {"mask": "bool", "mask_dims": "hk"},
+            {"pages": 40, "page_size": 32},
+        ]
+        work = attention(
+            batch=2, heads=kv_heads * group, kv_heads=kv_heads, kv_len=rng.randint(1, 300),
+            head_dim=rng.choice((16, 48, 128, 256)), dtype=rng.choice(("float16", "bfloat16")),
+            layout=rng.choice(("bhld", "blhd")), lengths=True, **forms[seed],
+        )  # fmt: skip
+        split = TEMPLATE.space(work, H200).sample(rng)
+        assert isinstance(split, Config)
+        cubin = compiled(TEMPLATE, work, H200, split)
+        (scale,) = op_of(work).scalars(work)
+        error, allowed = run(emulated(cubin, tmp_path), work, split, scale)
+        assert error <= allowed, (work, split)
+
+
+def test_a_chunk_lies_in_one_page() -> None:
+    work = attention(lengths=True, pages=512, page_size=16)
+    space = TEMPLATE.space(work, H200)
+    assert config(8, 4, 16, 3) in space and config(8, 4, 32, 3) not in space
+    assert TEMPLATE.default(work, H200) in space
+
+
+@pytest.mark.parametrize(
+    "work, split", CASES, ids=["a group of 4", "more blocks than heads", "one block", "a group of 12"]
+)
 class TestRunHere:
     pytestmark = needs_emulator
 

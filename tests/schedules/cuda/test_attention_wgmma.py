@@ -14,7 +14,9 @@ from tests.schedules.cuda.compiled import compiled, needs_nvcc
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.attention_sizes import sizes_of
 from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention, tiles_of
-from tvmops.schedules.cuda.kernels.attention_flash import IN_PAIRS, FlashKernel, Tiles, Walk
+from tvmops.schedules.cuda.kernels.attention_flash import FlashKernel
+from tvmops.schedules.cuda.kernels.attention_tiles import IN_PAIRS, Tiles
+from tvmops.schedules.cuda.kernels.attention_walk import Walk
 from tvmops.space import Config
 from tvmops.targets import target
 from tvmops.workloads import Workload, workload
@@ -38,7 +40,10 @@ def attention(**changes: object) -> Workload:
         (attention().generic(), "nvidia-h200", True),
         (attention(head_dim=100), "nvidia-h200", False),  # rows of 200 bytes: the copy engine takes 16s
         (attention(head_dim=264), "nvidia-h200", False),
-        (attention(mask="bool"), "nvidia-h200", False),
+        (attention(lengths=True), "nvidia-h200", True),
+        (attention(mask="bool"), "nvidia-h200", True),
+        (attention(layout="blhd"), "nvidia-h200", False),
+        (attention(lengths=True, pages=512, page_size=16), "nvidia-h200", False),
         (attention(dtype="float32"), "nvidia-h200", False),
         (attention(), "nvidia-a100", False),  # no wgmma
         (attention(), "znver4", False),
@@ -71,12 +76,14 @@ def test_causal_work_is_shared_fairly() -> None:
     assert uneven > 1.3 * TEMPLATE.estimate(work, H200, pairs)
 
 
-def visits(work: Workload, tiles: Tiles) -> NDArray[np.int32]:
+def visits(work: Workload, tiles: Tiles, *lengths: NDArray[np.int32]) -> NDArray[np.int32]:
     """Run the kernel's walk for every block, here: how often and how far each tile is taken."""
     kernel = FlashKernel(sizes_of(work), tiles)
     with IRBuilder() as builder, T.prim_func():
         T.func_name("main")
         shape = (kernel.pairs, kernel.q_tiles, 4)
+        if lengths:
+            kernel.lengths = T.arg("lengths", T.buffer(lengths[0].shape, "int32", buffer_name="lengths"))
         out = T.arg("out", T.buffer(shape, "int32", buffer_name="out"))
         with T.serial(tiles.blocks) as block:
             kernel.block = block
@@ -92,7 +99,7 @@ def visits(work: Workload, tiles: Tiles) -> NDArray[np.int32]:
     function = builder.get().with_attr("global_symbol", "main")
     module = tvm.compile(IRModule({"main": function}), target={"kind": "llvm"}, tir_pipeline="tirx")
     found = np.zeros(shape, np.int32)
-    module["main"](found)
+    module["main"](*lengths, found)
     return found
 
 
@@ -121,6 +128,26 @@ def test_each_tile_is_taken_once_and_as_far_as_it_sees(fields: dict[str, object]
     assert (found[..., 2] == np.maximum(np.minimum(first + offset + 1, kv_len) // 128, 0)).all()
 
 
+@pytest.mark.parametrize(
+    "causal, align", [(False, "bottom-right"), (True, "bottom-right"), (True, "top-left")]
+)
+def test_a_sequence_is_walked_as_far_as_it_goes(causal: bool, align: str) -> None:
+    """Lengths of nothing, below the queries, ragged, whole; and such as can't be, which are clipped."""
+    work = attention(
+        batch=6, heads=3, kv_heads=3, q_len=300, kv_len=700, causal=causal, align=align, lengths=True
+    )
+    lengths = np.array([0, 100, 513, 700, 9999, -5], np.int32)
+    tiles = Tiles(2, 128, 2, take_turns=True, own_out=True, together=IN_PAIRS, blocks=13)
+    found = visits(work, tiles, lengths)
+    assert (found[..., 0] == 1).all()
+    own = np.repeat(np.clip(lengths, 0, 700), 3)[:, None]  # of each head
+    first = np.arange(found.shape[1]) * 128
+    seen = own + 0 * first
+    if causal:
+        seen = np.minimum(first + 128 + (own - 300 if align == "bottom-right" else 0), own)
+    assert (found[..., 1] == np.maximum(-(-seen // 128), 1)).all()
+
+
 def test_pairs_give_equal_shares() -> None:
     work = attention(causal=True, batch=4, heads=13, kv_heads=13)
     found = visits(work, Tiles(2, 128, 2, take_turns=True, own_out=True, together=IN_PAIRS, blocks=13))
@@ -130,7 +157,15 @@ def test_pairs_give_equal_shares() -> None:
 
 @needs_nvcc
 @pytest.mark.parametrize(
-    "work", [attention(causal=True, kv_heads=2), attention(head_dim=64, dtype="float16")]
+    "work",
+    [
+        attention(causal=True, kv_heads=2),
+        attention(head_dim=64, dtype="float16"),
+        attention(causal=True, lengths=True),
+        attention(head_dim=64, lengths=True),
+        attention(mask="bool"),
+        attention(causal=True, head_dim=256, mask="float32", mask_dims="bhqk"),
+    ],
 )
 def test_the_code_is_what_was_meant(work: Workload) -> None:
     cubin = compiled(TEMPLATE, work, H200, TEMPLATE.default(work, H200))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 
@@ -130,6 +131,8 @@ def test_the_code_is_what_was_meant(work: Workload, config: Config) -> None:
     assert "wgmma.mma_async" in cubin.source and "cp.async.bulk.tensor" in cubin.source
     assert ("multicast" in cubin.source) is (config == SHARED)
     assert ("ld.shared::cluster" in cubin.source) is (config == SPLIT)
+    copies = re.findall(r"^\s*tvm_builtin_ptx_cp_async_bulk_tensor_g2s.*", cubin.source, re.MULTILINE)
+    assert any("cluster_ctaid" in copy for copy in copies) is (config == SHARED)  # b's, for each other alone
 
 
 def test_small_products_are_launched_while_the_kernel_before_ends() -> None:

@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 
 from tvmops.measure.bundle.torch_weights import draw_packed, unpacked
 from tvmops.ops import op_of
-from tvmops.ops.attention import SHARPNESS, last_key
+from tvmops.ops.attention import SHARPNESS, gathered, last_key
 from tvmops.signatures import SIGNATURES
-from tvmops.signatures.attention import NO_MASK
+from tvmops.signatures.attention import BLHD, NO_MASK
 from tvmops.workloads import Workload
 
 Exact: TypeAlias = Callable[[Any, Workload, Sequence[Any]], "Sequence[Any] | None"]
@@ -61,7 +61,11 @@ def _weight_only(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Seque
 def _attention(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequence[Any] | None:
     if workload["mask"] != NO_MASK:
         return None
-    q, k, v = inputs
+    q, k, v, *more = inputs
+    if workload["layout"] == BLHD:
+        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+    if workload["page_size"] != 0:
+        k, v = (gathered(tensor, more[1].long()) for tensor in (k, v))
     batch, heads, q_len, _ = q.shape
     kv_len, group = k.shape[2], heads // k.shape[1]
     (scale,) = op_of(workload).scalars(workload)
@@ -69,14 +73,16 @@ def _attention(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequenc
     keys = torch.arange(kv_len, device=q.device)
     rows = max(1, _SCORES // kv_len)
     for b in range(batch):
+        length = int(more[0][b]) if workload["lengths"] else kv_len
         for h in range(heads):
             key, value = k[b, h // group].double(), v[b, h // group].double()
             for begin in range(0, q_len, rows):
                 scores = scale * (q[b, h, begin : begin + rows].double() @ key.T)
                 if workload["causal"]:
                     queries = torch.arange(begin, begin + len(scores), device=q.device)
-                    unseen = keys[None] > queries[:, None] + last_key(workload)
+                    unseen = keys[None] > queries[:, None] + last_key(workload, length)
                     scores.masked_fill_(unseen, float("-inf"))
+                scores[:, length:] = float("-inf")
                 weights = torch.softmax(scores, -1).nan_to_num_(nan=0.0)  # 0 for a query that sees no key
                 out[b, h, begin : begin + rows] = weights @ value
     return (out,)
@@ -100,7 +106,8 @@ def _norm(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequence[Any
 
 
 def _sharp_queries(workload: Workload) -> dict[str, float] | None:
-    return {"q": SHARPNESS} if workload["mask"] == NO_MASK else None
+    drawn = workload["mask"] != NO_MASK or workload["lengths"]
+    return None if drawn else {"q": SHARPNESS}
 
 
 # By op: the exact results, or None where NumPy must compute them; by what factors the inputs

@@ -57,7 +57,7 @@ def _matmul_int8(torch: Any, workload: Workload) -> dict[str, Call]:
 def _attention(torch: Any, workload: Workload) -> dict[str, Call]:
     q_len, kv_len, heads, kv_heads = workload.dims("q_len", "kv_len", "heads", "kv_heads")
     causal = bool(workload["causal"]) and q_len > 1
-    if workload["mask"] != NO_MASK or (causal and q_len != kv_len):
+    if workload["mask"] != NO_MASK or workload["lengths"] or (causal and q_len != kv_len):
         return {}
     from torch.nn.attention import SDPBackend, sdpa_kernel
 

@@ -11,6 +11,7 @@ import numpy as np
 from tvmops.errors import CallError, CallTypeError
 from tvmops.runtime.arrays import as_bytes, broadcast, dtype_of, is_dense, view
 from tvmops.runtime.calls.base import Call, float_dtype, shape_of
+from tvmops.signatures import SIGNATURES
 from tvmops.signatures.attention import BHLD, BLHD, MASK_DTYPES, MASK_SIZES
 from tvmops.signatures.dtypes import BFLOAT16, decode
 from tvmops.workloads import Workload
@@ -27,6 +28,8 @@ def call(
     scale: float | None = None,
     mask: Any = None,
     align: str = "bottom-right",
+    lengths: Any = None,
+    block_table: Any = None,
 ) -> Call:
     """Return the call that `Library.attention` makes of its arguments.
 
@@ -35,9 +38,12 @@ def call(
     """
     q, k, v = (view(OP, name, array) for name, array in (("q", q), ("k", k), ("v", v)))
     batch, heads, q_len, head_dim = shape_of(OP, "q", q, 4)
-    kv_heads, kv_len = shape_of(OP, "k", k, 4)[1:3]
-    _check(OP, "k", k.shape, (batch, kv_heads, kv_len, head_dim))
-    _check(OP, "v", v.shape, (batch, kv_heads, kv_len, head_dim))
+    outer, kv_heads, rows, _ = shape_of(OP, "k", k, 4)
+    inputs: dict[str, Any] = {"q": q, "k": k, "v": v}
+    of_cache, kv_len = _cache(inputs, batch, outer, rows, lengths, block_table)
+    of_kv = (outer if block_table is not None else batch, kv_heads, rows, head_dim)
+    _check(OP, "k", k.shape, of_kv)
+    _check(OP, "v", v.shape, of_kv)
     if heads % kv_heads if kv_heads else heads:
         expected = f"a number of heads that divides the {heads} of q"
         raise CallError(op=OP, argument="k", value=f"of shape {tuple(k.shape)}", expected=expected)
@@ -52,10 +58,10 @@ def call(
         "kv_len": kv_len,
         "head_dim": head_dim,
         "causal": bool(causal),
-        "align": align if causal and q_len != kv_len else "bottom-right",
+        "align": align if causal and (q_len != kv_len or of_cache) else "bottom-right",
         "dtype": dtype,
+        **of_cache,
     }
-    inputs = {"q": q, "k": k, "v": v}
     if mask is not None:
         inputs["mask"], of_mask = _mask(_widened(mask, dtype), (batch, heads, q_len, kv_len))
         if min(batch, heads, q_len, kv_len) > 0:
@@ -68,13 +74,34 @@ def call(
 
     turned = {name: inputs[name].swapaxes(1, 2) for name in "qkv"}
     if not all(is_dense(inputs[name]) for name in "qkv") and all(map(is_dense, turned.values())):
-        return made(turned, BLHD, lambda: made({}, BHLD, None))
+        copied = None if block_table is not None else lambda: made({}, BHLD, None)  # a pool is too large
+        return made(turned, BLHD, copied)
     return made({}, BHLD, None)
+
+
+def _cache(
+    inputs: dict[str, Any], batch: int, outer: int, rows: int, lengths: Any, block_table: Any
+) -> tuple[dict[str, Any], int]:
+    """Add `lengths` and `block_table` to the inputs; return their fields, and how many keys there may be."""
+    if lengths is None:
+        if block_table is not None:
+            expected = "the lengths of the sequences, as there is a block_table"
+            raise CallError(op=OP, argument="lengths", value="None", expected=expected)
+        return {}, rows
+    inputs["lengths"] = view(OP, "lengths", lengths)
+    if block_table is None:
+        return {"lengths": True}, rows
+    table = view(OP, "block_table", block_table)
+    _check(OP, "block_table", table.shape[:1], (batch,))
+    columns = shape_of(OP, "block_table", table, 2)[1]
+    inputs["block_table"] = table
+    return {"lengths": True, "pages": outer, "page_size": rows}, columns * rows
 
 
 def arguments(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any]:
     """Return the arguments of `Library.attention` that make it `workload` on these arrays."""
-    given = dict(zip(("q", "k", "v", "mask"), inputs))
+    specs = SIGNATURES[OP].inputs(workload)
+    given = {spec.name: array for spec, array in zip(specs, inputs)}
     if workload["mask"] == "bool":
         given["mask"] = given["mask"].view("bool")
     if workload["layout"] == BLHD:

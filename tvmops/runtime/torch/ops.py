@@ -32,7 +32,7 @@ _SCHEMAS = {
     f"int out_zero_point=0, {_PACKED}) -> Tensor",
     "matmul_weight_only": "(Tensor x, Tensor w, str packed, SymInt[] shape, int x_bits=24) -> Tensor",
     "attention": "(Tensor q, Tensor k, Tensor v, bool causal=False, float? scale=None, Tensor? mask=None, "
-    "str align='bottom-right') -> Tensor",
+    "str align='bottom-right', Tensor? lengths=None, Tensor? block_table=None) -> Tensor",
     "conv2d": "(Tensor x, Tensor w, Tensor? bias=None, int[2] stride=1, int[4] padding=0, "
     "int[2] dilation=1, int groups=1, str? activation=None, Tensor? residual=None, str layout='NCHW', "
     f"{_PACKED}) -> Tensor",

@@ -1,0 +1,49 @@
+"""Sizes and knobs of the decode kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvmops.schedules.cpu.emit import Extent
+
+KEYS = 16  # of a product
+COLUMNS = 8  # heads of a product
+PAD = 4  # floats behind each row of a sum
+
+
+@dataclass(frozen=True)
+class Split:
+    splits: int  # blocks that share the keys of a head
+    warps: int  # of a block
+    keys: int  # of a chunk
+    stages: int  # chunks of a warp's ring
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warps
+
+    def finished(self, group: int) -> int:
+        """Return how many of a group's heads one block finishes, at most."""
+        return -(-group // self.splits)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """How keys and values lie: by sequence, or in pages; the heads of a row side by side, or apart."""
+
+    beside: bool
+    pages: Extent = 0
+    page_size: int = 0  # 0 without pages
+
+
+def pitch(head_dim: int) -> int:
+    """Return the bytes of a row of k or v in shared memory."""
+    return 2 * 64 * -(-head_dim // 64)
+
+
+def shared_bytes(head_dim: int, group: int, split: Split) -> int:
+    columns = COLUMNS * -(-group // COLUMNS)
+    ring = split.warps * split.stages * 2 * split.keys * pitch(head_dim)
+    sums = split.warps * columns * (head_dim + PAD) * 4
+    received = split.splits * split.finished(group) * 4 * (head_dim + PAD + 2) if split.splits > 1 else 0
+    return max(ring, sums) + 8 * columns * split.warps + received
