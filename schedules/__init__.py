@@ -24,9 +24,11 @@ from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
 from tvmops.schedules.cuda.gemm_mma import MmaGemm
 from tvmops.schedules.cuda.gemm_simt import SimtGemm
+from tvmops.schedules.cuda.gemm_stream import StreamGemm
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.cuda.rows import CudaRows
 from tvmops.schedules.cuda.weight_only import WeightOnlyMma
+from tvmops.schedules.cuda.weight_only_stream import WeightOnlyStream
 from tvmops.schedules.sketch import Sketch
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.targets import Target
@@ -55,10 +57,12 @@ TEMPLATES: tuple[Template, ...] = (
     Fp8Gemm(),
     MmaGemm(),
     SimtGemm(),
+    StreamGemm(),
     DecodeAttention(),
     WgmmaAttention(),
     CudaRows(),
     WeightOnlyMma(),
+    WeightOnlyStream(),
     Sketch(),
 )
 

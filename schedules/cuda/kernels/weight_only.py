@@ -20,15 +20,13 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.lang.alloc_pool import SMEMPool
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cpu.emit import Extent, ceildiv
+from tvmops.schedules.cpu.emit import ceildiv
 from tvmops.schedules.cuda.activation import activate
-from tvmops.schedules.cuda.dequantize import Dequantizer
+from tvmops.schedules.cuda.dequantize import Dequantizer, pair_up
 from tvmops.schedules.cuda.pieces import PIECE, copy_piece, fetch_piece, place_piece
+from tvmops.schedules.cuda.weight_only_product import BK, STEP, WeightOnlyProduct
 from tvmops.schedules.cuda.words import PTX_TYPES, Scalar, c_call, do, pack, ptx, when
-from tvmops.signatures.weight_groups import WeightGroups
 
-BK = 128  # k of a stage
-STEP = 32  # k of two products
 PANELS = 2  # of 16 columns, which a warp takes side by side
 COLUMNS = 16 * PANELS
 ROWS = 8  # of x, in a product
@@ -63,17 +61,6 @@ __forceinline__ __device__ void store_four(void* memory, unsigned low, unsigned 
   *static_cast<uint2*>(memory) = uint2{low, high};
 }
 """
-# (k0, k1), (k2, k3), (k4, k5), (k6, k7) in the order of nibbles: see `dequantize`.
-_PAIR_UP = """
-__forceinline__ __device__ void pair_up(unsigned* x) {
-  const unsigned a = x[0], b = x[1], c = x[2], d = x[3];
-  x[0] = __byte_perm(a, b, 0x5410);
-  x[1] = __byte_perm(c, d, 0x5410);
-  x[2] = __byte_perm(a, b, 0x7632);
-  x[3] = __byte_perm(c, d, 0x7632);
-}
-"""
-
 
 @dataclass(frozen=True)
 class WeightOnlyTiles:
@@ -105,37 +92,6 @@ class WeightOnlyTiles:
     def registers(self) -> int:
         """Registers of a thread for sums, totals and a step's operands."""
         return 16 * self.pairs * self.rows + 4 * self.rows + 12
-
-
-@dataclass(frozen=True)
-class WeightOnlyProduct:
-    m: Extent
-    n: Extent
-    k: Extent
-    dtype: str
-    groups: WeightGroups
-    bias: bool
-    activation: str
-
-    @property
-    def group(self) -> int:
-        """How much of k has one scale within a stage."""
-        return min(self.groups.group, BK)
-
-    @property
-    def heads(self) -> int:
-        """Rows of scales and zero points of a group."""
-        return 1 + self.groups.has_zero_points
-
-    @property
-    def words(self) -> int:
-        """Pieces with eight values of k."""
-        return self.groups.bits // 4
-
-    @property
-    def slots(self) -> int:
-        """Pieces of a thread in a stage, for each pair of panels."""
-        return BK // self.group * self.heads + BK // STEP * self.words
 
 
 def shared_bytes(product: WeightOnlyProduct, tiles: WeightOnlyTiles) -> int:
@@ -322,7 +278,7 @@ class WeightOnlyKernel:
             row, piece = part * ROWS + T.truncdiv(self.lane, 4), step * 4 + T.truncmod(self.lane, 4)
             self._load(self.xs, part * 4, self._x_at(stage, row, piece))
             if self.product.groups.bits == 4:
-                do(c_call("void", "pair_up", T.address_of(self.xs[part * 4]), source=_PAIR_UP))
+                pair_up(self.xs, part * 4)
 
     def _load_weights(self, stage: Any, pair: int, slot: int, terms: list[list[Any]]) -> None:
         words = self.product.words

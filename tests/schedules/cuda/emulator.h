@@ -227,6 +227,7 @@ static inline unsigned fma_pair_float16(unsigned a, unsigned b, unsigned c) { re
 static inline unsigned fma_pair_bfloat16(unsigned a, unsigned b, unsigned c) {
   return fma_pair<from_bfloat16, to_bfloat16>(a, b, c);
 }
+static inline unsigned and_or(unsigned word, unsigned mask, unsigned magic) { return (word & mask) | magic; }
 static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
   const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
   unsigned result = 0;
@@ -275,6 +276,18 @@ static inline void add_piece(float* sums, unsigned from) {
   std::memcpy(values, emulator::shared(from, 16), 16);
   for (int i = 0; i < 4; ++i) sums[i] += values[i];
 }
+static inline void add_piece_of_block(float* sums, unsigned from, int rank) {
+  emulator::shared(from, 16);
+  float values[4];
+  std::memcpy(values, (*emulator::cluster)[rank]->memory.data() + from, 16);
+  for (int i = 0; i < 4; ++i) sums[i] += values[i];
+}
+static inline void load_streamed_if(unsigned* out, const void* memory, int there) {
+  if (there && reinterpret_cast<uintptr_t>(memory) % 16) emulator::fail("an address that is not aligned");
+  std::memset(out, 0, 16);
+  if (there) std::memcpy(out, memory, 16);
+}
+static inline void load_streamed(unsigned* out, const void* memory) { load_streamed_if(out, memory, 1); }
 COPY_PIECE(2) COPY_PIECE(4) COPY_PIECE(8)
 static inline void tvm_builtin_ptx_cp_async_commit_group_async_commit_group() { emulator::now->groups.emplace_back(); }
 static inline void wait_group(size_t left) {
