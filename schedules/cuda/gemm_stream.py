@@ -8,19 +8,18 @@ from tvmops.schedules.cuda.extents import known
 from tvmops.schedules.cuda.gemm_mma import product_of
 from tvmops.schedules.cuda.kernels.stream_floats import FloatStream, form_of
 from tvmops.schedules.cuda.pieces import PIECE
-from tvmops.schedules.cuda.streaming import MOST_ROWS, Stream, knobs_of, tiles_of
-from tvmops.schedules.template import GenericKernel, Template
+from tvmops.schedules.cuda.streaming import MOST_ROWS, Stream, StreamTemplate, tiles_of
 from tvmops.signatures import ANY
 from tvmops.signatures.layouts import PLAIN
 from tvmops.signatures.matmul import SAME
-from tvmops.space import Config, Space
+from tvmops.space import Config
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 _AMPERE = 80  # mma.sync of 16 bits with cp.async
 
 
-class StreamGemm(Template):
+class StreamGemm(StreamTemplate):
     """float16 or bfloat16, no batch, rows that begin at multiples of 16 bytes; any epilogue."""
 
     name = "cuda.gemm_stream"
@@ -43,29 +42,12 @@ class StreamGemm(Template):
             and (workload["trans_b"] is True or (isinstance(n, int) and n % PIECE == 0))
         )
 
-    def space(self, workload: Workload, target: Target) -> Space:
-        stream = _stream(workload)
-        return Space(
-            self.name, knobs_of(workload, target), lambda config: stream.fits(tiles_of(config), target)
-        )
-
-    def default(self, workload: Workload, target: Target) -> Config:
-        space = self.space(workload, target)
-        return min(space, key=lambda config: self.estimate(workload, target, config))
-
-    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        return []  # `cuda.gemm_mma` answers every shape
-
-    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        return _stream(workload).seconds(tiles_of(config), target)
-
     def kernel_workload(self, workload: Workload) -> Workload:
         return workload.replace(m=ANY, n=ANY, k=ANY)
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         return FloatStream(product_of(self.kernel_workload(workload)), tiles_of(config)).module()
 
-
-def _stream(workload: Workload) -> Stream:
-    m, n, k = (known(workload, name) for name in "mnk")
-    return Stream(m, n, k, form_of(product_of(workload)), 2.0 * n * k)
+    def stream(self, workload: Workload) -> Stream:
+        m, n, k = (known(workload, name) for name in "mnk")
+        return Stream(m, n, k, form_of(product_of(workload)), 2.0 * n * k)

@@ -1,13 +1,15 @@
-"""What templates of streamed weights have in common: their knobs, their limits, a guess of their time."""
+"""What templates of streamed weights have in common: knobs, limits, a guess of their time."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 
 from tvmops.schedules.cuda.extents import known
 from tvmops.schedules.cuda.kernels.stream import StreamForm, StreamTiles
-from tvmops.space import Config, Knob
+from tvmops.schedules.template import GenericKernel, Template
+from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
@@ -15,7 +17,7 @@ MOST_ROWS = 32
 _HOPPER = 90  # clusters
 _MOST_WARPS = 16
 _OTHER_REGISTERS = 28  # of a thread
-_MOST_REGISTERS = 232  # of a thread: the compiler moves some
+_MOST_REGISTERS = 200  # of a thread: the compiler moves some
 _PORTABLE = 8  # blocks of a cluster
 _SHARE = 0.9  # of the bandwidth that a stream reaches
 _LATENCY = 1.0e-6  # seconds until a read from memory has come
@@ -86,7 +88,9 @@ class Stream:
         steps = math.ceil(units / (tiles.warps_k * tiles.splits))
         in_flight = busy * tiles.warps * min(tiles.depth, steps) * tiles.spans * form.slots * 512
         rate = min(_SHARE * gpu.bandwidth, in_flight / _LATENCY)
-        uneven = math.ceil(blocks / target.cores) * target.cores / blocks if blocks < 4 * target.cores else 1.0
+        uneven = (
+            math.ceil(blocks / target.cores) * target.cores / blocks if blocks < 4 * target.cores else 1.0
+        )
         x = 2 * self.m * self.k * columns * tiles.warps_n
         stream = self.nbytes * math.sqrt(uneven) / rate + x / _X_RATE
         trips = math.ceil(steps / tiles.depth) * math.ceil(blocks / busy)
@@ -96,3 +100,26 @@ class Stream:
             + _START_SECONDS
             + (tiles.splits > 1) * _MEETING_SECONDS
         )
+
+
+class StreamTemplate(Template):
+    """A template of few rows; another one answers the shapes that it does not cover."""
+
+    @abstractmethod
+    def stream(self, workload: Workload) -> Stream:
+        """Return what `workload` streams."""
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        stream = self.stream(workload)
+        return Space(
+            self.name, knobs_of(workload, target), lambda config: stream.fits(tiles_of(config), target)
+        )
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        return min(self.space(workload, target), key=lambda config: self.estimate(workload, target, config))
+
+    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        return []
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        return self.stream(workload).seconds(tiles_of(config), target)

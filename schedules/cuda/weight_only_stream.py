@@ -7,19 +7,18 @@ from tvm import IRModule
 from tvmops.schedules.cuda.extents import known
 from tvmops.schedules.cuda.kernels.stream_integers import IntegerStream, form_of
 from tvmops.schedules.cuda.pieces import PIECE
-from tvmops.schedules.cuda.streaming import MOST_ROWS, Stream, knobs_of, tiles_of
+from tvmops.schedules.cuda.streaming import MOST_ROWS, Stream, StreamTemplate, tiles_of
 from tvmops.schedules.cuda.weight_only_product import BK, STEP, product_of
-from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
-from tvmops.space import Config, Space
+from tvmops.space import Config
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 _AMPERE = 80  # mma.sync of 16 bits with cp.async
 
 
-class WeightOnlyStream(Template):
-    """float16 or bfloat16 x of few rows by 4-bit or 8-bit weights."""
+class WeightOnlyStream(StreamTemplate):
+    """float16 or bfloat16 x of few rows by 4-bit or 8-bit weights; `cuda.weight_only` takes the rest."""
 
     name = "cuda.weight_only_stream"
     version = 1
@@ -38,32 +37,15 @@ class WeightOnlyStream(Template):
             and k % PIECE == 0
         )
 
-    def space(self, workload: Workload, target: Target) -> Space:
-        stream = _stream(workload)
-        return Space(
-            self.name, knobs_of(workload, target), lambda config: stream.fits(tiles_of(config), target)
-        )
-
-    def default(self, workload: Workload, target: Target) -> Config:
-        space = self.space(workload, target)
-        return min(space, key=lambda config: self.estimate(workload, target, config))
-
-    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        return []  # `cuda.weight_only` answers every shape
-
-    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        return _stream(workload).seconds(tiles_of(config), target)
-
     def kernel_workload(self, workload: Workload) -> Workload:
         return workload.replace(m=ANY, n=ANY, k=ANY, x_bits="24")  # x is multiplied as it is
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         return IntegerStream(product_of(self.kernel_workload(workload)), tiles_of(config)).module()
 
-
-def _stream(workload: Workload) -> Stream:
-    m, n, k = (known(workload, name) for name in "mnk")
-    product = product_of(workload)
-    layout = product.groups
-    nbytes = n * k * layout.bits / 8 * layout.rows * layout.step / layout.group
-    return Stream(m, n, k, form_of(product), nbytes, grouped=True)
+    def stream(self, workload: Workload) -> Stream:
+        m, n, k = (known(workload, name) for name in "mnk")
+        product = product_of(workload)
+        layout = product.groups
+        nbytes = n * k * layout.bits / 8 * layout.rows * layout.step / layout.group
+        return Stream(m, n, k, form_of(product), nbytes, grouped=True)

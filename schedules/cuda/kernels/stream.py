@@ -326,7 +326,9 @@ class StreamKernel(ABC):
             for number, piece in enumerate(pieces):
                 with when(self.part == number % t.warps_k):
                     warps = [part * t.warps_n + self.place for part in range(t.warps_k)]
-                    self._pass_on(number, piece, self._sum([(self._meeting_place(w, number),) for w in warps]))
+                    self._pass_on(
+                        number, piece, self._sum([(self._meeting_place(w, number),) for w in warps])
+                    )
         if t.splits > 1:
             self._add_blocks()
 
@@ -352,9 +354,7 @@ class StreamKernel(ABC):
         four = self._zeros(4)
         for place in places:
             name, source = (
-                ("add_piece", _ADD_PIECE)
-                if len(place) == 1
-                else ("add_piece_of_block", _ADD_PIECE_OF_BLOCK)
+                ("add_piece", _ADD_PIECE) if len(place) == 1 else ("add_piece_of_block", _ADD_PIECE_OF_BLOCK)
             )
             do(c_call("void", name, T.address_of(four[0]), *place, source=source))
         return [four[i] for i in range(4)]
@@ -374,9 +374,7 @@ class StreamKernel(ABC):
     def _block_place(self, number: int) -> Any:
         count = len(self.form.pieces(self.tiles))
         begin = self.form.block_sums_at(self.tiles)
-        return self.base + T.Cast(
-            "uint32", begin + (self.place * count + number) * _LANES + self.lane * 16
-        )
+        return self.base + T.Cast("uint32", begin + (self.place * count + number) * _LANES + self.lane * 16)
 
     def _finish(self, piece: tuple[int, int, int, int], values: list[Any]) -> None:
         """Store four neighbours of a row."""

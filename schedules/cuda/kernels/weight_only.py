@@ -62,6 +62,7 @@ __forceinline__ __device__ void store_four(void* memory, unsigned low, unsigned 
 }
 """
 
+
 @dataclass(frozen=True)
 class WeightOnlyTiles:
     rows: int  # of x, in units of `ROWS`, that a block multiplies

@@ -9,9 +9,7 @@ import numpy as np
 from tests.schedules.cuda.compiled import compiled
 from tests.schedules.cuda.emulated import emulated
 from tvmops.ops import op_of
-from tvmops.schedules import Template
-from tvmops.schedules.cuda.kernels.stream import StreamForm
-from tvmops.schedules.cuda.streaming import tiles_of
+from tvmops.schedules.cuda.streaming import StreamTemplate, tiles_of
 from tvmops.signatures.dtypes import decode
 from tvmops.space import Config
 from tvmops.targets import target
@@ -21,10 +19,11 @@ H100 = target("nvidia-h100")
 _GUARD = 64  # elements
 
 
-def error_of(template: Template, work: Workload, form: StreamForm, knobs: Config, folder: Path) -> float:
+def error_of(template: StreamTemplate, work: Workload, knobs: Config, folder: Path) -> float:
     """Return the largest error, as a share of what is allowed."""
     cubin = compiled(template, work, H100, knobs)
     assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
+    form = template.stream(work).form
     op, dtype, tiles = op_of(work), str(work["dtype"]), tiles_of(knobs)
     inputs, specs = op.random_inputs(work, seed=1), op.inputs(work)
     (right,) = op.reference(work, *(decode(a, s.dtype) for a, s in zip(inputs, specs)))
