@@ -73,8 +73,9 @@ class Stream:
         )
 
     def _registers(self, tiles: StreamTiles) -> int:
-        sums = self.grouped * (8 + 8 * tiles.parts * tiles.spans)
-        return self.form.registers(tiles) + 4 * tiles.parts + sums + _OTHER_REGISTERS
+        shape = self.form.sums(tiles)
+        sums = self.grouped * (8 + shape.registers)
+        return self.form.registers(tiles) + 4 * shape.parts + sums + _OTHER_REGISTERS
 
     def seconds(self, tiles: StreamTiles, target: Target) -> float:
         """Guess: bytes at the share of the bandwidth that is on its way, in waves of blocks."""

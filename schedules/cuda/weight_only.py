@@ -7,9 +7,9 @@ import math
 from tvm import IRModule
 
 from tvmops.schedules.cuda.extents import known
+from tvmops.schedules.cuda.kernels.column_sums import ROWS
 from tvmops.schedules.cuda.kernels.weight_only import (
     COLUMNS,
-    ROWS,
     WeightOnlyKernel,
     WeightOnlyTiles,
     shared_bytes,

@@ -4,9 +4,7 @@ A warp takes a stretch of columns and every so-manieth unit of k. It reads the w
 right into registers, as its lanes will multiply them, `depth` units ahead: nothing is shared and
 nobody waits for another until the end. The products are m16n8k16 with weights as their rows
 and x as their columns; the order of k within them is that in which weights lie. The warp copies
-its own small part of x to shared memory by cp.async, as far ahead. Warps of a block, and blocks
-of a cluster, that share columns add up their sums in a fixed order: through shared memory, and
-through that of the cluster.
+its own small part of x to shared memory by cp.async, as far ahead.
 """
 
 from __future__ import annotations
@@ -21,11 +19,17 @@ from tvm.tirx.lang.alloc_pool import SMEMPool
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import Extent, ceildiv
+from tvmops.schedules.cuda.kernels.column_sums import (
+    ROWS,
+    ColumnSums,
+    Piece,
+    Place,
+    SumsShape,
+    load_piece,
+    multiply,
+)
 from tvmops.schedules.cuda.pieces import PIECE, copy_piece
-from tvmops.schedules.cuda.words import PTX_TYPES, Scalar, c_call, do, pack, ptx, when
-
-ROWS = 8  # of x, in a product
-_LANES = 512  # bytes: a piece of each lane
+from tvmops.schedules.cuda.words import Scalar, c_call, do, ptx, when
 
 _LOAD_STREAMED = """
 __forceinline__ __device__ void load_streamed(unsigned* out, const void* memory) {
@@ -46,46 +50,6 @@ __forceinline__ __device__ const void* stream_at(const void* array, int row, int
   return static_cast<const char*>(array) + static_cast<long long>(row) * pitch + offset;
 }
 """
-_LOAD_PIECE = """
-__forceinline__ __device__ void load_piece(unsigned* out, unsigned from) {
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" :
-               "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3]) : "r"(from) : "memory");
-}
-"""
-_SAVE_PIECE = """
-__forceinline__ __device__ void save_piece(unsigned to, float a, float b, float c, float d) {
-  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" :: "r"(to), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
-}
-"""
-_ADD_PIECE = """
-__forceinline__ __device__ void add_piece(float* sums, unsigned from) {
-  float a, b, c, d;
-  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" :
-               "=f"(a), "=f"(b), "=f"(c), "=f"(d) : "r"(from) : "memory");
-  sums[0] += a;
-  sums[1] += b;
-  sums[2] += c;
-  sums[3] += d;
-}
-"""
-_ADD_PIECE_OF_BLOCK = """
-__forceinline__ __device__ void add_piece_of_block(float* sums, unsigned from, int rank) {
-  unsigned remote;
-  float a, b, c, d;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(from), "r"(rank));
-  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];" :
-               "=f"(a), "=f"(b), "=f"(c), "=f"(d) : "r"(remote) : "memory");
-  sums[0] += a;
-  sums[1] += b;
-  sums[2] += c;
-  sums[3] += d;
-}
-"""
-_STORE_FOUR = """
-__forceinline__ __device__ void store_four(void* memory, unsigned low, unsigned high) {
-  *static_cast<uint2*>(memory) = uint2{low, high};
-}
-"""
 
 
 @dataclass(frozen=True)
@@ -100,11 +64,6 @@ class StreamTiles:
     @property
     def warps(self) -> int:
         return self.warps_n * self.warps_k
-
-    @property
-    def parts(self) -> int:
-        """Products side by side along the rows of x."""
-        return -(-self.rows // ROWS)
 
 
 class StreamProduct(Protocol):
@@ -133,24 +92,19 @@ class StreamForm:
         """Columns of a span."""
         return 8 * self.width
 
+    def sums(self, tiles: StreamTiles) -> SumsShape:
+        return SumsShape(tiles.rows, tiles.spans, self.width, tiles.warps_n, tiles.warps_k, tiles.splits)
+
     def registers(self, tiles: StreamTiles) -> int:
         """Registers of a thread for what is on its way, and sums."""
-        return tiles.spans * (4 * self.slots * tiles.depth + 2 * self.width * tiles.parts)
-
-    def shared_bytes(self, tiles: StreamTiles) -> int:
-        blocks = (tiles.splits > 1) * tiles.warps_n * len(self.pieces(tiles)) * _LANES
-        return self.block_sums_at(tiles) + blocks
+        return 4 * tiles.spans * self.slots * tiles.depth + self.sums(tiles).registers
 
     def block_sums_at(self, tiles: StreamTiles) -> int:
         """Return where the sums of a block begin, behind the ring of x or, later, the sums of its warps."""
-        ring = tiles.warps * tiles.depth * tiles.rows * self.unit * 2
-        return max(ring, (tiles.warps_k > 1) * tiles.warps * len(self.pieces(tiles)) * _LANES)
+        return max(tiles.warps * tiles.depth * tiles.rows * self.unit * 2, self.sums(tiles).warp_bytes)
 
-    def pieces(self, tiles: StreamTiles) -> list[tuple[int, int, int, int]]:
-        """Return what a lane has of the result, four neighbours each: span, part, odd row, which four."""
-        counts = (tiles.spans, tiles.parts, min(2, tiles.rows), self.width // 4)
-        spans, parts, odds, quads = (range(count) for count in counts)
-        return [(s, p, o, q) for s in spans for p in parts for o in odds for q in quads]
+    def shared_bytes(self, tiles: StreamTiles) -> int:
+        return self.block_sums_at(tiles) + self.sums(tiles).block_bytes
 
 
 class StreamKernel(ABC):
@@ -176,7 +130,7 @@ class StreamKernel(ABC):
 
     @abstractmethod
     def _multiply(self, slot: int, unit: Any) -> None:
-        """Add the products of a unit, which is there, to `self.totals`."""
+        """Add the products of a unit, which is there, to `self.sums.totals`."""
 
     @abstractmethod
     def _finished(self, value: Any, row: Any, column: Any) -> Any:
@@ -199,7 +153,7 @@ class StreamKernel(ABC):
         p, t, form = self.product, self.tiles, self.form
         bn = form.columns * t.spans * t.warps_n
         block = T.cta_id([ceildiv(p.m, t.rows) * ceildiv(p.n, bn) * t.splits])
-        self.rank = T.cta_id_in_cluster([t.splits]) if t.splits > 1 else 0
+        rank = T.cta_id_in_cluster([t.splits]) if t.splits > 1 else 0
         self.warp, self.lane = T.warp_id([t.warps]), T.lane_id([32])
         # Through variables, lest what the launch computes becomes arguments of the kernel.
         across = T.Bind(T.truncdiv(Scalar(p.n)() + (bn - 1), bn))
@@ -209,35 +163,32 @@ class StreamKernel(ABC):
             tile.set(tile() - across)
             row.set(row() + t.rows)
         self.row = T.Bind(row())
-        self.part, self.place = T.truncdiv(self.warp, t.warps_n), T.truncmod(self.warp, t.warps_n)
-        own = self.place * (t.spans * form.columns)
-        self.column = T.Bind(tile() * bn + own + T.truncdiv(self.lane, 4) * form.width)
+        part, place = T.truncdiv(self.warp, t.warps_n), T.truncmod(self.warp, t.warps_n)
+        self.span = T.Bind(tile() * bn + place * (t.spans * form.columns))  # column of the warp's first
+        column = T.Bind(self.span + T.truncdiv(self.lane, 4) * form.width)
         pool = SMEMPool()
         memory = pool.alloc((form.shared_bytes(t),), "uint8", align=128)
         pool.commit()
         self.base = Scalar(T.cuda.cvta_generic_to_shared(memory.ptr_to([0])), "uint32")()
-        self.totals = self._zeros(2 * form.width * t.parts * t.spans)
+        self.place = Place(self.lane, self.warp, part, place, rank, T.Bind(row()), column)
+        self.shape = form.sums(t)
+        of_blocks = self.base + T.uint32(form.block_sums_at(t))
+        self.sums = ColumnSums(self.shape, self.place, self.base, of_blocks)
         self.weights = T.alloc_local((t.depth * t.spans * form.slots * 4,), "uint32")
-        self.xs = T.alloc_local((4 * t.parts,), "uint32")
+        self.xs = T.alloc_local((4 * self.shape.parts,), "uint32")
         self.k = T.Bind(Scalar(p.k)())
-        own_row = self.row + T.truncdiv(self.lane, form.unit // PIECE)
+        own_row = self.place.row + T.truncdiv(self.lane, form.unit // PIECE)
         self.x_row = T.Bind(stream_at(self.x.data, own_row, self.k * 2, 0))
         self._begin()
         self._stream()
-        self._add_up()
-
-    def _zeros(self, count: int) -> Any:
-        registers = T.alloc_local((count,), "float32")
-        for index in range(count):
-            T.buffer_store(registers, T.float32(0), [index])
-        return registers
+        self.sums.add_up(self._finish)
 
     # The way through k.
 
     def _stream(self) -> None:
         t = self.tiles
         stride = t.splits * t.warps_k
-        first = T.Bind(self.rank * t.warps_k + self.part)
+        first = T.Bind(self.place.rank * t.warps_k + self.place.part)
         for slot in range(t.depth):
             self._fetch(slot, first + slot * stride)
         round_trip = stride * t.depth
@@ -282,117 +233,29 @@ class StreamKernel(ABC):
         for begin in range(0, t.rows * pieces, 32):
             at = begin + self.lane
             row, piece = T.truncdiv(at, pieces), T.truncmod(at, pieces)
-            with when(tirx.And(self.row + row < self.product.m, at < t.rows * pieces)):
+            with when(tirx.And(self.place.row + row < self.product.m, at < t.rows * pieces)):
                 first = stream_at(self.x_row, begin // pieces, self.k * 2, 0)
                 column = k + piece * PIECE
-                do(copy_piece(PIECE, self._x_at(slot, row, piece), first, 0, 0, column, self.k - column))
+                to, shared = self._x_at(slot, row, piece), t.warps_n > 1
+                do(copy_piece(PIECE, to, first, 0, 0, column, self.k - column, near=shared))
 
     def _load_x(self, slot: int, step: int) -> None:
         """Load eight values of k of this lane's row of x in each product."""
-        for part in range(self.tiles.parts):
+        for part in range(self.shape.parts):
             own = part * ROWS + T.truncdiv(self.lane, 4)
             row = tirx.min(own, self.tiles.rows - 1) if self.tiles.rows % ROWS else own
-            address = self._x_at(slot, row, step * 4 + T.truncmod(self.lane, 4))
-            registers = T.address_of(self.xs[part * 4])
-            do(c_call("void", "load_piece", registers, address, source=_LOAD_PIECE))
+            load_piece(self.xs, part * 4, self._x_at(slot, row, step * 4 + T.truncmod(self.lane, 4)))
 
-    def _product(self, sums: Any, at: int, weights: list[Any], half: int, begins: bool = False) -> None:
-        """Multiply 16 columns, two of this lane, by each part of x; `at` is where sums of part 0 lie."""
-        kind = PTX_TYPES[self.product.dtype]
-        for part in range(self.tiles.parts):
-            first = at + part * 2 * self.form.width
-            own = [sums[first + i] for i in range(4)]
-            before = [T.float32(0)] * 4 if begins else own
-            x = [self.xs[part * 4 + half * 2 + i] for i in range(2)]
-            ptx(f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32", *own, *weights, *x, *before)
+    def _product(
+        self, sums: Any, span: int, tile: int, columns: list[Any], half: int, begins: bool = False
+    ) -> None:
+        """Multiply two of this lane's columns by each part of x; `half` of its eight values of k."""
+        for part in range(self.shape.parts):
+            rows = [self.xs[part * 4 + half * 2 + i] for i in range(2)]
+            multiply(self.product.dtype, sums, self.shape.at(span, tile, part), columns, rows, begins)
 
-    def _sums_at(self, span: int, tile: int, part: int = 0) -> int:
-        return ((span * self.tiles.parts + part) * (self.form.width // 2) + tile) * 4
-
-    # The end. A lane holds, for two rows of x of each part, neighbouring columns.
-
-    def _add_up(self) -> None:
-        t, pieces = self.tiles, self.form.pieces(self.tiles)
-        if t.warps_k > 1:
-            do(T.cuda.cta_sync())
-        for number, piece in enumerate(pieces):
-            values = [self.totals[at] for at in self._four(piece)]
-            if t.warps_k > 1:
-                self._save(self._meeting_place(self.warp, number), values)
-            else:
-                self._pass_on(number, piece, values)
-        if t.warps_k > 1:
-            do(T.cuda.cta_sync())
-            for number, piece in enumerate(pieces):
-                with when(self.part == number % t.warps_k):
-                    warps = [part * t.warps_n + self.place for part in range(t.warps_k)]
-                    self._pass_on(
-                        number, piece, self._sum([(self._meeting_place(w, number),) for w in warps])
-                    )
-        if t.splits > 1:
-            self._add_blocks()
-
-    def _pass_on(self, number: int, piece: tuple[int, int, int, int], values: list[Any]) -> None:
-        """Finish the sums of a block; or leave them where the cluster's blocks find them."""
-        if self.tiles.splits == 1:
-            self._finish(piece, values)
-        else:
-            self._save(self._block_place(number), values)
-
-    def _add_blocks(self) -> None:
-        t = self.tiles
-        do(T.cuda.cluster_sync())
-        for number, piece in enumerate(self.form.pieces(t)):
-            turn = number % (t.warps_k * t.splits)
-            with when(tirx.And(self.part == turn % t.warps_k, self.rank == turn // t.warps_k)):
-                place = self._block_place(number)
-                self._finish(piece, self._sum([(place, rank) for rank in range(t.splits)]))
-        do(T.cuda.cluster_sync())  # no block leaves while its memory is read
-
-    def _sum(self, places: list[tuple[Any, ...]]) -> list[Any]:
-        """Return four sums of what lies at `places`: addresses, or addresses in a block of the cluster."""
-        four = self._zeros(4)
-        for place in places:
-            name, source = (
-                ("add_piece", _ADD_PIECE) if len(place) == 1 else ("add_piece_of_block", _ADD_PIECE_OF_BLOCK)
-            )
-            do(c_call("void", name, T.address_of(four[0]), *place, source=source))
-        return [four[i] for i in range(4)]
-
-    def _save(self, to: Any, values: list[Any]) -> None:
-        do(c_call("void", "save_piece", to, *values, source=_SAVE_PIECE))
-
-    def _four(self, piece: tuple[int, int, int, int]) -> list[int]:
-        span, part, odd, quad = piece
-        tiles = (quad * 2, quad * 2 + 1)
-        return [self._sums_at(span, tile, part) + below * 2 + odd for tile in tiles for below in range(2)]
-
-    def _meeting_place(self, warp: Any, number: int) -> Any:
-        count = len(self.form.pieces(self.tiles))
-        return self.base + T.Cast("uint32", (warp * count + number) * _LANES + self.lane * 16)
-
-    def _block_place(self, number: int) -> Any:
-        count = len(self.form.pieces(self.tiles))
-        begin = self.form.block_sums_at(self.tiles)
-        return self.base + T.Cast("uint32", begin + (self.place * count + number) * _LANES + self.lane * 16)
-
-    def _finish(self, piece: tuple[int, int, int, int], values: list[Any]) -> None:
-        """Store four neighbours of a row."""
-        p, (span, part, odd, quad) = self.product, piece
-        own = part * ROWS + T.truncmod(self.lane, 4) * 2 + odd
-        row, column = self.row + own, self.column + span * self.form.columns + quad * 4
-        with when(tirx.And(own < self.tiles.rows, tirx.And(row < p.m, column < p.n))):
-            columns = [column + i if i == 0 else tirx.min(column + i, p.n - 1) for i in range(4)]
-            done = [Scalar(self._finished(v, row, c), "float32")() for v, c in zip(values, columns)]
-            with T.If(T.truncmod(p.n, 4) == 0):
-                with T.Then():
-                    halves = [pack(p.dtype, *done[i : i + 2]) for i in (0, 2)]
-                    to = self.c.ptr_to([row, column])
-                    do(c_call("void", "store_four", to, *halves, source=_STORE_FOUR))
-                with T.Else():
-                    for i in range(4):
-                        with when(column + i < p.n):
-                            T.buffer_store(self.c, T.Cast(p.dtype, done[i]), [row, column + i])
+    def _finish(self, piece: Piece, values: list[Any]) -> None:
+        self.sums.store(self.c, self.product.m, self.product.n, piece, values, self._finished)
 
 
 def stream_at(array: Any, row: Any, pitch: Any, offset: Any) -> Any:

@@ -59,7 +59,7 @@ class FloatStream(StreamKernel):
 
     def _load(self, slot: int, unit: Any) -> None:
         for span in range(self.tiles.spans):
-            column = self.column + span * self.form.columns
+            column = self.place.column + span * self.form.columns
             k = unit * self.form.unit + self.depth
             if self.product.trans_b:
                 self._load_along_k(slot, span, column, k)
@@ -88,7 +88,7 @@ class FloatStream(StreamKernel):
                 for half in range(2):  # of the eight values of k
                     for tile in range(self.form.width // 2):
                         weights = self._pairs(slot, span, step, half, tile)
-                        self._product(self.totals, self._sums_at(span, tile), weights, half)
+                        self._product(self.sums.totals, span, tile, weights, half)
 
     def _pairs(self, slot: int, span: int, step: int, half: int, tile: int) -> list[Any]:
         """Return two pairs of k of two neighbouring columns: first pairs, then second ones."""

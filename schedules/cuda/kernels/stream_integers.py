@@ -14,6 +14,7 @@ from tvm.tirx.script.builder import ir as T
 from tvmops.schedules.cpu.emit import ceildiv
 from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.dequantize import Dequantizer, pair_up
+from tvmops.schedules.cuda.kernels.column_sums import zeros
 from tvmops.schedules.cuda.kernels.stream import StreamForm, StreamKernel, StreamTiles, stream_at
 from tvmops.schedules.cuda.weight_only_product import BK, STEP, WeightOnlyProduct
 from tvmops.schedules.cuda.words import Scalar, when
@@ -50,14 +51,13 @@ class IntegerStream(StreamKernel):
         pitch = T.Bind(groups * (p.groups.rows * _ROW_BYTES))  # bytes of a panel
         last = T.Bind(T.truncdiv(Scalar(p.n)() - 1, _COLUMNS))  # panel; those beyond it read it too
         across, down = T.truncdiv(lane, 4) % 4 * 16, T.truncmod(lane, 4) * (p.words * _ROW_BYTES)
-        own = self.column - T.truncdiv(lane, 4) * self.form.width  # the span's first
-        panel = T.truncdiv(own, _COLUMNS) + T.truncdiv(lane, 16)
+        panel = T.truncdiv(self.span, _COLUMNS) + T.truncdiv(lane, 16)
         self.starts = []  # of heads and of rows, for each span
         for span in range(t.spans):
             there = tirx.min(panel + span * (self.form.columns // _COLUMNS), last)
             heads = T.Bind(stream_at(self.w.data, there, pitch, across))
             self.starts.append((heads, T.Bind(_after(heads, down))))
-        self.sums = self._zeros(2 * self.form.width * t.parts * t.spans)
+        self.group_sums = zeros(self.shape.registers)
         self.pairs = T.alloc_local((16,), "uint32")  # of weights: four columns of eight values of k
 
     def _load(self, slot: int, unit: Any) -> None:
@@ -93,7 +93,7 @@ class IntegerStream(StreamKernel):
         for step in range(steps):
             self._load_x(slot, index * steps + step)
             if p.groups.bits == 4:
-                for part in range(self.tiles.parts):
+                for part in range(self.shape.parts):
                     pair_up(self.xs, part * 4)
             for span in spans:
                 self._expand(slot, span, number + p.heads + step * p.words, terms[span])
@@ -102,7 +102,7 @@ class IntegerStream(StreamKernel):
                         left, right = tile * 8 + half * 2, tile * 8 + 4 + half * 2
                         weights = [self.pairs[at] for at in (left, right, left + 1, right + 1)]
                         begins = step == 0 and half == 0
-                        self._product(self.sums, self._sums_at(span, tile), weights, half, begins)
+                        self._product(self.group_sums, span, tile, weights, half, begins)
         for span in spans:
             self._scale(span, self._weight(slot, span, number))
 
@@ -126,12 +126,13 @@ class IntegerStream(StreamKernel):
 
     def _scale(self, span: int, scales: int) -> None:
         """Add a group's sums to the totals."""
-        for part in range(self.tiles.parts):
+        totals = self.sums.totals
+        for part in range(self.shape.parts):
             for tile in range(2):
                 for i in range(4):
-                    at = self._sums_at(span, tile, part) + i
+                    at = self.shape.at(span, tile, part) + i
                     scale = tirx.reinterpret("float32", self.weights[scales + tile * 2 + i // 2])
-                    T.buffer_store(self.totals, self.totals[at] + scale * self.sums[at], [at])
+                    T.buffer_store(totals, totals[at] + scale * self.group_sums[at], [at])
 
     def _finished(self, value: Any, row: Any, column: Any) -> Any:
         if self.bias is not None:

@@ -258,8 +258,8 @@ static inline void copy_piece(unsigned to, const void* from, int row, int pitch,
   if (reinterpret_cast<uintptr_t>(at) % alignment) emulator::fail("an address that is not aligned");
   emulator::now->groups.back().push_back({to, at, 2 * std::min(std::max(valid, 0), 8)});
 }
-#define COPY_PIECE(vector)                                                                               \
-  static inline void copy_piece_##vector(unsigned to, const void* from, int row, int pitch, int column, \
+#define COPY_PIECE(name, vector)                                                                         \
+  static inline void copy_piece_##name(unsigned to, const void* from, int row, int pitch, int column, \
                                          int valid) {                                                   \
     copy_piece(to, from, row, pitch, column, valid, 2 * vector);                                        \
   }
@@ -288,7 +288,7 @@ static inline void load_streamed_if(unsigned* out, const void* memory, int there
   if (there) std::memcpy(out, memory, 16);
 }
 static inline void load_streamed(unsigned* out, const void* memory) { load_streamed_if(out, memory, 1); }
-COPY_PIECE(2) COPY_PIECE(4) COPY_PIECE(8)
+COPY_PIECE(2, 2) COPY_PIECE(4, 4) COPY_PIECE(8, 8) COPY_PIECE(8_near, 8)
 static inline void tvm_builtin_ptx_cp_async_commit_group_async_commit_group() { emulator::now->groups.emplace_back(); }
 static inline void wait_group(size_t left) {
   auto& groups = emulator::now->groups;
