@@ -13,7 +13,8 @@ from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-MOST_ROWS = 32
+MOST_ROWS = 64
+_BAND = 32  # rows of a block at most
 _HOPPER = 90  # clusters
 _MOST_WARPS = 16
 _OTHER_REGISTERS = 28  # of a thread
@@ -35,12 +36,14 @@ def knobs_of(workload: Workload, target: Target) -> tuple[Knob, ...]:
         Knob("warps_k", (1, 2, 4, 8, 16)),
         Knob("splits", (1, 2, 4, 8) if target.gpu.compute >= _HOPPER else (1,)),
         Knob("depth", (1, 2, 3, 4)),
+        Knob("chained", (0, 1) if target.gpu.compute >= _HOPPER else (0,)),
+        Knob("ahead", (0, 1, 2, 4)),
     )
 
 
 def _rows(m: int) -> tuple[int, ...]:
     """Return the fewest rows of a block that hold all of m, or the most."""
-    return (next((rows for rows in (1, 2, 4, 8, 16) if rows >= m), MOST_ROWS),)
+    return (next((rows for rows in (1, 2, 4, 8, 16) if rows >= m), _BAND),)
 
 
 def tiles_of(config: Config) -> StreamTiles:
@@ -69,6 +72,8 @@ class Stream:
             and self.form.shared_bytes(tiles) <= target.gpu.shared_bytes
             and tiles.spans * tiles.warps_n * self.form.columns < 2 * max(self.form.columns, self.n)
             and (tiles.warps_k * tiles.splits == 1 or tiles.warps_k * tiles.splits <= units)
+            and (tiles.chained or not tiles.ahead)
+            and tiles.ahead <= max(1, -(-units // (tiles.warps_k * tiles.splits)))
             and tiles.depth <= max(1, -(-units // (tiles.warps_k * tiles.splits)))
         )
 

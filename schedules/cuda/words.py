@@ -117,6 +117,18 @@ __forceinline__ __device__ void tie_{count}(float* r) {{
     do(c_call("void", f"tie_{count}", T.address_of(registers[0]), source=source))
 
 
+PROGRAMMATIC_LAUNCH = ("tirx.kernel_launch_params", ["tirx.use_programtic_dependent_launch"])
+
+
+def wait_for_kernels_before() -> None:
+    """Let the next kernel be launched, and wait until those before this one are done.
+
+    For kernels of a function with the attribute `PROGRAMMATIC_LAUNCH`; before any access of memory.
+    """
+    ptx("griddepcontrol.launch_dependents")
+    ptx("griddepcontrol.wait")
+
+
 def shared_address(buffer: Any, *indices: Any) -> Any:
     """Return the 32-bit shared-memory address of an element."""
     return T.cuda.cvta_generic_to_shared(buffer.ptr_to(list(indices)))

@@ -29,20 +29,34 @@ from tvmops.schedules.cuda.kernels.column_sums import (
     multiply,
 )
 from tvmops.schedules.cuda.pieces import PIECE, copy_piece
-from tvmops.schedules.cuda.words import Scalar, c_call, do, ptx, when
+from tvmops.schedules.cuda.words import (
+    PROGRAMMATIC_LAUNCH,
+    Scalar,
+    c_call,
+    do,
+    ptx,
+    wait_for_kernels_before,
+    when,
+)
 
 _LOAD_STREAMED = """
-__forceinline__ __device__ void load_streamed(unsigned* out, const void* memory) {
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.b32 {%0, %1, %2, %3}, [%4];" :
+__forceinline__ __device__ void load_streamed(unsigned* out, const void* memory) {{
+  asm volatile("ld.global{how}.L1::no_allocate.L2::256B.v4.b32 {{%0, %1, %2, %3}}, [%4];" :
                "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3]) : "l"(memory));
-}
+}}
 """
 # The same, or zeros.
 _LOAD_STREAMED_IF = """
-__forceinline__ __device__ void load_streamed_if(unsigned* out, const void* memory, int there) {
-  asm volatile("{ .reg .pred p; setp.ne.s32 p, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0; "
-               "@p ld.global.nc.L1::no_allocate.L2::256B.v4.b32 {%0, %1, %2, %3}, [%4]; }" :
+__forceinline__ __device__ void load_streamed_if(unsigned* out, const void* memory, int there) {{
+  asm volatile("{{ .reg .pred p; setp.ne.s32 p, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0; "
+               "@p ld.global{how}.L1::no_allocate.L2::256B.v4.b32 {{%0, %1, %2, %3}}, [%4]; }}" :
                "=&r"(out[0]), "=&r"(out[1]), "=&r"(out[2]), "=&r"(out[3]) : "l"(memory), "r"(there));
+}}
+"""
+# To the L2, where all that a kernel before this one may still write comes by.
+_ASK_FOR = """
+__forceinline__ __device__ void ask_for(const void* memory, int there) {
+  if (there) asm volatile("prefetch.global.L2 [%0];" :: "l"(memory));
 }
 """
 _STREAM_AT = """
@@ -60,6 +74,8 @@ class StreamTiles:
     warps_k: int
     splits: int  # blocks of a cluster, which share k
     depth: int  # units of k that a warp has on their way
+    chained: int = 0  # 1: launched while the kernel before it ends, for whose results it waits by itself
+    ahead: int = 0  # units that a warp asks for while it waits
 
     @property
     def warps(self) -> int:
@@ -115,6 +131,7 @@ class StreamKernel(ABC):
 
     def __init__(self, product: StreamProduct, tiles: StreamTiles) -> None:
         self.product, self.tiles = product, tiles
+        self.asks = False  # pieces are asked for, not read
 
     @abstractmethod
     def _declare(self) -> None:
@@ -147,7 +164,9 @@ class StreamKernel(ABC):
             T.device_entry()
             with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
                 self._body()
-        return IRModule({"main": builder.get().with_attr("global_symbol", "main")})
+        function = builder.get().with_attr("global_symbol", "main")
+        chained = bool(self.tiles.chained)
+        return IRModule({"main": function.with_attr(*PROGRAMMATIC_LAUNCH) if chained else function})
 
     def _body(self) -> None:
         p, t, form = self.product, self.tiles, self.form
@@ -180,6 +199,10 @@ class StreamKernel(ABC):
         own_row = self.place.row + T.truncdiv(self.lane, form.unit // PIECE)
         self.x_row = T.Bind(stream_at(self.x.data, own_row, self.k * 2, 0))
         self._begin()
+        self.first, self.stride = T.Bind(rank * t.warps_k + part), t.splits * t.warps_k
+        if t.chained:
+            self._ask_ahead()
+            wait_for_kernels_before()
         self._stream()
         self.sums.add_up(self._finish)
 
@@ -187,8 +210,7 @@ class StreamKernel(ABC):
 
     def _stream(self) -> None:
         t = self.tiles
-        stride = t.splits * t.warps_k
-        first = T.Bind(self.place.rank * t.warps_k + self.place.part)
+        first, stride = self.first, self.stride
         for slot in range(t.depth):
             self._fetch(slot, first + slot * stride)
         round_trip = stride * t.depth
@@ -203,6 +225,15 @@ class StreamKernel(ABC):
                 self._fetch(slot, unit + round_trip)
         ptx("cp.async.wait_group", 0)
 
+    def _ask_ahead(self) -> None:
+        """Have the first units brought to the L2: what they hold is read later."""
+        self.asks = True
+        for number in range(self.tiles.ahead):
+            unit = self.first + number * self.stride
+            with when(unit < self.units):
+                self._load(0, unit)
+        self.asks = False
+
     def _fetch(self, slot: int, unit: Any) -> None:
         with when(unit < self.units):
             self._load(slot, unit)
@@ -210,12 +241,18 @@ class StreamKernel(ABC):
         ptx("cp.async.commit_group")
 
     def _read(self, slot: int, span: int, number: int, pointer: Any, there: Any = None) -> None:
-        """Begin to read a piece of weights; where it is not `there`, to be 0."""
+        """Begin to read a piece of weights, or ask for it; where it is not `there`, to be 0."""
         out = T.address_of(self.weights[self._weight(slot, span, number)])
+        if self.asks:
+            do(c_call("void", "ask_for", pointer, 1 if there is None else there, source=_ASK_FOR))
+            return
+        # .nc: nothing writes the weights while this kernel runs; one before it may, where they are chained
+        how = "" if self.tiles.chained else ".nc"
         if there is None:
-            do(c_call("void", "load_streamed", out, pointer, source=_LOAD_STREAMED))
+            do(c_call("void", "load_streamed", out, pointer, source=_LOAD_STREAMED.format(how=how)))
         else:
-            do(c_call("void", "load_streamed_if", out, pointer, there, source=_LOAD_STREAMED_IF))
+            source = _LOAD_STREAMED_IF.format(how=how)
+            do(c_call("void", "load_streamed_if", out, pointer, there, source=source))
 
     def _weight(self, slot: int, span: int, number: int) -> int:
         """Return which register a piece begins at."""

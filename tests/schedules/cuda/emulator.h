@@ -236,6 +236,8 @@ static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
 }
 static inline void tvm_builtin_cuda_warp_sync() { emulator::meet(emulator::warp().group); }
 static inline void tvm_builtin_cuda_cluster_sync() { emulator::meet(emulator::cluster_group); }
+static inline void tvm_builtin_ptx_griddepcontrol_launch_dependents() {}
+static inline void tvm_builtin_ptx_griddepcontrol_wait() {}
 static inline unsigned tvm_builtin_cluster_ctaid_x() { return emulator::now->block->rank; }
 static inline unsigned tvm_builtin_cuda_cvta_generic_to_shared(const void* p) {
   const auto offset = static_cast<const uint8_t*>(p) - emulator::now->block->memory.data();
@@ -286,6 +288,9 @@ static inline void load_streamed_if(unsigned* out, const void* memory, int there
   if (there && reinterpret_cast<uintptr_t>(memory) % 16) emulator::fail("an address that is not aligned");
   std::memset(out, 0, 16);
   if (there) std::memcpy(out, memory, 16);
+}
+static inline void ask_for(const void* memory, int there) {
+  volatile char c = there ? *static_cast<const char*>(memory) : 0;
 }
 static inline void load_streamed(unsigned* out, const void* memory) { load_streamed_if(out, memory, 1); }
 COPY_PIECE(2, 2) COPY_PIECE(4, 4) COPY_PIECE(8, 8) COPY_PIECE(8_near, 8)

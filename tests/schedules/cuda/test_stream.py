@@ -27,10 +27,19 @@ def floats(m: int, n: int, k: int, **fields: object) -> Workload:
     return workload("matmul", m=m, n=n, k=k, **{"dtype": "bfloat16", **fields})
 
 
-def config(rows: int, spans: int, warps_n: int, warps_k: int, splits: int, depth: int) -> Config:
+def config(
+    rows: int, spans: int, warps_n: int, warps_k: int, splits: int, depth: int, ahead: int | None = None
+) -> Config:
     return Config.of(
-        rows=rows, spans=spans, warps_n=warps_n, warps_k=warps_k, splits=splits, depth=depth
-    )  # fmt: skip
+        rows=rows,
+        spans=spans,
+        warps_n=warps_n,
+        warps_k=warps_k,
+        splits=splits,
+        depth=depth,
+        chained=int(ahead is not None),
+        ahead=ahead or 0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -38,7 +47,7 @@ def config(rows: int, spans: int, warps_n: int, warps_k: int, splits: int, depth
     [
         (INTEGERS, integers(1, 13, 16), "nvidia-a100", True),
         (INTEGERS, integers(32, 13, 16, dtype="bfloat16", bits=8, x_bits=8), "nvidia-h100", True),
-        (INTEGERS, integers(33, 13, 16), "nvidia-h100", False),  # too many rows
+        (INTEGERS, integers(65, 13, 16), "nvidia-h100", False),  # too many rows
         (INTEGERS, integers(1, 13, 12), "nvidia-h100", False),  # rows of x begin anywhere
         (INTEGERS, integers(1, 13, 16, group=40), "nvidia-h100", False),  # ends within two products
         (INTEGERS, integers(1, 13, 16, dtype="float32"), "nvidia-h100", False),
@@ -48,7 +57,7 @@ def config(rows: int, spans: int, warps_n: int, warps_k: int, splits: int, depth
         (FLOATS, floats(1, 13, 24, trans_b=True), "nvidia-h100", True),
         (FLOATS, floats(1, 13, 24), "nvidia-h100", False),  # rows of b begin anywhere
         (FLOATS, floats(1, 16, 21, trans_b=True), "nvidia-h100", False),
-        (FLOATS, floats(33, 16, 24), "nvidia-h100", False),
+        (FLOATS, floats(65, 16, 24), "nvidia-h100", False),
         (FLOATS, floats(8, 16, 24, trans_a=True), "nvidia-h100", False),
         (FLOATS, floats(8, 16, 24, batch=2), "nvidia-h100", False),
         (FLOATS, floats(1, 16, 24, dtype="float32"), "nvidia-h100", False),
@@ -76,19 +85,19 @@ def test_few_columns_are_split_over_blocks(template: Template, make: object) -> 
 
 
 CASES = [
-    (integers(1, 64, 512), config(1, 1, 1, 2, 1, 2)),
-    (integers(1, 50, 1000), config(1, 1, 1, 2, 2, 3)),  # a panel too few; k ends within a group; odd n
+    (integers(1, 64, 512), config(1, 1, 1, 2, 1, 2, 0)),  # launched early
+    (integers(1, 50, 1000), config(1, 1, 1, 2, 2, 3, 1)),  # a panel too few; k ends within a group; odd n
     (integers(13, 84, 328, group=32, zero_points=True), config(16, 1, 2, 2, 1, 2)),  # or within a unit
     (integers(5, 36, 192, bits=8, bias=True, activation="relu"), config(8, 1, 1, 1, 2, 1)),
     (integers(3, 44, 320, bits=8, dtype="bfloat16", zero_points=True, group=64), config(4, 1, 1, 1, 1, 3)),
     (integers(9, 132, 264, dtype="bfloat16", zero_points=True, bias=True), config(4, 2, 1, 1, 2, 1)),
     (integers(2, 40, 1000, group=256, activation="silu"), config(2, 1, 1, 4, 1, 2)),
-    (floats(1, 64, 512), config(1, 1, 1, 4, 1, 4)),
+    (floats(1, 64, 512), config(1, 1, 1, 4, 1, 4, 2)),
     (floats(3, 72, 104, dtype="float16", bias=True, residual=True), config(4, 1, 1, 2, 2, 1)),
-    (floats(1, 24, 24), config(1, 1, 1, 1, 1, 1)),  # k and n end within what is read
+    (floats(1, 24, 24), config(1, 1, 1, 1, 1, 1, 1)),  # k and n end within what is read
     (floats(17, 136, 136), config(8, 1, 1, 1, 4, 1)),  # several bands of rows
     (floats(16, 200, 96), config(16, 2, 1, 1, 1, 1)),
-    (floats(1, 37, 512, trans_b=True), config(1, 1, 1, 2, 4, 1)),  # odd n
+    (floats(1, 37, 512, trans_b=True), config(1, 1, 1, 2, 4, 1, 1)),  # odd n
     (floats(30, 72, 136, dtype="float16", trans_b=True, bias=True), config(32, 1, 2, 2, 1, 1)),
     (floats(5, 76, 520, trans_b=True, residual=True), config(8, 2, 1, 2, 2, 2)),
 ]  # fmt: skip
