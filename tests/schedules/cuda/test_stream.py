@@ -47,7 +47,7 @@ def config(
     [
         (INTEGERS, integers(1, 13, 16), "nvidia-a100", True),
         (INTEGERS, integers(32, 13, 16, dtype="bfloat16", bits=8, x_bits=8), "nvidia-h100", True),
-        (INTEGERS, integers(65, 13, 16), "nvidia-h100", False),  # too many rows
+        (INTEGERS, integers(33, 13, 16), "nvidia-h100", False),  # too many rows
         (INTEGERS, integers(1, 13, 12), "nvidia-h100", False),  # rows of x begin anywhere
         (INTEGERS, integers(1, 13, 16, group=40), "nvidia-h100", False),  # ends within two products
         (INTEGERS, integers(1, 13, 16, dtype="float32"), "nvidia-h100", False),
@@ -57,7 +57,7 @@ def config(
         (FLOATS, floats(1, 13, 24, trans_b=True), "nvidia-h100", True),
         (FLOATS, floats(1, 13, 24), "nvidia-h100", False),  # rows of b begin anywhere
         (FLOATS, floats(1, 16, 21, trans_b=True), "nvidia-h100", False),
-        (FLOATS, floats(65, 16, 24), "nvidia-h100", False),
+        (FLOATS, floats(33, 16, 24), "nvidia-h100", False),
         (FLOATS, floats(8, 16, 24, trans_a=True), "nvidia-h100", False),
         (FLOATS, floats(8, 16, 24, batch=2), "nvidia-h100", False),
         (FLOATS, floats(1, 16, 24, dtype="float32"), "nvidia-h100", False),
