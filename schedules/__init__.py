@@ -53,16 +53,16 @@ TEMPLATES: tuple[Template, ...] = (
     CpuSoftmaxColumns(),
     CpuNorm(),
     CpuElementwise(),
+    StreamGemm(),
     WgmmaGemm(),
     Fp8Gemm(),
     MmaGemm(),
     SimtGemm(),
-    StreamGemm(),
     DecodeAttention(),
     WgmmaAttention(),
     CudaRows(),
-    WeightOnlyMma(),
     WeightOnlyStream(),
+    WeightOnlyMma(),
     Sketch(),
 )
 

@@ -35,8 +35,7 @@ class StreamGemm(StreamTemplate):
             and workload["out_dtype"] == workload["bias_dtype"] == SAME
             and workload["batch"] == 1
             and not workload["trans_a"]
-            and isinstance(m, int)
-            and m <= MOST_ROWS
+            and (m == ANY or (isinstance(m, int) and m <= MOST_ROWS))
             and isinstance(k, int)
             and k % PIECE == 0
             and (workload["trans_b"] is True or (isinstance(n, int) and n % PIECE == 0))

@@ -31,8 +31,7 @@ class WeightOnlyStream(StreamTemplate):
             workload["dtype"] in ("float16", "bfloat16")
             and isinstance(group, int)
             and (group in (STEP, 2 * STEP) or group % BK == 0)
-            and isinstance(m, int)
-            and m <= MOST_ROWS
+            and (m == ANY or (isinstance(m, int) and m <= MOST_ROWS))
             and isinstance(k, int)
             and k % PIECE == 0
         )

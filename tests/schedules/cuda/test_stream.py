@@ -61,6 +61,7 @@ def config(
         (FLOATS, floats(8, 16, 24, trans_a=True), "nvidia-h100", False),
         (FLOATS, floats(8, 16, 24, batch=2), "nvidia-h100", False),
         (FLOATS, floats(1, 16, 24, dtype="float32"), "nvidia-h100", False),
+        (FLOATS, floats(1, 16, 24).replace(m="*"), "nvidia-h100", True),  # in bands of rows
         (FLOATS, floats(1, 16, 24).generic(), "nvidia-h100", False),
     ],
 )
@@ -144,6 +145,20 @@ def test_weights_are_read_wide_and_past_the_cache(
     cubin = compiled(template, work, H100, template.default(work, H100))
     assert cubin.report.spilled_bytes == cubin.report.stack_bytes == 0
     ptx = ptx_of(cubin, "sm_90a", tmp_path)
-    for instruction in ("ld.global.nc.L1::no_allocate.L2::256B.v4.b32", *instructions):
+    for instruction in ("ld.global.L1::no_allocate.L2::256B.v4.b32", *instructions):
         assert instruction in ptx
     assert "ld.local" not in ptx
+    # Nothing is read before the kernels before have ended: until then weights are only asked for.
+    asked, waits, read = (
+        ptx.index(text) for text in ("prefetch.global.L2", "griddepcontrol.wait", "ld.global.L1::")
+    )
+    assert asked < waits < read and ptx.index("cp.async.cg") > waits
+
+
+@needs_nvcc
+def test_unless_launched_early_nothing_is_asked_for(tmp_path: Path) -> None:
+    work = integers(1, 4096, 4096)
+    cubin = compiled(INTEGERS, work, H100, INTEGERS.default(work, H100).replace(chained=0, ahead=0))
+    ptx = ptx_of(cubin, "sm_90a", tmp_path)
+    assert "ld.global.nc.L1::no_allocate.L2::256B.v4.b32" in ptx
+    assert "griddepcontrol" not in ptx and "prefetch.global.L2" not in ptx
