@@ -80,7 +80,7 @@ class Stream:
             and self.form.shared_bytes(tiles) <= target.gpu.shared_bytes
             and tiles.spans * tiles.warps_n * self.form.columns < 2 * max(self.form.columns, self.n)
             and (tiles.warps_k * tiles.splits == 1 or tiles.warps_k * tiles.splits <= units)
-            and (tiles.chained or not tiles.ahead)
+            and (tiles.chained == 1 or tiles.ahead == 0)
             and tiles.ahead <= max(1, -(-units // (tiles.warps_k * tiles.splits)))
             and tiles.depth <= max(1, -(-units // (tiles.warps_k * tiles.splits)))
         )
