@@ -21,17 +21,17 @@ _OTHER_REGISTERS = 20  # of a thread
 _MOST_REGISTERS = 192  # of a thread: the compiler moves some
 _RESIDENT_WARPS = 64  # of a multiprocessor
 
-# Of the guess, fitted to what an H100 took for 1133 configs of 45 shapes.
+# Of the guess, fitted to what an H100 took for 1401 configs of 43 shapes.
 _SHARE = 0.9  # of the bandwidth that a stream reaches
-_X_RATE = 1.2e13  # bytes a second from the L2
-_BLOCK_RATE = 6.0e10  # bytes a second that one multiprocessor takes at most
-_LATENCY = 0.4e-6  # seconds until a read has come, and
-_PIECE_SECONDS = 6e-8  # for each piece of a unit
+_X_RATE = 8e12  # bytes a second from the L2
+_BLOCK_RATE = 5.0e10  # bytes a second that one multiprocessor takes at most
+_LATENCY = 0.7e-6  # seconds until a read has come
+_PIECE_SECONDS = 1e-7  # that a warp works on a piece
 _SHARPNESS = 3.0  # of the bend where one limit takes over from another
-_START_SECONDS = 3.4e-6
-_WAVE_SECONDS = 1.0e-6
-_MEETING_SECONDS = 1.2e-6  # of the blocks of a cluster
-_PLACES = 0.85  # of the machine: clusters of 4 and more don't find room everywhere
+_START_SECONDS = 3.0e-6
+_WAVE_SECONDS = 1.5e-6
+_MEETING_SECONDS = 0.9e-6  # of the blocks of a cluster
+_PLACES = 0.75  # of the machine: clusters of 4 and more don't find room everywhere
 _CHAINED_SECONDS, _AHEAD_SECONDS = 0.6e-6, 0.35e-6  # gained by an early launch, by asking ahead
 
 
@@ -99,7 +99,7 @@ class Stream:
         busy = min(blocks, self._places(tiles, target))
         steps = math.ceil(units / (tiles.warps_k * tiles.splits))
         pieces = tiles.spans * self.form.slots
-        trip = (_LATENCY + _PIECE_SECONDS * pieces) / min(tiles.depth, steps)
+        trip = _LATENCY / min(tiles.depth, steps) + _PIECE_SECONDS * pieces
         limits = (
             self.nbytes / (_SHARE * target.gpu.bandwidth)
             + 2 * self.m * self.k * columns * tiles.warps_n / _X_RATE,
