@@ -87,7 +87,7 @@ class Stream:
 
     def _registers(self, tiles: StreamTiles) -> int:
         shape = self.form.sums(tiles)
-        sums = self.grouped * (8 + shape.registers)
+        sums = self.grouped * (8 * shape.parts + shape.registers)
         return self.form.registers(tiles) + 4 * shape.parts + sums + _OTHER_REGISTERS
 
     def seconds(self, tiles: StreamTiles, target: Target) -> float:

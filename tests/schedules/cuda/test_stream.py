@@ -135,7 +135,8 @@ class TestRandomConfigs:
     [
         (integers(1, 4096, 4096), ("fma.rn.f16x2", "lop3.b32", "mma.sync.aligned.m16n8k16.row.col.f32.f16")),
         (floats(1, 4096, 4096), ("prmt.b32", "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32")),
-        (floats(1, 1024, 4096, trans_b=True), ("mapa.shared::cluster", "ld.shared::cluster.v4.f32")),
+        (floats(1, 1024, 4096), ("mapa.shared::cluster", "ld.shared::cluster.v4.f32")),
+        (integers(32, 4096, 4096, zero_points=True), ()),  # most registers
     ],
 )
 def test_weights_are_read_wide_and_past_the_cache(
