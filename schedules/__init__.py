@@ -29,9 +29,11 @@ from tvmops.schedules.cuda.gemm_int8 import Int8Gemm
 from tvmops.schedules.cuda.gemm_mma import MmaGemm
 from tvmops.schedules.cuda.gemm_padded import PaddedGemm
 from tvmops.schedules.cuda.gemm_simt import SimtGemm
+from tvmops.schedules.cuda.gemm_stream import StreamGemm
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.cuda.rows import CudaRows
 from tvmops.schedules.cuda.weight_only import WeightOnlyMma
+from tvmops.schedules.cuda.weight_only_stream import WeightOnlyStream
 from tvmops.schedules.sketch import Sketch
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.targets import Target
@@ -57,6 +59,7 @@ TEMPLATES: tuple[Template, ...] = (
     CpuSoftmaxColumns(),
     CpuNorm(),
     CpuElementwise(),
+    StreamGemm(),
     WgmmaGemm(),
     ChainedGemm(),
     PaddedGemm(),
@@ -68,6 +71,7 @@ TEMPLATES: tuple[Template, ...] = (
     DecodeAttention(),
     WgmmaAttention(),
     CudaRows(),
+    WeightOnlyStream(),
     WeightOnlyMma(),
     Sketch(),
 )

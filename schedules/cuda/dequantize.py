@@ -22,25 +22,33 @@ __forceinline__ __device__ unsigned fma_pair_{dtype}(unsigned a, unsigned b, uns
   return d;
 }}
 """
+# One instruction, which the compiler does not make of & and | with two constants.
+_AND_OR = """
+__forceinline__ __device__ unsigned and_or(unsigned word, unsigned mask, unsigned magic) {
+  unsigned d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(d) : "r"(word), "r"(mask), "r"(magic));
+  return d;
+}
+"""
 _NIBBLES_FLOAT16 = """
 __forceinline__ __device__ void dequantize_nibbles_float16(unsigned* out, unsigned word, unsigned low,
                                                            unsigned high) {
   const unsigned one = 0x3C003C00u, sixteenth = 0x2C002C00u, magic = 0x64006400u;
   const unsigned shifted = word >> 8;
-  out[0] = fma_pair_float16((word & 0x000F000Fu) | magic, one, low);
-  out[1] = fma_pair_float16((word & 0x00F000F0u) | magic, sixteenth, high);
-  out[2] = fma_pair_float16((shifted & 0x000F000Fu) | magic, one, low);
-  out[3] = fma_pair_float16((shifted & 0x00F000F0u) | magic, sixteenth, high);
+  out[0] = fma_pair_float16(and_or(word, 0x000F000Fu, magic), one, low);
+  out[1] = fma_pair_float16(and_or(word, 0x00F000F0u, magic), sixteenth, high);
+  out[2] = fma_pair_float16(and_or(shifted, 0x000F000Fu, magic), one, low);
+  out[3] = fma_pair_float16(and_or(shifted, 0x00F000F0u, magic), sixteenth, high);
 }
 """
 _NIBBLES_BFLOAT16 = """
 __forceinline__ __device__ void dequantize_nibbles_bfloat16(unsigned* out, unsigned word, unsigned low,
                                                             unsigned high) {
   const unsigned one = 0x3F803F80u, magic = 0x43004300u;
-  out[0] = fma_pair_bfloat16((word & 0x000F000Fu) | magic, one, low);
-  out[1] = fma_pair_bfloat16((word >> 4 & 0x000F000Fu) | magic, one, high);
-  out[2] = fma_pair_bfloat16((word >> 8 & 0x000F000Fu) | magic, one, low);
-  out[3] = fma_pair_bfloat16((word >> 12 & 0x000F000Fu) | magic, one, high);
+  out[0] = fma_pair_bfloat16(and_or(word, 0x000F000Fu, magic), one, low);
+  out[1] = fma_pair_bfloat16(and_or(word >> 4, 0x000F000Fu, magic), one, high);
+  out[2] = fma_pair_bfloat16(and_or(word >> 8, 0x000F000Fu, magic), one, low);
+  out[3] = fma_pair_bfloat16(and_or(word >> 12, 0x000F000Fu, magic), one, high);
 }
 """
 _BYTES_FLOAT16 = """
@@ -59,6 +67,16 @@ __forceinline__ __device__ void dequantize_bytes_bfloat16(unsigned* out, unsigne
   const float d = __uint_as_float(__byte_perm(word, magic, 0x7443)) - zero;
   out[0] = pack_bfloat16(a, b);
   out[1] = pack_bfloat16(c, d);
+}
+"""
+# (k0, k1), (k2, k3), (k4, k5), (k6, k7) in the order of nibbles: see `dequantize`.
+_PAIR_UP = """
+__forceinline__ __device__ void pair_up(unsigned* x) {
+  const unsigned a = x[0], b = x[1], c = x[2], d = x[3];
+  x[0] = __byte_perm(a, b, 0x5410);
+  x[1] = __byte_perm(c, d, 0x5410);
+  x[2] = __byte_perm(a, b, 0x7632);
+  x[3] = __byte_perm(c, d, 0x7632);
 }
 """
 _MAGIC = {"float16": 1024.0, "bfloat16": 128.0}
@@ -97,7 +115,8 @@ class Dequantizer:
         text = _TEXTS[what, self.dtype]
         if what == "bytes" and self.dtype == "bfloat16":
             return text
-        return _FMA_PAIR.format(dtype=self.dtype, ptx=PTX_TYPES[self.dtype]) + text
+        words = _AND_OR if what == "nibbles" else ""
+        return words + _FMA_PAIR.format(dtype=self.dtype, ptx=PTX_TYPES[self.dtype]) + text
 
 
 _TEXTS = {
@@ -106,3 +125,8 @@ _TEXTS = {
     ("bytes", "float16"): _BYTES_FLOAT16,
     ("bytes", "bfloat16"): _BYTES_BFLOAT16,
 }
+
+
+def pair_up(registers: Any, at: int) -> None:
+    """Put eight values of x, `registers[at:]`, in the order of nibbles."""
+    do(c_call("void", "pair_up", T.address_of(registers[at]), source=_PAIR_UP))

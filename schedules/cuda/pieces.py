@@ -10,7 +10,7 @@ PIECE = 8  # elements: 16 bytes
 
 # 8 elements to shared memory; those from the `valid`-th on become 0.
 _COPY_ASYNC = """
-__forceinline__ __device__ void copy_piece_{vector}(unsigned to, const void* from, int row, int pitch,
+__forceinline__ __device__ void copy_piece_{name}(unsigned to, const void* from, int row, int pitch,
                                                     int column, int valid) {{
   const char* at = static_cast<const char*>(from);
   if (valid > 0) at += (static_cast<long long>(row) * pitch + column) * 2;
@@ -47,11 +47,17 @@ __forceinline__ __device__ void place_words(unsigned to, const unsigned* raw) {
 """
 
 
-def copy_piece(vector: int, to: Any, array: Any, row: Any, pitch: Any, column: Any, valid: Any) -> Any:
-    """Begin to copy a piece of `row`, `vector` elements at a time; from the `valid`-th on it is 0."""
-    cache = "cg" if vector == PIECE else "ca"
-    source = _COPY_ASYNC.format(vector=vector, nbytes=2 * vector, cache=cache)
-    return c_call("void", f"copy_piece_{vector}", to, array, row, pitch, column, valid, source=source)
+def copy_piece(
+    vector: int, to: Any, array: Any, row: Any, pitch: Any, column: Any, valid: Any, near: bool = False
+) -> Any:
+    """Begin to copy a piece of `row`, `vector` elements at a time; from the `valid`-th on it is 0.
+
+    `near` keeps it in the L1 for other warps that will copy it.
+    """
+    cache = "cg" if vector == PIECE and not near else "ca"
+    name = f"{vector}_near" if near else f"{vector}"
+    source = _COPY_ASYNC.format(name=name, vector=vector, nbytes=2 * vector, cache=cache)
+    return c_call("void", f"copy_piece_{name}", to, array, row, pitch, column, valid, source=source)
 
 
 def fetch_piece(raw: Any, array: Any, row: Any, pitch: Any, column: Any, valid: Any) -> Any:

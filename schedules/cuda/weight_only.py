@@ -6,20 +6,17 @@ import math
 
 from tvm import IRModule
 
-from tvmops.schedules.cuda.extents import extent, known
+from tvmops.schedules.cuda.extents import known
+from tvmops.schedules.cuda.kernels.column_sums import ROWS
 from tvmops.schedules.cuda.kernels.weight_only import (
-    BK,
     COLUMNS,
-    ROWS,
-    STEP,
     WeightOnlyKernel,
-    WeightOnlyProduct,
     WeightOnlyTiles,
     shared_bytes,
 )
+from tvmops.schedules.cuda.weight_only_product import BK, STEP, product_of
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
-from tvmops.signatures.matmul_weight_only import groups_of
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
@@ -118,20 +115,6 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
 
 def tiles_of(config: Config) -> WeightOnlyTiles:
     return WeightOnlyTiles(**{name: int(value) for name, value in config.items})
-
-
-def product_of(workload: Workload) -> WeightOnlyProduct:
-    """Return what `workload` multiplies; sizes that are `*` become variables."""
-    m, n, k = (extent(workload, name) for name in "mnk")
-    return WeightOnlyProduct(
-        m=m,
-        n=n,
-        k=k,
-        dtype=str(workload["dtype"]),
-        groups=groups_of(workload),
-        bias=bool(workload["bias"]),
-        activation=str(workload["activation"]),
-    )
 
 
 def _vectors(workload: Workload) -> tuple[int, ...]:

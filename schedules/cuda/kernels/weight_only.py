@@ -20,59 +20,28 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.lang.alloc_pool import SMEMPool
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cpu.emit import Extent, ceildiv
+from tvmops.schedules.cpu.emit import ceildiv
 from tvmops.schedules.cuda.activation import activate
-from tvmops.schedules.cuda.dequantize import Dequantizer
+from tvmops.schedules.cuda.dequantize import Dequantizer, pair_up
+from tvmops.schedules.cuda.kernels.column_sums import (
+    LANES,
+    ROWS,
+    ColumnSums,
+    Piece,
+    Place,
+    SumsShape,
+    load_piece,
+    multiply,
+    zeros,
+)
 from tvmops.schedules.cuda.pieces import PIECE, copy_piece, fetch_piece, place_piece
-from tvmops.schedules.cuda.words import PTX_TYPES, Scalar, c_call, do, pack, ptx, when
-from tvmops.signatures.weight_groups import WeightGroups
+from tvmops.schedules.cuda.weight_only_product import BK, STEP, WeightOnlyProduct
+from tvmops.schedules.cuda.words import Scalar, do, ptx, when
 
-BK = 128  # k of a stage
-STEP = 32  # k of two products
 PANELS = 2  # of 16 columns, which a warp takes side by side
 COLUMNS = 16 * PANELS
-ROWS = 8  # of x, in a product
 _ROW_BYTES = 64  # of packed weights
-_LANES = 512  # bytes: a piece of each lane
 _X_PIECES = BK // PIECE  # of a row of x in a stage
-
-_LOAD_PIECE = """
-__forceinline__ __device__ void load_piece(unsigned* out, unsigned from) {
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" :
-               "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3]) : "r"(from) : "memory");
-}
-"""
-_SAVE_PIECE = """
-__forceinline__ __device__ void save_piece(unsigned to, float a, float b, float c, float d) {
-  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" :: "r"(to), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
-}
-"""
-_ADD_PIECE = """
-__forceinline__ __device__ void add_piece(float* sums, unsigned from) {
-  float a, b, c, d;
-  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" :
-               "=f"(a), "=f"(b), "=f"(c), "=f"(d) : "r"(from) : "memory");
-  sums[0] += a;
-  sums[1] += b;
-  sums[2] += c;
-  sums[3] += d;
-}
-"""
-_STORE_FOUR = """
-__forceinline__ __device__ void store_four(void* memory, unsigned low, unsigned high) {
-  *static_cast<uint2*>(memory) = uint2{low, high};
-}
-"""
-# (k0, k1), (k2, k3), (k4, k5), (k6, k7) in the order of nibbles: see `dequantize`.
-_PAIR_UP = """
-__forceinline__ __device__ void pair_up(unsigned* x) {
-  const unsigned a = x[0], b = x[1], c = x[2], d = x[3];
-  x[0] = __byte_perm(a, b, 0x5410);
-  x[1] = __byte_perm(c, d, 0x5410);
-  x[2] = __byte_perm(a, b, 0x7632);
-  x[3] = __byte_perm(c, d, 0x7632);
-}
-"""
 
 
 @dataclass(frozen=True)
@@ -102,50 +71,18 @@ class WeightOnlyTiles:
         return self.bm * BK * 2
 
     @property
+    def sums(self) -> SumsShape:
+        return SumsShape(self.bm, self.pairs, 4, self.warps_n, self.warps_k)
+
+    @property
     def registers(self) -> int:
         """Registers of a thread for sums, totals and a step's operands."""
         return 16 * self.pairs * self.rows + 4 * self.rows + 12
 
 
-@dataclass(frozen=True)
-class WeightOnlyProduct:
-    m: Extent
-    n: Extent
-    k: Extent
-    dtype: str
-    groups: WeightGroups
-    bias: bool
-    activation: str
-
-    @property
-    def group(self) -> int:
-        """How much of k has one scale within a stage."""
-        return min(self.groups.group, BK)
-
-    @property
-    def heads(self) -> int:
-        """Rows of scales and zero points of a group."""
-        return 1 + self.groups.has_zero_points
-
-    @property
-    def words(self) -> int:
-        """Pieces with eight values of k."""
-        return self.groups.bits // 4
-
-    @property
-    def slots(self) -> int:
-        """Pieces of a thread in a stage, for each pair of panels."""
-        return BK // self.group * self.heads + BK // STEP * self.words
-
-
 def shared_bytes(product: WeightOnlyProduct, tiles: WeightOnlyTiles) -> int:
-    stage = tiles.warps * tiles.pairs * product.slots * _LANES + tiles.warps_k * tiles.x_bytes
-    return max(tiles.stages * stage, _sum_bytes(tiles))
-
-
-def _sum_bytes(tiles: WeightOnlyTiles) -> int:
-    """Bytes in which the parts of k meet."""
-    return (tiles.warps_k > 1) * tiles.warps * tiles.pairs * tiles.rows * 2 * _LANES
+    stage = tiles.warps * tiles.pairs * product.slots * LANES + tiles.warps_k * tiles.x_bytes
+    return max(tiles.stages * stage, tiles.sums.warp_bytes)
 
 
 class WeightOnlyKernel:
@@ -185,33 +122,29 @@ class WeightOnlyKernel:
         ring = pool.alloc((shared_bytes(p, t),), "uint8", align=128)
         pool.commit()
         self.base = Scalar(T.cuda.cvta_generic_to_shared(ring.ptr_to([0])), "uint32")()
-        self.totals = self._zeros(8 * t.pairs * t.rows)
-        self.sums = self._zeros(8 * t.pairs * t.rows)
+        column = T.Bind(self.column + T.truncdiv(self.lane, 4) * 4)
+        place = Place(self.lane, self.warp, self.part, self.place, 0, self.row, column)
+        self.sums = ColumnSums(t.sums, place, self.base, self.base)
+        self.group_sums = zeros(t.sums.registers)
         self.xs = T.alloc_local((4 * t.rows,), "uint32")
         self.words = T.alloc_local((4 * p.words,), "uint32")
         self.factors = T.alloc_local((4,), "uint32")  # a piece of scales or of zero points
         self.pairs = T.alloc_local((16,), "uint32")  # of weights: four columns of eight values of k
         self.raw = T.alloc_local((8,), "uint32") if t.vector == 1 else None
         self._multiply_all()
-        self._add_up()
-
-    def _zeros(self, count: int) -> Any:
-        registers = T.alloc_local((count,), "float32")
-        for index in range(count):
-            T.buffer_store(registers, T.float32(0), [index])
-        return registers
+        self.sums.add_up(self._finish)
 
     # The ring: for each warp its pieces of weights, for each stretch of k its tile of x.
 
     def _weights_at(self, stage: Any, pair: int, slot: int) -> Any:
         t, p = self.tiles, self.product
-        first = (stage * t.warps + self.warp) * (t.pairs * p.slots * _LANES)
-        return self.base + T.Cast("uint32", first + (pair * p.slots + slot) * _LANES + self.lane * 16)
+        first = (stage * t.warps + self.warp) * (t.pairs * p.slots * LANES)
+        return self.base + T.Cast("uint32", first + (pair * p.slots + slot) * LANES + self.lane * 16)
 
     def _x_at(self, stage: Any, row: Any, piece: Any) -> Any:
         """Return where a piece of x lies; those of two neighbouring rows lie in different banks."""
         t = self.tiles
-        begin = t.stages * t.warps * t.pairs * self.product.slots * _LANES
+        begin = t.stages * t.warps * t.pairs * self.product.slots * LANES
         tile = begin + (stage * t.warps_k + self.part) * t.x_bytes
         turned = piece ^ (row % 2 * 4)
         return self.base + T.Cast("uint32", tile + (row * _X_PIECES + turned) * 16)
@@ -308,7 +241,7 @@ class WeightOnlyKernel:
         p = self.product
         if not p.groups.has_zero_points:
             return [self.dequantizer.terms(T.float32(p.groups.zero))] * 4
-        self._load(self.factors, 0, self._weights_at(stage, pair, slot + 1))
+        load_piece(self.factors, 0, self._weights_at(stage, pair, slot + 1))
         terms = []
         for column in range(4):
             zero = tirx.reinterpret("float32", self.factors[column])
@@ -320,102 +253,44 @@ class WeightOnlyKernel:
         """Load eight values of k of each of this thread's rows."""
         for part in range(self.tiles.rows):
             row, piece = part * ROWS + T.truncdiv(self.lane, 4), step * 4 + T.truncmod(self.lane, 4)
-            self._load(self.xs, part * 4, self._x_at(stage, row, piece))
+            load_piece(self.xs, part * 4, self._x_at(stage, row, piece))
             if self.product.groups.bits == 4:
-                do(c_call("void", "pair_up", T.address_of(self.xs[part * 4]), source=_PAIR_UP))
+                pair_up(self.xs, part * 4)
 
     def _load_weights(self, stage: Any, pair: int, slot: int, terms: list[list[Any]]) -> None:
         words = self.product.words
         for word in range(words):
-            self._load(self.words, word * 4, self._weights_at(stage, pair, slot + word))
+            load_piece(self.words, word * 4, self._weights_at(stage, pair, slot + word))
         for column in range(4):
             own = [self.words[word * 4 + column] for word in range(words)]
             self.dequantizer.expand(self.pairs, column * 4, own, terms[column])
 
-    def _load(self, registers: Any, at: int, address: Any) -> None:
-        do(c_call("void", "load_piece", T.address_of(registers[at]), address, source=_LOAD_PIECE))
-
     def _multiply_pair(self, pair: int, begins: bool) -> None:
-        kind = PTX_TYPES[self.product.dtype]
+        dtype, shape = self.product.dtype, self.tiles.sums
         for half in range(2):  # of the eight values of k
             for tile in range(2):  # of columns: 0 and 1, 2 and 3 of each piece
                 left, right = tile * 8 + half * 2, tile * 8 + 4 + half * 2
-                weights = [self.pairs[at] for at in (left, right, left + 1, right + 1)]
+                columns = [self.pairs[at] for at in (left, right, left + 1, right + 1)]
                 for part in range(self.tiles.rows):
-                    own = [self.sums[self._sum_at(pair, part, tile) + i] for i in range(4)]
-                    before = [T.float32(0)] * 4 if begins and half == 0 else own
-                    ptx(
-                        f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32",
-                        *own, *weights, *(self.xs[part * 4 + half * 2 + i] for i in range(2)), *before,
-                    )  # fmt: skip
-
-    def _sum_at(self, pair: int, part: int, tile: int) -> int:
-        return ((pair * self.tiles.rows + part) * 2 + tile) * 4
+                    rows = [self.xs[part * 4 + half * 2 + i] for i in range(2)]
+                    at = shape.at(pair, tile, part)
+                    multiply(dtype, self.group_sums, at, columns, rows, begins and half == 0)
 
     def _scale(self, stage: Any, pair: int, slot: int) -> None:
         """Add a group's sums to the totals."""
-        self._load(self.factors, 0, self._weights_at(stage, pair, slot))
+        load_piece(self.factors, 0, self._weights_at(stage, pair, slot))
+        totals = self.sums.totals
         for part in range(self.tiles.rows):
             for tile in range(2):
                 for i in range(4):
-                    at = self._sum_at(pair, part, tile) + i
+                    at = self.tiles.sums.at(pair, tile, part) + i
                     scale = tirx.reinterpret("float32", self.factors[tile * 2 + i // 2])
-                    T.buffer_store(self.totals, self.totals[at] + scale * self.sums[at], [at])
+                    T.buffer_store(totals, totals[at] + scale * self.group_sums[at], [at])
 
-    # The end. A thread holds, for two rows of x of each product, four neighbouring columns.
+    def _finish(self, piece: Piece, values: list[Any]) -> None:
+        self.sums.store(self.c, self.product.m, self.product.n, piece, values, self._finished)
 
-    def _add_up(self) -> None:
-        t = self.tiles
-        units = [(pair, part, odd) for pair in range(t.pairs) for part in range(t.rows) for odd in range(2)]
-        if t.warps_k == 1:
-            for unit in units:
-                self._finish(unit, [self.totals[at] for at in self._four(unit)])
-            return
-        do(T.cuda.cta_sync())
-        for number, unit in enumerate(units):
-            values = [self.totals[at] for at in self._four(unit)]
-            to = self._meeting_place(self.warp, number, len(units))
-            do(c_call("void", "save_piece", to, *values, source=_SAVE_PIECE))
-        do(T.cuda.cta_sync())
-        four = T.alloc_local((4,), "float32")
-        for number, unit in enumerate(units):
-            with when(self.part == number % t.warps_k):
-                for i in range(4):
-                    T.buffer_store(four, T.float32(0), [i])
-                for part in range(t.warps_k):
-                    at = self._meeting_place(part * t.warps_n + self.place, number, len(units))
-                    do(c_call("void", "add_piece", T.address_of(four[0]), at, source=_ADD_PIECE))
-                self._finish(unit, [four[i] for i in range(4)])
-
-    def _four(self, unit: tuple[int, int, int]) -> list[int]:
-        pair, part, odd = unit
-        return [self._sum_at(pair, part, tile) + below * 2 + odd for tile in range(2) for below in range(2)]
-
-    def _meeting_place(self, warp: Any, number: int, units: int) -> Any:
-        return self.base + T.Cast("uint32", (warp * units + number) * _LANES + self.lane * 16)
-
-    def _finish(self, unit: tuple[int, int, int], values: list[Any]) -> None:
-        """Store four neighbours of a row."""
-        p, (pair, part, odd) = self.product, unit
-        row = self.row + part * ROWS + T.truncmod(self.lane, 4) * 2 + odd
-        column = self.column + pair * COLUMNS + T.truncdiv(self.lane, 4) * 4
-        with when(tirx.And(row < p.m, column < p.n)):
-            columns = [column + i if i == 0 else tirx.min(column + i, p.n - 1) for i in range(4)]
-            done = [Scalar(self._finished(*each), "float32")() for each in zip(values, columns)]
-            with T.If(T.truncmod(p.n, 4) == 0):
-                with T.Then():
-                    halves = [pack(p.dtype, *done[i : i + 2]) for i in (0, 2)]
-                    do(
-                        c_call(
-                            "void", "store_four", self.c.ptr_to([row, column]), *halves, source=_STORE_FOUR
-                        )
-                    )
-                with T.Else():
-                    for i in range(4):
-                        with when(column + i < p.n):
-                            T.buffer_store(self.c, T.Cast(p.dtype, done[i]), [row, column + i])
-
-    def _finished(self, value: Any, column: Any) -> Any:
+    def _finished(self, value: Any, row: Any, column: Any) -> Any:
         if self.bias is not None:
             value = value + T.Cast("float32", self.bias[column])
         return activate(self.product.activation, value)

@@ -231,6 +231,7 @@ static inline unsigned fma_pair_float16(unsigned a, unsigned b, unsigned c) { re
 static inline unsigned fma_pair_bfloat16(unsigned a, unsigned b, unsigned c) {
   return fma_pair<from_bfloat16, to_bfloat16>(a, b, c);
 }
+static inline unsigned and_or(unsigned word, unsigned mask, unsigned magic) { return (word & mask) | magic; }
 static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
   const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
   unsigned result = 0;
@@ -250,6 +251,8 @@ static inline void tvm_builtin_ptx_griddepcontrol_launch_dependents() {}
 static inline void tvm_builtin_ptx_griddepcontrol_wait() {}
 static inline void tvm_builtin_cuda_warp_sync() { emulator::meet(emulator::warp().group); }
 static inline void tvm_builtin_cuda_cluster_sync() { emulator::meet(emulator::cluster_group); }
+static inline void tvm_builtin_ptx_griddepcontrol_launch_dependents() {}
+static inline void tvm_builtin_ptx_griddepcontrol_wait() {}
 static inline unsigned tvm_builtin_cluster_ctaid_x() { return emulator::now->block->rank; }
 static inline unsigned tvm_builtin_cuda_cvta_generic_to_shared(const void* p) {
   const auto offset = static_cast<const uint8_t*>(p) - emulator::now->block->memory.data();
@@ -273,8 +276,8 @@ static inline void copy_piece(unsigned to, const void* from, int row, int pitch,
   if (reinterpret_cast<uintptr_t>(at) % alignment) emulator::fail("an address that is not aligned");
   emulator::now->groups.back().push_back({to, at, 2 * std::min(std::max(valid, 0), 8)});
 }
-#define COPY_PIECE(vector)                                                                               \
-  static inline void copy_piece_##vector(unsigned to, const void* from, int row, int pitch, int column, \
+#define COPY_PIECE(name, vector)                                                                         \
+  static inline void copy_piece_##name(unsigned to, const void* from, int row, int pitch, int column, \
                                          int valid) {                                                   \
     copy_piece(to, from, row, pitch, column, valid, 2 * vector);                                        \
   }
@@ -310,7 +313,22 @@ static inline void add_piece(float* sums, unsigned from) {
   std::memcpy(values, emulator::shared(from, 16), 16);
   for (int i = 0; i < 4; ++i) sums[i] += values[i];
 }
-COPY_PIECE(2) COPY_PIECE(4) COPY_PIECE(8)
+static inline void add_piece_of_block(float* sums, unsigned from, int rank) {
+  emulator::shared(from, 16);
+  float values[4];
+  std::memcpy(values, (*emulator::cluster)[rank]->memory.data() + from, 16);
+  for (int i = 0; i < 4; ++i) sums[i] += values[i];
+}
+static inline void load_streamed_if(unsigned* out, const void* memory, int there) {
+  if (there && reinterpret_cast<uintptr_t>(memory) % 16) emulator::fail("an address that is not aligned");
+  std::memset(out, 0, 16);
+  if (there) std::memcpy(out, memory, 16);
+}
+static inline void ask_for(const void* memory, int there) {
+  volatile char c = there ? *static_cast<const char*>(memory) : 0;
+}
+static inline void load_streamed(unsigned* out, const void* memory) { load_streamed_if(out, memory, 1); }
+COPY_PIECE(2, 2) COPY_PIECE(4, 4) COPY_PIECE(8, 8) COPY_PIECE(8_near, 8)
 static inline void tvm_builtin_ptx_cp_async_commit_group_async_commit_group() { emulator::now->groups.emplace_back(); }
 static inline void wait_group(size_t left) {
   auto& groups = emulator::now->groups;

@@ -9,7 +9,8 @@ from tests.schedules.cuda.compiled import compiled, needs_nvcc, ptx_of
 from tests.schedules.cuda.emulated import emulated, needs_emulator
 from tvmops.ops import op_of
 from tvmops.schedules.cuda.kernels.weight_only import shared_bytes
-from tvmops.schedules.cuda.weight_only import WeightOnlyMma, is_legal, product_of, tiles_of
+from tvmops.schedules.cuda.weight_only import WeightOnlyMma, is_legal, tiles_of
+from tvmops.schedules.cuda.weight_only_product import product_of
 from tvmops.signatures.dtypes import decode
 from tvmops.space import Config
 from tvmops.targets import target

@@ -1,0 +1,52 @@
+"""Few rows of a by a 16-bit b at the speed of memory; `kernels.stream_floats` says how."""
+
+from __future__ import annotations
+
+from tvm import IRModule
+
+from tvmops.schedules.cuda.extents import known
+from tvmops.schedules.cuda.gemm_mma import product_of
+from tvmops.schedules.cuda.kernels.stream_floats import FloatStream, form_of
+from tvmops.schedules.cuda.pieces import PIECE
+from tvmops.schedules.cuda.streaming import MOST_ROWS, Stream, StreamTemplate, tiles_of
+from tvmops.signatures import ANY
+from tvmops.signatures.layouts import PLAIN
+from tvmops.signatures.matmul import SAME
+from tvmops.space import Config
+from tvmops.targets import Target
+from tvmops.workloads import Workload
+
+_AMPERE = 80  # mma.sync of 16 bits with cp.async
+
+
+class StreamGemm(StreamTemplate):
+    """float16 or bfloat16, no batch, rows that begin at multiples of 16 bytes; any epilogue."""
+
+    name = "cuda.gemm_stream"
+    version = 1
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        if workload.op != "matmul" or target.gpu is None or target.gpu.compute < _AMPERE:
+            return False
+        m, n, k = (workload[name] for name in "mnk")
+        return (
+            workload["dtype"] in ("float16", "bfloat16")
+            and workload["packed"] == PLAIN
+            and workload["out_dtype"] == workload["bias_dtype"] == SAME
+            and workload["batch"] == 1
+            and not workload["trans_a"]
+            and (m == ANY or (isinstance(m, int) and m <= MOST_ROWS))
+            and isinstance(k, int)
+            and k % PIECE == 0
+            and (workload["trans_b"] is True or (isinstance(n, int) and n % PIECE == 0))
+        )
+
+    def kernel_workload(self, workload: Workload) -> Workload:
+        return workload.replace(m=ANY, n=ANY, k=ANY)
+
+    def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
+        return FloatStream(product_of(self.kernel_workload(workload)), tiles_of(config)).module()
+
+    def stream(self, workload: Workload) -> Stream:
+        m, n, k = (known(workload, name) for name in "mnk")
+        return Stream(m, n, k, form_of(product_of(workload)), 2.0 * n * k)
