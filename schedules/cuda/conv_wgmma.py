@@ -1,0 +1,226 @@
+"""Convolutions of 16-bit types on Hopper, NHWC, with groups and epilogue; `kernels.conv_wgmma` says how."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+from tvm import IRModule
+
+from tvmops.ops import op_of
+from tvmops.schedules.cpu.conv2d import ConvShape
+from tvmops.schedules.cuda.conv_tiles import DEPTH, ROWS, ConvTiles
+from tvmops.schedules.cuda.kernels.conv_wgmma import WgmmaConvKernel
+from tvmops.schedules.template import GenericKernel, Template
+from tvmops.signatures import ANY
+from tvmops.signatures.layouts import PLAIN
+from tvmops.signatures.windows import output_size
+from tvmops.space import Config, Knob, Space
+from tvmops.targets import Gpu, Target
+from tvmops.workloads import Workload
+
+_ALIGNED = 8  # channels: TMA takes rows of a multiple of 16 bytes
+_MOST_STRIDE = 8  # that TMA takes
+_MOST_BOX = 256
+_MOST_PATCHES = 4  # shapes of a patch that are tried: those that fit the image best
+_REACHED = 0.75  # of the tensor cores' rate, by large tiles
+_FULL_REUSE = 128 * 128 / (128 + 128)
+_TAKEN = 9e10  # bytes a second that one multiprocessor loads at most
+_FROM_L2 = 1.6  # times the bandwidth of memory
+_MEETING = 1e-6  # of the blocks of a cluster, each
+_FILL_SECONDS = 3e-6  # until the first stage is there, and for what follows the last
+
+Patch = tuple[int, int, int]  # columns, rows, images
+
+
+class WgmmaConv(Template):
+    name = "cuda.conv_wgmma"
+    version = 1
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        if workload.op != "conv2d" or target.gpu is None or target.gpu.code != "sm_90a":
+            return False
+        groups, strides = workload["groups"], workload["stride"]
+        assert isinstance(groups, int) and isinstance(strides, tuple)
+        return (
+            workload["dtype"] in ("float16", "bfloat16")
+            and workload["layout"] == "NHWC"
+            and workload["packed"] == PLAIN
+            and max(strides) <= _MOST_STRIDE
+            and all(_is_aligned(workload[channels], groups) for channels in ("ci", "co"))
+        )
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        patches = patches_of(workload)
+        widths, heights, images = (tuple(sorted({patch[axis] for patch in patches})) for axis in range(3))
+        knobs = (
+            Knob("patch_w", widths),
+            Knob("patch_h", heights),
+            Knob("patch_n", images),
+            Knob("patches", (1, 2)),
+            Knob("consumers", (1, 2, 3)),
+            Knob("bn", (64, 128, 192, 256)),
+            Knob("split_k", (1, 2, 4, 8)),
+            Knob("beside", (1, 2)),
+        )
+        return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        choices = [
+            _config(patch, knobs) for patch, knobs in product(patches_of(workload)[:1], _DEFAULTS)
+        ]
+        legal = [config for config in choices if is_legal(config, workload, target)]
+        return min(legal, key=lambda config: self.estimate(workload, target, config))
+
+    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        patch = (ROWS, 1, 1) if ConvShape.of(workload).is_pointwise else (8, 8, 1)
+        aligned = {} if workload["groups"] != 1 else dict.fromkeys(("ci", "co"), _ALIGNED)
+        return [GenericKernel({}, _config(patch, _GENERIC), aligned)]
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        """Guess the seconds: of each wave of tiles the slower of multiplying and moving."""
+        gpu, tiles = _gpu(target), tiles_of(workload, target, config)
+        count, steps = _tile_count(workload, tiles), math.ceil(_steps(workload) / tiles.split_k)
+        blocks = min(count * tiles.split_k, tiles.blocks)
+        waves = math.ceil(count * tiles.split_k / tiles.blocks)
+        rows = ROWS * tiles.all_patches
+        reuse = rows * tiles.bn / (rows + tiles.bn)
+        one = _REACHED * gpu.tensor_flops / tiles.blocks * min(1.0, 1.3 * reuse / _FULL_REUSE)
+        multiply = 2 * rows * tiles.bn * DEPTH * steps / one
+        rate = min(_TAKEN / tiles.beside, _FROM_L2 * gpu.bandwidth / blocks)
+        load = 2 * DEPTH * (tiles.all_patches * tiles.pixels + tiles.bn) * steps / rate
+        end = 2 * rows * tiles.bn * (1 + tiles.residual) / (gpu.bandwidth / blocks) / tiles.split_k
+        fewest = op_of(workload).nbytes(workload) / gpu.bandwidth
+        meeting = _MEETING * tiles.split_k if tiles.split_k > 1 else 0.0
+        return max(waves * (max(multiply, load) + end), fewest) + _FILL_SECONDS + meeting
+
+    def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
+        tiles = tiles_of(workload, target, config)
+        count = _tile_count(workload, tiles) * tiles.split_k
+        return {
+            **super().features(workload, target, config),
+            "waves": count / tiles.blocks,
+            "last_wave": count % tiles.blocks / tiles.blocks,
+            "steps": _steps(workload) / tiles.split_k,
+            "stages": tiles.stages,
+            "tile": tiles.all_patches * tiles.bn,
+            "filled": tiles.pixels / ROWS,
+            "estimate": math.log(self.estimate(workload, target, config)),
+        }
+
+    def kernel_workload(self, workload: Workload) -> Workload:
+        free = dict.fromkeys(("n", "h", "w", "co"), ANY)
+        return workload.replace(**free, **({"ci": ANY} if workload["groups"] == 1 else {}))
+
+    def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
+        tiles = tiles_of(workload, target, config)
+        shape = ConvShape.of(self.kernel_workload(workload))
+        return WgmmaConvKernel(shape, str(workload["dtype"]), tiles).module()
+
+
+def tiles_of(workload: Workload, target: Target, config: Config) -> ConvTiles:
+    return ConvTiles.of(config, target, bool(workload["residual"]))
+
+
+def is_legal(config: Config, workload: Workload, target: Target) -> bool:
+    """Say whether `config` fits the machine; the only statement of the template's limits."""
+    tiles = tiles_of(workload, target, config)
+    ci, co, groups = workload.dims("ci", "co", "groups")
+    count = _tile_count(workload, tiles)
+    return (
+        (tiles.patch_w, tiles.patch_h, tiles.patch_n) in patches_of(workload)
+        and tiles.patches * tiles.bn // 2 <= tiles.consumer_registers - 72
+        and tiles.stages >= 2
+        and tiles.bn < 2 * max(64, co // groups)
+        and (tiles.all_patches == 1 or tiles.all_patches < 2 * _patch_count(workload, tiles))
+        and (tiles.split_k == 1 or tiles.split_k <= _steps(workload) // 2)
+        and (tiles.split_k == 1 or count * tiles.split_k <= 2 * tiles.blocks)
+    )
+
+
+def patches_of(workload: Workload) -> tuple[Patch, ...]:
+    """Return shapes of patches, those that leave the fewest products unused first, then the widest."""
+    (n,) = workload.dims("n")
+    oh, ow = output_size(workload)
+    shape = ConvShape.of(workload)
+    if shape.is_pointwise:
+        return ((min(ROWS, n * oh * ow), 1, 1),)
+    strides = shape.across.stride, shape.down.stride
+    found = {}
+    for width in range(1, min(ROWS, ow, _MOST_BOX // strides[0]) + 1):
+        for height in range(1, min(ROWS // width, oh, _MOST_BOX // strides[1]) + 1):
+            images = min(ROWS // (width * height), n)
+            count = math.ceil(ow / width) * math.ceil(oh / height) * math.ceil(n / images)
+            found[width, height, images] = count
+    ranked = sorted(found, key=lambda patch: (found[patch], patch[2], abs(patch[0] - patch[1])))
+    return tuple(ranked[:_MOST_PATCHES])
+
+
+def _patch_count(workload: Workload, tiles: ConvTiles) -> int:
+    (n,) = workload.dims("n")
+    oh, ow = output_size(workload)
+    if ConvShape.of(workload).is_pointwise:
+        return math.ceil(n * oh * ow / tiles.patch_w)
+    return math.ceil(ow / tiles.patch_w) * math.ceil(oh / tiles.patch_h) * math.ceil(n / tiles.patch_n)
+
+
+def _tile_count(workload: Workload, tiles: ConvTiles) -> int:
+    co, groups = workload.dims("co", "groups")
+    rows = math.ceil(_patch_count(workload, tiles) / tiles.all_patches)
+    return rows * groups * math.ceil(co // groups / tiles.bn)
+
+
+def _steps(workload: Workload) -> int:
+    ci, groups, kh, kw = workload.dims("ci", "groups", "kh", "kw")
+    return kh * kw * math.ceil(ci // groups / DEPTH)
+
+
+def _is_aligned(channels: object, groups: int) -> bool:
+    """Say whether the channels of a group are whole pieces of 16 bytes; unknown ones are refused by groups."""
+    if channels == ANY:
+        return groups == 1
+    assert isinstance(channels, int)
+    return channels // groups % _ALIGNED == 0
+
+
+def _gpu(target: Target) -> Gpu:
+    assert target.gpu is not None
+    return target.gpu
+
+
+Knobs = tuple[int, int, int, int, int]  # patches, consumers, bn, split_k, beside
+_GENERIC: Knobs = (1, 2, 128, 1, 1)
+# What `default` chooses from, by the estimate.
+_DEFAULTS: tuple[Knobs, ...] = (
+    (1, 1, 64, 1, 2),
+    (1, 1, 64, 1, 1),
+    (1, 1, 64, 2, 1),
+    (1, 1, 64, 4, 1),
+    (1, 1, 64, 8, 1),
+    (1, 1, 128, 1, 1),
+    (1, 1, 128, 1, 2),
+    (1, 1, 128, 4, 1),
+    (1, 2, 64, 1, 1),
+    (1, 2, 64, 2, 1),
+    (1, 2, 64, 1, 2),
+    (2, 2, 64, 1, 1),
+    _GENERIC,
+    (1, 2, 128, 2, 1),
+    (2, 2, 128, 1, 1),
+    (1, 2, 256, 1, 1),
+)
+
+
+def _config(patch: Patch, knobs: Knobs) -> Config:
+    patch_w, patch_h, patch_n = patch
+    patches, consumers, bn, split_k, beside = knobs
+    return Config.of(
+        patch_w=patch_w,
+        patch_h=patch_h,
+        patch_n=patch_n,
+        patches=patches,
+        consumers=consumers,
+        bn=bn,
+        split_k=split_k,
+        beside=beside,
+    )

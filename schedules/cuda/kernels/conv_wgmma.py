@@ -1,0 +1,530 @@
+"""The kernel of `WgmmaConv`, for Hopper GPUs: convolution as a product of matrices that are never made.
+
+A patch is up to 64 pixels of the output, a box of columns, rows and images. What one place of
+the kernel sees of the image for a patch is a box, too, moved and with gaps where the stride is
+larger than 1; the copy engine (TMA) fetches it, 64 channels at a time, with zeros for what lies
+outside of the image: padding costs nothing. Weights lie as rows of (kh, kw, ci), one an output
+channel. So each step of a place and 64 channels is a product of swizzled shared memory, as in
+`gemm_wgmma`: one thread of a producer warpgroup fills a ring, consumer warpgroups multiply with
+wgmma, float32 accumulators in registers, each its own patches times `bn` output channels.
+
+A residual is fetched to where the results will lie before they leave, while the sums are made.
+Blocks stay and take tile after tile; or, with `split_k` > 1, a cluster of blocks adds up one
+tile through its shared memory, each block a stretch of the steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tvm import IRModule, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.lang.alloc_pool import SMEMPool
+from tvm.tirx.script.builder import ir as T
+
+from tvmops.schedules.cpu.conv2d import ConvShape
+from tvmops.schedules.cpu.emit import Extent
+from tvmops.schedules.cuda.activation import activate
+from tvmops.schedules.cuda.conv_tiles import DEPTH, ROWS, ConvTiles
+from tvmops.schedules.cuda.gemm_tiles import PARTIAL_PAD
+from tvmops.schedules.cuda.pairs import element_at, high_of, load_pair, low_of
+from tvmops.schedules.cuda.row_memory import load_vector, store_vector, unpack
+from tvmops.schedules.cuda.words import (
+    PTX_TYPES,
+    Barriers,
+    Position,
+    Ring,
+    Scalar,
+    c_call,
+    do,
+    pack,
+    ptx,
+    shared_address,
+    tensor_map,
+    tie,
+    when,
+)
+from tvmops.signatures.windows import Window
+
+_LOAD = "cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes"
+_STORE = "cp.async.bulk.tensor.{rank}d.global.shared::cta.tile.bulk_group"
+_ROW_BYTES = 2 * DEPTH
+_RUN = 8  # elements that one thread adds up: 16 bytes of the result
+_ALONE = Window(1, 1, 1, 0, 0)
+
+_ADD_PARTIAL = """
+__forceinline__ __device__ void add_partial(float* sums, const void* mine, int rank) {
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(mine));
+  unsigned remote;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float x, y, z, w;
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x), "=f"(y), "=f"(z), "=f"(w) : "r"(remote + 16 * half) : "memory");
+    sums[4 * half] += x; sums[4 * half + 1] += y; sums[4 * half + 2] += z; sums[4 * half + 3] += w;
+  }
+}
+"""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a block is at: its first patch, its first output channel of the group, and the group."""
+
+    patch: Any
+    channel: Any
+    group: Any
+
+
+class WgmmaConvKernel:
+    """`main(x, w, [bias], [residual], y)`, all NHWC."""
+
+    def __init__(self, shape: ConvShape, dtype: str, tiles: ConvTiles) -> None:
+        self.given, self.dtype, self.tiles = shape, dtype, tiles
+        # of a 1x1 kernel all pixels are one row of one image
+        flat = shape.n * shape.h * shape.w
+        self.shape = replace(shape, n=1, h=1, w=flat) if shape.is_pointwise else shape
+        self.grouped = shape.groups > 1
+        self.rank = 5 if self.grouped else 4
+        self.epilogue = shape.epilogue
+
+    def module(self) -> IRModule:
+        with IRBuilder() as builder, T.prim_func():
+            T.func_name("main")
+            self._arguments()
+            T.device_entry()
+            with T.attr({"tirx.launch_bounds_min_blocks_per_sm": self.tiles.beside}):
+                self._body()
+        return IRModule({"main": builder.get().with_attr("global_symbol", "main")})
+
+    def _arguments(self) -> None:
+        s = self.given
+        y = (s.n, s.oh, s.ow, s.co)
+        shapes = {
+            "x": (s.n, s.h, s.w, s.ci),
+            "w": (s.co, s.down.size, s.across.size, s.ci_each),
+            **({"bias": (s.co,)} if self.epilogue.bias else {}),
+            **({"residual": y} if self.epilogue.residual else {}),
+            "y": y,
+        }
+        arrays = {
+            name: T.arg(name, T.buffer(extents, self.dtype, align=16, buffer_name=name))
+            for name, extents in shapes.items()
+        }
+        self.bias, self.residual, self.y = (arrays.get(name) for name in ("bias", "residual", "y"))
+        self.maps = self._tensor_maps(arrays)
+
+    def _tensor_maps(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        """Describe the arrays to the copy engine; what is in no box is never read or written."""
+        s, t = self.shape, self.tiles
+        places = s.down.size * s.across.size
+        maps = {
+            "x": self._image_map(arrays["x"], s.ci_each, (s.w, s.h, s.n), (s.across.stride, s.down.stride)),
+            "w": tensor_map(arrays["w"], self.dtype, [s.ci_each, places, s.co], [DEPTH, 1, t.bn]),
+        }
+        if t.split_k == 1:
+            names = ("y", "residual") if self.epilogue.residual else ("y",)
+            maps |= {name: self._image_map(arrays[name], s.co_each, (s.ow, s.oh, s.n)) for name in names}
+        return maps
+
+    def _image_map(
+        self, array: Any, channels: Extent, image: tuple[Extent, ...], strides: tuple[int, int] = (1, 1)
+    ) -> Any:
+        t = self.tiles
+        groups = [self.shape.groups] if self.grouped else []
+        ones = [1] * len(groups)
+        across, down = strides
+        return tensor_map(
+            array,
+            self.dtype,
+            [channels, *groups, *image],
+            [DEPTH, *ones, t.patch_w * across, t.patch_h * down, t.patch_n],
+            [1, *ones, across, down, 1],
+        )
+
+    def _body(self) -> None:
+        s, t = self.shape, self.tiles
+        self._count()
+        self.block = T.cta_id([self.tile_count * t.split_k if t.split_k > 1 else t.blocks])
+        self.cluster_rank = T.cta_id_in_cluster([t.split_k]) if t.split_k > 1 else 0
+        self.warpgroup = T.warpgroup_id([t.consumers + 1])
+        self.warp, self.lane = T.warp_id_in_wg([4]), T.lane_id([32])
+        self._shared_memory()
+        with when((self.warpgroup == 0) & (self.warp == 0) & (self.lane == 0)):
+            self.ring.init()
+            if self.waits_for_residual:
+                self.arrived.init()
+            ptx("fence.mbarrier_init.release.cluster")
+        do(T.cuda.cluster_sync() if t.split_k > 1 else T.cuda.cta_sync())
+        self.first, self.last = Scalar(0), Scalar(self.steps)
+        if t.split_k > 1:
+            self.first.set(T.truncdiv(self.steps * self.cluster_rank, t.split_k))
+            self.last.set(T.truncdiv(self.steps * (self.cluster_rank + 1), t.split_k))
+        with T.If(self.warpgroup == t.consumers):
+            with T.Then():
+                ptx("setmaxnreg.dec.sync.aligned.u32", t.producer_registers)
+                with when(self.warp == 0), when(T.cuda.elect_sync()):
+                    _Producer(self).run()
+            with T.Else():
+                ptx("setmaxnreg.inc.sync.aligned.u32", t.consumer_registers)
+                consumer = _Consumer(self)
+                if t.split_k > 1:
+                    consumer.share()
+                else:
+                    consumer.run()
+        if t.split_k > 1:
+            do(T.cuda.cluster_sync())
+            with when(self.warpgroup < t.consumers):
+                _Sum(self).run()
+            do(T.cuda.cluster_sync())  # no block leaves while its memory is read
+
+    @property
+    def waits_for_residual(self) -> bool:
+        return self.epilogue.residual and self.tiles.split_k == 1
+
+    def _count(self) -> None:
+        """Count patches, tiles and steps."""
+        s, t = self.shape, self.tiles
+        self.across = _ceildiv(s.ow, t.patch_w)
+        self.down = _ceildiv(s.oh, t.patch_h)
+        patches = self.across * self.down * _ceildiv(s.n, t.patch_n)
+        self.columns = _ceildiv(s.co_each, t.bn)
+        self.tile_count = _ceildiv(patches, t.all_patches) * s.groups * self.columns
+        self.chunks = _ceildiv(s.ci_each, DEPTH)
+        self.steps = self.chunks * (s.down.size * s.across.size)
+
+    def _shared_memory(self) -> None:
+        t = self.tiles
+        pool = SMEMPool()
+        self.pixels = pool.alloc((t.stages, t.all_patches, ROWS, DEPTH), self.dtype, align=1024)
+        self.weights = pool.alloc((t.stages, t.bn, DEPTH), self.dtype, align=1024)
+        if t.split_k > 1:
+            self.partial = pool.alloc((ROWS * t.all_patches, t.bn + PARTIAL_PAD), "float32", align=16)
+        else:
+            self.results = pool.alloc((t.consumers, t.store_buffers, ROWS, 64), self.dtype, align=1024)
+        self.ring = Ring(pool, t.stages, t.consumers)
+        if self.waits_for_residual:
+            self.arrived = Barriers(pool, t.consumers, 1)
+        pool.commit()
+
+    def first_tile(self) -> Any:
+        return T.truncdiv(self.block, self.tiles.split_k) if self.tiles.split_k > 1 else self.block
+
+    def locate(self, index: Any) -> Tile:
+        """Find a tile: all output channels of some pixels come one after the other."""
+        t = self.tiles
+        rows = Scalar(T.truncdiv(index, self.columns))()
+        channel = Scalar((index - rows * self.columns) * t.bn)()
+        if not self.grouped:
+            return Tile(Scalar(rows * t.all_patches)(), channel, 0)
+        groups = self.shape.groups
+        return Tile(
+            Scalar(T.truncdiv(rows, groups) * t.all_patches)(), channel, Scalar(T.truncmod(rows, groups))()
+        )
+
+    def corner(self, patch: Any) -> tuple[Any, Any, Any]:
+        """Return the first column, row and image of a patch; beyond the last one, an image that is not."""
+        t = self.tiles
+        rest = Scalar(T.truncdiv(patch, self.across))()
+        image = Scalar(T.truncdiv(rest, self.down))()
+        column, row = (patch - rest * self.across) * t.patch_w, (rest - image * self.down) * t.patch_h
+        return Scalar(column)(), Scalar(row)(), Scalar(image * t.patch_n)()
+
+    def place(self, channel: Any, group: Any, corner: tuple[Any, Any, Any]) -> tuple[Any, ...]:
+        """Return the coordinates of a box, innermost first."""
+        return (channel, *((group,) if self.grouped else ()), *corner)
+
+
+class _Producer:
+    """One thread: fills the ring."""
+
+    def __init__(self, kernel: WgmmaConvKernel) -> None:
+        self.kernel = kernel
+
+    def run(self) -> None:
+        kernel, s, t = self.kernel, self.kernel.shape, self.kernel.tiles
+        self.at, index = Position(t.stages), Scalar(kernel.first_tile())
+        nbytes = (t.all_patches * t.pixels + t.bn) * _ROW_BYTES
+        with T.While(index() < kernel.tile_count):
+            tile = kernel.locate(index())
+            corners = [self._corner(tile.patch + i) for i in range(t.all_patches)]
+            tap = Scalar(T.truncdiv(kernel.first(), kernel.chunks))
+            chunk = Scalar(kernel.first() - tap() * kernel.chunks)
+            row = Scalar(T.truncdiv(tap(), s.across.size))
+            column = Scalar(tap() - row() * s.across.size)
+            with T.serial(kernel.last() - kernel.first()):
+                kernel.ring.empty.wait(self.at.stage, self.at.phase ^ 1)
+                kernel.ring.full.expect(self.at.stage, nbytes)
+                self._load(tile, corners, chunk() * DEPTH, tap(), row(), column())
+                self.at.advance()
+                self._next(chunk, tap, row, column)
+            index.set(index() + (kernel.tile_count if t.split_k > 1 else t.blocks))
+
+    def _corner(self, patch: Any) -> tuple[Any, Any, Any]:
+        """Return where the window of a patch's first pixel begins."""
+        s = self.kernel.shape
+        x, y, image = self.kernel.corner(patch)
+        return (
+            Scalar(x * s.across.stride - s.across.before)(),
+            Scalar(y * s.down.stride - s.down.before)(),
+            image,
+        )
+
+    def _load(self, tile: Tile, corners: Any, channel: Any, tap: Any, row: Any, column: Any) -> None:
+        kernel, s, stage = self.kernel, self.kernel.shape, self.at.stage
+        full = kernel.ring.full.at(stage)
+        for i, (x, y, image) in enumerate(corners):
+            corner = (x + column * s.across.dilation, y + row * s.down.dilation, image)
+            ptx(
+                _LOAD.format(rank=kernel.rank),
+                kernel.pixels.ptr_to([stage, i, 0, 0]), T.address_of(kernel.maps["x"]),
+                *kernel.place(channel, tile.group, corner), full,
+            )  # fmt: skip
+        first = tile.channel + (tile.group * s.co_each if kernel.grouped else 0)
+        ptx(
+            _LOAD.format(rank=3),
+            kernel.weights.ptr_to([stage, 0, 0]), T.address_of(kernel.maps["w"]), channel, tap, first, full,
+        )  # fmt: skip
+
+    def _next(self, chunk: Scalar, tap: Scalar, row: Scalar, column: Scalar) -> None:
+        """Go on to the next channels, then to the next place of the kernel."""
+        chunk.set(chunk() + 1)
+        with when(chunk() == self.kernel.chunks):
+            chunk.set(0)
+            tap.set(tap() + 1)
+            column.set(column() + 1)
+            with when(column() == self.kernel.shape.across.size):
+                column.set(0)
+                row.set(row() + 1)
+
+
+class _Consumer:
+    """One warpgroup: its patches of a tile. A thread holds parts of two rows of 8 a patch."""
+
+    def __init__(self, kernel: WgmmaConvKernel) -> None:
+        t = kernel.tiles
+        self.kernel, self.at = kernel, Position(t.stages)
+        self.each = t.bn // 2  # sums of a patch
+        self.sums = T.alloc_local((t.patches * self.each,), "float32")
+        own = kernel.warpgroup * t.patches
+        self.a_at = Scalar(shared_address(kernel.pixels, 0, own, 0, 0), "uint32")()
+        self.b_at = Scalar(shared_address(kernel.weights, 0, 0, 0), "uint32")()
+        self.leads = (kernel.warp == 0) & (kernel.lane == 0)
+        if t.split_k == 1:
+            self.packed = T.alloc_local((4,), "uint32")
+            self.bias = T.alloc_local((8,), "uint32")
+            self.added = T.alloc_local((4,), "uint32")
+            self.round = Scalar(0)  # of the barrier that residuals complete
+
+    def run(self) -> None:
+        kernel = self.kernel
+        index = Scalar(kernel.first_tile())
+        with T.While(index() < kernel.tile_count):
+            tile = kernel.locate(index())
+            own = tile.patch + kernel.warpgroup * kernel.tiles.patches
+            corners = [kernel.corner(own + i) for i in range(kernel.tiles.patches)]
+            if kernel.waits_for_residual:
+                self._fetch_residual(tile, corners)
+            self._multiply()
+            self._store(tile, corners)
+            index.set(index() + kernel.tiles.blocks)
+        with when(self.leads):
+            ptx("cp.async.bulk.wait_group", 0)
+
+    def _multiply(self) -> None:
+        """Add up all steps; each stage is released when the products after it have begun."""
+        kernel, t = self.kernel, self.kernel.tiles
+        before = Scalar(0)
+        with T.serial(kernel.last() - kernel.first()) as step:
+            kernel.ring.full.wait(self.at.stage, self.at.phase)
+            ptx("wgmma.fence.sync.aligned")
+            self._multiply_stage(step)
+            ptx("wgmma.commit_group.sync.aligned")
+            ptx("wgmma.wait_group.sync.aligned", 1)
+            with when(step > 0):
+                self._release(before())
+            before.set(self.at.stage)
+            self.at.advance()
+        ptx("wgmma.wait_group.sync.aligned", 0)
+        tie(self.sums, t.patches * self.each)
+        self._release(before())
+
+    def _multiply_stage(self, step: Any) -> None:
+        kernel, t = self.kernel, self.kernel.tiles
+        kind = PTX_TYPES[kernel.dtype]
+        product = f"wgmma.mma_async.sync.aligned.m64n{t.bn}k16.f32.{kind}.{kind}"
+        a_stage = T.Cast("uint32", self.at.stage * (t.all_patches * ROWS * _ROW_BYTES))
+        b_stage = T.Cast("uint32", self.at.stage * (t.bn * _ROW_BYTES))
+        for part in range(DEPTH // 16):
+            for patch in range(t.patches):
+                a_inside = T.uint32(patch * ROWS * _ROW_BYTES + part * 32)
+                ptx(
+                    product, *(self.sums[patch * self.each + i] for i in range(self.each)),
+                    _swizzled(self.a_at + a_stage + a_inside),
+                    _swizzled(self.b_at + b_stage + T.uint32(part * 32)),
+                    step > 0 if part == 0 else tirx.const(True, "bool"), 1, 1, 0, 0,
+                )  # fmt: skip
+
+    def _release(self, stage: Any) -> None:
+        with when(self.leads):
+            self.kernel.ring.empty.arrive(stage)
+
+    # The end: through swizzled shared memory, 64 channels of a patch at a time.
+
+    def _fetch_residual(self, tile: Tile, corners: list[tuple[Any, Any, Any]]) -> None:
+        """Begin to copy the residual of the tile to where its results will lie."""
+        kernel, t = self.kernel, self.kernel.tiles
+        with when(self.leads):
+            ptx("cp.async.bulk.wait_group.read", 0)  # the results of the last tile have left
+            kernel.arrived.expect(kernel.warpgroup, t.store_buffers * t.pixels * _ROW_BYTES)
+            for number in range(t.store_buffers):
+                part, patch = divmod(number, t.patches)
+                place = kernel.place(tile.channel + part * 64, tile.group, corners[patch])
+                ptx(
+                    _LOAD.format(rank=kernel.rank),
+                    kernel.results.ptr_to([kernel.warpgroup, number, 0, 0]),
+                    T.address_of(kernel.maps["residual"]), *place, kernel.arrived.at(kernel.warpgroup),
+                )  # fmt: skip
+
+    def _store(self, tile: Tile, corners: list[tuple[Any, Any, Any]]) -> None:
+        kernel, t = self.kernel, self.kernel.tiles
+        count = t.patches * (t.bn // 64)
+        # Stores that may still read: none if the next tile begins with the buffer that this one ends with.
+        unread = t.store_buffers - 1 if count % t.store_buffers == 0 else 0
+        if kernel.waits_for_residual:
+            kernel.arrived.wait(kernel.warpgroup, self.round())
+            self.round.set(self.round() ^ 1)
+        for part in range(t.bn // 64):
+            self._load_bias(tile, part)
+            for patch, corner in enumerate(corners):
+                buffer = (part * t.patches + patch) % t.store_buffers
+                if not kernel.waits_for_residual:
+                    with when(self.leads):
+                        ptx("cp.async.bulk.wait_group.read", unread)
+                    do(T.cuda.warpgroup_sync(kernel.warpgroup + 1))
+                self._place(part, patch, buffer)
+                ptx("fence.proxy.async.shared::cta")
+                do(T.cuda.warpgroup_sync(kernel.warpgroup + 1))
+                with when(self.leads):
+                    place = kernel.place(tile.channel + part * 64, tile.group, corner)
+                    ptx(
+                        _STORE.format(rank=kernel.rank), T.address_of(kernel.maps["y"]), *place,
+                        kernel.results.ptr_to([kernel.warpgroup, buffer, 0, 0]),
+                    )  # fmt: skip
+                    ptx("cp.async.bulk.commit_group")
+
+    def _load_bias(self, tile: Tile, part: int) -> None:
+        """Read the bias of this thread's columns, two at a time."""
+        kernel, s = self.kernel, self.kernel.shape
+        if kernel.bias is None:
+            return
+        for j in range(8):
+            column = tirx.min(tile.channel + part * 64 + j * 8 + kernel.lane % 4 * 2, s.co_each - 2)
+            first = tile.group * s.co_each if kernel.grouped else 0
+            T.buffer_store(self.bias, load_pair(element_at(kernel.bias, first + column)), [j])
+
+    def _place(self, part: int, patch: int, buffer: int) -> None:
+        """Finish 64 x 64 sums and write them to a buffer, which may hold the residual."""
+        kernel, dtype = self.kernel, self.kernel.dtype
+        row = kernel.warp * 16 + kernel.lane % 16
+        for p in range(4):
+            piece = (p * 2 + T.truncdiv(kernel.lane, 16)) ^ (kernel.lane % 8)
+            place = kernel.results.ptr_to([kernel.warpgroup, buffer, row, piece * 8])
+            if kernel.epilogue.residual:
+                address = T.cuda.cvta_generic_to_shared(place)
+                ptx(
+                    "ldmatrix.sync.aligned.m8n8.x4.shared.b16", *(self.added[i] for i in range(4)), address
+                )
+            for q in range(4):
+                at = patch * self.each + part * 32 + p * 8 + q * 2
+                pairs = [self.added[q]] if kernel.epilogue.residual else []
+                pairs += [self.bias[p * 2 + q // 2]] if kernel.bias is not None else []
+                low, high = self.sums[at], self.sums[at + 1]
+                for pair in pairs:
+                    low, high = low + low_of(dtype, pair), high + high_of(dtype, pair)
+                activation = kernel.epilogue.activation
+                word = pack(dtype, activate(activation, low), activate(activation, high))
+                T.buffer_store(self.packed, word, [q])
+            ptx("stmatrix.sync.aligned.m8n8.x4.shared.b16", place, *(self.packed[i] for i in range(4)))
+
+    def share(self) -> None:
+        """Add up this block's steps and leave the sums where the others of the cluster find them."""
+        kernel, t = self.kernel, self.kernel.tiles
+        with T.If(kernel.first() < kernel.last()):
+            with T.Then():
+                self._multiply()
+            with T.Else():
+                for i in range(t.patches * self.each):
+                    T.buffer_store(self.sums, T.float32(0), [i])
+        for patch in range(t.patches):
+            own = (kernel.warpgroup * t.patches + patch) * ROWS
+            row = own + kernel.warp * 16 + T.truncdiv(kernel.lane, 4)
+            for i in range(self.each):
+                column = i // 4 * 8 + kernel.lane % 4 * 2 + i % 2
+                value = self.sums[patch * self.each + i]
+                T.buffer_store(kernel.partial, value, [row + i // 2 % 2 * 8, column])
+
+
+class _Sum:
+    """The threads of a cluster's consumers: each adds up runs of 8 sums, always in the same order."""
+
+    def __init__(self, kernel: WgmmaConvKernel) -> None:
+        self.kernel = kernel
+        self.sums, self.more = T.alloc_local((_RUN,), "float32"), T.alloc_local((_RUN,), "float32")
+        self.words = T.alloc_local((4,), "uint32")
+
+    def run(self) -> None:
+        kernel, t = self.kernel, self.kernel.tiles
+        tile = kernel.locate(kernel.first_tile())
+        runs, threads = t.bn // _RUN, 128 * t.consumers
+        thread = kernel.warpgroup * 128 + kernel.warp * 32 + kernel.lane
+        at = Scalar(kernel.cluster_rank * threads + thread)
+        with T.While(at() < ROWS * t.all_patches * runs):
+            row, run = Scalar(T.truncdiv(at(), runs))(), Scalar(T.truncmod(at(), runs))()
+            self._finish(tile, row, run * _RUN)
+            at.set(at() + t.split_k * threads)
+
+    def _finish(self, tile: Tile, row: Any, column: Any) -> None:
+        kernel, s, t = self.kernel, self.kernel.shape, self.kernel.tiles
+        x, y, image = kernel.corner(tile.patch + T.truncdiv(row, ROWS))
+        inside = Scalar(T.truncmod(row, ROWS))()
+        x, y = x + T.truncmod(inside, t.patch_w), y + T.truncmod(T.truncdiv(inside, t.patch_w), t.patch_h)
+        image = image + T.truncdiv(inside, t.patch_w * t.patch_h)
+        within = (tile.channel + column < s.co_each) & (x < s.ow) & (y < s.oh) & (image < s.n)
+        with when(tirx.all(inside < t.pixels, within)):
+            for i in range(_RUN):
+                T.buffer_store(self.sums, T.float32(0), [i])
+            for source in range(t.split_k):
+                mine = kernel.partial.ptr_to([row, column])
+                do(c_call("void", "add_partial", T.address_of(self.sums[0]), mine, source, source=_ADD_PARTIAL))
+            channel = Scalar(tile.group * s.co_each + tile.channel + column)()
+            place = Scalar(((image * s.oh + y) * s.ow + x) * s.co + channel)()
+            if kernel.bias is not None:
+                self._add(element_at(kernel.bias, channel))
+            if kernel.residual is not None:
+                self._add(element_at(kernel.residual, place))
+            for i in range(_RUN):
+                T.buffer_store(self.sums, activate(kernel.epilogue.activation, self.sums[i]), [i])
+            store_vector(element_at(kernel.y, place), self.sums, 0, kernel.dtype, _RUN)
+
+    def _add(self, pointer: Any) -> None:
+        """Add 8 elements."""
+        load_vector(self.words, 0, pointer, self.kernel.dtype, _RUN, "__ldg")
+        unpack(self.more, 0, self.words, 0, self.kernel.dtype, _RUN)
+        for i in range(_RUN):
+            T.buffer_store(self.sums, self.sums[i] + self.more[i], [i])
+
+
+def _ceildiv(extent: Extent, size: int) -> Any:
+    """Return a quotient rounded up, in a variable lest what the launch computes becomes an argument."""
+    if isinstance(extent, int):
+        return -(-extent // size)
+    return T.truncdiv(extent + (size - 1), size)
+
+
+def _swizzled(address: Any) -> Any:
+    """Return wgmma's view of rows of 64 elements: 128-byte swizzle, 8 rows are 1024 bytes."""
+    fixed = T.uint64(1 << 62 | 64 << 32 | 1 << 16)
+    return fixed | T.Cast("uint64", (address >> T.uint32(4)) & T.uint32(0x3FFF))
