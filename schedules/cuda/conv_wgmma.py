@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import product
 
 from tvm import IRModule
 
@@ -66,9 +65,8 @@ class WgmmaConv(Template):
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
     def default(self, workload: Workload, target: Target) -> Config:
-        choices = [
-            _config(patch, knobs) for patch, knobs in product(patches_of(workload)[:1], _DEFAULTS)
-        ]
+        patch = patches_of(workload)[0]
+        choices = [_config(patch, knobs) for knobs in _DEFAULTS]
         legal = [config for config in choices if is_legal(config, workload, target)]
         return min(legal, key=lambda config: self.estimate(workload, target, config))
 
@@ -144,7 +142,7 @@ def patches_of(workload: Workload) -> tuple[Patch, ...]:
     oh, ow = output_size(workload)
     shape = ConvShape.of(workload)
     if shape.is_pointwise:
-        return ((min(ROWS, n * oh * ow), 1, 1),)
+        return ((ROWS, 1, 1),)
     strides = shape.across.stride, shape.down.stride
     found = {}
     for width in range(1, min(ROWS, ow, _MOST_BOX // strides[0]) + 1):

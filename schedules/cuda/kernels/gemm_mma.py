@@ -88,7 +88,7 @@ class Product:
         return not (isinstance(self.batch, int) and self.batch == 1)
 
 
-class _Operand:
+class Operand:
     """One of the two factors: a tile of `block` rows of its own, or columns, times `BK`."""
 
     def __init__(self, array: Any, extent: Extent, k: Extent, k_inner: bool, block: int, vector: int) -> None:
@@ -198,8 +198,8 @@ class MmaKernel:
             T.func_name("main")
             a = self._array("a", (p.k, p.m) if p.trans_a else (p.m, p.k), "a")
             b = self._array("b", (p.n, p.k) if p.trans_b else (p.k, p.n), "b")
-            self.a = _Operand(a, p.m, p.k, not p.trans_a, t.bm, t.a_vector)
-            self.b = _Operand(b, p.n, p.k, p.trans_b, t.bn, t.b_vector)
+            self.a = Operand(a, p.m, p.k, not p.trans_a, t.bm, t.a_vector)
+            self.b = Operand(b, p.n, p.k, p.trans_b, t.bn, t.b_vector)
             self.bias = (
                 T.arg("bias", T.buffer((p.n,), p.dtype, align=2, buffer_name="bias")) if p.bias else None
             )
@@ -231,9 +231,7 @@ class MmaKernel:
         pool.commit()
         for each, name in ((self.a, "a"), (self.b, "b")):
             each.base = Scalar(T.cuda.cvta_generic_to_shared(each.ring.ptr_to([0])), "uint32")()
-            index = 0 if not p.is_batched or p.shared == name else self.item
-            rows_of = each.extent if each.k_inner else each.k
-            each.slice = T.Bind(slice_of(each.array.data, index, rows_of, each.row_length, 2))
+            each.slice = T.Bind(self._slice(each, name))
             each.begin(self.thread, self.threads)
         self.sums = T.alloc_local((self.m_parts * self.n_parts * 4,), "float32")
         self.a_parts = T.alloc_local((self.m_parts * 4,), "uint32")
@@ -242,6 +240,13 @@ class MmaKernel:
             T.buffer_store(self.sums, T.float32(0), [i])
         self._multiply_all()
         self._store()
+
+    def _slice(self, operand: Operand, name: str) -> Any:
+        """Return where the matrix of this block's item begins."""
+        p = self.product
+        index = 0 if not p.is_batched or p.shared == name else self.item
+        rows = operand.extent if operand.k_inner else operand.k
+        return slice_of(operand.array.data, index, rows, operand.row_length, 2)
 
     def _locate(self, block: Any, rows: Any, columns: Any) -> None:
         """Find this block's tile: bands of `group` rows of tiles, column by column."""
