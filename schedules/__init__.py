@@ -21,6 +21,7 @@ from tvmops.schedules.cpu.weight_only import WeightOnly
 from tvmops.schedules.cpu.winograd import Winograd2, Winograd4, Winograd6
 from tvmops.schedules.cuda.attention_decode import DecodeAttention
 from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
+from tvmops.schedules.cuda.conv_depthwise import DepthwiseConv
 from tvmops.schedules.cuda.conv_mma import MmaConv
 from tvmops.schedules.cuda.conv_wgmma import WgmmaConv
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
@@ -61,6 +62,7 @@ TEMPLATES: tuple[Template, ...] = (
     WgmmaAttention(),
     CudaRows(),
     WeightOnlyMma(),
+    DepthwiseConv(),
     WgmmaConv(),
     MmaConv(),
     Sketch(),
