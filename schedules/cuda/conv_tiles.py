@@ -26,6 +26,7 @@ class ConvTiles:
     patches: int  # of a warpgroup
     consumers: int  # warpgroups that multiply, each other patches
     bn: int  # output channels
+    cluster: int  # blocks, each with patches of its own, that share a tile of the weights
     split_k: int  # blocks that share the sum of a tile
     beside: int  # blocks that share a multiprocessor
     multiprocessors: int
@@ -44,7 +45,12 @@ class ConvTiles:
     @property
     def blocks(self) -> int:
         """Blocks that stay on the machine."""
-        return self.multiprocessors * self.beside
+        return self.multiprocessors * self.beside // self.cluster * self.cluster
+
+    @property
+    def meeting(self) -> int:
+        """Blocks of a cluster."""
+        return self.cluster * self.split_k
 
     @property
     def pixels(self) -> int:

@@ -59,6 +59,7 @@ class WgmmaConv(Template):
             Knob("patches", (1, 2)),
             Knob("consumers", (1, 2, 3)),
             Knob("bn", (64, 128, 192, 256)),
+            Knob("cluster", (1, 2)),
             Knob("split_k", (1, 2, 4, 8)),
             Knob("beside", (1, 2)),
         )
@@ -79,14 +80,14 @@ class WgmmaConv(Template):
         """Guess the seconds: of each wave of tiles the slower of multiplying and moving."""
         gpu, tiles = _gpu(target), tiles_of(workload, target, config)
         count, steps = _tile_count(workload, tiles), math.ceil(_steps(workload) / tiles.split_k)
-        blocks = min(count * tiles.split_k, tiles.blocks)
-        waves = math.ceil(count * tiles.split_k / tiles.blocks)
+        blocks = min(count * tiles.meeting, tiles.blocks)
+        waves = math.ceil(count * tiles.meeting / tiles.blocks)
         rows = ROWS * tiles.all_patches
         reuse = rows * tiles.bn / (rows + tiles.bn)
         one = _REACHED * gpu.tensor_flops / tiles.blocks * min(1.0, 1.3 * reuse / _FULL_REUSE)
         multiply = 2 * rows * tiles.bn * DEPTH * steps / one
         rate = min(_TAKEN / tiles.beside, _FROM_L2 * gpu.bandwidth / blocks)
-        load = 2 * DEPTH * (tiles.all_patches * tiles.pixels + tiles.bn) * steps / rate
+        load = 2 * DEPTH * (tiles.all_patches * tiles.pixels + tiles.bn / tiles.cluster) * steps / rate
         end = 2 * rows * tiles.bn * (1 + tiles.residual) / (gpu.bandwidth / blocks) / tiles.split_k
         fewest = op_of(workload).nbytes(workload) / gpu.bandwidth
         meeting = _MEETING * tiles.split_k if tiles.split_k > 1 else 0.0
@@ -94,7 +95,7 @@ class WgmmaConv(Template):
 
     def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
         tiles = tiles_of(workload, target, config)
-        count = _tile_count(workload, tiles) * tiles.split_k
+        count = _tile_count(workload, tiles) * tiles.meeting
         return {
             **super().features(workload, target, config),
             "waves": count / tiles.blocks,
@@ -131,6 +132,8 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and tiles.stages >= 2
         and tiles.bn < 2 * max(64, co // groups)
         and (tiles.all_patches == 1 or tiles.all_patches < 2 * _patch_count(workload, tiles))
+        and (tiles.cluster == 1 or tiles.split_k == tiles.beside == 1)
+        and (tiles.cluster == 1 or tiles.cluster * tiles.all_patches < 2 * _patch_count(workload, tiles))
         and (tiles.split_k == 1 or tiles.split_k <= _steps(workload) // 2)
         and (tiles.split_k == 1 or count * tiles.split_k <= 2 * tiles.blocks)
     )
@@ -163,8 +166,9 @@ def _patch_count(workload: Workload, tiles: ConvTiles) -> int:
 
 
 def _tile_count(workload: Workload, tiles: ConvTiles) -> int:
+    """Count what blocks, or clusters that share weights, take one by one."""
     co, groups = workload.dims("co", "groups")
-    rows = math.ceil(_patch_count(workload, tiles) / tiles.all_patches)
+    rows = math.ceil(_patch_count(workload, tiles) / (tiles.all_patches * tiles.cluster))
     return rows * groups * math.ceil(co // groups / tiles.bn)
 
 
@@ -186,32 +190,35 @@ def _gpu(target: Target) -> Gpu:
     return target.gpu
 
 
-Knobs = tuple[int, int, int, int, int]  # patches, consumers, bn, split_k, beside
-_GENERIC: Knobs = (1, 2, 128, 1, 1)
+Knobs = tuple[int, int, int, int, int, int]  # patches, consumers, bn, cluster, split_k, beside
+_GENERIC: Knobs = (1, 2, 128, 1, 1, 1)
 # What `default` chooses from, by the estimate.
 _DEFAULTS: tuple[Knobs, ...] = (
-    (1, 1, 64, 1, 2),
-    (1, 1, 64, 1, 1),
-    (1, 1, 64, 2, 1),
-    (1, 1, 64, 4, 1),
-    (1, 1, 64, 8, 1),
-    (1, 1, 128, 1, 1),
-    (1, 1, 128, 1, 2),
-    (1, 1, 128, 4, 1),
-    (1, 2, 64, 1, 1),
-    (1, 2, 64, 2, 1),
-    (1, 2, 64, 1, 2),
-    (2, 2, 64, 1, 1),
+    (1, 1, 64, 1, 1, 2),
+    (1, 1, 64, 1, 1, 1),
+    (1, 1, 64, 1, 2, 1),
+    (1, 1, 64, 1, 4, 1),
+    (1, 1, 64, 1, 8, 1),
+    (1, 1, 128, 1, 1, 1),
+    (1, 1, 128, 1, 1, 2),
+    (1, 1, 128, 1, 4, 1),
+    (1, 2, 64, 1, 1, 1),
+    (1, 2, 64, 1, 2, 1),
+    (1, 2, 64, 1, 1, 2),
+    (2, 2, 64, 1, 1, 1),
     _GENERIC,
-    (1, 2, 128, 2, 1),
-    (2, 2, 128, 1, 1),
-    (1, 2, 256, 1, 1),
+    (1, 2, 128, 1, 2, 1),
+    (2, 2, 128, 1, 1, 1),
+    (1, 2, 256, 1, 1, 1),
+    (1, 2, 128, 2, 1, 1),
+    (2, 2, 128, 2, 1, 1),
+    (1, 2, 256, 2, 1, 1),
 )
 
 
 def _config(patch: Patch, knobs: Knobs) -> Config:
     patch_w, patch_h, patch_n = patch
-    patches, consumers, bn, split_k, beside = knobs
+    patches, consumers, bn, cluster, split_k, beside = knobs
     return Config.of(
         patch_w=patch_w,
         patch_h=patch_h,
@@ -219,6 +226,7 @@ def _config(patch: Patch, knobs: Knobs) -> Config:
         patches=patches,
         consumers=consumers,
         bn=bn,
+        cluster=cluster,
         split_k=split_k,
         beside=beside,
     )

@@ -8,6 +8,7 @@ channel. So each step of a place and 64 channels is a product of swizzled shared
 `gemm_wgmma`: one thread of a producer warpgroup fills a ring, consumer warpgroups multiply with
 wgmma, float32 accumulators in registers, each its own patches times `bn` output channels.
 
+Blocks of a cluster may share the weights, each fetching a part of them for all.
 A residual is fetched to where the results will lie before they leave, while the sums are made.
 Blocks stay and take tile after tile; or, with `split_k` > 1, a cluster of blocks adds up one
 tile through its shared memory, each block a stretch of the steps.
@@ -48,6 +49,7 @@ from tvmops.schedules.cuda.words import (
 from tvmops.signatures.windows import Window
 
 _LOAD = "cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes"
+_MULTICAST = _LOAD + ".multicast::cluster"
 _STORE = "cp.async.bulk.tensor.{rank}d.global.shared::cta.tile.bulk_group"
 _ROW_BYTES = 2 * DEPTH
 _RUN = 8  # elements that one thread adds up: 16 bytes of the result
@@ -122,7 +124,7 @@ class WgmmaConvKernel:
         places = s.down.size * s.across.size
         maps = {
             "x": self._image_map(arrays["x"], s.ci_each, (s.w, s.h, s.n), (s.across.stride, s.down.stride)),
-            "w": tensor_map(arrays["w"], self.dtype, [s.ci_each, places, s.co], [DEPTH, 1, t.bn]),
+            "w": tensor_map(arrays["w"], self.dtype, [s.ci_each, places, s.co], [DEPTH, 1, t.bn // t.cluster]),
         }
         if t.split_k == 1:
             names = ("y", "residual") if self.epilogue.residual else ("y",)
@@ -148,7 +150,7 @@ class WgmmaConvKernel:
         s, t = self.shape, self.tiles
         self._count()
         self.block = T.cta_id([self.tile_count * t.split_k if t.split_k > 1 else t.blocks])
-        self.cluster_rank = T.cta_id_in_cluster([t.split_k]) if t.split_k > 1 else 0
+        self.cluster_rank = T.cta_id_in_cluster([t.meeting]) if t.meeting > 1 else 0
         self.warpgroup = T.warpgroup_id([t.consumers + 1])
         self.warp, self.lane = T.warp_id_in_wg([4]), T.lane_id([32])
         self._shared_memory()
@@ -157,7 +159,7 @@ class WgmmaConvKernel:
             if self.waits_for_residual:
                 self.arrived.init()
             ptx("fence.mbarrier_init.release.cluster")
-        do(T.cuda.cluster_sync() if t.split_k > 1 else T.cuda.cta_sync())
+        do(T.cuda.cluster_sync() if t.meeting > 1 else T.cuda.cta_sync())
         self.first, self.last = Scalar(0), Scalar(self.steps)
         if t.split_k > 1:
             self.first.set(T.truncdiv(self.steps * self.cluster_rank, t.split_k))
@@ -178,7 +180,8 @@ class WgmmaConvKernel:
             do(T.cuda.cluster_sync())
             with when(self.warpgroup < t.consumers):
                 _Sum(self).run()
-            do(T.cuda.cluster_sync())  # no block leaves while its memory is read
+        if t.meeting > 1:
+            do(T.cuda.cluster_sync())  # no block leaves while others read its memory or wait at its barriers
 
     @property
     def waits_for_residual(self) -> bool:
@@ -191,7 +194,7 @@ class WgmmaConvKernel:
         self.down = _ceildiv(s.oh, t.patch_h)
         patches = self.across * self.down * _ceildiv(s.n, t.patch_n)
         self.columns = _ceildiv(s.co_each, t.bn)
-        self.tile_count = _ceildiv(patches, t.all_patches) * s.groups * self.columns
+        self.tile_count = _ceildiv(patches, t.all_patches * t.cluster) * s.groups * self.columns
         self.chunks = _ceildiv(s.ci_each, DEPTH)
         self.steps = self.chunks * (s.down.size * s.across.size)
 
@@ -204,25 +207,29 @@ class WgmmaConvKernel:
             self.partial = pool.alloc((ROWS * t.all_patches, t.bn + PARTIAL_PAD), "float32", align=16)
         else:
             self.results = pool.alloc((t.consumers, t.store_buffers, ROWS, 64), self.dtype, align=1024)
-        self.ring = Ring(pool, t.stages, t.consumers)
+        self.ring = Ring(pool, t.stages, t.consumers * t.cluster)
         if self.waits_for_residual:
             self.arrived = Barriers(pool, t.consumers, 1)
         pool.commit()
 
     def first_tile(self) -> Any:
-        return T.truncdiv(self.block, self.tiles.split_k) if self.tiles.split_k > 1 else self.block
+        return T.truncdiv(self.block, self.tiles.meeting) if self.tiles.meeting > 1 else self.block
 
     def locate(self, index: Any) -> Tile:
         """Find a tile: all output channels of some pixels come one after the other."""
         t = self.tiles
+
+        def own(rows: Any) -> Any:
+            """Return the first patch of this block among those of its cluster."""
+            rows = rows * t.cluster + self.cluster_rank if t.cluster > 1 else rows
+            return Scalar(rows * t.all_patches)()
+
         rows = Scalar(T.truncdiv(index, self.columns))()
         channel = Scalar((index - rows * self.columns) * t.bn)()
         if not self.grouped:
-            return Tile(Scalar(rows * t.all_patches)(), channel, 0)
+            return Tile(own(rows), channel, 0)
         groups = self.shape.groups
-        return Tile(
-            Scalar(T.truncdiv(rows, groups) * t.all_patches)(), channel, Scalar(T.truncmod(rows, groups))()
-        )
+        return Tile(own(T.truncdiv(rows, groups)), channel, Scalar(T.truncmod(rows, groups))())
 
     def corner(self, patch: Any) -> tuple[Any, Any, Any]:
         """Return the first column, row and image of a patch; beyond the last one, an image that is not."""
@@ -260,7 +267,7 @@ class _Producer:
                 self._load(tile, corners, chunk() * DEPTH, tap(), row(), column())
                 self.at.advance()
                 self._next(chunk, tap, row, column)
-            index.set(index() + (kernel.tile_count if t.split_k > 1 else t.blocks))
+            index.set(index() + (kernel.tile_count if t.split_k > 1 else t.blocks // t.cluster))
 
     def _corner(self, patch: Any) -> tuple[Any, Any, Any]:
         """Return where the window of a patch's first pixel begins."""
@@ -282,10 +289,14 @@ class _Producer:
                 kernel.pixels.ptr_to([stage, i, 0, 0]), T.address_of(kernel.maps["x"]),
                 *kernel.place(channel, tile.group, corner), full,
             )  # fmt: skip
-        first = tile.channel + (tile.group * s.co_each if kernel.grouped else 0)
+        cluster = kernel.tiles.cluster
+        own = kernel.cluster_rank * (kernel.tiles.bn // cluster) if cluster > 1 else 0
+        first = tile.channel + own + (tile.group * s.co_each if kernel.grouped else 0)
+        everyone = (T.uint16((1 << cluster) - 1),) if cluster > 1 else ()
         ptx(
-            _LOAD.format(rank=3),
-            kernel.weights.ptr_to([stage, 0, 0]), T.address_of(kernel.maps["w"]), channel, tap, first, full,
+            (_MULTICAST if cluster > 1 else _LOAD).format(rank=3),
+            kernel.weights.ptr_to([stage, own, 0]), T.address_of(kernel.maps["w"]),
+            channel, tap, first, full, *everyone,
         )  # fmt: skip
 
     def _next(self, chunk: Scalar, tap: Scalar, row: Scalar, column: Scalar) -> None:
@@ -312,6 +323,11 @@ class _Consumer:
         self.a_at = Scalar(shared_address(kernel.pixels, 0, own, 0, 0), "uint32")()
         self.b_at = Scalar(shared_address(kernel.weights, 0, 0, 0), "uint32")()
         self.leads = (kernel.warp == 0) & (kernel.lane == 0)
+        if t.cluster > 1:
+            # warp i of each warpgroup releases stages in block i of the cluster
+            self.remote = Scalar(0, "uint32")
+            near = T.cuda.cvta_generic_to_shared(kernel.ring.empty.at(0))
+            ptx("mapa.shared::cluster.u32", self.remote(), near, T.Cast("uint32", kernel.warp % t.cluster))
         if t.split_k == 1:
             self.packed = T.alloc_local((4,), "uint32")
             self.bias = T.alloc_local((8,), "uint32")
@@ -329,7 +345,7 @@ class _Consumer:
                 self._fetch_residual(tile, corners)
             self._multiply()
             self._store(tile, corners)
-            index.set(index() + kernel.tiles.blocks)
+            index.set(index() + kernel.tiles.blocks // kernel.tiles.cluster)
         with when(self.leads):
             ptx("cp.async.bulk.wait_group", 0)
 
@@ -368,8 +384,13 @@ class _Consumer:
                 )  # fmt: skip
 
     def _release(self, stage: Any) -> None:
-        with when(self.leads):
-            self.kernel.ring.empty.arrive(stage)
+        kernel, cluster = self.kernel, self.kernel.tiles.cluster
+        if cluster == 1:
+            with when(self.leads):
+                kernel.ring.empty.arrive(stage)
+            return
+        with when((kernel.lane == 0) & (kernel.warp < cluster)):
+            ptx("mbarrier.arrive.shared::cluster.b64", self.remote() + T.Cast("uint32", stage * 8))
 
     # The end: through swizzled shared memory, 64 channels of a patch at a time.
 

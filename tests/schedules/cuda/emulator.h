@@ -399,13 +399,14 @@ static void end_phase(Barrier& barrier) {
   barrier.group.arrived = barrier.group.size;
   ++barrier.group.round;
 }
-static Barrier& barrier_at(unsigned address) {
-  auto found = now->block->barriers.find(address);
-  if (found == now->block->barriers.end()) fail("no barrier there");
+static Barrier& barrier_of(int rank, unsigned address) {
+  auto& barriers = (*cluster)[rank]->barriers;
+  auto found = barriers.find(address);
+  if (found == barriers.end()) fail("no barrier there");
   return found->second;
 }
-static void arrive(unsigned address, int count, int bytes) {
-  auto& barrier = barrier_at(address);
+static Barrier& barrier_at(unsigned address) { return barrier_of(now->block->rank, address); }
+static void arrive(Barrier& barrier, int count, int bytes) {
   barrier.group.arrived -= count;
   barrier.bytes += bytes;
   if (barrier.group.arrived < 0) fail("more arrivals than a barrier expects");
@@ -424,8 +425,10 @@ static void await(Barrier& barrier, int parity) {
     swapcontext(&now->context, &scheduler);
   }
 }
-static void load_box(unsigned to, const void* view, std::vector<int> place, unsigned address) {
-  auto& barrier = barrier_at(address);
+// The same place in another block of the cluster, as addresses of the whole cluster say it.
+static const unsigned BLOCK = 1u << 24;
+static void load_box(unsigned to, const void* view, std::vector<int> place, unsigned address, int rank) {
+  auto& barrier = barrier_of(rank, address);
   const CUtensorMap map = *static_cast<const CUtensorMap*>(view);  // its thread may end before it is read
   if (to % 1024) fail("a box that is not aligned");
   barrier.group.stirred = true;
@@ -485,22 +488,34 @@ static inline void tvm_builtin_ptx_mbarrier_init_init_shared_b64(uint32_t addres
   barrier.group.size = barrier.group.arrived = count;
 }
 static inline void tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(uint32_t address, uint32_t count) {
-  emulator::arrive(address, count, 0);
+  emulator::arrive(emulator::barrier_at(address), count, 0);
 }
 static inline void tvm_builtin_ptx_mbarrier_arrive_expect_tx_arrive_expect_tx_shared_b64(uint32_t address, uint32_t bytes) {
-  emulator::arrive(address, 1, bytes);
+  emulator::arrive(emulator::barrier_at(address), 1, bytes);
+}
+static inline void tvm_builtin_ptx_mapa_u32_shared__cluster_u32(uint32_t& to, uint32_t address, uint32_t rank) {
+  to = (rank + 1) * emulator::BLOCK + address;
+}
+static inline void tvm_builtin_ptx_mbarrier_arrive_nocount_arrive_shared__cluster_b64(uint32_t address) {
+  emulator::arrive(emulator::barrier_of(address / emulator::BLOCK - 1, address % emulator::BLOCK), 1, 0);
 }
 static inline void tvm_builtin_cuda_mbarrier_wait(void* barrier, int parity) {
   emulator::await(emulator::barrier_at(tvm_builtin_cuda_cvta_generic_to_shared(barrier)), parity);
 }
-#define BOXES(rank, parameters, ...)                                                                          \
+#define BOXES(dims, parameters, ...)                                                                          \
   static inline void                                                                                          \
-  tvm_builtin_ptx_cp_async_bulk_tensor_g2s_cluster_async_bulk_tensor_##rank##d_shared__cluster_global_mbarrier__complete_tx__bytes( \
+  tvm_builtin_ptx_cp_async_bulk_tensor_g2s_cluster_async_bulk_tensor_##dims##d_shared__cluster_global_mbarrier__complete_tx__bytes( \
       uint32_t to, const void* map, __VA_ARGS__, uint32_t barrier) {                                           \
-    emulator::load_box(to, map, parameters, barrier);                                                         \
+    emulator::load_box(to, map, parameters, barrier, emulator::now->block->rank);                             \
   }                                                                                                           \
   static inline void                                                                                          \
-  tvm_builtin_ptx_cp_async_bulk_tensor_s2g_async_bulk_tensor_##rank##d_global_shared__cta_tile_bulk_group(     \
+  tvm_builtin_ptx_cp_async_bulk_tensor_g2s_cluster_async_bulk_tensor_##dims##d_shared__cluster_global_mbarrier__complete_tx__bytes_multicast__cluster( \
+      uint32_t to, const void* map, __VA_ARGS__, uint32_t barrier, uint16_t blocks) {                          \
+    for (int other = 0; other < 16; ++other)                                                                  \
+      if (blocks >> other & 1) emulator::load_box(to, map, parameters, barrier, other);                       \
+  }                                                                                                           \
+  static inline void                                                                                          \
+  tvm_builtin_ptx_cp_async_bulk_tensor_s2g_async_bulk_tensor_##dims##d_global_shared__cta_tile_bulk_group(     \
       const void* map, __VA_ARGS__, uint32_t from) {                                                          \
     emulator::store_box(map, parameters, from);                                                               \
   }

@@ -32,27 +32,32 @@ def conv(text: str) -> Workload:
 
 
 def config(patch: tuple[int, int, int], *knobs: int) -> Config:
-    names = ("patches", "consumers", "bn", "split_k", "beside")
+    names = ("patches", "consumers", "bn", "cluster", "split_k", "beside")
     return Config.of(patch_w=patch[0], patch_h=patch[1], patch_n=patch[2], **dict(zip(names, knobs)))
 
 
 CASES = [
     # patches that the image cuts short, channels that no step divides; more tiles than blocks
-    ("n=3 h=9 w=11 ci=72 co=72 kh=3 kw=3 padding=1 dtype=float16", (4, 3, 2), (1, 1, 64, 1, 1), 3),
+    ("n=3 h=9 w=11 ci=72 co=72 kh=3 kw=3 padding=1 dtype=float16", (4, 3, 2), (1, 1, 64, 1, 1, 1), 3),
     # everything that follows the sum, two warpgroups, two patches each, three buffers of stores
     (
         "n=2 h=7 w=9 ci=64 co=136 kh=3 kw=2 padding=1x0x2x1 stride=2x1 dtype=bfloat16 "
         "bias=true residual=true activation=gelu",
-        (5, 2, 2), (2, 2, 128, 1, 1), 2,
+        (5, 2, 2), (2, 2, 128, 1, 1, 1), 2,
     ),
-    ("n=5 h=3 w=7 ci=24 co=200 kh=1 kw=1 dtype=float16 bias=true activation=relu", (64, 1, 1), (1, 3, 64, 1, 2), 2),
+    # two blocks that share the weights; the second one's last patches are beyond the images
+    (
+        "n=3 h=10 w=7 ci=96 co=104 kh=3 kw=3 padding=1 dtype=float16 bias=true residual=true activation=relu",
+        (4, 4, 2), (1, 2, 128, 2, 1, 1), 4,
+    ),
+    ("n=5 h=3 w=7 ci=24 co=200 kh=1 kw=1 dtype=float16 bias=true activation=relu", (64, 1, 1), (1, 3, 64, 1, 1, 2), 2),
     # groups, a stride that skips pixels, a dilated kernel
     ("n=1 h=12 w=10 ci=48 co=144 kh=2 kw=3 stride=1x3 dilation=2 groups=3 dtype=float16 residual=true",
-     (3, 8, 1), (1, 2, 64, 1, 1), 4),
+     (3, 8, 1), (1, 2, 64, 1, 1, 1), 4),
     # sums that four blocks share, more of them than steps, with everything that follows
     ("n=2 h=5 w=6 ci=64 co=72 kh=1 kw=3 padding=1 dtype=bfloat16 bias=true residual=true activation=silu",
-     (6, 5, 2), (1, 1, 64, 4, 1), 1),
-    ("n=2 h=6 w=6 ci=136 co=128 kh=3 kw=3 stride=2 padding=1 groups=2 dtype=float16 bias=true", (3, 3, 1), (2, 1, 64, 2, 1), 1),
+     (6, 5, 2), (1, 1, 64, 1, 4, 1), 1),
+    ("n=2 h=6 w=6 ci=136 co=128 kh=3 kw=3 stride=2 padding=1 groups=2 dtype=float16 bias=true", (3, 3, 1), (2, 1, 64, 1, 2, 1), 1),
 ]  # fmt: skip
 
 
@@ -71,7 +76,7 @@ def boxes(work: Workload, tiles: ConvTiles, arrays: dict[str, NDArray[Any]]) -> 
 
     maps = [
         image("x", ci // groups, [w, h, n], (across, down)),
-        TensorMap.of(arrays["w"], [ci // groups, kh * kw, co], [DEPTH, 1, tiles.bn]),
+        TensorMap.of(arrays["w"], [ci // groups, kh * kw, co], [DEPTH, 1, tiles.bn // tiles.cluster]),
     ]
     if tiles.split_k == 1:
         names = ("residual", "y") if work["residual"] else ("y",)
@@ -101,7 +106,7 @@ class TestRunHere:
         arrays["y"] = memory[GUARD:-GUARD].reshape(right.shape)
         arguments = {**arrays, **boxes(work, tiles, arrays)}
         grid = int(kernel.tile_count) * tiles.split_k if tiles.split_k > 1 else blocks
-        emulated(cubin, tmp_path)(grid, arguments, tiles.split_k, shared_bytes=H100.gpu.shared_bytes)
+        emulated(cubin, tmp_path)(grid, arguments, tiles.meeting, shared_bytes=H100.gpu.shared_bytes)
         bits = memory.view(np.uint16)
         assert (bits[:GUARD] == 0xFFFF).all() and (bits[-GUARD:] == 0xFFFF).all()
         found = decode(memory[GUARD:-GUARD].reshape(right.shape), dtype).astype(np.float64)
