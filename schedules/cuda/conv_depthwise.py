@@ -20,6 +20,7 @@ from tvmops.workloads import Workload
 
 _MOST_TAPS = 121  # beyond, weights take memory that several blocks want
 _MOST_VALUES = 96  # of a thread: sums, and the weights of a row of the kernel
+_LEAST_CHANNELS = 32  # that neighbouring threads read side by side
 _WANTED_BLOCKS = 4  # a multiprocessor, so that reads overlap
 _BFLOAT16_FROM = 80
 
@@ -90,7 +91,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     _, ow = output_size(workload)
     return (
         (tiles.pixels + kw) * tiles.width <= _MOST_VALUES
-        and tiles.vectors * tiles.width < 2 * channels + tiles.width
+        and min(channels, _LEAST_CHANNELS) <= tiles.vectors * tiles.width < 2 * channels + tiles.width
         and tiles.pixels <= ow
         and tiles.vectors * tiles.width * _taps(workload) <= 8192  # elements of shared memory
     )

@@ -24,7 +24,8 @@ class ConvTiles:
     patch_h: int  # its rows
     patch_n: int  # its images
     patches: int  # of a warpgroup
-    consumers: int  # warpgroups that multiply, each other patches
+    consumers: int  # warpgroups that multiply
+    alternate: int  # whether each of them takes tiles of its own, in turn, or all share each tile's patches
     bn: int  # output channels
     cluster: int  # blocks, each with patches of its own, that share a tile of the weights
     split_k: int  # blocks that share the sum of a tile
@@ -60,7 +61,12 @@ class ConvTiles:
     @property
     def all_patches(self) -> int:
         """Patches of a tile."""
-        return self.patches * self.consumers
+        return self.patches * self.sharers
+
+    @property
+    def sharers(self) -> int:
+        """Warpgroups that multiply one tile."""
+        return 1 if self.alternate else self.consumers
 
     @property
     def store_buffers(self) -> int:

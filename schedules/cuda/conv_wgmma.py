@@ -58,6 +58,7 @@ class WgmmaConv(Template):
             Knob("patch_n", images),
             Knob("patches", (1, 2)),
             Knob("consumers", (1, 2, 3)),
+            Knob("alternate", (0, 1)),
             Knob("bn", (64, 128, 192, 256)),
             Knob("cluster", (1, 2)),
             Knob("split_k", (1, 2, 4, 8)),
@@ -91,6 +92,8 @@ class WgmmaConv(Template):
         end = 2 * rows * tiles.bn * (1 + tiles.residual) / (gpu.bandwidth / blocks) / tiles.split_k
         fewest = op_of(workload).nbytes(workload) / gpu.bandwidth
         meeting = _MEETING * tiles.split_k if tiles.split_k > 1 else 0.0
+        if tiles.alternate or tiles.beside > 1:
+            end = 0.3 * end  # under the products of another tile
         return max(waves * (max(multiply, load) + end), fewest) + _FILL_SECONDS + meeting
 
     def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
@@ -134,6 +137,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and (tiles.all_patches == 1 or tiles.all_patches < 2 * _patch_count(workload, tiles))
         and (tiles.cluster == 1 or tiles.split_k == tiles.beside == 1)
         and (tiles.cluster == 1 or tiles.cluster * tiles.all_patches < 2 * _patch_count(workload, tiles))
+        and (not tiles.alternate or (tiles.consumers > 1 and tiles.split_k == 1))
         and (tiles.split_k == 1 or tiles.split_k <= _steps(workload) // 2)
         and (tiles.split_k == 1 or count * tiles.split_k <= 2 * tiles.blocks)
     )
@@ -190,41 +194,46 @@ def _gpu(target: Target) -> Gpu:
     return target.gpu
 
 
-Knobs = tuple[int, int, int, int, int, int]  # patches, consumers, bn, cluster, split_k, beside
-_GENERIC: Knobs = (1, 2, 128, 1, 1, 1)
+Knobs = tuple[int, int, int, int, int, int, int]  # patches, consumers, alternate, bn, cluster, split_k, beside
+_GENERIC: Knobs = (1, 2, 0, 128, 1, 1, 1)
 # What `default` chooses from, by the estimate.
 _DEFAULTS: tuple[Knobs, ...] = (
-    (1, 1, 64, 1, 1, 2),
-    (1, 1, 64, 1, 1, 1),
-    (1, 1, 64, 1, 2, 1),
-    (1, 1, 64, 1, 4, 1),
-    (1, 1, 64, 1, 8, 1),
-    (1, 1, 128, 1, 1, 1),
-    (1, 1, 128, 1, 1, 2),
-    (1, 1, 128, 1, 4, 1),
-    (1, 2, 64, 1, 1, 1),
-    (1, 2, 64, 1, 2, 1),
-    (1, 2, 64, 1, 1, 2),
-    (2, 2, 64, 1, 1, 1),
+    (1, 1, 0, 64, 1, 1, 2),
+    (1, 1, 0, 64, 1, 1, 1),
+    (1, 1, 0, 64, 1, 2, 1),
+    (1, 1, 0, 64, 1, 4, 1),
+    (1, 1, 0, 64, 1, 8, 1),
+    (1, 1, 0, 128, 1, 1, 1),
+    (1, 1, 0, 128, 1, 1, 2),
+    (1, 1, 0, 128, 1, 4, 1),
+    (1, 2, 0, 64, 1, 1, 1),
+    (1, 2, 0, 64, 1, 2, 1),
+    (1, 2, 0, 64, 1, 1, 2),
+    (2, 2, 0, 64, 1, 1, 1),
     _GENERIC,
-    (1, 2, 128, 1, 2, 1),
-    (2, 2, 128, 1, 1, 1),
-    (1, 2, 256, 1, 1, 1),
-    (1, 2, 128, 2, 1, 1),
-    (2, 2, 128, 2, 1, 1),
-    (1, 2, 256, 2, 1, 1),
+    (1, 2, 0, 128, 1, 2, 1),
+    (2, 2, 0, 128, 1, 1, 1),
+    (1, 2, 0, 256, 1, 1, 1),
+    (1, 2, 0, 128, 2, 1, 1),
+    (2, 2, 0, 128, 2, 1, 1),
+    (1, 2, 0, 256, 2, 1, 1),
+    (1, 2, 1, 128, 1, 1, 1),
+    (2, 2, 1, 64, 1, 1, 1),
+    (2, 2, 1, 128, 1, 1, 1),
+    (2, 2, 1, 128, 2, 1, 1),
 )
 
 
 def _config(patch: Patch, knobs: Knobs) -> Config:
     patch_w, patch_h, patch_n = patch
-    patches, consumers, bn, cluster, split_k, beside = knobs
+    patches, consumers, alternate, bn, cluster, split_k, beside = knobs
     return Config.of(
         patch_w=patch_w,
         patch_h=patch_h,
         patch_n=patch_n,
         patches=patches,
         consumers=consumers,
+        alternate=alternate,
         bn=bn,
         cluster=cluster,
         split_k=split_k,

@@ -173,6 +173,14 @@ class Position:
             self._phase.set(self.phase ^ 1)
 
 
+    def skip(self, count: Any) -> None:
+        """Pass over the next `count` stages."""
+        total = Scalar(self.stage + count)()
+        rounds = Scalar(T.truncdiv(total, self._stages))()
+        self._stage.set(total - rounds * self._stages)
+        self._phase.set(self.phase ^ T.truncmod(rounds, 2))
+
+
 class Ring:
     """Stages of shared memory that one producer fills and `consumers` empty."""
 

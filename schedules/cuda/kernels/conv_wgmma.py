@@ -6,7 +6,8 @@ larger than 1; the copy engine (TMA) fetches it, 64 channels at a time, with zer
 outside of the image: padding costs nothing. Weights lie as rows of (kh, kw, ci), one an output
 channel. So each step of a place and 64 channels is a product of swizzled shared memory, as in
 `gemm_wgmma`: one thread of a producer warpgroup fills a ring, consumer warpgroups multiply with
-wgmma, float32 accumulators in registers, each its own patches times `bn` output channels.
+wgmma, float32 accumulators in registers, each its own patches times `bn` output channels. They share
+each tile, or take tiles in turn, so that the end of one tile runs under the products of the next.
 
 Blocks of a cluster may share the weights, each fetching a part of them for all.
 A residual is fetched to where the results will lie before they leave, while the sums are made.
@@ -158,6 +159,8 @@ class WgmmaConvKernel:
             self.ring.init()
             if self.waits_for_residual:
                 self.arrived.init()
+            if t.alternate:
+                self.turns.init()
             ptx("fence.mbarrier_init.release.cluster")
         do(T.cuda.cluster_sync() if t.meeting > 1 else T.cuda.cta_sync())
         self.first, self.last = Scalar(0), Scalar(self.steps)
@@ -207,9 +210,11 @@ class WgmmaConvKernel:
             self.partial = pool.alloc((ROWS * t.all_patches, t.bn + PARTIAL_PAD), "float32", align=16)
         else:
             self.results = pool.alloc((t.consumers, t.store_buffers, ROWS, 64), self.dtype, align=1024)
-        self.ring = Ring(pool, t.stages, t.consumers * t.cluster)
+        self.ring = Ring(pool, t.stages, t.sharers * t.cluster)
         if self.waits_for_residual:
             self.arrived = Barriers(pool, t.consumers, 1)
+        if t.alternate:
+            self.turns = Barriers(pool, t.consumers, 1)
         pool.commit()
 
     def first_tile(self) -> Any:
@@ -319,7 +324,7 @@ class _Consumer:
         self.kernel, self.at = kernel, Position(t.stages)
         self.each = t.bn // 2  # sums of a patch
         self.sums = T.alloc_local((t.patches * self.each,), "float32")
-        own = kernel.warpgroup * t.patches
+        own = 0 if t.alternate else kernel.warpgroup * t.patches
         self.a_at = Scalar(shared_address(kernel.pixels, 0, own, 0, 0), "uint32")()
         self.b_at = Scalar(shared_address(kernel.weights, 0, 0, 0), "uint32")()
         self.leads = (kernel.warp == 0) & (kernel.lane == 0)
@@ -335,17 +340,30 @@ class _Consumer:
             self.round = Scalar(0)  # of the barrier that residuals complete
 
     def run(self) -> None:
-        kernel = self.kernel
-        index = Scalar(kernel.first_tile())
+        kernel, t = self.kernel, self.kernel.tiles
+        stride, index = t.blocks // t.cluster, Scalar(kernel.first_tile())
+        if t.alternate:
+            index.set(index() + kernel.warpgroup * stride)
+            self.at.skip(kernel.warpgroup * kernel.steps)
+            turn = Scalar(tirx.Select(kernel.warpgroup == 0, 1, 0))  # the first warpgroup need not wait
         with T.While(index() < kernel.tile_count):
             tile = kernel.locate(index())
-            own = tile.patch + kernel.warpgroup * kernel.tiles.patches
-            corners = [kernel.corner(own + i) for i in range(kernel.tiles.patches)]
+            own = tile.patch + (0 if t.alternate else kernel.warpgroup * t.patches)
+            corners = [kernel.corner(own + i) for i in range(t.patches)]
             if kernel.waits_for_residual:
                 self._fetch_residual(tile, corners)
+            if t.alternate:
+                # a stage's barrier tells one round from the next alone: none may wait for one further on
+                kernel.turns.wait(kernel.warpgroup, turn())
+                turn.set(turn() ^ 1)
             self._multiply()
+            if t.alternate:
+                with when(self.leads):
+                    kernel.turns.arrive(T.truncmod(kernel.warpgroup + 1, t.consumers))
             self._store(tile, corners)
-            index.set(index() + kernel.tiles.blocks // kernel.tiles.cluster)
+            index.set(index() + stride * (t.consumers if t.alternate else 1))
+            if t.alternate:
+                self.at.skip((t.consumers - 1) * kernel.steps)
         with when(self.leads):
             ptx("cp.async.bulk.wait_group", 0)
 

@@ -32,32 +32,38 @@ def conv(text: str) -> Workload:
 
 
 def config(patch: tuple[int, int, int], *knobs: int) -> Config:
-    names = ("patches", "consumers", "bn", "cluster", "split_k", "beside")
+    names = ("patches", "consumers", "alternate", "bn", "cluster", "split_k", "beside")
     return Config.of(patch_w=patch[0], patch_h=patch[1], patch_n=patch[2], **dict(zip(names, knobs)))
 
 
 CASES = [
     # patches that the image cuts short, channels that no step divides; more tiles than blocks
-    ("n=3 h=9 w=11 ci=72 co=72 kh=3 kw=3 padding=1 dtype=float16", (4, 3, 2), (1, 1, 64, 1, 1, 1), 3),
+    ("n=3 h=9 w=11 ci=72 co=72 kh=3 kw=3 padding=1 dtype=float16", (4, 3, 2), (1, 1, 0, 64, 1, 1, 1), 3),
     # everything that follows the sum, two warpgroups, two patches each, three buffers of stores
     (
         "n=2 h=7 w=9 ci=64 co=136 kh=3 kw=2 padding=1x0x2x1 stride=2x1 dtype=bfloat16 "
         "bias=true residual=true activation=gelu",
-        (5, 2, 2), (2, 2, 128, 1, 1, 1), 2,
+        (5, 2, 2), (2, 2, 0, 128, 1, 1, 1), 2,
     ),
     # two blocks that share the weights; the second one's last patches are beyond the images
     (
         "n=3 h=10 w=7 ci=96 co=104 kh=3 kw=3 padding=1 dtype=float16 bias=true residual=true activation=relu",
-        (4, 4, 2), (1, 2, 128, 2, 1, 1), 4,
+        (4, 4, 2), (1, 2, 0, 128, 2, 1, 1), 4,
     ),
-    ("n=5 h=3 w=7 ci=24 co=200 kh=1 kw=1 dtype=float16 bias=true activation=relu", (64, 1, 1), (1, 3, 64, 1, 1, 2), 2),
+    ("n=5 h=3 w=7 ci=24 co=200 kh=1 kw=1 dtype=float16 bias=true activation=relu", (64, 1, 1), (1, 3, 0, 64, 1, 1, 2), 2),
+    # warpgroups that take tiles in turn, in pairs of blocks; no block has as many as another
+    (
+        "n=3 h=11 w=9 ci=72 co=72 kh=2 kw=3 padding=1 dtype=bfloat16 residual=true activation=relu",
+        (3, 4, 3), (2, 2, 1, 64, 2, 1, 1), 4,
+    ),
+    ("n=7 h=9 w=8 ci=128 co=64 kh=1 kw=1 dtype=float16 bias=true", (64, 1, 1), (1, 2, 1, 64, 1, 1, 1), 3),
     # groups, a stride that skips pixels, a dilated kernel
     ("n=1 h=12 w=10 ci=48 co=144 kh=2 kw=3 stride=1x3 dilation=2 groups=3 dtype=float16 residual=true",
-     (3, 8, 1), (1, 2, 64, 1, 1, 1), 4),
+     (3, 8, 1), (1, 2, 0, 64, 1, 1, 1), 4),
     # sums that four blocks share, more of them than steps, with everything that follows
     ("n=2 h=5 w=6 ci=64 co=72 kh=1 kw=3 padding=1 dtype=bfloat16 bias=true residual=true activation=silu",
-     (6, 5, 2), (1, 1, 64, 1, 4, 1), 1),
-    ("n=2 h=6 w=6 ci=136 co=128 kh=3 kw=3 stride=2 padding=1 groups=2 dtype=float16 bias=true", (3, 3, 1), (2, 1, 64, 1, 2, 1), 1),
+     (6, 5, 2), (1, 1, 0, 64, 1, 4, 1), 1),
+    ("n=2 h=6 w=6 ci=136 co=128 kh=3 kw=3 stride=2 padding=1 groups=2 dtype=float16 bias=true", (3, 3, 1), (2, 1, 0, 64, 1, 2, 1), 1),
 ]  # fmt: skip
 
 
