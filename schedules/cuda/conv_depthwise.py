@@ -74,7 +74,7 @@ class DepthwiseConv(Template):
         threads = outputs / tiles.pixels / tiles.width / tiles.repeats
         busy = min(1.0, threads / (target.cores * _WANTED_BLOCKS * 256))
         moved = op_of(workload).nbytes(workload) + 0.15 * reads + outputs * turned / 64
-        return moved / (target.gpu.bandwidth * busy**0.5) + 2e-6
+        return moved / (target.gpu.bandwidth * math.sqrt(busy)) + 2e-6
 
     def kernel_workload(self, workload: Workload) -> Workload:
         return workload.replace(**dict.fromkeys(("n", "h", "w"), ANY))

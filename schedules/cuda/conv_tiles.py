@@ -33,7 +33,7 @@ class ConvTiles:
     multiprocessors: int
     shared_bytes: int  # of a multiprocessor, for one block
     residual: bool
-    producer_registers: int = 40
+    producer_registers: int = 56
 
     @classmethod
     def of(cls, config: Config, target: Target, residual: bool) -> ConvTiles:

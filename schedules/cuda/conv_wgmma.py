@@ -127,7 +127,7 @@ def tiles_of(workload: Workload, target: Target, config: Config) -> ConvTiles:
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     """Say whether `config` fits the machine; the only statement of the template's limits."""
     tiles = tiles_of(workload, target, config)
-    ci, co, groups = workload.dims("ci", "co", "groups")
+    co, groups = workload.dims("co", "groups")
     count = _tile_count(workload, tiles)
     return (
         (tiles.patch_w, tiles.patch_h, tiles.patch_n) in patches_of(workload)
@@ -182,7 +182,7 @@ def _steps(workload: Workload) -> int:
 
 
 def _is_aligned(channels: object, groups: int) -> bool:
-    """Say whether the channels of a group are whole pieces of 16 bytes; unknown ones are refused by groups."""
+    """Say whether a group's channels are whole pieces of 16 bytes; unknown ones may be, without groups."""
     if channels == ANY:
         return groups == 1
     assert isinstance(channels, int)
@@ -194,7 +194,9 @@ def _gpu(target: Target) -> Gpu:
     return target.gpu
 
 
-Knobs = tuple[int, int, int, int, int, int, int]  # patches, consumers, alternate, bn, cluster, split_k, beside
+Knobs = tuple[
+    int, int, int, int, int, int, int
+]  # patches, consumers, alternate, bn, cluster, split_k, beside
 _GENERIC: Knobs = (1, 2, 0, 128, 1, 1, 1)
 # What `default` chooses from, by the estimate.
 _DEFAULTS: tuple[Knobs, ...] = (

@@ -172,7 +172,6 @@ class Position:
             self._stage.set(0)
             self._phase.set(self.phase ^ 1)
 
-
     def skip(self, count: Any) -> None:
         """Pass over the next `count` stages."""
         total = Scalar(self.stage + count)()

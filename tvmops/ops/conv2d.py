@@ -27,10 +27,11 @@ class Conv2D(Op):
     where xp is x with zeros around it, and c runs over the input channels of the group of o.
     Zeros of the padding are multiplied like any others: an infinite weight gives NaN there.
 
-    All tensors are `dtype`; accumulation and epilogue are float32. With k = ci / groups * kh * kw and |x|, |w|, |bias|, |residual|
-    <= 1 each kernel is held to 4 (k + 3) u, u = 2**-24, times the steepest slope of the
-    activation: far inside the worst case, k**2 u (N. Higham, Accuracy and Stability of
-    Numerical Algorithms, section 3.5), and far outside what rounding at random reaches.
+    All tensors are `dtype`; accumulation and epilogue are float32. With k = ci / groups * kh * kw
+    and |x|, |w|, |bias|, |residual| <= 1 each kernel is held to 4 (k + 3) u, u = 2**-24, times the
+    steepest slope of the activation: far inside the worst case, k**2 u (N. Higham, Accuracy and
+    Stability of Numerical Algorithms, section 3.5), and far outside what rounding at random
+    reaches. A result of 16 bits is rounded once more, as a matmul's is.
     """
 
     name = "conv2d"

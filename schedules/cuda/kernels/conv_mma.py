@@ -109,9 +109,7 @@ class _Window(Operand):
             inside = tirx.all(0 <= top + y, top + y < s.h, 0 <= left + x, left + x < s.w, k < self.k)
             address = self.address(stage, row, piece)
             pixel = (first + top + y) * s.w + left + x
-            return copy_piece(
-                PIECE, address, self.slice, pixel, s.ci, channel, tirx.Select(inside, PIECE, 0)
-            )
+            return copy_piece(PIECE, address, self.slice, pixel, s.ci, channel, tirx.Select(inside, PIECE, 0))
 
         self._each(piece)
 

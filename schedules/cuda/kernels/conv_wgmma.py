@@ -125,7 +125,9 @@ class WgmmaConvKernel:
         places = s.down.size * s.across.size
         maps = {
             "x": self._image_map(arrays["x"], s.ci_each, (s.w, s.h, s.n), (s.across.stride, s.down.stride)),
-            "w": tensor_map(arrays["w"], self.dtype, [s.ci_each, places, s.co], [DEPTH, 1, t.bn // t.cluster]),
+            "w": tensor_map(
+                arrays["w"], self.dtype, [s.ci_each, places, s.co], [DEPTH, 1, t.bn // t.cluster]
+            ),
         }
         if t.split_k == 1:
             names = ("y", "residual") if self.epilogue.residual else ("y",)
@@ -473,9 +475,7 @@ class _Consumer:
             place = kernel.results.ptr_to([kernel.warpgroup, buffer, row, piece * 8])
             if kernel.epilogue.residual:
                 address = T.cuda.cvta_generic_to_shared(place)
-                ptx(
-                    "ldmatrix.sync.aligned.m8n8.x4.shared.b16", *(self.added[i] for i in range(4)), address
-                )
+                ptx("ldmatrix.sync.aligned.m8n8.x4.shared.b16", *(self.added[i] for i in range(4)), address)
             for q in range(4):
                 at = patch * self.each + part * 32 + p * 8 + q * 2
                 pairs = [self.added[q]] if kernel.epilogue.residual else []
@@ -537,7 +537,11 @@ class _Sum:
                 T.buffer_store(self.sums, T.float32(0), [i])
             for source in range(t.split_k):
                 mine = kernel.partial.ptr_to([row, column])
-                do(c_call("void", "add_partial", T.address_of(self.sums[0]), mine, source, source=_ADD_PARTIAL))
+                do(
+                    c_call(
+                        "void", "add_partial", T.address_of(self.sums[0]), mine, source, source=_ADD_PARTIAL
+                    )
+                )
             channel = Scalar(tile.group * s.co_each + tile.channel + column)()
             place = Scalar(((image * s.oh + y) * s.ow + x) * s.co + channel)()
             if kernel.bias is not None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,17 +9,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.schedules.cuda.compiled import needs_nvcc
+from tests.schedules.cuda.compiled import compiled, needs_nvcc
 from tests.schedules.cuda.emulated import TensorMap, emulated, needs_emulator
 from tvmops.measure import cuda
 from tvmops.ops import op_of
+from tvmops.schedules import templates_for
 from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cuda.conv_tiles import DEPTH, ConvTiles
-from tvmops.schedules.cuda.conv_wgmma import WgmmaConv, is_legal, tiles_of
+from tvmops.schedules.cuda.conv_wgmma import WgmmaConv, is_legal, patches_of, tiles_of
 from tvmops.schedules.cuda.kernels.conv_wgmma import WgmmaConvKernel
 from tvmops.signatures.dtypes import decode
 from tvmops.signatures.windows import output_size
 from tvmops.space import Config
+from tvmops.suites import read_specs
 from tvmops.targets import target
 from tvmops.workloads import Workload
 
@@ -50,7 +53,10 @@ CASES = [
         "n=3 h=10 w=7 ci=96 co=104 kh=3 kw=3 padding=1 dtype=float16 bias=true residual=true activation=relu",
         (4, 4, 2), (1, 2, 0, 128, 2, 1, 1), 4,
     ),
-    ("n=5 h=3 w=7 ci=24 co=200 kh=1 kw=1 dtype=float16 bias=true activation=relu", (64, 1, 1), (1, 3, 0, 64, 1, 1, 2), 2),
+    (
+        "n=5 h=3 w=7 ci=24 co=200 kh=1 kw=1 dtype=float16 bias=true activation=relu",
+        (64, 1, 1), (1, 3, 0, 64, 1, 1, 2), 2,
+    ),
     # warpgroups that take tiles in turn, in pairs of blocks; no block has as many as another
     (
         "n=3 h=11 w=9 ci=72 co=72 kh=2 kw=3 padding=1 dtype=bfloat16 residual=true activation=relu",
@@ -63,8 +69,66 @@ CASES = [
     # sums that four blocks share, more of them than steps, with everything that follows
     ("n=2 h=5 w=6 ci=64 co=72 kh=1 kw=3 padding=1 dtype=bfloat16 bias=true residual=true activation=silu",
      (6, 5, 2), (1, 1, 0, 64, 1, 4, 1), 1),
-    ("n=2 h=6 w=6 ci=136 co=128 kh=3 kw=3 stride=2 padding=1 groups=2 dtype=float16 bias=true", (3, 3, 1), (2, 1, 0, 64, 1, 2, 1), 1),
+    ("n=2 h=6 w=6 ci=136 co=128 kh=3 kw=3 stride=2 padding=1 groups=2 dtype=float16 bias=true",
+     (3, 3, 1), (2, 1, 0, 64, 1, 2, 1), 1),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text, machine, covered",
+    [
+        ("n=1 h=7 w=7 ci=64 co=64 kh=3 kw=3 dtype=float16", "nvidia-h100", True),
+        ("n=1 h=7 w=7 ci=64 co=64 kh=3 kw=3 dtype=bfloat16 groups=8", "nvidia-h200", True),
+        ("n=1 h=7 w=7 ci=3 co=64 kh=3 kw=3 dtype=float16", "nvidia-h100", False),  # pixels of 6 bytes
+        ("n=1 h=7 w=7 ci=64 co=64 kh=3 kw=3 dtype=float16 groups=16", "nvidia-h100", False),
+        ("n=1 h=99 w=99 ci=64 co=64 kh=3 kw=3 dtype=float16 stride=9", "nvidia-h100", False),
+        ("n=1 h=7 w=7 ci=64 co=64 kh=3 kw=3 dtype=float32", "nvidia-h100", False),
+        ("n=1 h=7 w=7 ci=64 co=64 kh=3 kw=3 dtype=float16", "nvidia-a100", False),
+        ("n=* h=* w=* ci=* co=* kh=3 kw=3 dtype=float16", "nvidia-h100", True),
+    ],
+)
+def test_what_it_covers(text: str, machine: str, covered: bool) -> None:
+    assert TEMPLATE.covers(conv(text), target(machine)) is covered
+
+
+def test_nchw_is_for_others() -> None:
+    work = conv("n=1 h=7 w=7 ci=64 co=64 kh=3 kw=3 dtype=float16").replace(layout="NCHW")
+    assert [template.name for template in templates_for(work, H100)] == ["cuda.conv_mma"]
+
+
+RESNET = [each for each in read_specs(["resnet50"]) if each.op == "conv2d" and each["ci"] != 3]
+
+
+@pytest.mark.parametrize("images", [1, 32])
+@pytest.mark.parametrize("layer", RESNET, ids=str)
+def test_the_default_is_legal(layer: Workload, images: int) -> None:
+    work = layer.replace(n=images, layout="NHWC", dtype="bfloat16")
+    assert TEMPLATE.default(work, H100) in TEMPLATE.space(work, H100)
+
+
+def test_patches_fit_the_image() -> None:
+    work = conv("n=8 h=28 w=28 ci=64 co=64 kh=3 kw=3 padding=1 dtype=float16")
+    for patch in patches_of(work):
+        assert patch[0] * patch[1] * patch[2] == 64 and 28 % patch[0] == 28 % patch[1] == 0
+    assert patches_of(work.replace(stride=(8, 8)))[0][0] <= 256 // 8  # what the copy engine steps over
+
+
+def test_sums_are_split_where_tiles_are_few() -> None:
+    work = conv("n=1 h=7 w=7 ci=512 co=512 kh=3 kw=3 padding=1 dtype=float16")
+    assert TEMPLATE.default(work, H100).number("split_k") > 1
+    assert TEMPLATE.default(work.replace(n=128), H100)["split_k"] == 1
+
+
+@needs_nvcc
+def test_random_configs_compile_without_spills() -> None:
+    work = conv("n=8 h=14 w=14 ci=256 co=256 kh=3 kw=3 padding=1 dtype=float16 bias=true activation=relu")
+    rng, space = random.Random(0), TEMPLATE.space(work, H100)
+    for _ in range(3):
+        drawn = space.sample(rng)
+        assert drawn is not None and is_legal(drawn, work, H100)
+        cubin = compiled(TEMPLATE, work, H100, drawn)
+        assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
+        assert "wgmma.mma_async" in cubin.source and "cp.async.bulk.tensor.4d" in cubin.source
 
 
 def boxes(work: Workload, tiles: ConvTiles, arrays: dict[str, NDArray[Any]]) -> dict[str, TensorMap]:

@@ -160,15 +160,12 @@ def _conv2d(torch: Any, workload: Workload) -> dict[str, Call]:
     def fused(as_given: bool) -> Call:
         def convolve(*arrays: Any) -> None:
             inputs = given(arrays, as_given)
+            x, w, ends = inputs["x"], inputs["w"], (inputs.get("bias"), *attributes.values())
             with torch.backends.cudnn.flags(enabled=True, benchmark=True):
                 if "residual" in inputs:
-                    torch.cudnn_convolution_add_relu(
-                        inputs["x"], inputs["w"], inputs["residual"], 1.0, inputs.get("bias"), *attributes.values()
-                    )
+                    torch.cudnn_convolution_add_relu(x, w, inputs["residual"], 1.0, *ends)
                 else:
-                    torch.cudnn_convolution_relu(
-                        inputs["x"], inputs["w"], inputs.get("bias"), *attributes.values()
-                    )
+                    torch.cudnn_convolution_relu(x, w, *ends)
 
         return convolve
 
