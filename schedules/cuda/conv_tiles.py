@@ -10,7 +10,7 @@ from tvmops.targets import Target
 
 ROWS = 64  # of a wgmma: the pixels of a patch, at most
 DEPTH = 64  # channels of a step
-_PIECE = ROWS * DEPTH * 2  # bytes of 64 pixels or weights times 64 channels
+_BUFFER = ROWS * 64 * 2  # bytes of 64 x 64 results
 _MOST_STAGES = 10  # more hide nothing that these do not
 _REGISTERS = 65_536  # of a multiprocessor
 _MOST_REGISTERS = 232  # of a thread that multiplies
@@ -89,7 +89,7 @@ class ConvTiles:
     @property
     def stages(self) -> int:
         """Stages of the ring: as many as there is room for."""
-        fixed = self.consumers * self.store_buffers * _PIECE + self.partial_bytes + _BARRIERS
-        one = (self.all_patches + self.bn // 64) * _PIECE
+        fixed = self.consumers * self.store_buffers * _BUFFER + self.partial_bytes + _BARRIERS
+        one = (self.all_patches * ROWS + self.bn) * DEPTH * 2
         room = (self.shared_bytes + _RESERVED) // self.beside - _RESERVED
         return min((room - fixed) // one, _MOST_STAGES)

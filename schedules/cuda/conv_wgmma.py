@@ -59,7 +59,7 @@ class WgmmaConv(Template):
             Knob("patches", (1, 2)),
             Knob("consumers", (1, 2, 3)),
             Knob("alternate", (0, 1)),
-            Knob("bn", (64, 128, 192, 256)),
+            Knob("bn", (32, 64, 128, 192, 256)),
             Knob("cluster", (1, 2)),
             Knob("split_k", (1, 2, 4, 8)),
             Knob("beside", (1, 2)),
@@ -133,6 +133,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         (tiles.patch_w, tiles.patch_h, tiles.patch_n) in patches_of(workload)
         and tiles.patches * tiles.bn // 2 <= tiles.consumer_registers - 72
         and tiles.stages >= 2
+        and (tiles.bn % 64 == 0 or tiles.split_k > 1)  # results leave 64 channels at a time
         and tiles.bn < 2 * max(64, co // groups)
         and (tiles.all_patches == 1 or tiles.all_patches < 2 * _patch_count(workload, tiles))
         and (tiles.cluster == 1 or tiles.split_k == tiles.beside == 1)
@@ -200,6 +201,8 @@ Knobs = tuple[
 _GENERIC: Knobs = (1, 2, 0, 128, 1, 1, 1)
 # What `default` chooses from, by the estimate.
 _DEFAULTS: tuple[Knobs, ...] = (
+    (1, 1, 0, 32, 1, 4, 1),
+    (1, 1, 0, 32, 1, 8, 1),
     (1, 1, 0, 64, 1, 1, 2),
     (1, 1, 0, 64, 1, 1, 1),
     (1, 1, 0, 64, 1, 2, 1),

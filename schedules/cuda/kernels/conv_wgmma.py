@@ -56,18 +56,32 @@ _ROW_BYTES = 2 * DEPTH
 _RUN = 8  # elements that one thread adds up: 16 bytes of the result
 _ALONE = Window(1, 1, 1, 0, 0)
 
-_ADD_PARTIAL = """
-__forceinline__ __device__ void add_partial(float* sums, const void* mine, int rank) {
+# All are read before the first is added, lest each waits for the one before it.
+_ADD_PARTIALS = """
+__forceinline__ __device__ void add_partials_{count}(float* sums, const void* mine) {{
   const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(mine));
-  unsigned remote;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+  float found[8 * {count}];
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float x, y, z, w;
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(x), "=f"(y), "=f"(z), "=f"(w) : "r"(remote + 16 * half) : "memory");
-    sums[4 * half] += x; sums[4 * half + 1] += y; sums[4 * half + 2] += z; sums[4 * half + 3] += w;
-  }
+  for (int rank = 0; rank < {count}; ++rank) {{
+    unsigned remote;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+#pragma unroll
+    for (int i = 8 * rank; i < 8 * rank + 8; i += 4)
+      asm volatile("ld.shared::cluster.v4.f32 {{%0, %1, %2, %3}}, [%4];"
+                   : "=f"(found[i]), "=f"(found[i + 1]), "=f"(found[i + 2]), "=f"(found[i + 3])
+                   : "r"(remote + 4 * (i % 8)) : "memory");
+  }}
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {{
+    sums[i] = found[i];
+#pragma unroll
+    for (int rank = 1; rank < {count}; ++rank) sums[i] += found[8 * rank + i];
+  }}
+}}
+"""
+_STORE_TWO = """
+__forceinline__ __device__ void store_two(void* to, float x, float y) {
+  *static_cast<float2*>(to) = make_float2(x, y);
 }
 """
 
@@ -500,10 +514,10 @@ class _Consumer:
         for patch in range(t.patches):
             own = (kernel.warpgroup * t.patches + patch) * ROWS
             row = own + kernel.warp * 16 + T.truncdiv(kernel.lane, 4)
-            for i in range(self.each):
-                column = i // 4 * 8 + kernel.lane % 4 * 2 + i % 2
-                value = self.sums[patch * self.each + i]
-                T.buffer_store(kernel.partial, value, [row + i // 2 % 2 * 8, column])
+            for i in range(0, self.each, 2):
+                place = kernel.partial.ptr_to([row + i // 2 % 2 * 8, i // 4 * 8 + kernel.lane % 4 * 2])
+                low, high = (self.sums[patch * self.each + i + e] for e in range(2))
+                do(c_call("void", "store_two", place, low, high, source=_STORE_TWO))
 
 
 class _Sum:
@@ -533,15 +547,8 @@ class _Sum:
         image = image + T.truncdiv(inside, t.patch_w * t.patch_h)
         within = (tile.channel + column < s.co_each) & (x < s.ow) & (y < s.oh) & (image < s.n)
         with when(tirx.all(inside < t.pixels, within)):
-            for i in range(_RUN):
-                T.buffer_store(self.sums, T.float32(0), [i])
-            for source in range(t.split_k):
-                mine = kernel.partial.ptr_to([row, column])
-                do(
-                    c_call(
-                        "void", "add_partial", T.address_of(self.sums[0]), mine, source, source=_ADD_PARTIAL
-                    )
-                )
+            mine, source = kernel.partial.ptr_to([row, column]), _ADD_PARTIALS.format(count=t.split_k)
+            do(c_call("void", f"add_partials_{t.split_k}", T.address_of(self.sums[0]), mine, source=source))
             channel = Scalar(tile.group * s.co_each + tile.channel + column)()
             place = Scalar(((image * s.oh + y) * s.ow + x) * s.co + channel)()
             if kernel.bias is not None:

@@ -75,6 +75,7 @@ _MACROS = (
     "copy_piece_",
     "async_bulk_tensor_",
     "async_bulk_wait_group_",
+    "add_partials_",
     "mma_async_sync_aligned_m64n",
 )
 

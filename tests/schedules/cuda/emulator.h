@@ -559,7 +559,7 @@ static inline void multiply_warpgroup(float** sums, int count, float& sum, Rest&
     multiply_warpgroup<to_float, columns>(sums, 0, all...);                                                       \
   }
 #define MULTIPLY_WARPGROUPS(columns) MULTIPLY_WARPGROUP(bf16, from_bfloat16, columns) MULTIPLY_WARPGROUP(f16, from_half, columns)
-MULTIPLY_WARPGROUPS(64) MULTIPLY_WARPGROUPS(128) MULTIPLY_WARPGROUPS(192) MULTIPLY_WARPGROUPS(256)
+MULTIPLY_WARPGROUPS(32) MULTIPLY_WARPGROUPS(64) MULTIPLY_WARPGROUPS(128) MULTIPLY_WARPGROUPS(192) MULTIPLY_WARPGROUPS(256)
 static inline void tvm_builtin_ptx_stmatrix_sync_aligned_m8n8_x4_shared_b16(
     uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
   auto& warp = emulator::warp();
@@ -572,9 +572,19 @@ static inline void tvm_builtin_ptx_stmatrix_sync_aligned_m8n8_x4_shared_b16(
     std::memcpy(emulator::shared(warp.words[matrix * 8 + row][0] + 2 * column, 4), &in[matrix], 4);
   emulator::meet(warp.group);
 }
-static inline void add_partial(float* sums, const void* mine, int rank) {
+static inline void add_partials(float* sums, const void* mine, int count) {
   const auto offset = tvm_builtin_cuda_cvta_generic_to_shared(mine);
-  float values[8];
-  std::memcpy(values, (*emulator::cluster)[rank]->memory.data() + offset, sizeof(values));
-  for (int i = 0; i < 8; ++i) sums[i] += values[i];
+  for (int i = 0; i < 8; ++i) {
+    sums[i] = 0;
+    for (int rank = 0; rank < count; ++rank) {
+      float value;
+      std::memcpy(&value, (*emulator::cluster)[rank]->memory.data() + offset + 4 * i, 4);
+      sums[i] += value;
+    }
+  }
 }
+#define ADD_PARTIALS(count) \
+  static inline void add_partials_##count(float* sums, const void* mine) { add_partials(sums, mine, count); }
+ADD_PARTIALS(2) ADD_PARTIALS(4) ADD_PARTIALS(8)
+struct alignas(8) float2 { float x, y; };
+static inline float2 make_float2(float x, float y) { return {x, y}; }
