@@ -23,6 +23,7 @@ from tvmops.schedules.cuda.attention_decode import DecodeAttention
 from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
 from tvmops.schedules.cuda.conv_depthwise import DepthwiseConv
 from tvmops.schedules.cuda.conv_mma import MmaConv
+from tvmops.schedules.cuda.conv_narrow import NarrowConv
 from tvmops.schedules.cuda.conv_wgmma import WgmmaConv
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
 from tvmops.schedules.cuda.gemm_mma import MmaGemm
@@ -64,6 +65,7 @@ TEMPLATES: tuple[Template, ...] = (
     WeightOnlyMma(),
     DepthwiseConv(),
     WgmmaConv(),
+    NarrowConv(),
     MmaConv(),
     Sketch(),
 )
