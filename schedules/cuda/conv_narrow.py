@@ -23,6 +23,8 @@ _MOST_INSTRUCTIONS = 1600  # of a tile's products, all unrolled
 _MOST_REGISTERS = 128  # of a thread's sums
 _OTHER_REGISTERS = 64
 _RESERVED = 1024  # bytes of shared memory that the system takes of each block
+_WANTED_WARPS = 16  # of a multiprocessor
+_STAGING = 1.5e-11  # seconds an element, of a multiprocessor
 _SHARE = 0.3  # of the tensor cores' rate that these products reach
 
 
@@ -67,9 +69,10 @@ class NarrowConv(Template):
             (n,), (oh, ow) = workload.dims("n"), output_size(workload)
             count = n * math.ceil(oh / tiles.tile_h) * math.ceil(ow / tiles.tile_w) * layout.columns
         rounds = math.ceil(count / layout.blocks) * min(1.0, count / layout.blocks)
-        rate = _SHARE * target.gpu.tensor_flops / target.cores
+        busy = min(1.0, tiles.warps * tiles.beside / _WANTED_WARPS)
+        rate = _SHARE * busy * target.gpu.tensor_flops / target.cores
         multiply = 2 * tiles.pixels * tiles.bn * layout.depth / rate
-        stage = layout.copies * layout.rows * layout.width * 1.5e-11  # 16 bytes of a warp's load at once
+        stage = layout.copies * layout.rows * layout.width * _STAGING / busy
         fewest = op_of(workload).nbytes(workload) / target.gpu.bandwidth if count != layout.blocks * 4 else 0
         overlap = 1 + 0.5 / tiles.beside
         return max(rounds * (multiply + stage) * tiles.beside * overlap, fewest) + 4e-6
