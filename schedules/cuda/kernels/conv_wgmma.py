@@ -172,6 +172,8 @@ class WgmmaConvKernel:
         self.warp, self.lane = T.warp_id_in_wg([4]), T.lane_id([32])
         self._shared_memory()
         with when((self.warpgroup == 0) & (self.warp == 0) & (self.lane == 0)):
+            for each in self.maps.values():
+                ptx("prefetch.tensormap", T.address_of(each))
             self.ring.init()
             if self.waits_for_residual:
                 self.arrived.init()

@@ -149,7 +149,7 @@ def boxes(work: Workload, tiles: ConvTiles, arrays: dict[str, NDArray[Any]]) -> 
         TensorMap.of(arrays["w"], [ci // groups, kh * kw, co], [DEPTH, 1, tiles.bn // tiles.cluster]),
     ]
     if tiles.split_k == 1:
-        names = ("residual", "y") if work["residual"] else ("y",)
+        names = ("y", "residual") if work["residual"] else ("y",)
         maps += [image(name, co // groups, [ow, oh, n]) for name in names]
     return dict(zip(("v", "v_1", "v_2", "v_3"), maps))
 
