@@ -61,7 +61,7 @@ class WgmmaConv(Template):
             Knob("alternate", (0, 1)),
             Knob("bn", (32, 64, 128, 192, 256)),
             Knob("cluster", (1, 2)),
-            Knob("split_k", (1, 2, 4, 8)),
+            Knob("split_k", (1, 2, 3, 4, 6, 8)),
             Knob("beside", (1, 2)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))

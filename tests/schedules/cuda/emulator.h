@@ -585,6 +585,6 @@ static inline void add_partials(float* sums, const void* mine, int count) {
 }
 #define ADD_PARTIALS(count) \
   static inline void add_partials_##count(float* sums, const void* mine) { add_partials(sums, mine, count); }
-ADD_PARTIALS(2) ADD_PARTIALS(4) ADD_PARTIALS(8)
+ADD_PARTIALS(2) ADD_PARTIALS(3) ADD_PARTIALS(4) ADD_PARTIALS(6) ADD_PARTIALS(8)
 struct alignas(8) float2 { float x, y; };
 static inline float2 make_float2(float x, float y) { return {x, y}; }
