@@ -9,11 +9,11 @@ from tvm import DataType, IRModule
 from tvmops.ops import op_of
 from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cuda.kernels.conv_depthwise import DepthwiseKernel, DepthwiseTiles
-from tvmops.schedules.cuda.row_memory import vector_width
+from tvmops.schedules.cuda.row_memory import parts_of, vector_width
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
 from tvmops.signatures.layouts import PLAIN
-from tvmops.signatures.windows import output_size
+from tvmops.signatures.windows import output_size, windows
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
@@ -60,8 +60,7 @@ class DepthwiseConv(Template):
         """Guess the seconds: what goes through the L1, over its share of the bandwidth."""
         assert target.gpu is not None
         tiles, (kh, kw) = tiles_of(workload, config), workload.dims("kh", "kw")
-        stride, dilation = ConvShape.of(workload).across.stride, ConvShape.of(workload).across.dilation
-        seen = len({p * stride + j * dilation for p in range(tiles.pixels) for j in range(kw)})
+        seen = _columns_seen(workload, tiles)
         oh, ow = output_size(workload)
         n, channels = workload.dims("n", "co")
         width = tiles.vectors * tiles.width
@@ -88,9 +87,10 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     """Say whether `config` fits the machine; the only statement of the template's limits."""
     tiles = tiles_of(workload, config)
     channels, kw = workload.dims("co", "kw")
-    _, ow = output_size(workload)
+    dtype, (_, ow) = str(workload["dtype"]), output_size(workload)
+    seen = _columns_seen(workload, tiles)
     return (
-        (tiles.pixels + kw) * tiles.width <= _MOST_VALUES
+        (tiles.pixels + kw) * tiles.width + seen * parts_of(dtype, tiles.width) <= _MOST_VALUES
         and min(channels, _LEAST_CHANNELS) <= tiles.vectors * tiles.width < 2 * channels + tiles.width
         and tiles.pixels <= ow
         and tiles.vectors * tiles.width * _taps(workload) <= 8192  # elements of shared memory
@@ -101,6 +101,14 @@ def tiles_of(workload: Workload, config: Config) -> DepthwiseTiles:
     (channels,) = workload.dims("co")
     knobs = {name: int(value) for name, value in config.items}
     return DepthwiseTiles(**knobs, width=vector_width(str(workload["dtype"]), channels))
+
+
+def _columns_seen(workload: Workload, tiles: DepthwiseTiles) -> int:
+    """Count the columns of the image that a thread reads of a row."""
+    _, across = windows(workload)
+    return len(
+        {p * across.stride + j * across.dilation for p in range(tiles.pixels) for j in range(across.size)}
+    )
 
 
 def _taps(workload: Workload) -> int:

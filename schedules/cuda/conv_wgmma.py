@@ -22,12 +22,14 @@ _ALIGNED = 8  # channels: TMA takes rows of a multiple of 16 bytes
 _MOST_STRIDE = 8  # that TMA takes
 _MOST_BOX = 256
 _MOST_PATCHES = 4  # shapes of a patch that are tried: those that fit the image best
-_REACHED = 0.75  # of the tensor cores' rate, by large tiles
-_FULL_REUSE = 128 * 128 / (128 + 128)
-_TAKEN = 9e10  # bytes a second that one multiprocessor loads at most
-_FROM_L2 = 1.6  # times the bandwidth of memory
-_MEETING = 1e-6  # of the blocks of a cluster, each
-_FILL_SECONDS = 3e-6  # until the first stage is there, and for what follows the last
+_CLOCK = 1.7e9
+_WAITING = 72  # cycles of a step in which a warpgroup does not multiply
+_HEAT = 0.18  # the clock's fall when all multiprocessors multiply
+_PLACES = 0.85  # of the machine: large clusters don't find room everywhere
+_TAKEN = 1.0e11  # bytes a second that one multiprocessor loads at most
+_STORED = 4e10  # bytes a second of results that one multiprocessor finishes
+_MEETING = 1e-6  # of the blocks of a cluster
+_FILL_SECONDS = 3.4e-6  # until the first stage is there, and for what follows the last
 
 Patch = tuple[int, int, int]  # columns, rows, images
 
@@ -78,23 +80,24 @@ class WgmmaConv(Template):
         return [GenericKernel({}, _config(patch, _GENERIC), aligned)]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        """Guess the seconds: of each wave of tiles the slower of multiplying and moving."""
+        """Guess the seconds: of each wave of tiles the slower of multiplying and moving, and its end."""
         gpu, tiles = _gpu(target), tiles_of(workload, target, config)
         count, steps = _tile_count(workload, tiles), math.ceil(_steps(workload) / tiles.split_k)
+        places = tiles.blocks * (_PLACES if tiles.meeting > 2 else 1.0)
         blocks = min(count * tiles.meeting, tiles.blocks)
-        waves = math.ceil(count * tiles.meeting / tiles.blocks)
+        waves = math.ceil(count * tiles.meeting / places)
+        alone = 2 * tiles.patches * tiles.bn + _WAITING  # cycles of a step for one warpgroup, with no other
+        together = 2 * tiles.all_patches * tiles.bn * min(tiles.beside, math.ceil(blocks / target.cores))
+        multiply = max(alone, together) * (1 + _HEAT * min(1.0, blocks / target.cores)) / _CLOCK
+        bytes_of_step = 2 * DEPTH * (tiles.all_patches * tiles.pixels + tiles.bn / tiles.cluster)
+        load = bytes_of_step * tiles.beside / _TAKEN
         rows = ROWS * tiles.all_patches
-        reuse = rows * tiles.bn / (rows + tiles.bn)
-        one = _REACHED * gpu.tensor_flops / tiles.blocks * min(1.0, 1.3 * reuse / _FULL_REUSE)
-        multiply = 2 * rows * tiles.bn * DEPTH * steps / one
-        rate = min(_TAKEN / tiles.beside, _FROM_L2 * gpu.bandwidth / blocks)
-        load = 2 * DEPTH * (tiles.all_patches * tiles.pixels + tiles.bn / tiles.cluster) * steps / rate
-        end = 2 * rows * tiles.bn * (1 + tiles.residual) / (gpu.bandwidth / blocks) / tiles.split_k
-        fewest = op_of(workload).nbytes(workload) / gpu.bandwidth
-        meeting = _MEETING * tiles.split_k if tiles.split_k > 1 else 0.0
+        end = 2 * rows * tiles.bn * (1 + tiles.residual) / _STORED + 3e-7
         if tiles.alternate or tiles.beside > 1:
-            end = 0.3 * end  # under the products of another tile
-        return max(waves * (max(multiply, load) + end), fewest) + _FILL_SECONDS + meeting
+            end *= 0.3  # the rest runs under the products of another tile
+        meeting = (_MEETING + 2 * rows * tiles.bn / _STORED) if tiles.split_k > 1 else 0.0
+        fewest = op_of(workload).nbytes(workload) / (0.85 * gpu.bandwidth)
+        return max(waves * (steps * max(multiply, load) + end), fewest) + _FILL_SECONDS + meeting
 
     def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
         tiles = tiles_of(workload, target, config)

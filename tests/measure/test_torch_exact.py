@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 @pytest.mark.parametrize(
     "text",
     [
-        "n=2 h=9 w=11 ci=4 co=6 kh=3 kw=2 stride=2x1 padding=1x0x2x3 dilation=1x2 groups=2 bias=true layout=NHWC",
+        "n=2 h=9 w=11 ci=4 co=6 kh=3 kw=2 stride=2x1 padding=1x0x2x3 dilation=1x2 groups=2 layout=NHWC",
         "n=1 h=7 w=5 ci=3 co=4 kh=3 kw=3 padding=1 activation=relu residual=true",
     ],
 )

@@ -130,7 +130,8 @@ class DepthwiseKernel:
     def _allocate(self) -> None:
         t = self.tiles
         self.sums = T.alloc_local((t.pixels * t.width,), "float32")
-        self.words = T.alloc_local((self.parts,), "uint32")
+        seen = len({offset for p in range(t.pixels) for offset in self._offsets(p)})
+        self.words = T.alloc_local((self.parts * seen,), "uint32")
         self.seen = T.alloc_local((t.width,), "float32")
         self.factors = T.alloc_local((self.shape.across.size * t.width,), "float32")
 
@@ -161,17 +162,30 @@ class DepthwiseKernel:
         s, t = self.shape, self.tiles
         uses: dict[int, list[tuple[int, int]]] = {}
         for p in range(t.pixels):
-            for j in range(s.across.size):
-                uses.setdefault(p * s.across.stride + j * s.across.dilation, []).append((p, j))
-        for offset, pairs in sorted(uses.items()):
+            for j, offset in enumerate(self._offsets(p)):
+                uses.setdefault(offset, []).append((p, j))
+        offsets = sorted(uses)
+        for number, offset in enumerate(offsets):  # all are under way before the first is used
+            at = number * self.parts
+            for i in range(self.parts):
+                T.buffer_store(self.words, T.uint32(0), [at + i])
             with when(tirx.all(left + offset >= 0, left + offset < s.w)):
                 place = (first + left + offset) * s.co + self.channel
-                self._load(self.seen, 0, self._at(self.arrays["x"].data, place), "__ldg")
-                for p, j in pairs:
-                    for c in range(t.width):
-                        at = p * t.width + c
-                        product = self.seen[c] * self.factors[j * t.width + c]
-                        T.buffer_store(self.sums, self.sums[at] + product, [at])
+                load_vector(
+                    self.words, at, self._at(self.arrays["x"].data, place), self.dtype, t.width, "__ldg"
+                )
+        for number, offset in enumerate(offsets):
+            unpack(self.seen, 0, self.words, number * self.parts, self.dtype, t.width)
+            for p, j in uses[offset]:
+                for c in range(t.width):
+                    at = p * t.width + c
+                    product = self.seen[c] * self.factors[j * t.width + c]
+                    T.buffer_store(self.sums, self.sums[at] + product, [at])
+
+    def _offsets(self, pixel: int) -> list[int]:
+        """Return what columns, from the first that a run sees, the window around its `pixel`-th sees."""
+        across = self.shape.across
+        return [pixel * across.stride + j * across.dilation for j in range(across.size)]
 
     def _finish(self, p: int, place: Any) -> None:
         s, t = self.shape, self.tiles

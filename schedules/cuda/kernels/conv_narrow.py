@@ -243,7 +243,11 @@ class NarrowKernel:
             within, place = self._place(image, y, x, own, column + channel)
             with when(within):
                 source = self.results.ptr_to([own * (t.bn + PAD) + channel])
-                do(c_call("void", "move_piece", element_at(self.arrays["y"], place), source, source=_MOVE_PIECE))
+                do(
+                    c_call(
+                        "void", "move_piece", element_at(self.arrays["y"], place), source, source=_MOVE_PIECE
+                    )
+                )
 
     def _finish(
         self, image: Any, y: Any, x: Any, own: Any, channel: Any, at: int, bias: Any, place: Any
