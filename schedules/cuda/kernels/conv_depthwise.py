@@ -142,10 +142,9 @@ class DepthwiseKernel:
             T.buffer_store(self.sums, T.float32(0), [i])
         with T.serial(s.down.size) as r:
             row = Scalar(y * s.down.stride - s.down.before + r * s.down.dilation)()
-            with when(tirx.all(row >= 0, row < s.h)):
-                self._read_factors(r)
-                left = Scalar(x * s.across.stride - s.across.before)()
-                self._add_row((image * s.h + row) * s.w, left)
+            self._read_factors(r)
+            left = Scalar(x * s.across.stride - s.across.before)()
+            self._add_row((image * s.h + row) * s.w, left, tirx.all(row >= 0, row < s.h))
         for p in range(t.pixels):
             with when(x + p < s.ow):
                 self._finish(p, ((image * s.oh + y) * s.ow + x + p) * s.co + self.channel)
@@ -157,8 +156,8 @@ class DepthwiseKernel:
             tap = (r * s.across.size + j) * (t.vectors * t.width) + self.inside
             self._load(self.factors, j * t.width, self._at(self.weights.ptr_to([0]), tap), "*")
 
-    def _add_row(self, first: Any, left: Any) -> None:
-        """Read each vector that the pixels see of a row once."""
+    def _add_row(self, first: Any, left: Any, within: Any) -> None:
+        """Read each vector that the pixels see of a row once; zeros beyond the image."""
         s, t = self.shape, self.tiles
         uses: dict[int, list[tuple[int, int]]] = {}
         for p in range(t.pixels):
@@ -169,7 +168,7 @@ class DepthwiseKernel:
             at = number * self.parts
             for i in range(self.parts):
                 T.buffer_store(self.words, T.uint32(0), [at + i])
-            with when(tirx.all(left + offset >= 0, left + offset < s.w)):
+            with when(tirx.all(within, left + offset >= 0, left + offset < s.w)):
                 place = (first + left + offset) * s.co + self.channel
                 load_vector(
                     self.words, at, self._at(self.arrays["x"].data, place), self.dtype, t.width, "__ldg"

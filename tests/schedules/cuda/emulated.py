@@ -17,6 +17,7 @@ from tests.schedules.cuda.compiled import needs_nvcc
 from tvmops.measure.cuda import Cubin
 
 _HEADER = Path(__file__).with_name("emulator.h")
+_HOPPER = Path(__file__).with_name("hopper.h")
 _KERNEL = re.compile(r'extern "C" __global__ void[^(]*\((\d+)[^)]*\) (\w+)\(([^)]*)\) \{')
 _HELPER = re.compile(r"__forceinline__ __device__ [^;{]*?(\w+)\([^)]*\) \{\n.*?\n\}\n", re.DOTALL)
 _ORDER = re.compile(
@@ -39,7 +40,7 @@ def emulated(cubin: Cubin, folder: Path) -> Callable[..., None]:
     found = _KERNEL.search(cubin.source)
     assert found is not None
     threads, name, parameters = int(found[1]), found[2], [p.split() for p in found[3].split(", ")]
-    declared = _HEADER.read_text()
+    declared = _HEADER.read_text() + _HOPPER.read_text()
     helpers = "".join(
         f"static inline void {match[1]}(...) {{}}\n" if _ORDER.fullmatch(match[1]) else match[0]
         for match in _HELPER.finditer(cubin.source) if not re.search(rf"\b{match[1]}\b", declared)
@@ -70,7 +71,7 @@ extern "C" const char* run(int grid, int cluster, int shared_bytes, {taken}) {{
     return call
 
 
-# Parts of names that `emulator.h` makes by macros.
+# Parts of names that the headers make by macros.
 _MACROS = (
     "wait_group_async",
     "mma_sync_aligned",
@@ -87,7 +88,7 @@ def _is_named_by_macro(name: str) -> bool:
 
 
 class TensorMap(ctypes.Structure):
-    """A row-major array as the copy engine sees it, as `emulator.h` declares it."""
+    """A row-major array as the copy engine sees it, as `hopper.h` declares it."""
 
     _fields_ = (
         ("base", ctypes.c_void_p),
