@@ -83,13 +83,16 @@ class ConvTiles:
 
     @property
     def partial_bytes(self) -> int:
-        """Bytes of a block's own sums, where others add theirs."""
+        """Bytes of a block's own sums, where others add theirs; they take the place of the ring."""
         return 4 * (self.bn + PARTIAL_PAD) * ROWS * self.all_patches if self.split_k > 1 else 0
+
+    @property
+    def stage_bytes(self) -> int:
+        return (self.all_patches * ROWS + self.bn) * DEPTH * 2
 
     @property
     def stages(self) -> int:
         """Stages of the ring: as many as there is room for."""
-        fixed = self.consumers * self.store_buffers * _BUFFER + self.partial_bytes + _BARRIERS
-        one = (self.all_patches * ROWS + self.bn) * DEPTH * 2
+        fixed = self.consumers * self.store_buffers * _BUFFER + _BARRIERS
         room = (self.shared_bytes + _RESERVED) // self.beside - _RESERVED
-        return min((room - fixed) // one, _MOST_STAGES)
+        return min((room - fixed) // self.stage_bytes, _MOST_STAGES)

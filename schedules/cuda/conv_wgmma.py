@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from tvm import IRModule
 
@@ -27,7 +28,8 @@ _WAITING = 72  # cycles of a step in which a warpgroup does not multiply
 _HEAT = 0.18  # the clock's fall when all multiprocessors multiply
 _PLACES = 0.85  # of the machine: large clusters don't find room everywhere
 _TAKEN = 1.0e11  # bytes a second that one multiprocessor loads at most
-_STORED = 4e10  # bytes a second of results that one multiprocessor finishes
+_STORED = 3e10  # bytes a second of results that one multiprocessor finishes
+_END_SECONDS = 4e-7
 _MEETING = 1e-6  # of the blocks of a cluster
 _FILL_SECONDS = 3.4e-6  # until the first stage is there, and for what follows the last
 
@@ -92,12 +94,13 @@ class WgmmaConv(Template):
         bytes_of_step = 2 * DEPTH * (tiles.all_patches * tiles.pixels + tiles.bn / tiles.cluster)
         load = bytes_of_step * tiles.beside / _TAKEN
         rows = ROWS * tiles.all_patches
-        end = 2 * rows * tiles.bn * (1 + tiles.residual) / _STORED + 3e-7
+        end = 2 * rows * tiles.bn * (1 + tiles.residual) / _STORED + _END_SECONDS
         if tiles.alternate or tiles.beside > 1:
             end *= 0.3  # the rest runs under the products of another tile
         meeting = (_MEETING + 2 * rows * tiles.bn / _STORED) if tiles.split_k > 1 else 0.0
         fewest = op_of(workload).nbytes(workload) / (0.85 * gpu.bandwidth)
-        return max(waves * (steps * max(multiply, load) + end), fewest) + _FILL_SECONDS + meeting
+        fill = _FILL_SECONDS * (waves if tiles.split_k > 1 else 1)  # others stay, and are filled once
+        return max(waves * (steps * max(multiply, load) + end), fewest) + fill + meeting
 
     def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
         tiles = tiles_of(workload, target, config)
@@ -136,6 +139,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         (tiles.patch_w, tiles.patch_h, tiles.patch_n) in patches_of(workload)
         and tiles.patches * tiles.bn // 2 <= tiles.consumer_registers - 72
         and tiles.stages >= 2
+        and tiles.partial_bytes <= tiles.stages * tiles.stage_bytes
         and (tiles.bn % 64 == 0 or tiles.split_k > 1)  # results leave 64 channels at a time
         and tiles.bn < 2 * max(64, co // groups)
         and (tiles.all_patches == 1 or tiles.all_patches < 2 * _patch_count(workload, tiles))
@@ -147,6 +151,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     )
 
 
+@lru_cache(maxsize=64)
 def patches_of(workload: Workload) -> tuple[Patch, ...]:
     """Return shapes of patches, those that leave the fewest products unused first, then the widest."""
     (n,) = workload.dims("n")

@@ -160,11 +160,12 @@ class WgmmaConvKernel:
     def _shared_memory(self) -> None:
         t = self.tiles
         pool = SMEMPool()
+        if t.split_k > 1:  # it takes the place of the ring, when that has been read
+            self.partial = pool.alloc((ROWS * t.all_patches, t.bn + PARTIAL_PAD), "float32", align=16)
+            pool.move_base_to(0)
         self.pixels = pool.alloc((t.stages, t.all_patches, ROWS, DEPTH), self.dtype, align=1024)
         self.weights = pool.alloc((t.stages, t.bn, DEPTH), self.dtype, align=1024)
-        if t.split_k > 1:
-            self.partial = pool.alloc((ROWS * t.all_patches, t.bn + PARTIAL_PAD), "float32", align=16)
-        else:
+        if t.split_k == 1:
             self.results = pool.alloc((t.consumers, t.store_buffers, ROWS, 64), self.dtype, align=1024)
         self.ring = Ring(pool, t.stages, t.sharers * t.cluster)
         if self.waits_for_residual:

@@ -32,6 +32,7 @@ _LOAD = "cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_
 _MULTICAST = _LOAD + ".multicast::cluster"
 _STORE = "cp.async.bulk.tensor.{rank}d.global.shared::cta.tile.bulk_group"
 _ROW_BYTES = 2 * DEPTH
+_CONSUMERS = 8  # the named barrier of all that multiply
 _RUN = 8  # elements that one thread adds up: 16 bytes of the result
 
 # All are read before the first is added, lest each waits for the one before it.
@@ -319,6 +320,8 @@ class Consumer:
             with T.Else():
                 for i in range(t.patches * self.each):
                     T.buffer_store(self.sums, T.float32(0), [i])
+        # Others may still read the ring, whose place these sums take.
+        ptx("bar.sync", T.uint32(_CONSUMERS), T.uint32(128 * t.consumers))
         for patch in range(t.patches):
             own = (kernel.warpgroup * t.patches + patch) * ROWS
             row = own + kernel.warp * 16 + T.truncdiv(kernel.lane, 4)

@@ -42,7 +42,7 @@ struct Block {
   std::vector<uint8_t> memory;
   std::vector<Warp> warps;
   std::map<unsigned, Barrier> barriers;
-  std::map<int, Group> warpgroups;
+  std::map<int, Group> named;
   int index, rank;
 };
 struct Index { int x; };

@@ -172,11 +172,12 @@ static inline void tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_0() 
 static inline void tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_1() { emulator::finish(emulator::now->products, 1); }
 static inline bool tvm_builtin_elect_one_sync_op() { return emulator::lane() == 0; }
 static inline void tvm_builtin_cuda_cta_sync() { __syncthreads(); }
-static inline void tvm_builtin_cuda_warpgroup_sync(int name) {
-  auto& group = emulator::now->block->warpgroups[name];
-  group.size = 128;
+static inline void tvm_builtin_ptx_bar_sync_count_sync(uint32_t name, uint32_t threads) {
+  auto& group = emulator::now->block->named[name];
+  group.size = threads;
   emulator::meet(group);
 }
+static inline void tvm_builtin_cuda_warpgroup_sync(int name) { tvm_builtin_ptx_bar_sync_count_sync(name, 128); }
 // The sums, two descriptors, and whether to add.
 template <float (*to_float)(uint16_t), int columns, typename... Rest>
 static inline void multiply_warpgroup(float** sums, int count, float& sum, Rest&&... rest);
