@@ -21,7 +21,8 @@ _AMPERE = 80  # mma.sync of 16 bits
 _MOST_CHANNELS = 16  # of more, copies of 16 bytes are worth their while
 _MOST_INSTRUCTIONS = 1600  # of a tile's products, all unrolled
 _MOST_REGISTERS = 128  # of a thread's sums
-_OTHER_REGISTERS = 64
+_OTHER_REGISTERS = 40
+_MOST_FETCHED = 40  # registers of a thread for what the next tile sees
 _RESERVED = 1024  # bytes of shared memory that the system takes of each block
 _WANTED_WARPS = 16  # of a multiprocessor
 _STAGING = 1.5e-11  # seconds an element, of a multiprocessor
@@ -107,7 +108,9 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     return (
         tiles.bn < 2 * max(16, co)
         and sums <= _MOST_REGISTERS
-        and (sums + _OTHER_REGISTERS) * 32 * tiles.warps * tiles.beside <= target.gpu.block_registers
+        and layout.steps <= _MOST_FETCHED
+        and (sums + layout.steps + _OTHER_REGISTERS) * 32 * tiles.warps * tiles.beside
+        <= target.gpu.block_registers
         and (layout.shared_bytes(tiles) + _RESERVED) * tiles.beside <= target.gpu.shared_bytes + _RESERVED
         and unrolled <= _MOST_INSTRUCTIONS
     )

@@ -138,6 +138,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     return (
         (tiles.patch_w, tiles.patch_h, tiles.patch_n) in patches_of(workload)
         and tiles.patches * tiles.bn // 2 <= tiles.consumer_registers - 72
+        and (tiles.beside == 1 or tiles.bn < 256)  # ptxas finds no registers for such a product
         and tiles.stages >= 2
         and tiles.partial_bytes <= tiles.stages * tiles.stage_bytes
         and (tiles.bn % 64 == 0 or tiles.split_k > 1)  # results leave 64 channels at a time

@@ -3,7 +3,7 @@
 Such pixels are too short to be copied one by one. What a block of pixels of the output sees of the
 image comes to shared memory as it lies, once, and each row of the kernel is a run of kw * ci
 neighbouring elements there, of which mma's pairs are read straight away: the matrix of windows is
-never made. A run is taken for a multiple of 8 long; what is too much is masked. Where pixels begin
+never made. The next tile's share of it is on its way while one is multiplied. A run is taken for a multiple of 8 long; what is too much is masked. Where pixels begin
 at odd elements, a second copy of the image is shifted by one. Weights stay in shared memory; blocks
 stay and take tile after tile. Results leave through shared memory, 16 bytes at a time.
 """
@@ -26,20 +26,32 @@ from tvmops.schedules.cuda.words import PTX_TYPES, Scalar, c_call, do, pack, ptx
 PAD = 8  # elements behind a row of weights or results, so that rows start in different banks
 _PIECE = 8  # elements of 16 bytes
 
-_STAGE = """
-__forceinline__ __device__ void stage_{copies}(void* to, const void* x, int first, int top, int left, int h,
-                                               int width, int rows, int columns, int pitch, int copy,
-                                               int thread, int threads) {{
-  unsigned short* at = static_cast<unsigned short*>(to);
+# A thread's share of what a tile sees, in two steps: to registers, and from there.
+_FETCH = """
+__forceinline__ __device__ void fetch_image_{steps}(unsigned* raw, const void* x, int first, int top, int left,
+                                                    int h, int width, int rows, int columns, int thread,
+                                                    int threads) {{
   const unsigned short* from = static_cast<const unsigned short*>(x);
-#pragma unroll 4
-  for (int i = thread; i < rows * columns; i += threads) {{
-    const int row = i / columns, column = i - row * columns;
+#pragma unroll
+  for (int step = 0; step < {steps}; ++step) {{
+    const int i = step * threads + thread, row = i / columns, column = i - row * columns;
     const int y = top + row, z = left + column;
-    const bool inside = y >= 0 && y < h && z >= 0 && z < width;
-    const unsigned short value = inside ? __ldg(from + static_cast<long long>(first + y) * width + z) : 0;
-    at[row * pitch + column] = value;
-    if ({copies} > 1) at[copy + row * pitch + column + 1] = value;
+    const bool inside = row < rows && y >= 0 && y < h && z >= 0 && z < width;
+    raw[step] = inside ? __ldg(from + static_cast<long long>(first + y) * width + z) : 0;
+  }}
+}}
+"""
+_PLACE = """
+__forceinline__ __device__ void place_image_{copies}_{steps}(void* to, const unsigned* raw, int rows, int columns,
+                                                             int pitch, int copy, int thread, int threads) {{
+  unsigned short* at = static_cast<unsigned short*>(to);
+#pragma unroll
+  for (int step = 0; step < {steps}; ++step) {{
+    const int i = step * threads + thread, row = i / columns, column = i - row * columns;
+    if (row < rows) {{
+      at[row * pitch + column] = static_cast<unsigned short>(raw[step]);
+      if ({copies} > 1) at[copy + row * pitch + column + 1] = static_cast<unsigned short>(raw[step]);
+    }}
   }}
 }}
 """
@@ -103,7 +115,7 @@ class NarrowKernel:
             T.func_name("main")
             self._arguments()
             T.device_entry()
-            with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
+            with T.attr({"tirx.launch_bounds_min_blocks_per_sm": self.tiles.beside}):
                 self._body()
         return IRModule({"main": builder.get().with_attr("global_symbol", "main")})
 
@@ -144,17 +156,31 @@ class NarrowKernel:
         self._prepare()
         across = Scalar(T.truncdiv(Scalar(s.ow)() + (t.tile_w - 1), t.tile_w))()
         down = Scalar(T.truncdiv(Scalar(s.oh)() + (t.tile_h - 1), t.tile_h))()
+        count, stride = Scalar(across * down * s.n)(), layout.blocks // layout.columns
         index = Scalar(T.truncdiv(block, layout.columns))
-        with T.While(index() < across * down * s.n):
+        here = [Scalar(0) for _ in range(3)]  # image, row, column
+
+        def locate() -> None:
             row = Scalar(T.truncdiv(index(), across))()
             image = Scalar(T.truncdiv(row, down))()
-            y, x = Scalar((row - image * down) * t.tile_h)(), Scalar((index() - row * across) * t.tile_w)()
+            corner = image, (row - image * down) * t.tile_h, (index() - row * across) * t.tile_w
+            for each, value in zip(here, corner):
+                each.set(value)
+
+        with when(index() < count):
+            locate()
+            self._fetch(*(each() for each in here))
+        with T.While(index() < count):
+            image, y, x = (Scalar(each())() for each in here)
             do(T.cuda.cta_sync())  # the last tile has been read
-            self._stage(image, y, x)
+            self._stage()
             do(T.cuda.cta_sync())
+            index.set(index() + stride)
+            with when(index() < count):  # what the next tile sees is on its way while this one is multiplied
+                locate()
+                self._fetch(*(each() for each in here))
             self._multiply()
             self._store(image, y, x, column)
-            index.set(index() + layout.blocks // layout.columns)
 
     def _prepare(self) -> None:
         """Find what stays: where this thread's pixels begin in the image, and what is too much of a run."""
@@ -171,16 +197,30 @@ class NarrowKernel:
         low = tirx.Select(left > 0, T.uint32(0xFFFF), T.uint32(0))
         self.mask = Scalar(tirx.Select(left > 1, T.uint32(0xFFFFFFFF), low), "uint32")()
         self.sums = T.alloc_local((t.parts * (t.bn // 8) * 4,), "float32")
+        self.raw = T.alloc_local((layout.steps,), "uint32")
         self.a_parts, self.b_parts = T.alloc_local((4,), "uint32"), T.alloc_local((t.bn // 4,), "uint32")
 
-    def _stage(self, image: Any, y: Any, x: Any) -> None:
+    def _fetch(self, image: Any, y: Any, x: Any) -> None:
         s, t, layout = self.shape, self.tiles, self.layout
         do(
             c_call(
-                "void", f"stage_{layout.copies}", self.image.ptr_to([0]), self.arrays["x"].data, image * s.h,
+                "void", f"fetch_image_{layout.steps}", T.address_of(self.raw[0]), self.arrays["x"].data, image * s.h,
                 y * s.down.stride - s.down.before, (x * s.across.stride - s.across.before) * s.ci, s.h,
-                s.w * s.ci, layout.rows, layout.width, layout.pitch, layout.copy, self.thread, t.warps * 32,
-                source=_STAGE.format(copies=layout.copies),
+                s.w * s.ci, layout.rows, layout.width, self.thread, t.warps * 32,
+                source=_FETCH.format(steps=layout.steps),
+            )
+        )  # fmt: skip
+
+    def _stage(self) -> None:
+        t, layout = self.tiles, self.layout
+        name, source = (
+            f"place_image_{layout.copies}_{layout.steps}",
+            {"copies": layout.copies, "steps": layout.steps},
+        )
+        do(
+            c_call(
+                "void", name, self.image.ptr_to([0]), T.address_of(self.raw[0]), layout.rows, layout.width,
+                layout.pitch, layout.copy, self.thread, t.warps * 32, source=_PLACE.format(**source),
             )
         )  # fmt: skip
 
@@ -286,12 +326,9 @@ class NarrowLayout:
         self.depth = -(-down.size * self.padded // 16) * 16
         self.rows = (tiles.tile_h - 1) * down.stride + down.reach
         self.width = ((tiles.tile_w - 1) * across.stride + across.size) * ci
-        pixels_begin_evenly = across.stride * ci % 2 == 0
         self.pitch = (self.width + self.padded - self.run + 3) // 2 * 2
-        if pixels_begin_evenly:
-            self.copies = 1
-        else:
-            self.copies = 2
+        self.copies = 1 if across.stride * ci % 2 == 0 else 2  # whether all pixels begin at even elements
+        self.steps = -(-self.rows * self.width // (32 * tiles.warps))  # elements of a thread
         self.copy = self.rows * self.pitch
         self.columns = -(-co // tiles.bn)
         self.blocks = max(1, tiles.multiprocessors * tiles.beside // self.columns) * self.columns
