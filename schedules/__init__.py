@@ -22,6 +22,10 @@ from tvmops.schedules.cpu.weight_only import WeightOnly
 from tvmops.schedules.cpu.winograd import Winograd2, Winograd4, Winograd6
 from tvmops.schedules.cuda.attention_decode import DecodeAttention
 from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
+from tvmops.schedules.cuda.conv_depthwise import DepthwiseConv
+from tvmops.schedules.cuda.conv_mma import MmaConv
+from tvmops.schedules.cuda.conv_narrow import NarrowConv
+from tvmops.schedules.cuda.conv_wgmma import WgmmaConv
 from tvmops.schedules.cuda.gemm_chained import ChainedGemm
 from tvmops.schedules.cuda.gemm_float32 import Float32Gemm
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
@@ -73,6 +77,10 @@ TEMPLATES: tuple[Template, ...] = (
     CudaRows(),
     WeightOnlyStream(),
     WeightOnlyMma(),
+    DepthwiseConv(),
+    WgmmaConv(),
+    NarrowConv(),
+    MmaConv(),
     Sketch(),
 )
 

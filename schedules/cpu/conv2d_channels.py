@@ -46,7 +46,7 @@ class Conv2DChannels(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        if workload.op != "conv2d" or target.kind != "cpu":
+        if workload.op != "conv2d" or target.kind != "cpu" or workload["dtype"] != "float32":
             return False
         if workload["packed"] == PLAIN:
             return workload["layout"] == "NHWC"

@@ -33,7 +33,12 @@ class Conv2DDepthwise(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        if workload.op != "conv2d" or target.kind != "cpu" or workload["groups"] == 1:
+        if (
+            workload.op != "conv2d"
+            or target.kind != "cpu"
+            or workload["dtype"] != "float32"
+            or workload["groups"] == 1
+        ):
             return False
         down, across = windows(workload)
         alone = (ANY, workload["groups"])

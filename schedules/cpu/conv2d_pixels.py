@@ -48,7 +48,7 @@ class Conv2DPixels(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        if workload.op != "conv2d" or target.kind != "cpu":
+        if workload.op != "conv2d" or target.kind != "cpu" or workload["dtype"] != "float32":
             return False
         if workload["packed"] == PLAIN:
             return workload["layout"] == "NCHW"

@@ -69,6 +69,7 @@ class _Winograd(Template):
         return (
             workload.op == "conv2d"
             and target.kind == "cpu"
+            and workload["dtype"] == "float32"
             and not workload.is_generic
             and workload["packed"] in (PLAIN, f"winograd{self.m}")
             and suits_winograd(workload)

@@ -184,6 +184,13 @@ class Position:
             self._stage.set(0)
             self._phase.set(self.phase ^ 1)
 
+    def skip(self, count: Any) -> None:
+        """Pass over the next `count` stages."""
+        total = Scalar(self.stage + count)()
+        rounds = Scalar(T.truncdiv(total, self._stages))()
+        self._stage.set(total - rounds * self._stages)
+        self._phase.set(self.phase ^ T.truncmod(rounds, 2))
+
 
 class Ring:
     """Stages of shared memory that one producer fills and `consumers` empty."""
@@ -197,7 +204,9 @@ class Ring:
         self.empty.init()
 
 
-def tensor_map(array: Any, dtype: str, dims: list[Extent], box: list[int]) -> Any:
+def tensor_map(
+    array: Any, dtype: str, dims: list[Extent], box: list[int], steps: list[int] | None = None
+) -> Any:
     """Describe a row-major array to the copy engine, for boxes of rows of 128 bytes, swizzled.
 
     Parameters
@@ -206,6 +215,8 @@ def tensor_map(array: Any, dtype: str, dims: list[Extent], box: list[int]) -> An
         Sizes, innermost first. What a box has beyond them is read as 0 and not written.
     box
         Sizes of one copy; `box[0]` elements are 128 bytes.
+    steps
+        From one element of a copy to the next, along each dimension; a box counts those between.
     """
     item = 2
     strides: list[Extent] = [dims[0] * item]
@@ -217,7 +228,7 @@ def tensor_map(array: Any, dtype: str, dims: list[Extent], box: list[int]) -> An
     do(
         T.call_packed(
             "runtime.cuTensorMapEncodeTiled", var, dtype, rank, array.data, *dims, *strides, *box,
-            *[1] * rank, interleave, swizzle_128, l2_256, zeros,
+            *(steps or [1] * rank), interleave, swizzle_128, l2_256, zeros,
         )
     )  # fmt: skip
     return var

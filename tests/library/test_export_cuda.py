@@ -46,3 +46,18 @@ def test_a_machine_without_that_gpu_refuses_it(library: Path, monkeypatch: pytes
         LibraryTargetError, match=r"holds nvidia-h200; this machine .* lacks sm_90a for nvidia-h200"
     ):
         load(library)
+
+
+@needs_nvcc
+def test_convolutions_of_any_shape_are_answered(tmp_path: Path) -> None:
+    layer = workload(
+        "conv2d", n=8, h=14, w=14, ci=256, co=256, kh=3, kw=3, padding=1, layout="NHWC", dtype="float16"
+    )
+    record = default_record(layer, H200)
+    folder = export(layer, H200, [write_log(tmp_path / "log.jsonl", record)], tmp_path / "lib")
+    (variant,) = Manifest.read(folder).variants
+    tuned, *generic = sorted(variant.kernels, key=lambda entry: entry.seconds is None)
+    assert tuned.template.startswith("cuda.conv_wgmma")
+    templates = [entry.template.split("@")[0] for entry in generic]
+    assert templates == ["cuda.conv_wgmma", "cuda.conv_mma", "cuda.conv_mma"]
+    assert [entry.multiples for entry in generic] == [{"ci": 8, "co": 8}, {"ci": 8}, {}]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import Any
 
 import numpy as np
 
 from tvmops.ops.activations import STEEPEST, activated, expression
 from tvmops.ops.base import Array, Exact, Op
+from tvmops.ops.matmul import ROUNDING, SUM
 from tvmops.ops.winograd import weights_of
 from tvmops.signatures.activations import NONE
 from tvmops.signatures.conv2d import weight_sizes
@@ -29,10 +31,11 @@ class Conv2D(Op):
     where xp is x with zeros around it, and c runs over the input channels of the group of o.
     Zeros of the padding are multiplied like any others: an infinite weight gives NaN there.
 
-    Accumulation is float32. With k = ci / groups * kh * kw and |x|, |w|, |bias|, |residual|
-    <= 1 each kernel is held to 4 (k + 3) u, u = 2**-24, times the steepest slope of the
-    activation: far inside the worst case, k**2 u (N. Higham, Accuracy and Stability of
-    Numerical Algorithms, section 3.5), and far outside what rounding at random reaches.
+    All tensors are `dtype`; accumulation and epilogue are float32. With k = ci / groups * kh * kw
+    and |x|, |w|, |bias|, |residual| <= 1 each kernel is held to 4 (k + 3) u, u = 2**-24, times the
+    steepest slope of the activation: far inside the worst case, k**2 u (N. Higham, Accuracy and
+    Stability of Numerical Algorithms, section 3.5), and far outside what rounding at random
+    reaches. A result of 16 bits is rounded once more, as a matmul's is.
     """
 
     name = "conv2d"
@@ -59,21 +62,23 @@ class Conv2D(Op):
             channel = o // (co // groups) * (ci // groups) + c
             row, column = i * down.stride + r * down.dilation, j * across.stride + s * across.dilation
             weight = weights[o, c, r, s] if is_packed or not channels_last else weights[o, r, s, c]
+            weight = weight.astype(SUM)
             if channels_last:
-                return te.sum(padded[b, row, column, channel] * weight, [r, s, c])
-            return te.sum(padded[b, channel, row, column] * weight, [c, r, s])
+                return te.sum(padded[b, row, column, channel].astype(SUM) * weight, [r, s, c])
+            return te.sum(padded[b, channel, row, column].astype(SUM) * weight, [c, r, s])
 
         sums = te.compute(output.shape, product, "y")
-        if workload["activation"] == NONE and not workload["bias"] and not workload["residual"]:
+        is_plain = workload["activation"] == NONE and not workload["bias"] and not workload["residual"]
+        if is_plain and dtype == SUM:
             return [*args.values(), sums]
 
         def end(*at: Any) -> Any:
             value = sums[at]
             if workload["bias"]:
-                value = value + args["bias"][at[3 if channels_last else 1]]
+                value = value + args["bias"][at[3 if channels_last else 1]].astype(SUM)
             if workload["residual"]:
-                value = value + args["residual"][at]
-            return expression(str(workload["activation"]), value, dtype)
+                value = value + args["residual"][at].astype(SUM)
+            return expression(str(workload["activation"]), value, SUM).astype(dtype)
 
         return [*args.values(), te.compute(output.shape, end, "y")]
 
@@ -119,7 +124,13 @@ class Conv2D(Op):
         return self.flops(workload) // (_WINOGRAD_GAIN if suits_winograd(workload) else 1)
 
     def tolerance(self, workload: Workload) -> float:
-        return STEEPEST[str(workload["activation"])] * 4 * (_terms(workload) + 3) * UNIT_ROUNDOFF
+        terms, activation = _terms(workload) + 2, str(workload["activation"])
+        sums = STEEPEST[activation] * 4 * (terms + 1) * UNIT_ROUNDOFF
+        rounding = ROUNDING[str(workload["dtype"])]
+        if not rounding:
+            return sums
+        result = min(terms, 2 * sqrt(terms) + 1)
+        return sums + rounding * result + 8 * UNIT_ROUNDOFF * (activation != NONE) * result
 
 
 def suits_winograd(workload: Workload) -> bool:

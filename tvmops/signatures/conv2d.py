@@ -40,7 +40,7 @@ class Conv2D(Signature):
         Field("dilation", Sizes(2, low=1), (1, 1)),
         Field("groups", Dim(fixed=True), 1),
         Field("layout", Choice(("NCHW", "NHWC")), "NCHW"),
-        Field("dtype", Choice(("float32",)), "float32", shown=True),
+        Field("dtype", Choice(("float32", "float16", "bfloat16")), "float32", shown=True),
         Field("bias", Flag(), False),
         ACTIVATION,
         Field("residual", Flag(), False),
@@ -86,6 +86,8 @@ class Conv2D(Signature):
     def _check_packed(self, workload: Workload) -> None:
         if workload["packed"] == PLAIN:
             return
+        if workload["dtype"] != "float32":
+            raise wrong(workload, "packed", f"none with dtype={workload['dtype']}")
         layout = layout_of(workload)
         if isinstance(layout, ConvPanels):
             if layout.image != workload["layout"]:

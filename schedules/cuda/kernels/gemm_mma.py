@@ -259,9 +259,7 @@ class MmaKernel:
         pool.commit()
         for each, name in ((self.a, "a"), (self.b, "b")):
             each.base = Scalar(T.cuda.cvta_generic_to_shared(each.ring.ptr_to([0])), "uint32")()
-            index = 0 if not p.is_batched or p.shared == name else self.item
-            rows_of = each.extent if each.k_inner else each.k
-            each.slice = T.Bind(slice_of(each.array.data, index, rows_of, each.row_length, self.itemsize))
+            each.slice = T.Bind(self._slice(each, name))
             each.begin(self.thread, self.threads)
         if self.chained:
             wait_for_kernels_before()
@@ -272,6 +270,13 @@ class MmaKernel:
             T.buffer_store(self.sums, tirx.const(0, self.sum_dtype), [i])
         self._multiply_all()
         self._store()
+
+    def _slice(self, operand: Operand, name: str) -> Any:
+        """Return where the matrix of this block's item begins."""
+        p = self.product
+        index = 0 if not p.is_batched or p.shared == name else self.item
+        rows = operand.extent if operand.k_inner else operand.k
+        return slice_of(operand.array.data, index, rows, operand.row_length, self.itemsize)
 
     def _locate(self, block: Any, rows: Any, columns: Any) -> None:
         """Find this block's tile: bands of `group` rows of tiles, column by column."""

@@ -10,12 +10,14 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 #include <ucontext.h>
 
 #define __device__
+#define __grid_constant__
 #define __global__
 #define __forceinline__ static inline
 #define __launch_bounds__(...)
@@ -28,13 +30,19 @@ struct alignas(8) uint2 { uint x, y; };
 
 namespace emulator {
 
-struct Group { int size = 0, arrived = 0; long round = 0; };
+struct Group { int size = 0, arrived = 0; long round = 0; bool stirred = false; };  // stirred: look again
 struct Copy { unsigned to; const void* from; int bytes, size = 16; };
+typedef std::function<void()> Work;
+// mbarrier: `group.round` counts its phases, `group.arrived` what has yet to arrive. What the copy engine
+// brings is there when a thread waits for the barrier, and no sooner.
+struct Barrier { Group group; long bytes = 0; std::vector<Work> copies; };
 struct Warp { Group group; uint32_t words[32][8]; };
 struct Block {
   Group group;
   std::vector<uint8_t> memory;
   std::vector<Warp> warps;
+  std::map<unsigned, Barrier> barriers;
+  std::map<int, Group> named;
   int index, rank;
 };
 struct Index { int x; };
@@ -47,6 +55,7 @@ struct Thread {
   Group* waits_for = nullptr;
   long round = 0;
   std::deque<std::vector<Copy>> groups{1};
+  std::deque<std::vector<Work>> products{1}, stores{1};  // of wgmma, and of the copy engine
 };
 
 static Thread* now;
@@ -129,7 +138,8 @@ static void run_cluster(int first, int blocks, int threads, int shared_bytes) {
   for (size_t left = all.size(); left > 0;) {
     bool moved = false;
     for (auto& thread : all) {
-      if (thread->done || (thread->waits_for && thread->waits_for->round == thread->round)) continue;
+      const auto* group = thread->waits_for;
+      if (thread->done || (group && group->round == thread->round && !group->stirred)) continue;
       thread->waits_for = nullptr;
       now = thread.get();
       swapcontext(&scheduler, &now->context);
@@ -435,3 +445,4 @@ static inline void multiply_bytes(uint32_t* d, const uint32_t* a, const uint32_t
   }
 MULTIPLY_BYTES(s8, int8_t)
 MULTIPLY_BYTES(u8, uint8_t)
+#include "hopper.h"

@@ -10,6 +10,7 @@ from tvmops.ops import op_of
 from tvmops.ops.attention import SHARPNESS, gathered, last_key
 from tvmops.signatures import SIGNATURES
 from tvmops.signatures.attention import BLHD, NO_MASK
+from tvmops.signatures.windows import sizes
 from tvmops.workloads import Workload
 
 Exact: TypeAlias = Callable[[Any, Workload, Sequence[Any]], "Sequence[Any] | None"]
@@ -25,6 +26,32 @@ def _matmul(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequence[A
     for term in more:
         product += term
     return (product,)
+
+
+def _conv2d(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequence[Any] | None:
+    after = {"none": lambda y: y, "relu": torch.relu_}
+    if workload["activation"] not in after or workload["packed"] != "none":
+        return None
+    names = [spec.name for spec in op_of(workload).inputs(workload)]
+    last = workload["layout"] == "NHWC"
+    given = {
+        name: array.permute(0, 3, 1, 2) if last and array.ndim == 4 else array
+        for name, array in zip(names, (tensor.double() for tensor in inputs))
+    }
+    top, left, bottom, right = sizes(workload, "padding")
+    padded = torch.nn.functional.pad(given["x"], (left, right, top, bottom))
+    y = torch.nn.functional.conv2d(
+        padded,
+        given["w"],
+        given.get("bias"),
+        stride=sizes(workload, "stride"),
+        dilation=sizes(workload, "dilation"),
+        groups=workload["groups"],
+    )
+    if "residual" in given:
+        y += given["residual"]
+    y = after[str(workload["activation"])](y)
+    return (y.permute(0, 2, 3, 1).contiguous() if last else y,)
 
 
 def _matmul_fp8(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequence[Any]:
@@ -114,6 +141,7 @@ def _sharp_queries(workload: Workload) -> dict[str, float] | None:
 # are wider than [-1, 1), or None where the op must draw them; and inputs of their own kind, by
 # name, where they can be drawn on the device.
 EXACT: dict[str, Exact] = {
+    "conv2d": _conv2d,
     "matmul": _matmul,
     "matmul_fp8": _matmul_fp8,
     "matmul_int8": _matmul_int8,
@@ -123,5 +151,8 @@ EXACT: dict[str, Exact] = {
     "layer_norm": _norm,
     "rms_norm": _norm,
 }
-SCALES: dict[str, Callable[[Workload], dict[str, float] | None]] = {"attention": _sharp_queries}
+SCALES: dict[str, Callable[[Workload], dict[str, float] | None]] = {
+    "attention": _sharp_queries,
+    "conv2d": lambda workload: {} if workload["packed"] == "none" else None,
+}
 DRAWN: dict[str, Callable[[Any, Workload, Any], dict[str, Any]]] = {"matmul_weight_only": draw_packed}

@@ -11,8 +11,10 @@ from typing import Any
 
 from tvmops.measure.bundle.device import Call
 from tvmops.measure.bundle.torch_weights import unpacked
+from tvmops.signatures import SIGNATURES
 from tvmops.signatures.attention import NO_MASK
 from tvmops.signatures.matmul_fp8 import ROWS
+from tvmops.signatures.windows import sizes
 from tvmops.workloads import Workload
 
 
@@ -123,7 +125,69 @@ def _norm(torch: Any, workload: Workload) -> dict[str, Call]:
     }
 
 
+def _conv2d(torch: Any, workload: Workload) -> dict[str, Call]:
+    """cuDNN's fastest kernel, in both layouts; what follows the sum apart, or fused where PyTorch can."""
+    top, left, *ends = sizes(workload, "padding")
+    after = {"none": None, "relu": torch.relu_}
+    if [top, left] != ends or workload["activation"] not in after:
+        return {}
+    attributes = {
+        "stride": sizes(workload, "stride"),
+        "padding": (top, left),
+        "dilation": sizes(workload, "dilation"),
+        "groups": workload["groups"],
+    }
+    last, activate = workload["layout"] == "NHWC", after[str(workload["activation"])]
+    names = [spec.name for spec in SIGNATURES["conv2d"].inputs(workload)]
+    copies: dict[int, Any] = {}  # inputs in the other layout, by where they lie
+
+    def given(arrays: tuple[Any, ...], as_given: bool) -> dict[str, Any]:
+        """Return the inputs, images and weights as PyTorch numbers their dimensions."""
+        found = {}
+        for name, array in zip(names, arrays):
+            image = array.ndim == 4
+            seen = array.permute(0, 3, 1, 2) if image and last else array
+            if image and not as_given:
+                if array.data_ptr() not in copies:
+                    other = torch.contiguous_format if last else torch.channels_last
+                    copies[array.data_ptr()] = seen.contiguous(memory_format=other)
+                seen = copies[array.data_ptr()]
+            found[name] = seen
+        return found
+
+    def through(as_given: bool) -> Call:
+        def convolve(*arrays: Any) -> None:
+            inputs = given(arrays, as_given)
+            with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+                y = torch.nn.functional.conv2d(inputs["x"], inputs["w"], inputs.get("bias"), **attributes)
+            if "residual" in inputs:
+                y += inputs["residual"]
+            if activate:
+                activate(y)
+
+        return convolve
+
+    def fused(as_given: bool) -> Call:
+        def convolve(*arrays: Any) -> None:
+            inputs = given(arrays, as_given)
+            x, w, ends = inputs["x"], inputs["w"], (inputs.get("bias"), *attributes.values())
+            with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+                if "residual" in inputs:
+                    torch.cudnn_convolution_add_relu(x, w, inputs["residual"], 1.0, *ends)
+                else:
+                    torch.cudnn_convolution_relu(x, w, *ends)
+
+        return convolve
+
+    name, layouts = f"torch {torch.__version__} conv2d", {"NHWC": last, "NCHW": not last}
+    calls = {f"{name} {layout}": through(as_given) for layout, as_given in layouts.items()}
+    if activate:
+        calls[f"{name} NHWC, fused"] = fused(layouts["NHWC"])
+    return calls
+
+
 PEERS: dict[str, Callable[[Any, Workload], dict[str, Call]]] = {
+    "conv2d": _conv2d,
     "matmul": _matmul,
     "matmul_fp8": _matmul_fp8,
     "matmul_int8": _matmul_int8,

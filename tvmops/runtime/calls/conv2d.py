@@ -9,7 +9,7 @@ import numpy as np
 
 from tvmops.errors import CallError, CallTypeError, WorkloadError
 from tvmops.runtime.arrays import as_numpy, view
-from tvmops.runtime.calls.base import Call, parsed, shape_of
+from tvmops.runtime.calls.base import Call, float_dtype, parsed, shape_of
 from tvmops.runtime.packed import PackedWeight
 from tvmops.signatures import SIGNATURES
 from tvmops.signatures.activations import NONE
@@ -68,7 +68,8 @@ def call(
         if array is not None:
             arrays[name] = view(OP, name, array)
     fields |= {"n": n, "h": h, "w": width, "ci": ci, "co": co, "kh": kh, "kw": kw}
-    fields |= {"dtype": "float32", "bias": bias is not None, "residual": residual is not None}
+    fields |= {"bias": bias is not None, "residual": residual is not None}
+    fields["dtype"] = w.dtype if "packed" in fields else float_dtype(arrays["x"])
 
     def unpacked() -> Call:
         plain = np.ascontiguousarray(np.moveaxis(w.plain, 1, 3)) if channels_last else w.plain

@@ -1,0 +1,255 @@
+"""Convolutions of 16-bit types on Hopper, NHWC, with groups and epilogue; `kernels.conv_wgmma` says how."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+from tvm import IRModule
+
+from tvmops.ops import op_of
+from tvmops.schedules.cpu.conv2d import ConvShape
+from tvmops.schedules.cuda.conv_tiles import DEPTH, ROWS, ConvTiles
+from tvmops.schedules.cuda.kernels.conv_wgmma import WgmmaConvKernel
+from tvmops.schedules.template import GenericKernel, Template
+from tvmops.signatures import ANY
+from tvmops.signatures.layouts import PLAIN
+from tvmops.signatures.windows import output_size
+from tvmops.space import Config, Knob, Space
+from tvmops.targets import Gpu, Target
+from tvmops.workloads import Workload
+
+_ALIGNED = 8  # channels: TMA takes rows of a multiple of 16 bytes
+_MOST_STRIDE = 8  # that TMA takes
+_MOST_BOX = 256
+_MOST_PATCHES = 4  # shapes of a patch that are tried: those that fit the image best
+_CLOCK = 1.7e9
+_WAITING = 72  # cycles of a step in which a warpgroup does not multiply
+_HEAT = 0.18  # the clock's fall when all multiprocessors multiply
+_PLACES = 0.85  # of the machine: large clusters don't find room everywhere
+_TAKEN = 1.0e11  # bytes a second that one multiprocessor loads at most
+_STORED = 3e10  # bytes a second of results that one multiprocessor finishes
+_END_SECONDS = 4e-7
+_MEETING = 1e-6  # of the blocks of a cluster
+_FILL_SECONDS = 3.4e-6  # until the first stage is there, and for what follows the last
+
+Patch = tuple[int, int, int]  # columns, rows, images
+
+
+class WgmmaConv(Template):
+    name = "cuda.conv_wgmma"
+    version = 1
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        if workload.op != "conv2d" or target.gpu is None or target.gpu.code != "sm_90a":
+            return False
+        groups, strides = workload["groups"], workload["stride"]
+        assert isinstance(groups, int) and isinstance(strides, tuple)
+        return (
+            workload["dtype"] in ("float16", "bfloat16")
+            and workload["layout"] == "NHWC"
+            and workload["packed"] == PLAIN
+            and max(strides) <= _MOST_STRIDE
+            and all(_is_aligned(workload[channels], groups) for channels in ("ci", "co"))
+        )
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        patches = patches_of(workload)
+        widths, heights, images = (tuple(sorted({patch[axis] for patch in patches})) for axis in range(3))
+        knobs = (
+            Knob("patch_w", widths),
+            Knob("patch_h", heights),
+            Knob("patch_n", images),
+            Knob("patches", (1, 2)),
+            Knob("consumers", (1, 2, 3)),
+            Knob("alternate", (0, 1)),
+            Knob("bn", (32, 64, 128, 192, 256)),
+            Knob("cluster", (1, 2)),
+            Knob("split_k", (1, 2, 3, 4, 6, 8)),
+            Knob("beside", (1, 2)),
+        )
+        return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        patch = patches_of(workload)[0]
+        choices = [_config(patch, knobs) for knobs in _DEFAULTS]
+        legal = [config for config in choices if is_legal(config, workload, target)]
+        return min(legal, key=lambda config: self.estimate(workload, target, config))
+
+    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        patch = (ROWS, 1, 1) if ConvShape.of(workload).is_pointwise else (8, 8, 1)
+        aligned = {} if workload["groups"] != 1 else dict.fromkeys(("ci", "co"), _ALIGNED)
+        return [GenericKernel({}, _config(patch, _GENERIC), aligned)]
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        """Guess the seconds: of each wave of tiles the slower of multiplying and moving, and its end."""
+        gpu, tiles = _gpu(target), tiles_of(workload, target, config)
+        count, steps = _tile_count(workload, tiles), math.ceil(_steps(workload) / tiles.split_k)
+        places = tiles.blocks * (_PLACES if tiles.meeting > 2 else 1.0)
+        blocks = min(count * tiles.meeting, tiles.blocks)
+        waves = math.ceil(count * tiles.meeting / places)
+        alone = 2 * tiles.patches * tiles.bn + _WAITING  # cycles of a step for one warpgroup, with no other
+        together = 2 * tiles.all_patches * tiles.bn * min(tiles.beside, math.ceil(blocks / target.cores))
+        multiply = max(alone, together) * (1 + _HEAT * min(1.0, blocks / target.cores)) / _CLOCK
+        bytes_of_step = 2 * DEPTH * (tiles.all_patches * tiles.pixels + tiles.bn / tiles.cluster)
+        load = bytes_of_step * tiles.beside / _TAKEN
+        rows = ROWS * tiles.all_patches
+        end = 2 * rows * tiles.bn * (1 + tiles.residual) / _STORED + _END_SECONDS
+        if tiles.alternate or tiles.beside > 1:
+            end *= 0.3  # the rest runs under the products of another tile
+        meeting = (_MEETING + 2 * rows * tiles.bn / _STORED) if tiles.split_k > 1 else 0.0
+        fewest = op_of(workload).nbytes(workload) / (0.85 * gpu.bandwidth)
+        fill = _FILL_SECONDS * (waves if tiles.split_k > 1 else 1)  # others stay, and are filled once
+        return max(waves * (steps * max(multiply, load) + end), fewest) + fill + meeting
+
+    def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
+        tiles = tiles_of(workload, target, config)
+        count = _tile_count(workload, tiles) * tiles.meeting
+        return {
+            **super().features(workload, target, config),
+            "waves": count / tiles.blocks,
+            "last_wave": count % tiles.blocks / tiles.blocks,
+            "steps": _steps(workload) / tiles.split_k,
+            "stages": tiles.stages,
+            "tile": tiles.all_patches * tiles.bn,
+            "filled": tiles.pixels / ROWS,
+            "estimate": math.log(self.estimate(workload, target, config)),
+        }
+
+    def kernel_workload(self, workload: Workload) -> Workload:
+        free = dict.fromkeys(("n", "h", "w", "co"), ANY)
+        return workload.replace(**free, **({"ci": ANY} if workload["groups"] == 1 else {}))
+
+    def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
+        tiles = tiles_of(workload, target, config)
+        shape = ConvShape.of(self.kernel_workload(workload))
+        return WgmmaConvKernel(shape, str(workload["dtype"]), tiles).module()
+
+
+def tiles_of(workload: Workload, target: Target, config: Config) -> ConvTiles:
+    return ConvTiles.of(config, target, bool(workload["residual"]))
+
+
+def is_legal(config: Config, workload: Workload, target: Target) -> bool:
+    """Say whether `config` fits the machine; the only statement of the template's limits."""
+    tiles = tiles_of(workload, target, config)
+    co, groups = workload.dims("co", "groups")
+    count = _tile_count(workload, tiles)
+    return (
+        (tiles.patch_w, tiles.patch_h, tiles.patch_n) in patches_of(workload)
+        and tiles.patches * tiles.bn // 2 <= tiles.consumer_registers - 72
+        and (tiles.beside == 1 or tiles.bn < 256)  # ptxas finds no registers for such a product
+        and tiles.stages >= 2
+        and tiles.partial_bytes <= tiles.stages * tiles.stage_bytes
+        and (tiles.bn % 64 == 0 or tiles.split_k > 1)  # results leave 64 channels at a time
+        and tiles.bn < 2 * max(64, co // groups)
+        and (tiles.all_patches == 1 or tiles.all_patches < 2 * _patch_count(workload, tiles))
+        and (tiles.cluster == 1 or tiles.split_k == tiles.beside == 1)
+        and (tiles.cluster == 1 or tiles.cluster * tiles.all_patches < 2 * _patch_count(workload, tiles))
+        and (not tiles.alternate or (tiles.consumers > 1 and tiles.split_k == 1))
+        and (tiles.split_k == 1 or tiles.split_k <= _steps(workload) // 2)
+        and (tiles.split_k == 1 or count * tiles.split_k <= 2 * tiles.blocks)
+    )
+
+
+@lru_cache(maxsize=64)
+def patches_of(workload: Workload) -> tuple[Patch, ...]:
+    """Return shapes of patches, those that leave the fewest products unused first, then the widest."""
+    (n,) = workload.dims("n")
+    oh, ow = output_size(workload)
+    shape = ConvShape.of(workload)
+    if shape.is_pointwise:
+        return ((ROWS, 1, 1),)
+    strides = shape.across.stride, shape.down.stride
+    found = {}
+    for width in range(1, min(ROWS, ow, _MOST_BOX // strides[0]) + 1):
+        for height in range(1, min(ROWS // width, oh, _MOST_BOX // strides[1]) + 1):
+            images = min(ROWS // (width * height), n)
+            count = math.ceil(ow / width) * math.ceil(oh / height) * math.ceil(n / images)
+            found[width, height, images] = count
+    ranked = sorted(found, key=lambda patch: (found[patch], patch[2], abs(patch[0] - patch[1])))
+    return tuple(ranked[:_MOST_PATCHES])
+
+
+def _patch_count(workload: Workload, tiles: ConvTiles) -> int:
+    (n,) = workload.dims("n")
+    oh, ow = output_size(workload)
+    if ConvShape.of(workload).is_pointwise:
+        return math.ceil(n * oh * ow / tiles.patch_w)
+    return math.ceil(ow / tiles.patch_w) * math.ceil(oh / tiles.patch_h) * math.ceil(n / tiles.patch_n)
+
+
+def _tile_count(workload: Workload, tiles: ConvTiles) -> int:
+    """Count what blocks, or clusters that share weights, take one by one."""
+    co, groups = workload.dims("co", "groups")
+    rows = math.ceil(_patch_count(workload, tiles) / (tiles.all_patches * tiles.cluster))
+    return rows * groups * math.ceil(co // groups / tiles.bn)
+
+
+def _steps(workload: Workload) -> int:
+    ci, groups, kh, kw = workload.dims("ci", "groups", "kh", "kw")
+    return kh * kw * math.ceil(ci // groups / DEPTH)
+
+
+def _is_aligned(channels: object, groups: int) -> bool:
+    """Say whether a group's channels are whole pieces of 16 bytes; unknown ones may be, without groups."""
+    if channels == ANY:
+        return groups == 1
+    assert isinstance(channels, int)
+    return channels // groups % _ALIGNED == 0
+
+
+def _gpu(target: Target) -> Gpu:
+    assert target.gpu is not None
+    return target.gpu
+
+
+Knobs = tuple[
+    int, int, int, int, int, int, int
+]  # patches, consumers, alternate, bn, cluster, split_k, beside
+_GENERIC: Knobs = (1, 2, 0, 128, 1, 1, 1)
+# What `default` chooses from, by the estimate.
+_DEFAULTS: tuple[Knobs, ...] = (
+    (1, 1, 0, 32, 1, 4, 1),
+    (1, 1, 0, 32, 1, 8, 1),
+    (1, 1, 0, 64, 1, 1, 2),
+    (1, 1, 0, 64, 1, 1, 1),
+    (1, 1, 0, 64, 1, 2, 1),
+    (1, 1, 0, 64, 1, 4, 1),
+    (1, 1, 0, 64, 1, 8, 1),
+    (1, 1, 0, 128, 1, 1, 1),
+    (1, 1, 0, 128, 1, 1, 2),
+    (1, 1, 0, 128, 1, 4, 1),
+    (1, 2, 0, 64, 1, 1, 1),
+    (1, 2, 0, 64, 1, 2, 1),
+    (1, 2, 0, 64, 1, 1, 2),
+    (2, 2, 0, 64, 1, 1, 1),
+    _GENERIC,
+    (1, 2, 0, 128, 1, 2, 1),
+    (2, 2, 0, 128, 1, 1, 1),
+    (1, 2, 0, 256, 1, 1, 1),
+    (1, 2, 0, 128, 2, 1, 1),
+    (2, 2, 0, 128, 2, 1, 1),
+    (1, 2, 0, 256, 2, 1, 1),
+    (1, 2, 1, 128, 1, 1, 1),
+    (2, 2, 1, 64, 1, 1, 1),
+    (2, 2, 1, 128, 1, 1, 1),
+    (2, 2, 1, 128, 2, 1, 1),
+)
+
+
+def _config(patch: Patch, knobs: Knobs) -> Config:
+    patch_w, patch_h, patch_n = patch
+    patches, consumers, alternate, bn, cluster, split_k, beside = knobs
+    return Config.of(
+        patch_w=patch_w,
+        patch_h=patch_h,
+        patch_n=patch_n,
+        patches=patches,
+        consumers=consumers,
+        alternate=alternate,
+        bn=bn,
+        cluster=cluster,
+        split_k=split_k,
+        beside=beside,
+    )

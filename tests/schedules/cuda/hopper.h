@@ -1,0 +1,229 @@
+// What `emulator.h` knows of Hopper: the copy engine, barriers in shared memory, wgmma. Products are made
+// when they are waited for, and so are copies: what a kernel reads too early is not there.
+#pragma once
+
+struct CUtensorMap {
+  void* base;
+  int rank, item;
+  long long dims[5];  // innermost first
+  int box[5], steps[5];
+};
+
+namespace emulator {
+
+static unsigned swizzled(unsigned offset) { return offset ^ (offset >> 7 & 7) << 4; }
+
+// Calls `at(offset in the box, element or null beyond the array)` for each element of a box.
+template <typename F> static void each_of_box(const CUtensorMap& map, const std::vector<int>& place, F at) {
+  std::vector<int> inside(map.rank, 0);
+  for (unsigned offset = 0;; offset += map.item) {
+    long long element = 0, pitch = 1;
+    bool within = true;
+    for (int axis = 0; axis < map.rank; ++axis) {
+      const long long x = place[axis] + static_cast<long long>(inside[axis]) * map.steps[axis];
+      within &= 0 <= x && x < map.dims[axis];
+      element += x * pitch;
+      pitch *= map.dims[axis];
+    }
+    at(offset, within ? static_cast<char*>(map.base) + element * map.item : nullptr);
+    int axis = 0;
+    while (axis < map.rank && ++inside[axis] * map.steps[axis] >= map.box[axis]) inside[axis++] = 0;
+    if (axis == map.rank) return;
+  }
+}
+
+static void end_phase(Barrier& barrier) {
+  if (barrier.group.arrived != 0 || barrier.bytes != 0) return;
+  barrier.group.arrived = barrier.group.size;
+  ++barrier.group.round;
+}
+static Barrier& barrier_of(int rank, unsigned address) {
+  auto& barriers = (*cluster)[rank]->barriers;
+  auto found = barriers.find(address);
+  if (found == barriers.end()) fail("no barrier there");
+  return found->second;
+}
+static Barrier& barrier_at(unsigned address) { return barrier_of(now->block->rank, address); }
+static void arrive(Barrier& barrier, int count, int bytes) {
+  barrier.group.arrived -= count;
+  barrier.bytes += bytes;
+  if (barrier.group.arrived < 0) fail("more arrivals than a barrier expects");
+  end_phase(barrier);
+}
+static void await(Barrier& barrier, int parity) {
+  while ((barrier.group.round & 1) == parity) {
+    std::vector<Work> copies;
+    copies.swap(barrier.copies);
+    barrier.group.stirred = false;
+    for (auto& copy : copies) copy();
+    end_phase(barrier);
+    if ((barrier.group.round & 1) != parity) break;
+    now->waits_for = &barrier.group;
+    now->round = barrier.group.round;
+    swapcontext(&now->context, &scheduler);
+  }
+}
+// The same place in another block of the cluster, as addresses of the whole cluster say it.
+static const unsigned BLOCK = 1u << 24;
+static void load_box(unsigned to, const void* view, std::vector<int> place, unsigned address, int rank) {
+  auto& barrier = barrier_of(rank, address);
+  const CUtensorMap map = *static_cast<const CUtensorMap*>(view);  // its thread may end before it is read
+  if (to % 1024) fail("a box that is not aligned");
+  barrier.group.stirred = true;
+  barrier.copies.push_back([=, &barrier] {
+    each_of_box(map, place, [&](unsigned offset, const char* element) {
+      uint8_t* at = shared(swizzled(to + offset), 2);
+      std::memset(at, 0, 2);
+      if (element) std::memcpy(at, element, 2);
+      barrier.bytes -= 2;
+    });
+  });
+}
+static void store_box(const void* map, std::vector<int> place, unsigned from) {
+  now->stores.back().push_back([=] {
+    each_of_box(*static_cast<const CUtensorMap*>(map), place, [&](unsigned offset, char* element) {
+      if (element) std::memcpy(element, shared(swizzled(from + offset), 2), 2);
+    });
+  });
+}
+static void finish(std::deque<std::vector<Work>>& groups, size_t left) {
+  for (; groups.size() > left + 1; groups.pop_front())
+    for (auto& work : groups.front()) work();
+}
+// Rows of 64 elements along k, swizzled, 8 rows in 1024 bytes: all that kernels use of descriptors.
+template <float (*to_float)(uint16_t)> static float of_matrix(uint64_t descriptor, int row, int k) {
+  const unsigned base = (descriptor & 0x3FFF) << 4, stride = (descriptor >> 32 & 0x3FFF) << 4;
+  if (descriptor >> 62 != 1) fail("a descriptor without 128-byte swizzle");
+  return to_float(half_word(swizzled(base + row / 8 * stride + row % 8 * 128 + 2 * k)));
+}
+template <float (*to_float)(uint16_t)>
+static void multiply_warpgroup(float** sums, int columns, uint64_t a, uint64_t b, bool adds) {
+  std::vector<float*> own(sums, sums + columns / 2);
+  now->products.back().push_back([=] {
+    const int first = now->number / 32 % 4 * 16 + lane() / 4;
+    float rows[2][16];
+    for (int half = 0; half < 2; ++half)
+      for (int k = 0; k < 16; ++k) rows[half][k] = of_matrix<to_float>(a, first + half * 8, k);
+    for (int i = 0; i < columns / 2; i += 4)
+      for (int e = 0; e < 2; ++e) {
+        const int column = i * 2 + lane() % 4 * 2 + e;
+        float sum[2] = {adds ? *own[i + e] : 0, adds ? *own[i + 2 + e] : 0};
+        for (int k = 0; k < 16; ++k) {
+          const float x = of_matrix<to_float>(b, column, k);
+          sum[0] += rows[0][k] * x;
+          sum[1] += rows[1][k] * x;
+        }
+        *own[i + e] = sum[0];
+        *own[i + 2 + e] = sum[1];
+      }
+  });
+}
+
+}  // namespace emulator
+
+static inline void tvm_builtin_ptx_mbarrier_init_init_shared_b64(uint32_t address, uint32_t count) {
+  auto& barrier = emulator::now->block->barriers[address];
+  barrier.group.size = barrier.group.arrived = count;
+}
+static inline void tvm_builtin_ptx_mbarrier_arrive_arrive_shared_b64(uint32_t address, uint32_t count) {
+  emulator::arrive(emulator::barrier_at(address), count, 0);
+}
+static inline void tvm_builtin_ptx_mbarrier_arrive_expect_tx_arrive_expect_tx_shared_b64(uint32_t address, uint32_t bytes) {
+  emulator::arrive(emulator::barrier_at(address), 1, bytes);
+}
+static inline void tvm_builtin_ptx_mapa_u32_shared__cluster_u32(uint32_t& to, uint32_t address, uint32_t rank) {
+  to = (rank + 1) * emulator::BLOCK + address;
+}
+static inline void tvm_builtin_ptx_mbarrier_arrive_nocount_arrive_shared__cluster_b64(uint32_t address) {
+  emulator::arrive(emulator::barrier_of(address / emulator::BLOCK - 1, address % emulator::BLOCK), 1, 0);
+}
+static inline void tvm_builtin_cuda_mbarrier_wait(void* barrier, int parity) {
+  emulator::await(emulator::barrier_at(tvm_builtin_cuda_cvta_generic_to_shared(barrier)), parity);
+}
+#define BOXES(dims, parameters, ...)                                                                          \
+  static inline void                                                                                          \
+  tvm_builtin_ptx_cp_async_bulk_tensor_g2s_cluster_async_bulk_tensor_##dims##d_shared__cluster_global_mbarrier__complete_tx__bytes( \
+      uint32_t to, const void* map, __VA_ARGS__, uint32_t barrier) {                                           \
+    emulator::load_box(to, map, parameters, barrier, emulator::now->block->rank);                             \
+  }                                                                                                           \
+  static inline void                                                                                          \
+  tvm_builtin_ptx_cp_async_bulk_tensor_g2s_cluster_async_bulk_tensor_##dims##d_shared__cluster_global_mbarrier__complete_tx__bytes_multicast__cluster( \
+      uint32_t to, const void* map, __VA_ARGS__, uint32_t barrier, uint16_t blocks) {                          \
+    for (int other = 0; other < 16; ++other)                                                                  \
+      if (blocks >> other & 1) emulator::load_box(to, map, parameters, barrier, other);                       \
+  }                                                                                                           \
+  static inline void                                                                                          \
+  tvm_builtin_ptx_cp_async_bulk_tensor_s2g_async_bulk_tensor_##dims##d_global_shared__cta_tile_bulk_group(     \
+      const void* map, __VA_ARGS__, uint32_t from) {                                                          \
+    emulator::store_box(map, parameters, from);                                                               \
+  }
+#define LIST(...) {__VA_ARGS__}
+BOXES(3, LIST(a, b, c), int a, int b, int c)
+BOXES(4, LIST(a, b, c, d), int a, int b, int c, int d)
+BOXES(5, LIST(a, b, c, d, e), int a, int b, int c, int d, int e)
+static inline void tvm_builtin_ptx_cp_async_bulk_commit_group_async_bulk_commit_group() { emulator::now->stores.emplace_back(); }
+#define WAIT_FOR_STORES(what, n)                                                                             \
+  static inline void tvm_builtin_ptx_cp_async_bulk_wait_group_async_bulk_wait_group_##what() {               \
+    emulator::finish(emulator::now->stores, n);                                                              \
+  }
+WAIT_FOR_STORES(0, 0) WAIT_FOR_STORES(read_0, 0) WAIT_FOR_STORES(read_1, 1)
+static inline void tvm_builtin_ptx_wgmma_commit_group_commit_group_sync_aligned() { emulator::now->products.emplace_back(); }
+static inline void tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_0() { emulator::finish(emulator::now->products, 0); }
+static inline void tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_1() { emulator::finish(emulator::now->products, 1); }
+static inline bool tvm_builtin_elect_one_sync_op() { return emulator::lane() == 0; }
+static inline void tvm_builtin_cuda_cta_sync() { __syncthreads(); }
+static inline void tvm_builtin_ptx_bar_sync_count_sync(uint32_t name, uint32_t threads) {
+  auto& group = emulator::now->block->named[name];
+  group.size = threads;
+  emulator::meet(group);
+}
+static inline void tvm_builtin_cuda_warpgroup_sync(int name) { tvm_builtin_ptx_bar_sync_count_sync(name, 128); }
+// The sums, two descriptors, and whether to add.
+template <float (*to_float)(uint16_t), int columns, typename... Rest>
+static inline void multiply_warpgroup(float** sums, int count, float& sum, Rest&&... rest);
+template <float (*to_float)(uint16_t), int columns>
+static inline void multiply_warpgroup(float** sums, int, uint64_t a, uint64_t b, int adds) {
+  emulator::multiply_warpgroup<to_float>(sums, columns, a, b, adds != 0);
+}
+template <float (*to_float)(uint16_t), int columns, typename... Rest>
+static inline void multiply_warpgroup(float** sums, int count, float& sum, Rest&&... rest) {
+  sums[count] = &sum;
+  multiply_warpgroup<to_float, columns>(sums, count + 1, rest...);
+}
+#define MULTIPLY_WARPGROUP(kind, to_float, columns)                                                               \
+  template <typename... All>                                                                                      \
+  static inline void                                                                                              \
+  tvm_builtin_ptx_wgmma_##kind##_ss_mma_async_sync_aligned_m64n##columns##k16_f32_##kind##_##kind##_1_1_0_0(All&&... all) { \
+    float* sums[columns / 2];                                                                                     \
+    multiply_warpgroup<to_float, columns>(sums, 0, all...);                                                       \
+  }
+#define MULTIPLY_WARPGROUPS(columns) MULTIPLY_WARPGROUP(bf16, from_bfloat16, columns) MULTIPLY_WARPGROUP(f16, from_half, columns)
+MULTIPLY_WARPGROUPS(32) MULTIPLY_WARPGROUPS(64) MULTIPLY_WARPGROUPS(128) MULTIPLY_WARPGROUPS(192) MULTIPLY_WARPGROUPS(256)
+static inline void tvm_builtin_ptx_stmatrix_sync_aligned_m8n8_x4_shared_b16(
+    uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  auto& warp = emulator::warp();
+  emulator::shared(address, 16);
+  warp.words[emulator::lane()][0] = address;
+  emulator::meet(warp.group);
+  const uint32_t in[4] = {a, b, c, d};
+  const int row = emulator::lane() / 4, column = emulator::lane() % 4 * 2;
+  for (int matrix = 0; matrix < 4; ++matrix)
+    std::memcpy(emulator::shared(warp.words[matrix * 8 + row][0] + 2 * column, 4), &in[matrix], 4);
+  emulator::meet(warp.group);
+}
+static inline void add_partials(float* sums, const void* mine, int count) {
+  const auto offset = tvm_builtin_cuda_cvta_generic_to_shared(mine);
+  for (int i = 0; i < 8; ++i) {
+    sums[i] = 0;
+    for (int rank = 0; rank < count; ++rank) {
+      float value;
+      std::memcpy(&value, (*emulator::cluster)[rank]->memory.data() + offset + 4 * i, 4);
+      sums[i] += value;
+    }
+  }
+}
+#define ADD_PARTIALS(count) \
+  static inline void add_partials_##count(float* sums, const void* mine) { add_partials(sums, mine, count); }
+ADD_PARTIALS(2) ADD_PARTIALS(3) ADD_PARTIALS(4) ADD_PARTIALS(6) ADD_PARTIALS(8)
+struct alignas(8) float2 { float x, y; };
+static inline float2 make_float2(float x, float y) { return {x, y}; }
