@@ -261,8 +261,6 @@ static inline void tvm_builtin_ptx_griddepcontrol_launch_dependents() {}
 static inline void tvm_builtin_ptx_griddepcontrol_wait() {}
 static inline void tvm_builtin_cuda_warp_sync() { emulator::meet(emulator::warp().group); }
 static inline void tvm_builtin_cuda_cluster_sync() { emulator::meet(emulator::cluster_group); }
-static inline void tvm_builtin_ptx_griddepcontrol_launch_dependents() {}
-static inline void tvm_builtin_ptx_griddepcontrol_wait() {}
 static inline unsigned tvm_builtin_cluster_ctaid_x() { return emulator::now->block->rank; }
 static inline unsigned tvm_builtin_cuda_cvta_generic_to_shared(const void* p) {
   const auto offset = static_cast<const uint8_t*>(p) - emulator::now->block->memory.data();
