@@ -307,7 +307,8 @@ class Operators(ABC):
             Without it a new array is made.
         lengths
             int32 of shape (batch): how many keys each sequence has, from 0 to kv_len; those after them
-            are not seen, and take no part in how `causal` aligns. Kernels for CUDA alone.
+            are not seen, and take no part in how `causal` aligns; v must be finite there (pages may hold
+            anything). Kernels for CUDA alone.
         block_table
             int32 of shape (batch, columns). k and v are then pools of pages, of shape (pages, kv_heads,
             page_size, head_dim), or views of (pages, page_size, kv_heads, head_dim), and row
