@@ -59,7 +59,7 @@ class Float32Gemm(SimtGemm):
         return [GenericKernel({"m": (1, 32)}, small), GenericKernel({}, large)]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        """Guess the seconds of all waves of blocks: multiplying, and reading and copying factors beside it."""
+        """Guess the seconds of all waves of blocks: multiplying, reading and copying factors."""
         assert target.gpu is not None
         m, n, k, batch = (known(workload, name) for name in ("m", "n", "k", "batch"))
         tiles, gpu = tiles_of(config), target.gpu
@@ -68,7 +68,9 @@ class Float32Gemm(SimtGemm):
         busy = min(1.0, tiles.threads / 32 * beside / _SCHEDULERS)
         reads = _READING * (tiles.tm + tiles.tn) / (tiles.tm * tiles.tn)
         copies = _COPYING * (tiles.bm + tiles.bn) / (tiles.bm * tiles.bn)
-        each = 2 * tiles.bm * tiles.bn * k / (gpu.flops / target.cores) * (_MULTIPLYING + reads + copies) / busy
+        each = (
+            2 * tiles.bm * tiles.bn * k / (gpu.flops / target.cores) * (_MULTIPLYING + reads + copies) / busy
+        )
         fewest = 4 * batch * (m * k + k * n + m * n) / gpu.bandwidth
         return max(math.ceil(blocks / target.cores) * each, fewest) + _START_SECONDS
 
