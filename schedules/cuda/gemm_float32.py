@@ -59,7 +59,7 @@ class Float32Gemm(SimtGemm):
         return [GenericKernel({"m": (1, 32)}, small), GenericKernel({}, large)]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        """Guess the seconds of all waves of blocks: products, and reading and copying factors beside them."""
+        """Guess the seconds of all waves of blocks: multiplying, reading and copying factors."""
         assert target.gpu is not None
         m, n, k, batch = (known(workload, name) for name in ("m", "n", "k", "batch"))
         tiles, gpu = tiles_of(config), target.gpu

@@ -37,6 +37,9 @@ def test_it_holds_the_kernels_and_both_runtimes(library: Path) -> None:
     generic = [entry for entry in variant.kernels if entry.seconds is None]
     assert generic[0].multiples == {"n": 8, "k": 8}
     assert not generic[-1].multiples and not generic[-1].ranges  # answers every shape
+    for entry in variant.kernels:  # those that copy operands say how much workspace that takes
+        says = f"__tvm_ffi_{entry.function}_workspace".encode() in code
+        assert says is entry.template.startswith("cuda.gemm_padded")
 
 
 @needs_nvcc

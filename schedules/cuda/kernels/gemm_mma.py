@@ -99,6 +99,15 @@ class Product:
         return not (isinstance(self.batch, int) and self.batch == 1)
 
 
+def finished(product: Product, bias: Any, residual: Any, value: Any, place: list[Any], column: Any) -> Any:
+    """Return what becomes of a sum: bias and residual are arrays, or None."""
+    if bias is not None:
+        value = value + T.Cast("float32", bias[column])
+    if residual is not None:
+        value = value + T.Cast("float32", residual[(*place, column)])
+    return activate(product.activation, value)
+
+
 class Operand:
     """One of the two factors: a tile of `block` rows of its own, or columns, times `BK`."""
 
@@ -394,7 +403,7 @@ class MmaKernel:
         place = [self.item, T.Cast("int64", row)] if p.is_batched else [T.Cast("int64", row)]
         second = tirx.min(column + 1, p.n - 1)
         values = [
-            Scalar(self._finished(self.sums[at + i], place, each), "float32")()
+            Scalar(finished(p, self.bias, self.residual, self.sums[at + i], place, each), "float32")()
             for i, each in enumerate((column, second))
         ]
         with T.If(T.truncmod(p.n, 2) == 0):
@@ -405,10 +414,3 @@ class MmaKernel:
                 T.buffer_store(self.c, T.Cast(p.dtype, values[0]), [*place, column])
                 with when(column + 1 < p.n):
                     T.buffer_store(self.c, T.Cast(p.dtype, values[1]), [*place, column + 1])
-
-    def _finished(self, value: Any, place: list[Any], column: Any) -> Any:
-        if self.bias is not None:
-            value = value + T.Cast("float32", self.bias[column])
-        if self.residual is not None:
-            value = value + T.Cast("float32", self.residual[(*place, column)])
-        return activate(self.product.activation, value)

@@ -18,8 +18,7 @@ from tvm.tirx.lang.alloc_pool import SMEMPool
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import Extent, ceildiv
-from tvmops.schedules.cuda.activation import activate
-from tvmops.schedules.cuda.kernels.gemm_mma import Product
+from tvmops.schedules.cuda.kernels.gemm_mma import Product, finished
 from tvmops.schedules.cuda.words import Scalar, c_call, do, slice_of, when
 
 FOUR = 4  # neighbours of a thread: 16 bytes of floats
@@ -252,12 +251,5 @@ class SimtKernel:
                 for j in range(t.tn):
                     column = self.column + self.b.place_of(self.tx, j)
                     with when(column < p.n):
-                        value = self._finished(self.sums[i * t.tn + j], place, column)
+                        value = finished(p, self.bias, self.residual, self.sums[i * t.tn + j], place, column)
                         T.buffer_store(self.c, T.Cast(self.out_dtype, value), [*place, column])
-
-    def _finished(self, value: Any, place: list[Any], column: Any) -> Any:
-        if self.bias is not None:
-            value = value + T.Cast("float32", self.bias[column])
-        if self.residual is not None:
-            value = value + T.Cast("float32", self.residual[(*place, column)])
-        return activate(self.product.activation, value)
