@@ -21,8 +21,12 @@ from tvmops.schedules.cpu.weight_only import WeightOnly
 from tvmops.schedules.cpu.winograd import Winograd2, Winograd4, Winograd6
 from tvmops.schedules.cuda.attention_decode import DecodeAttention
 from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
+from tvmops.schedules.cuda.gemm_chained import ChainedGemm
+from tvmops.schedules.cuda.gemm_float32 import Float32Gemm
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
+from tvmops.schedules.cuda.gemm_int8 import Int8Gemm
 from tvmops.schedules.cuda.gemm_mma import MmaGemm
+from tvmops.schedules.cuda.gemm_padded import PaddedGemm
 from tvmops.schedules.cuda.gemm_simt import SimtGemm
 from tvmops.schedules.cuda.gemm_stream import StreamGemm
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
@@ -55,8 +59,12 @@ TEMPLATES: tuple[Template, ...] = (
     CpuElementwise(),
     StreamGemm(),
     WgmmaGemm(),
+    ChainedGemm(),
+    PaddedGemm(),
     Fp8Gemm(),
     MmaGemm(),
+    Int8Gemm(),
+    Float32Gemm(),
     SimtGemm(),
     DecodeAttention(),
     WgmmaAttention(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
-from tvmops.schedules.cuda.kernels.gemm_wgmma import Form
+from tvmops.schedules.cuda.kernels.gemm_arrays import Form
 from tvmops.schedules.template import GenericKernel
 from tvmops.signatures import ANY
 from tvmops.space import Config, Space

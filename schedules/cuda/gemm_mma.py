@@ -17,6 +17,7 @@ from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 _AMPERE = 80  # mma.sync of 16 bits with cp.async
+_HOPPER = 90  # launches that don't wait for the kernel before
 _VECTORS = (8, 4, 2, 1)  # elements of a copy
 _MOST_REGISTERS = 136  # of a thread, for sums and what is read ahead
 _SHARE = 0.6  # of the tensor cores' rate that mma.sync reaches where wgmma is the native way
@@ -27,7 +28,7 @@ class MmaGemm(Template):
     """Any m, n, k, leading dimensions, batch, transposes and epilogue."""
 
     name = "cuda.gemm_mma"
-    version = 1
+    version = 2
 
     def covers(self, workload: Workload, target: Target) -> bool:
         return (
@@ -52,9 +53,10 @@ class MmaGemm(Template):
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
     def default(self, workload: Workload, target: Target) -> Config:
-        vectors = {"a_vector": _vectors(_row_of_a(workload))[0], "b_vector": _vectors(_row_of_b(workload))[0]}
+        space = self.space(workload, target)
+        vectors = {knob.name: knob.values[0] for knob in space.knobs if "vector" in knob.name}
         choices = [Config.of(**knobs, **vectors) for knobs in _DEFAULTS]
-        legal = [config for config in choices if is_legal(config, workload, target)]
+        legal = [config for config in choices if config in space]
         return min(legal, key=lambda config: self.estimate(workload, target, config))
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
@@ -88,7 +90,8 @@ class MmaGemm(Template):
         return workload.replace(**(sizes if workload["batch"] == 1 else {**sizes, "batch": ANY}))
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
-        return MmaKernel(product_of(self.kernel_workload(workload)), tiles_of(config)).module()
+        product = product_of(self.kernel_workload(workload))
+        return MmaKernel(product, tiles_of(config), is_chained(target)).module()
 
 
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:
@@ -104,6 +107,11 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and tiles.bn < 2 * max(32, known(workload, "n"))
         and tiles.stages <= max(2, known(workload, "k") // BK)
     )
+
+
+def is_chained(target: Target) -> bool:
+    """Say whether kernels are launched while the one before them ends (programmatic dependent launch)."""
+    return target.gpu is not None and target.gpu.compute >= _HOPPER
 
 
 def tiles_of(config: Config) -> MmaTiles:

@@ -61,7 +61,7 @@ class SimtGemm(Template):
         """Guess the seconds: of each wave of blocks, multiplying and reading shared memory."""
         assert target.gpu is not None
         m, n, k, batch = (known(workload, name) for name in ("m", "n", "k", "batch"))
-        tiles, gpu = tiles_of(config), target.gpu
+        tiles, gpu = self.tiles_of(config), target.gpu
         blocks = batch * math.ceil(m / tiles.bm) * math.ceil(n / tiles.bn)
         warps = tiles.threads / 32
         beside = max(1.0, min(16.0, _blocks_beside(tiles, target), blocks / target.cores))
@@ -70,6 +70,9 @@ class SimtGemm(Template):
         each = 2 * tiles.bm * tiles.bn * k * reads / (gpu.flops / target.cores * busy)
         nbytes = batch * (m * k + k * n + m * n) * (4 if workload["dtype"] == "float32" else 2)
         return max(math.ceil(blocks / target.cores) * each, nbytes / gpu.bandwidth) + _START_SECONDS
+
+    def tiles_of(self, config: Config) -> SimtTiles:
+        return tiles_of(config)
 
     def kernel_workload(self, workload: Workload) -> Workload:
         sizes = {"m": ANY, "n": ANY, "k": ANY}

@@ -28,6 +28,7 @@ class Tiles:
     shared_bytes: int  # of a multiprocessor, for one block
     store_buffers: int = 2  # of 64 x 64, a consumer
     producer_registers: int = 40
+    chained: int = 0  # 1: launched while the kernel before it ends, for whose results it waits by itself
 
     @classmethod
     def of(cls, config: Config, target: Target) -> Tiles:

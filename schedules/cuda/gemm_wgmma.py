@@ -7,7 +7,8 @@ import math
 from tvm import IRModule
 
 from tvmops.schedules.cuda.gemm_tiles import Tiles
-from tvmops.schedules.cuda.kernels.gemm_wgmma import Form, gemm
+from tvmops.schedules.cuda.kernels.gemm_arrays import Form
+from tvmops.schedules.cuda.kernels.gemm_wgmma import gemm
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
 from tvmops.signatures.layouts import PLAIN
@@ -149,7 +150,6 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and (tiles.bn // 64) % tiles.cluster == 0
         and tiles.cluster <= rows
         and tiles.split_k <= max(1, k // (2 * tiles.bk))
-        and (tiles.split_k == 1 or _is_plain(workload))
         and (tiles.split_k == 1 or _tiles_of_c(workload, tiles) <= 2 * target.cores)
         and (tiles.group <= max(1, rows // tiles.cluster) or tiles.group == 1)
     )

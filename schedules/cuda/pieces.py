@@ -39,6 +39,12 @@ __forceinline__ __device__ void place_piece(unsigned to, const unsigned* raw) {
                "r"(raw[4] | raw[5] << 16), "r"(raw[6] | raw[7] << 16) : "memory");
 }
 """
+_PLACE_WORDS = """
+__forceinline__ __device__ void place_words(unsigned to, const unsigned* raw) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::
+               "r"(to), "r"(raw[0]), "r"(raw[1]), "r"(raw[2]), "r"(raw[3]) : "memory");
+}
+"""
 
 
 def copy_piece(
@@ -62,3 +68,8 @@ def fetch_piece(raw: Any, array: Any, row: Any, pitch: Any, column: Any, valid: 
 def place_piece(to: Any, raw: Any) -> Any:
     """Write what `fetch_piece` read to shared memory."""
     return c_call("void", "place_piece", to, raw, source=_PLACE)
+
+
+def place_words(to: Any, raw: Any) -> Any:
+    """Write a piece in four registers to shared memory."""
+    return c_call("void", "place_words", to, raw, source=_PLACE_WORDS)

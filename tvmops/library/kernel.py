@@ -6,7 +6,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 
-from tvm import IRModule
+from tvm import IRModule, tirx
 
 from tvmops.manifest import KernelEntry
 from tvmops.schedules import Template
@@ -27,9 +27,17 @@ def build_kernel(
     entry: KernelEntry, template: Template, workload: Workload, target: Target, config: Config
 ) -> Kernel:
     """Return the function that `config` becomes for `workload`, under the name that `entry` has."""
-    function = template.build(workload, target, config)["main"].with_attr("global_symbol", entry.function)
-    parallel = "parallel" in function.script()  # as a loop's kind, or as a sketch's annotation
-    return Kernel(dataclasses.replace(entry, parallel=parallel), IRModule({entry.function: function}))
+    functions = {
+        name.replace("main", entry.function): function
+        for name, function in _named(template.build(workload, target, config))
+    }
+    parallel = "parallel" in functions[entry.function].script()  # as a loop's kind, or as a sketch's annotation
+    named = {name: function.with_attr("global_symbol", name) for name, function in functions.items()}
+    return Kernel(dataclasses.replace(entry, parallel=parallel), IRModule(named))
+
+
+def _named(module: IRModule) -> list[tuple[str, tirx.PrimFunc]]:
+    return [(variable.name_hint, function) for variable, function in module.functions.items()]
 
 
 def function_name(text: str) -> str:

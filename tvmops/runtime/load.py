@@ -23,6 +23,7 @@ from tvmops.runtime.known import Key
 from tvmops.runtime.operators import Operators
 from tvmops.runtime.prepared import Prepared, prepared_call, refuse_overlap
 from tvmops.runtime.variants import Choice, choose
+from tvmops.runtime.workspace import kernel_of
 from tvmops.signatures import SIGNATURES
 from tvmops.suites import write_suite
 from tvmops.workloads import Workload
@@ -84,7 +85,7 @@ class Library(Operators):
 
     def _open(self, variant: Variant) -> Dispatcher:
         module = backend.load_kernels((self.path / variant.module).resolve())
-        functions = {entry.function: module[entry.function] for entry in variant.kernels}
+        functions = {entry.function: kernel_of(module, entry.function) for entry in variant.kernels}
         return Dispatcher(str(self.path), variant, functions.__getitem__)
 
     def explain(self, op: str, *arrays: Any, **attributes: Any) -> Explanation:

@@ -21,7 +21,18 @@ from tvm.tirx.script.builder import ir as T
 from tvmops.schedules.cpu.emit import Extent, ceildiv
 from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.pieces import PIECE, copy_piece, fetch_piece, place_piece
-from tvmops.schedules.cuda.words import PTX_TYPES, Scalar, c_call, do, pack, ptx, slice_of, when
+from tvmops.schedules.cuda.words import (
+    PROGRAMMATIC_LAUNCH,
+    PTX_TYPES,
+    Scalar,
+    c_call,
+    do,
+    pack,
+    ptx,
+    slice_of,
+    wait_for_kernels_before,
+    when,
+)
 
 BK = 64  # k of a stage
 _STORE_PAIR = """
@@ -88,8 +99,10 @@ class Product:
         return not (isinstance(self.batch, int) and self.batch == 1)
 
 
-class _Operand:
+class Operand:
     """One of the two factors: a tile of `block` rows of its own, or columns, times `BK`."""
+
+    words = PIECE  # registers of a piece that comes through them
 
     def __init__(self, array: Any, extent: Extent, k: Extent, k_inner: bool, block: int, vector: int) -> None:
         self.array, self.extent, self.k = array, extent, k
@@ -123,7 +136,7 @@ class _Operand:
         self.thread, self.threads = thread, threads
         self.steps = -(-self.rows * self.pieces // threads)  # pieces of a thread
         if self.in_two_steps:
-            self.raw = T.alloc_local((self.steps * PIECE,), "uint32")
+            self.raw = T.alloc_local((self.steps * self.words,), "uint32")
 
     @property
     def in_two_steps(self) -> bool:
@@ -139,7 +152,7 @@ class _Operand:
         def piece(step: int, row: Any, piece: Any) -> Any:
             address = self.address(stage, row, piece)
             found = self._found(row, piece, origin, k_origin)
-            return copy_piece(self.vector, address, *found)
+            return self.copy_piece(address, *found)
 
         self._each(piece)
 
@@ -147,8 +160,8 @@ class _Operand:
         """Begin to read a tile to registers."""
 
         def piece(step: int, row: Any, piece: Any) -> Any:
-            raw = T.address_of(self.raw[step * PIECE])
-            return fetch_piece(raw, *self._found(row, piece, origin, k_origin))
+            raw = T.address_of(self.raw[step * self.words])
+            return self.fetch_piece(raw, *self._found(row, piece, origin, k_origin))
 
         self._each(piece)
 
@@ -156,10 +169,19 @@ class _Operand:
         """Write what was read to shared memory."""
 
         def piece(step: int, row: Any, piece: Any) -> Any:
-            raw = T.address_of(self.raw[step * PIECE])
-            return place_piece(self.address(stage, row, piece), raw)
+            raw = T.address_of(self.raw[step * self.words])
+            return self.place_piece(self.address(stage, row, piece), raw)
 
         self._each(piece)
+
+    def copy_piece(self, *place: Any) -> Any:
+        return copy_piece(self.vector, *place)
+
+    def fetch_piece(self, raw: Any, *place: Any) -> Any:
+        return fetch_piece(raw, *place)
+
+    def place_piece(self, to: Any, raw: Any) -> Any:
+        return place_piece(to, raw)
 
     def _each(self, do_piece: Callable[[int, Any, Any], Any]) -> None:
         """Do something for each piece of this thread: its number, its row, its place there."""
@@ -187,8 +209,10 @@ class _Operand:
 class MmaKernel:
     """`main(a, b, [bias], [residual], c)`."""
 
-    def __init__(self, product: Product, tiles: MmaTiles) -> None:
-        self.product, self.tiles = product, tiles
+    sum_dtype, itemsize = "float32", 2  # bytes of an element
+
+    def __init__(self, product: Product, tiles: MmaTiles, chained: bool = False) -> None:
+        self.product, self.tiles, self.chained = product, tiles, chained
         self.threads = 32 * tiles.warps
         self.m_parts, self.n_parts = tiles.wm // 16, tiles.wn // 8
 
@@ -198,8 +222,8 @@ class MmaKernel:
             T.func_name("main")
             a = self._array("a", (p.k, p.m) if p.trans_a else (p.m, p.k), "a")
             b = self._array("b", (p.n, p.k) if p.trans_b else (p.k, p.n), "b")
-            self.a = _Operand(a, p.m, p.k, not p.trans_a, t.bm, t.a_vector)
-            self.b = _Operand(b, p.n, p.k, p.trans_b, t.bn, t.b_vector)
+            self.a = Operand(a, p.m, p.k, not p.trans_a, t.bm, t.a_vector)
+            self.b = Operand(b, p.n, p.k, p.trans_b, t.bn, t.b_vector)
             self.bias = (
                 T.arg("bias", T.buffer((p.n,), p.dtype, align=2, buffer_name="bias")) if p.bias else None
             )
@@ -208,7 +232,11 @@ class MmaKernel:
             T.device_entry()
             with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
                 self._body()
-        return IRModule({"main": builder.get().with_attr("global_symbol", "main")})
+        return self._module_of(builder.get())
+
+    def _module_of(self, function: tirx.PrimFunc) -> IRModule:
+        launched = function.with_attr(*PROGRAMMATIC_LAUNCH) if self.chained else function
+        return IRModule({"main": launched.with_attr("global_symbol", "main")})
 
     def _array(self, name: str, matrix: tuple[Extent, Extent], operand: str = "") -> Any:
         p = self.product
@@ -233,13 +261,15 @@ class MmaKernel:
             each.base = Scalar(T.cuda.cvta_generic_to_shared(each.ring.ptr_to([0])), "uint32")()
             index = 0 if not p.is_batched or p.shared == name else self.item
             rows_of = each.extent if each.k_inner else each.k
-            each.slice = T.Bind(slice_of(each.array.data, index, rows_of, each.row_length, 2))
+            each.slice = T.Bind(slice_of(each.array.data, index, rows_of, each.row_length, self.itemsize))
             each.begin(self.thread, self.threads)
-        self.sums = T.alloc_local((self.m_parts * self.n_parts * 4,), "float32")
+        if self.chained:
+            wait_for_kernels_before()
+        self.sums = T.alloc_local((self.m_parts * self.n_parts * 4,), self.sum_dtype)
         self.a_parts = T.alloc_local((self.m_parts * 4,), "uint32")
         self.b_parts = T.alloc_local((self.n_parts * 2,), "uint32")
         for i in range(self.m_parts * self.n_parts * 4):
-            T.buffer_store(self.sums, T.float32(0), [i])
+            T.buffer_store(self.sums, tirx.const(0, self.sum_dtype), [i])
         self._multiply_all()
         self._store()
 
@@ -286,22 +316,38 @@ class MmaKernel:
         ptx("cp.async.wait_group", 0)
 
     def _load_parts(self, stage: Any, k: int) -> None:
-        """Load a warp's factors, 16 along k: a's rows by 16, b's columns by 16."""
-        lane, t = self.lane, self.tiles
-        low, high = lane % 16, T.truncdiv(lane, 16)  # of what lies along the rows of the four matrices
-        inner, outer = T.truncdiv(lane, 8) % 2, T.truncdiv(lane, 16) * 8 + lane % 8
-        warp_row = T.truncdiv(self.warp, t.warps_n) * t.wm
-        warp_column = T.truncmod(self.warp, t.warps_n) * t.wn
+        """Load a warp's factors, 16 along k."""
+        self._load_a(stage, k)
+        self._load_b(stage, k)
+
+    def _warp_row(self) -> Any:
+        return T.truncdiv(self.warp, self.tiles.warps_n) * self.tiles.wm
+
+    def _warp_column(self) -> Any:
+        return T.truncmod(self.warp, self.tiles.warps_n) * self.tiles.wn
+
+    def _places(self) -> tuple[Any, Any, Any, Any]:
+        """Return where a thread's row of the four matrices lies, along a's rows and along b's."""
+        lane = self.lane
+        return lane % 16, T.truncdiv(lane, 16), T.truncdiv(lane, 8) % 2, T.truncdiv(lane, 16) * 8 + lane % 8
+
+    def _load_a(self, stage: Any, k: int) -> None:
+        """Load a's rows by 16."""
+        low, high, inner, outer = self._places()
         for part in range(self.m_parts):
-            first = warp_row + part * 16
+            first = self._warp_row() + part * 16
             if self.a.k_inner:
                 address, how = self.a.address(stage, first + low, k * 2 + high), ""
             else:
                 piece = T.truncdiv(first, 8) + inner
                 address, how = self.a.address(stage, k * 16 + outer, piece), ".trans"
             self._load(how, self.a_parts, part * 4, address)
+
+    def _load_b(self, stage: Any, k: int) -> None:
+        """Load b's columns by 16."""
+        low, high, inner, outer = self._places()
         for part in range(self.n_parts // 2):
-            first = warp_column + part * 16
+            first = self._warp_column() + part * 16
             if self.b.k_inner:
                 address, how = self.b.address(stage, first + outer, k * 2 + inner), ""
             else:
@@ -326,9 +372,9 @@ class MmaKernel:
     # The end: sums in registers, two neighbours of a row at a time.
 
     def _store(self) -> None:
-        t, lane = self.tiles, self.lane
-        row = self.row + T.truncdiv(self.warp, t.warps_n) * t.wm + T.truncdiv(lane, 4)
-        column = self.column + T.truncmod(self.warp, t.warps_n) * t.wn + lane % 4 * 2
+        lane = self.lane
+        row = self.row + self._warp_row() + T.truncdiv(lane, 4)
+        column = self.column + self._warp_column() + lane % 4 * 2
         row, column = T.Bind(row), T.Bind(column)
         for j in range(self.n_parts):
             with when(column + j * 8 < self.product.n):

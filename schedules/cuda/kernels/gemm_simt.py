@@ -71,7 +71,7 @@ class SimtTiles:
         return self.tm * self.tn + self.tm + self.tn + ahead
 
 
-class _Factor:
+class Factor:
     """One of the two: a tile of `bk` rows of `block` floats, and the registers that it comes through."""
 
     def __init__(
@@ -86,11 +86,15 @@ class _Factor:
         return self.k if self.k_inner else self.extent
 
     def begin(self, pool: Any, thread: Any, tiles: SimtTiles) -> None:
-        self.pitch = self.block + _FOUR  # lest a column lies in few banks
-        self.tile = pool.alloc((2, tiles.bk, self.pitch), "float32", align=16)
-        self.thread, self.threads, self.bk = thread, tiles.threads, tiles.bk
+        self.hold(pool, thread, tiles, stages=2)
         self.steps = -(-self.block * tiles.bk // tiles.threads)
         self.ahead = T.alloc_local((self.steps,), "float32")
+
+    def hold(self, pool: Any, thread: Any, tiles: SimtTiles, stages: int) -> None:
+        """Take shared memory for tiles, and registers for a thread's own of a row."""
+        pitch = self.block + _FOUR  # lest a column lies in few banks
+        self.tile = pool.alloc((stages, tiles.bk, pitch), "float32", align=16)
+        self.thread, self.threads, self.bk = thread, tiles.threads, tiles.bk
         self.values = T.alloc_local((self.own,), "float32")
 
     def fetch(self, origin: Any, k_origin: Any) -> None:
@@ -140,31 +144,40 @@ class _Factor:
 class SimtKernel:
     """`main(a, b, [bias], [residual], c)`; `dtypes` are those of the operands, the bias and the result."""
 
+    align, beside = 4, 1  # bytes that arrays of float32 begin at a multiple of; blocks of a multiprocessor
+
     def __init__(self, product: Product, tiles: SimtTiles, bias_dtype: str, out_dtype: str) -> None:
         self.product, self.tiles = product, tiles
         self.bias_dtype, self.out_dtype = bias_dtype, out_dtype
 
     def module(self) -> IRModule:
-        p, t = self.product, self.tiles
+        p = self.product
         with IRBuilder() as builder, T.prim_func():
             T.func_name("main")
             a = self._array("a", (p.k, p.m) if p.trans_a else (p.m, p.k), p.dtype, "a")
             b = self._array("b", (p.n, p.k) if p.trans_b else (p.k, p.n), p.dtype, "b")
-            self.a = _Factor(a, p.dtype, p.m, p.k, not p.trans_a, t.bm, t.tm)
-            self.b = _Factor(b, p.dtype, p.n, p.k, p.trans_b, t.bn, t.tn)
+            self.a, self.b = self.factors(a, b)
             bias = T.buffer((p.n,), self.bias_dtype, align=2, buffer_name="bias") if p.bias else None
             self.bias = T.arg("bias", bias) if bias is not None else None
             self.residual = self._array("residual", (p.m, p.n), self.out_dtype) if p.residual else None
             self.c = self._array("c", (p.m, p.n), self.out_dtype)
             T.device_entry()
-            with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
+            with T.attr({"tirx.launch_bounds_min_blocks_per_sm": self.beside}):
                 self._body()
         return IRModule({"main": builder.get().with_attr("global_symbol", "main")})
 
     def _array(self, name: str, matrix: tuple[Extent, Extent], dtype: str, operand: str = "") -> Any:
         p = self.product
         shape = (p.batch, *matrix) if p.is_batched and p.shared != operand else matrix
-        return T.arg(name, T.buffer(shape, dtype, align=4 if dtype == "float32" else 2, buffer_name=name))
+        align = self.align if dtype == "float32" else 2
+        return T.arg(name, T.buffer(shape, dtype, align=align, buffer_name=name))
+
+    def factors(self, a: Any, b: Any) -> tuple[Factor, Factor]:
+        p, t = self.product, self.tiles
+        return (
+            Factor(a, p.dtype, p.m, p.k, not p.trans_a, t.bm, t.tm),
+            Factor(b, p.dtype, p.n, p.k, p.trans_b, t.bn, t.tn),
+        )
 
     def _body(self) -> None:
         p, t = self.product, self.tiles

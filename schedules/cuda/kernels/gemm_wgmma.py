@@ -12,32 +12,28 @@ up one tile, each a stretch of k; the partial sums are exchanged through the clu
 memory and added in a fixed order, so that no workspace is needed and results repeat.
 
 TMA leaves out what lies beyond an array when it stores, and reads zeros there: no shape needs
-to divide. It needs rows of a multiple of 16 bytes. m, n, k and the batch are known at run time
-alone: one kernel serves every such shape.
+to divide. It needs rows of a multiple of 16 bytes: of an operand with others a kernel before this
+one makes a copy with such rows in a workspace, and results with others are stored row by row.
+m, n, k and the batch are known at run time alone: one kernel serves every such shape.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
-from tvm.tirx.script.builder import ir as builder
 
 from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.gemm_tiles import PARTIAL_PAD, Tiles
-from tvmops.schedules.cuda.words import c_call, do
+from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
+from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH, c_call, do
 
 _SHORT = {"float16": "f16", "bfloat16": "bf16", "float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2"}
 _DEEP = {2: 16, 1: 32}  # k of a wgmma, by the bytes of an element
 _LOAD = "cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes"
 _MULTICAST = _LOAD + ".multicast::cluster"
 _STORE = "cp.async.bulk.tensor.{rank}d.global.shared::cta.tile.bulk_group"
-_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
-# The end of a tensor map's arguments: no interleaving, 128-byte swizzle, L2 promotion, zeros.
-_SWIZZLED = (0, 3, 2, 0)
-_STORED = (0, 3, 0, 0)
 # wgmma's view of swizzled shared memory: swizzle of 128 bytes, 1024 bytes from 8 rows to the next 8.
 _BY_K = (1 << 62) | (64 << 32) | (1 << 16)
 
@@ -72,59 +68,60 @@ __forceinline__ __device__ void store_two(float* array, int row, int pitch, int 
   *reinterpret_cast<float2*>(array + static_cast<long long>(row) * pitch + column) = make_float2(x, y);
 }
 """
+_STORE_TWO_APART = """
+__forceinline__ __device__ void store_two_apart(float* array, int row, int pitch, int column, float x, float y) {
+  float* at = array + static_cast<long long>(row) * pitch + column;
+  at[0] = x;
+  if (column + 1 < pitch) at[1] = y;
+}
+"""
+_STORE_APART = """
+__forceinline__ __device__ void store_apart_{dtype}(void* array, int row, int pitch, int column, const float* sums) {{
+  {kind}* at = static_cast<{kind}*>(array) + static_cast<long long>(row) * pitch + column;
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+    if (column + i < pitch) at[i] = {rounded};
+}}
+"""
+_ROUNDED = {
+    "float32": ("float", "sums[i]"),
+    "float16": ("half", "__float2half_rn(sums[i])"),
+    "bfloat16": ("nv_bfloat16", "__float2bfloat16_rn(sums[i])"),
+}
+# A warp stores 16 rows of 64 elements of a swizzled tile, from row `first` on, `height` rows of it, to rows
+# that begin anywhere: words where they are aligned, and what is left at both ends.
+_STORE_ROWS = """
+__forceinline__ __device__ void store_rows(void* array, int row, int height, int pitch, int column,
+                                           const void* tile, int first, int lane) {
+  const char* from = static_cast<const char*>(tile) + 128 * first + 4 * (lane & 3);
+  unsigned words[16];
+#pragma unroll
+  for (int i = 0; i < 16; ++i)
+    words[i] = *reinterpret_cast<const unsigned*>(from + 128 * i + ((lane >> 2 ^ (i & 7)) << 4));
+  const int left = min(pitch - column, 64);
+  unsigned short* to = static_cast<unsigned short*>(array) + static_cast<long long>(row + first) * pitch + column;
+#pragma unroll
+  for (int i = 0; i < 16; ++i, to += pitch) {
+    const int before = __shfl_up_sync(0xFFFFFFFFu, static_cast<int>(words[i]), 1);
+    const int odd = static_cast<int>(reinterpret_cast<unsigned long long>(to) >> 1 & 1);
+    const unsigned word = odd ? static_cast<unsigned>(before) >> 16 | words[i] << 16 : words[i];
+    const int low = 2 * lane - odd;
+    if (first + i < height) {
+      if (low >= 0 && low + 1 < left) *reinterpret_cast<unsigned*>(to + low) = word;
+      else if (low >= 0 && low < left) to[low] = word;
+      else if (low < 0 && left > 0) to[0] = word >> 16;
+      if (odd && lane == 31 && left == 64) to[63] = words[i] >> 16;
+    }
+  }
+}
+"""
 
 
-def _wide(value: Any) -> Any:
-    return value if isinstance(value, int) else tirx.Cast("int64", value)
-
-
-def tensor_map(array: Any, dtype: str, item: int, dims: Any, box: Any, ends: Any) -> Any:
-    """Describe an array to the copy engine: sizes innermost first."""
-    strides = [dims[0] * item]
-    for size in dims[1:-1]:
-        strides.append(_wide(strides[-1]) * size)
-    var = builder.Bind(builder.tvm_stack_alloca("tensormap", 1), builder.handle("tensormap"))
-    boxes = (*box, *[1] * (len(dims) - 2))
-    steps = [1] * len(dims)
-    do(
-        builder.call_packed(
-            _TENSOR_MAP, var, dtype, len(dims), array.data, *dims, *strides, *boxes, *steps, *ends
-        )
-    )
-    return var
-
-
-@dataclass(frozen=True)
-class Form:
-    """What is multiplied: how the arrays lie, and what follows the sum."""
-
-    dtype: str
-    trans_a: bool = False
-    trans_b: bool = False
-    batched: bool = False
-    shared: str = "none"
-    scales: str = ""  # of the sums: one for each operand ("tensor"), or one a row and one a column ("rows")
-    bias: str = ""  # its dtype
-    residual: bool = False
-    activation: str = "none"
-    out_dtype: str = ""  # as dtype
-
-    @property
-    def result(self) -> str:
-        return self.out_dtype or self.dtype
-
-    @property
-    def item(self) -> int:
-        """Bytes of an element of a and b."""
-        return 1 if self.dtype.startswith("float8") else 2
-
-    @property
-    def stores_directly(self) -> bool:
-        return self.result == "float32"
-
-    @property
-    def finishes(self) -> bool:
-        return bool(self.scales or self.bias) or self.residual or self.activation != "none"
+def store_rows(
+    array: Any, row: Any, height: Any, pitch: Any, column: Any, tile: Any, warp: Any, lane: Any
+) -> None:
+    """Let a warp store its 16 rows of a tile, whose first is `row` of the array, `height` before the last."""
+    do(c_call("void", "store_rows", array, row, height, pitch, column, tile, warp * 16, lane, source=_STORE_ROWS))
 
 
 def _by_columns(depth: int) -> int:
@@ -134,19 +131,16 @@ def _by_columns(depth: int) -> int:
 
 def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     """Return `main(a, b, [bias], [residual], c)`, float32 inside."""
-    M, N, K = (tirx.Var(name, "int32") for name in "mnk")
-    BATCH = tirx.Var("batch", "int32") if form.batched else 1
+    arrays_of = Arrays(form)
+    M, N, K, BATCH = arrays_of.m, arrays_of.n, arrays_of.pairs, arrays_of.batch
     trans_a, trans_b = form.trans_a, form.trans_b
-    OUT, MMA_TYPE = form.result, _SHORT[form.dtype]
-    # Elements of 8 bits travel in pairs, and k counts these: rows of 128 bytes are what is multiplied.
-    DT = form.dtype if form.item == 2 else "bfloat16"
-    PAIRS = K if form.item == 2 else T.truncdiv(K, 2)
+    DT, OUT, MMA_TYPE = arrays_of.dtype, form.result, _SHORT[form.dtype]
     BM, BN, BK, STAGES = tiles.bm, tiles.bn, tiles.bk, tiles.stages
     CONSUMERS, WM, BUFFERS = tiles.consumers, tiles.blocks_a_group, tiles.store_buffers
     # Stores that may still read: none if the next tile begins with the buffer that this one ends with.
     UNREAD = BUFFERS - 1 if WM * (BN // 64) % BUFFERS == 0 else 0
     SHARE, SPLIT, GROUP = tiles.cluster, tiles.split_k, tiles.group
-    CLUSTER = SHARE * SPLIT
+    CLUSTER, CHAINED = SHARE * SPLIT, bool(tiles.chained)
     PANELS = BK // 64  # swizzled columns of a stage
     NACC = BN // 2
     STAGE_BYTES = (BM + BN) * BK * 2
@@ -156,10 +150,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     RUNS = BN // 8  # of 16 bytes in a row of a tile
     PITCH = BN + PARTIAL_PAD
 
-    A_SHAPE, B_SHAPE = ((PAIRS, M) if trans_a else (M, PAIRS)), ((N, PAIRS) if trans_b else (PAIRS, N))
-    A_ITEMS = (BATCH,) if form.batched and form.shared != "a" else ()
-    B_ITEMS = (BATCH,) if form.batched and form.shared != "b" else ()
-    C_ITEMS = (BATCH,) if form.batched else ()
+    A_ITEMS, B_ITEMS, C_ITEMS = (arrays_of.items[name] for name in "abc")
     BIAS, RESIDUAL = form.bias or DT, form.residual
     A_SMEM = (STAGES, BM // 64, BK, 64) if trans_a else (STAGES, PANELS, BM, 64)
     B_SMEM = (STAGES, PANELS, BN, 64) if trans_b else (STAGES, BN // 64, BK, 64)
@@ -172,27 +163,6 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     MMA = f"wgmma.mma_async.sync.aligned.m64n{BN}k{_DEEP[form.item]}.f32.{MMA_TYPE}.{MMA_TYPE}"
     MAJOR = (int(trans_a), int(not trans_b)) if form.item == 2 else ()  # 8 bits lie along k always
     ROUND = f"cvt.rn.{_SHORT.get(OUT, 'bf16')}x2.f32"
-
-    def declare() -> dict[str, Any]:
-        if form.item == 1:
-            shapes: dict[str, Any] = {"a": ("uint8", (M, K)), "b": ("uint8", (N, K))}
-            rows, columns = ((M,), (N,)) if form.scales == "rows" else ((1,), (1,))
-            shapes |= {"a_scale": ("float32", rows), "b_scale": ("float32", columns)}
-        else:
-            shapes = {"a": (DT, (*A_ITEMS, *A_SHAPE)), "b": (DT, (*B_ITEMS, *B_SHAPE))}
-        shapes |= {"bias": (BIAS, (N,))} if form.bias else {}
-        shapes |= {"residual": (OUT, (*C_ITEMS, M, N))} if form.residual else {}
-        shapes |= {"c": (OUT, (*C_ITEMS, M, N))}
-        return {
-            name: builder.arg(
-                name, builder.buffer(shape, dtype, align=4 if "scale" in name else 16, buffer_name=name)
-            )
-            for name, (dtype, shape) in shapes.items()
-        }
-
-    def map_of(array: Any, matrix: Any, items: Any, box: Any) -> Any:
-        """Describe an operand to the copy engine."""
-        return tensor_map(array, DT, 2, (matrix[1], matrix[0], *items), box, _SWIZZLED)
 
     def load(
         ring: Any, at: Any, view: Any, column: Any, row: Any, item: Any, barrier: Any, shares: bool
@@ -228,7 +198,13 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         return c_call("float32", f"element_{dtype}", array, row, pitch, column, source=source)
 
     def store_two(array: Any, row: Any, column: Any, x: Any, y: Any) -> None:
-        do(c_call("void", "store_two", array, row, N, column, x, y, source=_STORE_TWO))
+        name, source = ("store_two_apart", _STORE_TWO_APART) if form.loose else ("store_two", _STORE_TWO)
+        do(c_call("void", name, array, row, N, column, x, y, source=source))
+
+    def store_apart(array: Any, row: Any, column: Any, sums: Any) -> None:
+        kind, rounded = _ROUNDED[OUT]
+        source = _STORE_APART.format(dtype=OUT, kind=kind, rounded=rounded)
+        do(c_call("void", f"store_apart_{OUT}", array, row, N, column, T.address_of(sums[0]), source=source))
 
     def accumulators(acc: Any, block: int) -> list[Any]:
         return [acc[block * NACC + i] for i in range(NACC)]
@@ -247,11 +223,12 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     # fmt: off
     @T.prim_func
     def main() -> None:
-        arrays = T.meta_var(declare())
-        A, B, C = T.meta_var(arrays["a"]), T.meta_var(arrays["b"]), T.meta_var(arrays["c"])
-        a_map = T.meta_var(map_of(A, A_SHAPE, A_ITEMS, A_BOX))
-        b_map = T.meta_var(map_of(B, B_SHAPE, B_ITEMS, B_BOX))
-        c_map = T.meta_var(None if form.stores_directly else tensor_map(C, OUT, 2, (N, M, *C_ITEMS), (64, 64), _STORED))
+        arrays = T.meta_var(arrays_of.declare(workspace=bool(form.pads)))
+        C = T.meta_var(arrays["c"])
+        a_map = T.meta_var(arrays_of.map_of("a", arrays, A_BOX))
+        b_map = T.meta_var(arrays_of.map_of("b", arrays, B_BOX))
+        c_map = T.meta_var(arrays_of.map_of_result(C) if form.stores_by_tma else None)
+        copied = T.meta_var(arrays_of.make_copies(arrays, 8 * tiles.multiprocessors, CHAINED))
 
         T.device_entry()
         T.attr({"tirx.launch_bounds_min_blocks_per_sm": tiles.beside})
@@ -259,9 +236,10 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         COLUMNS = T.meta_var(T.truncdiv(N + (BN - 1), BN))
         TILES = T.meta_var(ROWS * COLUMNS * BATCH)
         CLUSTERS = T.meta_var(TILES if SPLIT > 1 else tiles.blocks // SHARE)
-        DEPTH = T.meta_var(T.truncdiv(PAIRS + (BK - 1), BK))
+        DEPTH = T.meta_var(T.truncdiv(K + (BK - 1), BK))
         bx = T.cta_id([CLUSTERS * CLUSTER])
         rank = T.cta_id_in_cluster([CLUSTER]) if CLUSTER > 1 else 0
+        part = T.meta_var(rank if SHARE > 1 else 0)  # of a tile of b, that this block loads
         group = T.warpgroup_id([CONSUMERS + 1])
         warp = T.warp_id_in_wg([4])
         lane = T.lane_id([32])
@@ -279,11 +257,17 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             for i in T.unroll(STAGES):
                 T.ptx.mbarrier.init.shared.b64(full.ptr_to([i]), T.uint32(1))
                 T.ptx.mbarrier.init.shared.b64(empty.ptr_to([i]), T.uint32(CONSUMERS * SHARE))
+            if CHAINED:
+                T.ptx.prefetch.tensormap(T.address_of(a_map))
+                T.ptx.prefetch.tensormap(T.address_of(b_map))
             T.ptx.fence.mbarrier_init.release.cluster()
         if CLUSTER > 1:
             T.cuda.cluster_sync()
         else:
             T.cuda.cta_sync()
+        if CHAINED:
+            T.ptx.griddepcontrol.launch_dependents()
+            T.ptx.griddepcontrol.wait()
 
         stage: T.int32 = 0
         phase: T.int32 = 0
@@ -336,10 +320,10 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         def load_b(kt):
             if trans_b:
                 for i in T.unroll(B_LOADS):
-                    load(Bs, (stage, i, rank * SHARED_B, 0), b_map, kt * BK + i * 64, tn * BN + rank * SHARED_B, b_item(item), full.ptr_to([stage]), SHARE > 1)
+                    load(Bs, (stage, i, part * SHARED_B, 0), b_map, kt * BK + i * 64, tn * BN + part * SHARED_B, b_item(item), full.ptr_to([stage]), SHARE > 1)
             else:
                 for i in T.unroll(B_LOADS):
-                    load(Bs, (stage, rank * B_LOADS + i, 0, 0), b_map, tn * BN + (rank * B_LOADS + i) * 64, kt * BK, b_item(item), full.ptr_to([stage]), SHARE > 1)
+                    load(Bs, (stage, part * B_LOADS + i, 0, 0), b_map, tn * BN + (part * B_LOADS + i) * 64, kt * BK, b_item(item), full.ptr_to([stage]), SHARE > 1)
 
         if group == CONSUMERS:
             T.ptx.setmaxnreg.dec.sync.aligned.u32(tiles.producer_registers)
@@ -354,6 +338,9 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             load_b(first + kt)
                             advance()
                         tile = tile + CLUSTERS
+            if SPLIT > 1:  # until partial sums are there, and until they are read
+                T.cuda.cluster_sync()
+                T.cuda.cluster_sync()
         else:
             T.ptx.setmaxnreg.inc.sync.aligned.u32(tiles.consumer_registers)
             acc = T.alloc_local((WM * NACC,), "float32")
@@ -411,23 +398,36 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                                         store_two(C.data, item * M + r, column, acc[w * NACC + j * 4 + half * 2], acc[w * NACC + j * 4 + half * 2 + 1])
 
             @T.inline
-            def store():  # registers, swizzled shared memory, TMA: 64 columns at a time
+            def round_to(buffer, w, s):  # 64 columns of sums to swizzled shared memory
+                for p in T.unroll(4):
+                    for q in T.unroll(4):
+                        T.ptx[ROUND](packed[q], acc[w * NACC + s * 32 + p * 8 + q * 2 + 1], acc[w * NACC + s * 32 + p * 8 + q * 2])
+                    T.ptx["stmatrix.sync.aligned.m8n8.x4.shared.b16"](
+                        Cs.ptr_to([group, buffer, row, ((p * 2 + lane // 16) ^ (lane % 8)) * 8]),
+                        packed[0], packed[1], packed[2], packed[3])
+
+            @T.inline
+            def store():
                 for w in T.unroll(WM):
                     for s in T.unroll(BN // 64):
                         if (warp == 0) & (lane == 0):
                             T.ptx.cp.async_.bulk.wait_group.read(UNREAD)
                         T.cuda.warpgroup_sync(group + 1)
-                        for p in T.unroll(4):
-                            for q in T.unroll(4):
-                                T.ptx[ROUND](packed[q], acc[w * NACC + s * 32 + p * 8 + q * 2 + 1], acc[w * NACC + s * 32 + p * 8 + q * 2])
-                            T.ptx["stmatrix.sync.aligned.m8n8.x4.shared.b16"](
-                                Cs.ptr_to([group, (w * (BN // 64) + s) % BUFFERS, row, ((p * 2 + lane // 16) ^ (lane % 8)) * 8]),
-                                packed[0], packed[1], packed[2], packed[3])
+                        round_to((w * (BN // 64) + s) % BUFFERS, w, s)
                         T.ptx.fence.proxy.async_.shared__cta()
                         T.cuda.warpgroup_sync(group + 1)
                         if (warp == 0) & (lane == 0):
                             T.ptx[_STORE.format(rank=len(C_ITEMS) + 2)](T.address_of(c_map), tn * BN + s * 64, tm * BM + group * (64 * WM) + w * 64, *([item] if form.batched else []), Cs.ptr_to([group, (w * (BN // 64) + s) % BUFFERS, 0, 0]))
                             T.ptx.cp.async_.bulk.commit_group()
+
+            @T.inline
+            def store_loosely():  # each warp the rows that it rounded
+                for w in T.unroll(WM):
+                    for s in T.unroll(BN // 64):
+                        round_to((w * (BN // 64) + s) % BUFFERS, w, s)
+                        T.cuda.warp_sync()
+                        store_rows(C.data, item * M + tm * BM + group * (64 * WM) + w * 64, M - (tm * BM + group * (64 * WM) + w * 64), N, tn * BN + s * 64, Cs.ptr_to([group, (w * (BN // 64) + s) % BUFFERS, 0, 0]), warp, lane)
+                        T.cuda.warp_sync()
 
             @T.inline
             def share_partial():
@@ -438,27 +438,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     for i in T.unroll(NACC):
                         partial[group * (64 * WM) + w * 64 + warp * 16 + lane // 4 + (i // 2 % 2) * 8, i // 4 * 8 + lane % 4 * 2 + i % 2] = acc[w * NACC + i]
 
-            if SPLIT > 1:
-                locate()
-                if first < last:
-                    multiply()
-                share_partial()
-            else:
-                while tile < TILES:
-                    locate()
-                    multiply()
-                    if form.finishes or form.stores_directly:
-                        finish_all()
-                    if not form.stores_directly:
-                        store()
-                    tile = tile + CLUSTERS
-                if not form.stores_directly:
-                    if (warp == 0) & (lane == 0):
-                        T.ptx.cp.async_.bulk.wait_group(0)
-        if CLUSTER > 1:
-            T.cuda.cluster_sync()
-        if SPLIT > 1:
-            if group < CONSUMERS:
+            @T.inline
+            def add_partials():  # of this block's stretch of the tile
                 at: T.int32 = (rank * CONSUMERS + group) * 128 + warp * 32 + lane
                 total = T.alloc_local((8,), "float32")
                 halves = T.alloc_local((4,), "uint32")
@@ -471,11 +452,45 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             total[i] = T.float32(0)
                         for source in T.unroll(SPLIT):
                             T.cuda.func_call("tvmops_add_partial", T.address_of(total[0]), partial.ptr_to([r, column]), source, source_code=_READ_PARTIAL)
-                        for q in T.unroll(4):
-                            T.ptx[ROUND](halves[q], total[q * 2 + 1], total[q * 2])
-                        T.ptx["st.global.v4.b32"](C.ptr_to([target, tn * BN + column]), halves[0], halves[1], halves[2], halves[3])
+                        if form.finishes:
+                            for e in T.unroll(8):
+                                finish(total, e, arrays, item * M + target, T.min(tn * BN + column + e, N - 1))
+                        place = T.meta_var([item, target] if form.batched else [target])
+                        if form.loose:
+                            store_apart(C.data, item * M + target, tn * BN + column, total)
+                        elif form.stores_directly:
+                            for half in T.unroll(2):
+                                T.ptx["st.global.v4.f32"](C.ptr_to([*place, tn * BN + column + half * 4]), total[half * 4], total[half * 4 + 1], total[half * 4 + 2], total[half * 4 + 3])
+                        else:
+                            for q in T.unroll(4):
+                                T.ptx[ROUND](halves[q], total[q * 2 + 1], total[q * 2])
+                            T.ptx["st.global.v4.b32"](C.ptr_to([*place, tn * BN + column]), halves[0], halves[1], halves[2], halves[3])
                     at = at + SPLIT * THREADS
+
+            if SPLIT > 1:
+                locate()
+                if first < last:
+                    multiply()
+                share_partial()
+                T.cuda.cluster_sync()
+                add_partials()
+                T.cuda.cluster_sync()
+            else:
+                while tile < TILES:
+                    locate()
+                    multiply()
+                    if form.finishes or form.stores_directly:
+                        finish_all()
+                    if form.stores_by_tma:
+                        store()
+                    elif not form.stores_directly:
+                        store_loosely()
+                    tile = tile + CLUSTERS
+                if form.stores_by_tma:
+                    if (warp == 0) & (lane == 0):
+                        T.ptx.cp.async_.bulk.wait_group(0)
+        if SHARE > 1:
             T.cuda.cluster_sync()
     # fmt: on
-    function: tirx.PrimFunc = main
+    function: tirx.PrimFunc = main.with_attr(*PROGRAMMATIC_LAUNCH) if CHAINED else main
     return function

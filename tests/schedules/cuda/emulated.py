@@ -63,7 +63,7 @@ extern "C" const char* run(int grid, int cluster, int shared_bytes, {found[3]}) 
 
 
 def _is_named_by_macro(name: str) -> bool:
-    return any(part in name for part in ("wait_group_async", "mma_sync_aligned", "copy_piece_"))
+    return any(part in name for part in ("wait_group_async", "sync_aligned_m16n8k", "copy_piece_", "copy_bytes_", "copy_floats_"))
 
 
 def _value(words: list[str], arguments: Mapping[str, Any]) -> Any:

@@ -29,7 +29,7 @@ struct alignas(8) uint2 { uint x, y; };
 namespace emulator {
 
 struct Group { int size = 0, arrived = 0; long round = 0; };
-struct Copy { unsigned to; const void* from; int bytes; };
+struct Copy { unsigned to; const void* from; int bytes, size = 16; };
 struct Warp { Group group; uint32_t words[32][8]; };
 struct Block {
   Group group;
@@ -208,7 +208,11 @@ template <typename T> static inline T exchange(T x, int from) {
   emulator::meet(warp.group);
   return got;
 }
+static inline int __shfl_xor_sync(uint32_t, int x, int mask) { return exchange(x, emulator::lane() ^ mask); }
 static inline float __shfl_xor_sync(uint32_t, float x, int mask) { return exchange(x, emulator::lane() ^ mask); }
+static inline int __shfl_up_sync(uint32_t, int x, int by) {
+  return exchange(x, emulator::lane() < by ? emulator::lane() : emulator::lane() - by);
+}
 static inline int __shfl_sync(uint32_t, int x, int from, int) { return exchange(x, from); }
 
 // What kernels say in PTX.
@@ -234,6 +238,17 @@ static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
   for (int i = 0; i < 4; ++i) result |= static_cast<unsigned>(bytes >> 8 * (selector >> 4 * i & 7) & 0xFF) << 8 * i;
   return result;
 }
+template <typename Byte, typename Sum> static inline Sum dot_of_four(Sum a, Sum b, Sum c) {
+  for (int shift = 0; shift < 32; shift += 8) c += Sum(Byte(a >> shift)) * Sum(Byte(b >> shift));
+  return c;
+}
+static inline int __dp4a(int a, int b, int c) { return dot_of_four<int8_t>(a, b, c); }
+static inline unsigned __dp4a(unsigned a, unsigned b, unsigned c) { return dot_of_four<uint8_t>(a, b, c); }
+static inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
+  return static_cast<unsigned>((static_cast<uint64_t>(high) << 32 | low) >> (shift & 31));
+}
+static inline void tvm_builtin_ptx_griddepcontrol_launch_dependents() {}
+static inline void tvm_builtin_ptx_griddepcontrol_wait() {}
 static inline void tvm_builtin_cuda_warp_sync() { emulator::meet(emulator::warp().group); }
 static inline void tvm_builtin_cuda_cluster_sync() { emulator::meet(emulator::cluster_group); }
 static inline void tvm_builtin_ptx_griddepcontrol_launch_dependents() {}
@@ -265,6 +280,25 @@ static inline void copy_piece(unsigned to, const void* from, int row, int pitch,
                                          int valid) {                                                   \
     copy_piece(to, from, row, pitch, column, valid, 2 * vector);                                        \
   }
+#define COPY_BYTES(vector)                                                                               \
+  static inline void copy_bytes_##vector(unsigned to, const void* from, int row, int pitch, int column, \
+                                         int valid) {                                                   \
+    const char* at = static_cast<const char*>(from);                                                    \
+    if (valid > 0) at += static_cast<long long>(row) * pitch + column;                                  \
+    if (reinterpret_cast<uintptr_t>(at) % vector) emulator::fail("an address that is not aligned");     \
+    emulator::now->groups.back().push_back({to, at, std::min(std::max(valid, 0), 16)});                 \
+  }
+#define COPY_FLOATS(vector)                                                                               \
+  static inline void copy_floats_##vector(unsigned to, const void* from, int row, int pitch, int column, \
+                                          int valid) {                                                   \
+    const float* at = static_cast<const float*>(from);                                                   \
+    if (valid > 0) at += static_cast<long long>(row) * pitch + column;                                   \
+    if (reinterpret_cast<uintptr_t>(at) % (4 * vector)) emulator::fail("an address that is not aligned"); \
+    emulator::now->groups.back().push_back({to, at, 4 * std::min(std::max(valid, 0), vector), 4 * vector}); \
+  }
+COPY_FLOATS(1) COPY_FLOATS(4)
+COPY_BYTES(4) COPY_BYTES(8) COPY_BYTES(16)
+static inline void place_words(unsigned to, const unsigned* raw) { std::memcpy(emulator::shared(to, 16), raw, 16); }
 static inline void place_piece(unsigned to, const unsigned* raw) {
   for (int i = 0; i < 8; ++i) std::memcpy(emulator::shared(to + 2 * i, 2), raw + i, 2);
 }
@@ -299,8 +333,8 @@ static inline void wait_group(size_t left) {
   auto& groups = emulator::now->groups;
   for (; groups.size() > left + 1; groups.pop_front())
     for (const auto& copy : groups.front()) {
-      uint8_t* to = emulator::shared(copy.to, 16);
-      std::memset(to, 0, 16);
+      uint8_t* to = emulator::shared(copy.to, copy.size);
+      std::memset(to, 0, copy.size);
       std::memcpy(to, copy.from, copy.bytes);
     }
 }
@@ -369,3 +403,34 @@ static inline void multiply(float* d, const uint32_t* a, const uint32_t* b, cons
   }
 MULTIPLY(bf16, from_bfloat16)
 MULTIPLY(f16, from_half)
+
+// Of bytes: words hold four along k.
+template <typename Byte>
+static inline void multiply_bytes(uint32_t* d, const uint32_t* a, const uint32_t* b, const uint32_t* c) {
+  auto& warp = emulator::warp();
+  const int lane = emulator::lane();
+  for (int i = 0; i < 4; ++i) warp.words[lane][i] = a[i];
+  for (int i = 0; i < 2; ++i) warp.words[lane][4 + i] = b[i];
+  emulator::meet(warp.group);
+  auto byte = [&](int row, int k, int word) { return warp.words[row * 4 + k % 16 / 4][word] >> 8 * (k % 4); };
+  uint32_t result[4];
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4, column = lane % 4 * 2 + i % 2, below = i / 2;
+    result[i] = c[i];
+    for (int k = 0; k < 32; ++k)
+      result[i] += static_cast<Byte>(byte(row, k, below + k / 16 * 2)) * static_cast<int8_t>(byte(column, k, 4 + k / 16));
+  }
+  emulator::meet(warp.group);
+  for (int i = 0; i < 4; ++i) d[i] = result[i];
+}
+#define MULTIPLY_BYTES(kind, Byte)                                                                            \
+  static inline void tvm_builtin_ptx_mma_int_sync_aligned_m16n8k32_row_col_s32_##kind##_s8_s32(                   \
+      uint32_t& d0, uint32_t& d1, uint32_t& d2, uint32_t& d3, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, \
+      uint32_t b0, uint32_t b1, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {                         \
+    const uint32_t a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1}, c[4] = {c0, c1, c2, c3};                         \
+    uint32_t d[4];                                                                                            \
+    multiply_bytes<Byte>(d, a, b, c);                                                                         \
+    d0 = d[0]; d1 = d[1]; d2 = d[2]; d3 = d[3];                                                               \
+  }
+MULTIPLY_BYTES(s8, int8_t)
+MULTIPLY_BYTES(u8, uint8_t)

@@ -14,6 +14,7 @@ from tvmops.measure.bundle.device import Call, calls_for, decoded
 from tvmops.measure.bundle.torch_exact import DRAWN, EXACT, SCALES
 from tvmops.measure.bundle.torch_peers import PEERS
 from tvmops.ops import Op, op_of
+from tvmops.signatures import TensorSpec
 from tvmops.signatures.dtypes import BFLOAT16, FLOAT8
 from tvmops.workloads import Workload
 
@@ -53,8 +54,16 @@ class TorchCuda:
         return tensors
 
     def poison(self, workload: Workload, expected: Sequence[Any]) -> list[Any]:
-        torch, specs = self._torch, op_of(workload).outputs(workload)
-        return [torch.full(s.shape, math.nan, device="cuda", dtype=self._dtype(s.dtype)) for s in specs]
+        specs = op_of(workload).outputs(workload)
+        return [self._wrong(right, spec) for right, spec in zip(expected, specs)]
+
+    def _wrong(self, right: Any, spec: TensorSpec) -> Any:
+        """Return a tensor that is right nowhere: NaN, or integers with their top bit turned."""
+        torch, dtype = self._torch, self._dtype(spec.dtype)
+        if dtype.is_floating_point:
+            return torch.full(spec.shape, math.nan, device="cuda", dtype=dtype)
+        top_bit = torch.iinfo(dtype).min or 128
+        return right.reshape(spec.shape).to(dtype) ^ top_bit
 
     def reference(self, workload: Workload, inputs: Sequence[Any]) -> Sequence[Any]:
         torch, op = self._torch, op_of(workload)

@@ -25,6 +25,7 @@ from tvmops.measure.bundle.device import Device
 from tvmops.measure.bundle.on_cpu import Cpu
 from tvmops.ops import op_of
 from tvmops.runtime.backend import load_backend, load_cuda_backend, load_kernels
+from tvmops.runtime.workspace import kernel_of
 from tvmops.workloads import Workload
 
 _SAMPLES = 5
@@ -198,7 +199,7 @@ class Run:
 
     def _kernel(self, entry: Entry) -> Callable[..., object]:
         if entry.library not in self._kernels:
-            self._kernels[entry.library] = load_kernels(self._folder / entry.library)["main"]
+            self._kernels[entry.library] = kernel_of(load_kernels(self._folder / entry.library), "main")
         return self._kernels[entry.library]
 
     def _search(self, problem: Problem, entry: Entry) -> Result:

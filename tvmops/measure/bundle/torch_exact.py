@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from tvmops.measure.bundle.torch_weights import draw_packed, unpacked
 from tvmops.ops import op_of
 from tvmops.ops.attention import SHARPNESS, last_key
+from tvmops.signatures import SIGNATURES
 from tvmops.signatures.attention import NO_MASK
 from tvmops.workloads import Workload
 
@@ -34,6 +35,17 @@ def _matmul_fp8(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequen
     product *= a_scale[:, None]
     product *= b_scale
     return (product,)
+
+
+def _matmul_int8(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequence[Any] | None:
+    if workload["out_dtype"] != "int32" or workload["packed"] != "none":
+        return None
+    op = op_of(workload)
+    given = {spec.name: tensor.double() for spec, tensor in zip(op.inputs(workload), inputs)}
+    scalars = dict(zip(SIGNATURES[workload.op].scalars(workload), op.scalars(workload)))
+    b = given["b"].mT if workload["trans_b"] else given["b"]
+    zeros = given.get("b_zero_points", scalars.get("b_zero_point", 0.0))
+    return ((given["a"] - scalars["a_zero_point"]) @ (b - zeros),)  # exact: below 2**53
 
 
 def _weight_only(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequence[Any] | None:
@@ -97,6 +109,7 @@ def _sharp_queries(workload: Workload) -> dict[str, float] | None:
 EXACT: dict[str, Exact] = {
     "matmul": _matmul,
     "matmul_fp8": _matmul_fp8,
+    "matmul_int8": _matmul_int8,
     "matmul_weight_only": _weight_only,
     "attention": _attention,
     "softmax": _softmax,

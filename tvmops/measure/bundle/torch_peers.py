@@ -44,6 +44,16 @@ def _matmul_fp8(torch: Any, workload: Workload) -> dict[str, Call]:
     return {name: through(False), f"{name}, fast": through(True)}
 
 
+def _matmul_int8(torch: Any, workload: Workload) -> dict[str, Call]:
+    if workload["out_dtype"] != "int32" or workload["dtype"] != "int8":
+        return {}
+
+    def matmul(a: Any, b: Any, *more: Any) -> None:
+        torch._int_mm(a, b.mT if workload["trans_b"] else b, out=more[-1])
+
+    return {f"torch {torch.__version__} _int_mm, without zero points": matmul}
+
+
 def _attention(torch: Any, workload: Workload) -> dict[str, Call]:
     q_len, kv_len, heads, kv_heads = workload.dims("q_len", "kv_len", "heads", "kv_heads")
     causal = bool(workload["causal"]) and q_len > 1
@@ -116,6 +126,7 @@ def _norm(torch: Any, workload: Workload) -> dict[str, Call]:
 PEERS: dict[str, Callable[[Any, Workload], dict[str, Call]]] = {
     "matmul": _matmul,
     "matmul_fp8": _matmul_fp8,
+    "matmul_int8": _matmul_int8,
     "matmul_weight_only": _weight_only,
     "attention": _attention,
     "softmax": _softmax,

@@ -1,0 +1,34 @@
+"""Small products on Hopper, one after the other; `kernels.gemm_wgmma` says how they are computed."""
+
+from __future__ import annotations
+
+from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
+from tvmops.schedules.template import GenericKernel
+from tvmops.space import Config, Knob, Space
+from tvmops.targets import Target
+from tvmops.workloads import Workload
+
+_MOST_WORK = 1 << 31  # multiplications: more take so long that what a launch costs is lost in it
+
+
+class ChainedGemm(WgmmaGemm):
+    """`WgmmaGemm`, launched while the kernel before it ends (programmatic dependent launch)."""
+
+    name = "cuda.gemm_chained"
+    version = 1
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        if not super().covers(workload, target) or workload.is_generic:
+            return False
+        batch, m, n, k = workload.dims("batch", "m", "n", "k")
+        return batch * m * n * k <= _MOST_WORK
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        whole = super().space(workload, target)
+        return Space(self.name, (*whole.knobs, Knob("chained", (1,))), whole.is_legal)
+
+    def choices(self, workload: Workload) -> list[Config]:
+        return [Config.of(**config.as_dict(), chained=1) for config in super().choices(workload)]
+
+    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        return []

@@ -1,0 +1,154 @@
+"""What the kernels of wgmma products take: the forms of a product, and how its arrays lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+from tvm.tirx.script.builder import ir as builder
+
+from tvmops.schedules.cuda.kernels.pad_rows import Padded, pad_rows
+from tvmops.schedules.cuda.words import do
+
+_TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
+# The end of a tensor map's arguments: no interleaving, 128-byte swizzle, L2 promotion, zeros.
+_SWIZZLED = (0, 3, 2, 0)
+_STORED = (0, 3, 0, 0)
+_ITEM = 2  # bytes of an element, as the copy engine sees them
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is multiplied: how the arrays lie, and what follows the sum."""
+
+    dtype: str
+    trans_a: bool = False
+    trans_b: bool = False
+    batched: bool = False
+    shared: str = "none"
+    scales: str = ""  # of the sums: one for each operand ("tensor"), or one a row and one a column ("rows")
+    bias: str = ""  # its dtype
+    residual: bool = False
+    activation: str = "none"
+    out_dtype: str = ""  # as dtype
+    pads: tuple[str, ...] = ()  # operands whose rows begin where TMA can't
+    loose: bool = False  # whether the rows of the result do
+
+    @property
+    def result(self) -> str:
+        return self.out_dtype or self.dtype
+
+    @property
+    def item(self) -> int:
+        """Bytes of an element of a and b."""
+        return 1 if self.dtype.startswith("float8") else 2
+
+    @property
+    def stores_directly(self) -> bool:
+        return self.result == "float32"
+
+    @property
+    def stores_by_tma(self) -> bool:
+        return not (self.stores_directly or self.loose)
+
+    @property
+    def finishes(self) -> bool:
+        return bool(self.scales or self.bias) or self.residual or self.activation != "none"
+
+
+class Arrays:
+    """The arrays of a product, sizes as variables; and copies of operands in a workspace."""
+
+    def __init__(self, form: Form) -> None:
+        self.form = form
+        self.m, self.n, self.k = (tirx.Var(name, "int32") for name in "mnk")
+        self.batch: Any = tirx.Var("batch", "int32") if form.batched else 1
+        # Elements of 8 bits travel in pairs, and k counts these: rows of 128 bytes are what is multiplied.
+        self.dtype = form.dtype if form.item == 2 else "bfloat16"
+        self.pairs = self.k if form.item == 2 else T.truncdiv(self.k, 2)
+        self.matrices = {
+            "a": (self.pairs, self.m) if form.trans_a else (self.m, self.pairs),
+            "b": (self.n, self.pairs) if form.trans_b else (self.pairs, self.n),
+        }
+        self.items = {each: (self.batch,) if form.batched and form.shared != each else () for each in "abc"}
+        self.copies: dict[str, Padded] = {}
+        self.workspace_bytes: Any = T.int64(0)
+        for name in form.pads:
+            rows, columns = self.matrices[name]
+            items = self.batch if self.items[name] else 1
+            copy = Padded(rows * items, columns, self.workspace_bytes)
+            self.copies[name], self.workspace_bytes = copy, copy.end
+
+    def declare(self, workspace: bool) -> dict[str, Any]:
+        """Declare the arguments of a function, in calling order."""
+        form, c_shape = self.form, (*self.items["c"], self.m, self.n)
+        if form.item == 1:
+            shapes: dict[str, Any] = {"a": ("uint8", (self.m, self.k)), "b": ("uint8", (self.n, self.k))}
+            rows, columns = ((self.m,), (self.n,)) if form.scales == "rows" else ((1,), (1,))
+            shapes |= {"a_scale": ("float32", rows), "b_scale": ("float32", columns)}
+        else:
+            shapes = {name: (form.dtype, (*self.items[name], *self.matrices[name])) for name in "ab"}
+        shapes |= {"bias": (form.bias, (self.n,))} if form.bias else {}
+        shapes |= {"residual": (form.result, c_shape)} if form.residual else {}
+        shapes |= {"c": (form.result, c_shape)}
+        shapes |= {"workspace": ("uint8", (tirx.Var("workspace_bytes", "int64"),))} if workspace else {}
+        return {
+            name: builder.arg(
+                name, builder.buffer(shape, dtype, align=4 if "scale" in name else 16, buffer_name=name)
+            )
+            for name, (dtype, shape) in shapes.items()
+        }
+
+    def map_of(self, name: str, arrays: dict[str, Any], box: tuple[int, int]) -> Any:
+        """Describe an operand, or its copy, to the copy engine."""
+        rows, columns = self.matrices[name]
+        dims = (columns, rows, *self.items[name])
+        if name not in self.copies:
+            return _tensor_map(arrays[name].data, self.dtype, columns, dims, box, _SWIZZLED)
+        copy = self.copies[name]
+        memory = builder.address_of(arrays["workspace"][copy.offset])
+        return _tensor_map(memory, self.dtype, copy.pitch, dims, box, _SWIZZLED)
+
+    def map_of_result(self, c: Any) -> Any:
+        dims = (self.n, self.m, *self.items["c"])
+        return _tensor_map(c.data, self.form.result, self.n, dims, (64, 64), _STORED)
+
+    def make_copies(self, arrays: dict[str, Any], blocks: int, chained: bool) -> None:
+        """Emit the kernel of `blocks` blocks that makes the copies, if there are any."""
+        if self.copies:
+            copies = [(arrays[name], copy) for name, copy in self.copies.items()]
+            pad_rows(arrays["workspace"], copies, blocks, chained)
+
+
+def workspace_function(form: Form) -> tirx.PrimFunc:
+    """Return `main_workspace(a, b, [bias], [residual], c)`: the bytes of workspace that `main` needs."""
+    arrays = Arrays(form)
+
+    @T.prim_func
+    def main_workspace() -> None:
+        declared = T.meta_var(arrays.declare(workspace=False))  # noqa: F841
+        return arrays.workspace_bytes
+
+    function: tirx.PrimFunc = main_workspace
+    return function
+
+
+def _tensor_map(memory: Any, dtype: str, pitch: Any, dims: Any, box: Any, ends: Any) -> Any:
+    """Describe an array to the copy engine: sizes innermost first; `pitch` elements from a row to the next."""
+    strides = [pitch * _ITEM]
+    for size in dims[1:-1]:
+        strides.append(_wide(strides[-1]) * size)
+    var = builder.Bind(builder.tvm_stack_alloca("tensormap", 1), builder.handle("tensormap"))
+    boxes, steps = (*box, *[1] * (len(dims) - 2)), [1] * len(dims)
+    do(
+        builder.call_packed(
+            _TENSOR_MAP, var, dtype, len(dims), memory, *dims, *strides, *boxes, *steps, *ends
+        )
+    )
+    return var
+
+
+def _wide(value: Any) -> Any:
+    return value if isinstance(value, int) else tirx.Cast("int64", value)

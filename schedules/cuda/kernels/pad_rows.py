@@ -1,0 +1,111 @@
+"""Copies of matrices whose rows begin anywhere, with rows that the bulk copy engine takes.
+
+Rows of 16-bit elements become rows of a multiple of 16 bytes, in a workspace, one matrix behind
+the other. A thread makes 16 bytes from the two aligned vectors that hold them, shifted: any shape
+is copied at the speed of memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.tirx.script.builder import ir as T
+
+from tvmops.schedules.cpu.emit import Extent
+from tvmops.schedules.cuda.words import c_call, do, wait_for_kernels_before
+
+VECTOR = 8  # elements: 16 bytes
+_WARPS = 8
+
+# A thread makes four vectors at a time, whose loads are on their way together. What is behind the last
+# whole vector of an array is read by element: nothing else is there.
+_PAD_ROWS = """
+__forceinline__ __device__ long long begin_of(unsigned at, unsigned vectors, int columns) {
+  const unsigned row = at / vectors;
+  return static_cast<long long>(row) * columns + 8 * (at - row * vectors);
+}
+__forceinline__ __device__ uint4 shifted(uint4 x, uint4 y, unsigned shift) {
+  unsigned w[8] = {x.x, x.y, x.z, x.w, y.x, y.y, y.z, y.w};
+#pragma unroll
+  for (int i = 0; i < 6; ++i) w[i] = shift & 4 ? w[i + 2] : w[i];
+#pragma unroll
+  for (int i = 0; i < 5; ++i) w[i] = shift & 2 ? w[i + 1] : w[i];
+  uint4 v;
+  v.x = __funnelshift_r(w[0], w[1], 16 * (shift & 1)), v.y = __funnelshift_r(w[1], w[2], 16 * (shift & 1));
+  v.z = __funnelshift_r(w[2], w[3], 16 * (shift & 1)), v.w = __funnelshift_r(w[3], w[4], 16 * (shift & 1));
+  return v;
+}
+__forceinline__ __device__ uint4 by_element(const void* from, long long begin, long long size) {
+  unsigned short e[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+    e[i] = begin + i < size ? __ldg(static_cast<const unsigned short*>(from) + begin + i) : 0;
+  uint4 v;
+  v.x = e[0] | e[1] << 16, v.y = e[2] | e[3] << 16, v.z = e[4] | e[5] << 16, v.w = e[6] | e[7] << 16;
+  return v;
+}
+__forceinline__ __device__ void pad_rows(void* to, const void* from, int rows, int columns, int thread,
+                                         int threads) {
+  const unsigned vectors = (columns + 7) / 8, all = rows * vectors;
+  const long long size = static_cast<long long>(rows) * columns;
+  const uint4* whole = static_cast<const uint4*>(from);
+  uint4* made = static_cast<uint4*>(to);
+  for (unsigned first = thread; first < all; first += 4 * threads) {
+    const unsigned last = first + 3 * threads;
+    if (last < all && begin_of(last, vectors, columns) + 16 <= size) {
+      uint4 x[4], y[4];
+      unsigned shift[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const long long begin = begin_of(first + i * threads, vectors, columns);
+        x[i] = __ldg(whole + begin / 8), y[i] = __ldg(whole + begin / 8 + 1), shift[i] = begin % 8;
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) made[first + i * threads] = shifted(x[i], y[i], shift[i]);
+    } else {
+      for (unsigned at = first; at < all && at <= last; at += threads)
+        made[at] = by_element(from, begin_of(at, vectors, columns), size);
+    }
+  }
+}
+"""
+
+
+@dataclass(frozen=True)
+class Padded:
+    """A copy in the workspace: of `rows` rows of `columns` elements, from byte `offset` on."""
+
+    rows: Extent
+    columns: Extent
+    offset: Any = 0
+
+    @property
+    def pitch(self) -> Any:
+        """Elements from a row to the next."""
+        return T.truncdiv(self.columns + (VECTOR - 1), VECTOR) * VECTOR
+
+    @property
+    def end(self) -> Any:
+        """The byte behind it."""
+        return self.offset + T.Cast("int64", self.rows) * T.Cast("int64", self.pitch * 2)
+
+
+def pad_rows(workspace: Any, copies: Sequence[tuple[Any, Padded]], blocks: int, chained: bool) -> None:
+    """Emit a kernel of `blocks` blocks that makes copies of arrays, each with its `Padded`."""
+    with T.attr(0, "tirx.device_entry", True):
+        block = T.cta_id([blocks])
+        warp, lane = T.warp_id([_WARPS]), T.lane_id([32])
+        thread = T.Bind((block * _WARPS + warp) * 32 + lane)
+        if chained:
+            wait_for_kernels_before()
+        for array, copy in copies:
+            to = T.address_of(workspace[copy.offset])
+            threads = blocks * _WARPS * 32
+            do(
+                c_call(
+                    "void", "pad_rows", to, array.data, copy.rows, copy.columns, thread, threads,
+                    source=_PAD_ROWS,
+                )
+            )  # fmt: skip

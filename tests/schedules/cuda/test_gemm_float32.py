@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.schedules.cuda.compiled import compiled, needs_nvcc
+from tests.schedules.cuda.emulated import emulated, needs_emulator
+from tvmops.ops import op_of
+from tvmops.schedules import templates_for
+from tvmops.schedules.cuda.gemm_float32 import Float32Gemm, is_legal, tiles_of
+from tvmops.space import Config
+from tvmops.targets import target
+from tvmops.workloads import Workload, workload
+
+TEMPLATE = Float32Gemm()
+H200 = target("nvidia-h200")
+GUARD = 64  # elements
+
+
+def matmul(m: int, n: int, k: int, **fields: object) -> Workload:
+    return workload("matmul", m=m, n=n, k=k, **{"dtype": "float32", **fields})
+
+
+@pytest.mark.parametrize(
+    "work, machine, covered",
+    [
+        (matmul(700, 130, 110), "nvidia-h200", True),
+        (matmul(700, 130, 110).generic(), "rtx-3090", True),
+        (matmul(700, 130, 110), "cuda-sm75", False),  # no cp.async
+        (matmul(7, 13, 11, dtype="float16"), "nvidia-h200", False),
+        (matmul(7, 13, 11), "znver4", False),
+    ],
+)
+def test_what_it_covers(work: Workload, machine: str, covered: bool) -> None:
+    assert TEMPLATE.covers(work, target(machine)) is covered
+
+
+def test_it_comes_before_the_kernel_for_older_gpus() -> None:
+    names = [template.name for template in templates_for(matmul(64, 64, 64), H200)]
+    assert names == ["cuda.gemm_float32", "cuda.gemm_simt"]
+
+
+@pytest.mark.parametrize("machine", ["nvidia-h200", "rtx-4090", "nvidia-a100"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 4096, 4096), (1000, 999, 777), (8192, 8192, 8192)])
+def test_the_default_is_legal(shape: tuple[int, int, int], machine: str) -> None:
+    work = matmul(*shape)
+    assert TEMPLATE.default(work, target(machine)) in TEMPLATE.space(work, target(machine))
+
+
+@pytest.mark.parametrize(
+    "work, a, b",
+    [
+        (matmul(60, 64, 64), 1, 4),  # a is turned
+        (matmul(60, 63, 64), 1, 1),
+        (matmul(60, 64, 64, trans_a=True, trans_b=True), 4, 1),
+        (matmul(61, 64, 64, trans_a=True), 1, 4),
+    ],
+)
+def test_copies_are_as_wide_as_rows_allow(work: Workload, a: int, b: int) -> None:
+    config = TEMPLATE.default(work, H200)
+    assert (config["a_vector"], config["b_vector"]) == (a, b)
+
+
+def test_generic_kernels_answer_every_shape() -> None:
+    last = TEMPLATE.generic(matmul(1, 1, 1).generic(), H200)[-1]
+    assert last.ranges == {} and last.multiples == {}
+    assert (last.config["a_vector"], last.config["b_vector"]) == (1, 1)
+
+
+def config(bm: int, bn: int, bk: int, tm: int, tn: int, stages: int, a: int, b: int) -> Config:
+    return Config.of(bm=bm, bn=bn, bk=bk, tm=tm, tn=tn, stages=stages, a_vector=a, b_vector=b, beside=1)
+
+
+CASES = [
+    (matmul(37, 60, 35), config(16, 32, 16, 4, 4, 3, 1, 4)),  # short last tiles
+    (
+        matmul(17, 35, 9, trans_a=True, trans_b=True, batch=3, bias=True, residual=True, activation="gelu"),
+        config(32, 64, 16, 4, 8, 2, 1, 1),  # less k than a step
+    ),
+    (matmul(24, 70, 40, batch=2, shared="b", activation="silu"), config(32, 64, 8, 8, 8, 4, 1, 1)),
+    (matmul(72, 140, 33, trans_a=True), config(64, 128, 16, 8, 8, 3, 4, 4)),
+    (matmul(20, 130, 50, trans_b=True), config(32, 128, 8, 16, 8, 3, 1, 1)),
+]
+
+
+@pytest.mark.parametrize("work, knobs", CASES, ids=[str(work) for work, _ in CASES])
+class TestRunHere:
+    pytestmark = needs_emulator
+
+    def test_it_computes_the_product(self, work: Workload, knobs: Config, tmp_path: Path) -> None:
+        assert is_legal(knobs, work, H200)
+        cubin = compiled(TEMPLATE, work, H200, knobs)
+        assert cubin.report.spilled_bytes == 0 and "cp.async" in cubin.source
+        op, tiles = op_of(work), tiles_of(knobs)
+        inputs = op.random_inputs(work, seed=1)
+        (right,) = op.reference(work, *inputs)
+        m, n, k, batch = work.dims("m", "n", "k", "batch")
+        memory = np.full(right.size + 2 * GUARD, np.nan, np.float32)
+        found = memory[GUARD:-GUARD].reshape(right.shape)
+        arguments: dict[str, object] = dict(zip((spec.name for spec in op.inputs(work)), inputs))
+        arguments |= {"c": found, "m": m, "n": n, "k": k, "batch": batch}
+        grid = -(-m // tiles.bm) * -(-n // tiles.bn) * batch
+        emulated(cubin, tmp_path)(grid, arguments, shared_bytes=tiles.shared_bytes)
+        assert np.isnan(memory[:GUARD]).all() and np.isnan(memory[-GUARD:]).all()
+        assert np.abs(found.astype(np.float64) - right).max() <= op.tolerance(work)
+
+
+@needs_nvcc
+@pytest.mark.parametrize("machine", ["nvidia-a100", "rtx-4090"])
+def test_it_compiles_for_other_gpus_without_spills(machine: str) -> None:
+    work = matmul(1024, 1024, 1024)
+    cubin = compiled(TEMPLATE, work, target(machine), TEMPLATE.default(work, target(machine)))
+    assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
