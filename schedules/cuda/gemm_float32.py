@@ -47,7 +47,9 @@ class Float32Gemm(SimtGemm):
         return min(legal, key=lambda config: self.estimate(workload, target, config))
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        small, large = (Config.of(**{**knobs, "a_vector": 1, "b_vector": 1}) for knobs in (_DEFAULTS[0], _DEFAULTS[-1]))
+        small, large = (
+            Config.of(**{**knobs, "a_vector": 1, "b_vector": 1}) for knobs in (_DEFAULTS[0], _DEFAULTS[-1])
+        )
         return [GenericKernel({"m": (1, 32)}, small), GenericKernel({}, large)]
 
     def tiles_of(self, config: Config) -> Float32Tiles:

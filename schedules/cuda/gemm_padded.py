@@ -58,7 +58,9 @@ class PaddedGemm(WgmmaGemm):
         shared = str(workload["shared"])
         sizes = {"a": m * k, "b": k * n}
         elements = sum(sizes[each] * (1 if shared == each else batch) for each in pads_of(workload))
-        return super().estimate(workload, target, config) + 4 * elements / target.gpu.bandwidth + _START_SECONDS
+        return (
+            super().estimate(workload, target, config) + 4 * elements / target.gpu.bandwidth + _START_SECONDS
+        )
 
     def kernel_workload(self, workload: Workload) -> Workload:
         """Return the workload with `*` for sizes, but those along rows that TMA takes."""

@@ -49,7 +49,9 @@ class Float32Tiles(SimtTiles):
 class _Streamed(Factor):
     """A factor whose tiles come by cp.async."""
 
-    def __init__(self, array: Any, extent: Extent, k: Extent, k_inner: bool, block: int, own: int, vector: int) -> None:
+    def __init__(
+        self, array: Any, extent: Extent, k: Extent, k_inner: bool, block: int, own: int, vector: int
+    ) -> None:
         super().__init__(array, "float32", extent, k, k_inner, block, own)
         self.vector = 1 if k_inner else vector
 

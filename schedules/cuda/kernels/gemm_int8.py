@@ -158,7 +158,9 @@ class Int8Kernel(MmaKernel):
                 "bias": (p.bias, "float32"),
             }
             self.columns = {
-                name: self._argument(name, dtype, p.n) for name, (is_there, dtype) in columns.items() if is_there
+                name: self._argument(name, dtype, p.n)
+                for name, (is_there, dtype) in columns.items()
+                if is_there
             }
             names = ["a_zero_point"]
             names += ["b_zero_point"] if p.b_zero_points == "tensor" else []
@@ -282,5 +284,9 @@ class Int8Kernel(MmaKernel):
         value = activate(p.activation, value)
         if p.out_dtype == "float32":
             return value
-        how = (self.scalars["out_scale"], self.scalars["out_zero_point"], *map(T.float32, _LIMITS[p.out_dtype]))
+        how = (
+            self.scalars["out_scale"],
+            self.scalars["out_zero_point"],
+            *map(T.float32, _LIMITS[p.out_dtype]),
+        )
         return T.Cast(p.out_dtype, c_call("int32", "quantize", value, *how, source=_QUANTIZE))

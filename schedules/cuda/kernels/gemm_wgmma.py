@@ -121,7 +121,11 @@ def store_rows(
     array: Any, row: Any, height: Any, pitch: Any, column: Any, tile: Any, warp: Any, lane: Any
 ) -> None:
     """Let a warp store its 16 rows of a tile, whose first is `row` of the array, `height` before the last."""
-    do(c_call("void", "store_rows", array, row, height, pitch, column, tile, warp * 16, lane, source=_STORE_ROWS))
+    do(
+        c_call(
+            "void", "store_rows", array, row, height, pitch, column, tile, warp * 16, lane, source=_STORE_ROWS
+        )
+    )
 
 
 def _by_columns(depth: int) -> int:
