@@ -181,7 +181,6 @@ class StreamKernel(ABC):
         with T.While(tile() >= across):  # seldom once: a division takes longer
             tile.set(tile() - across)
             row.set(row() + t.rows)
-        self.row = T.Bind(row())
         part, place = T.truncdiv(self.warp, t.warps_n), T.truncmod(self.warp, t.warps_n)
         self.span = T.Bind(tile() * bn + place * (t.spans * form.columns))  # column of the warp's first
         column = T.Bind(self.span + T.truncdiv(self.lane, 4) * form.width)
