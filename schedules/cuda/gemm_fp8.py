@@ -6,7 +6,7 @@ from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.cuda.kernels.gemm_arrays import Form
 from tvmops.schedules.template import GenericKernel
 from tvmops.signatures import ANY
-from tvmops.space import Config, Space
+from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 from tvmops.workloads import workload as make_workload
@@ -30,7 +30,11 @@ class Fp8Gemm(WgmmaGemm):
     def space(self, workload: Workload, target: Target) -> Space:
         """Return the space of that product; sums that are split were verified for 16 bits alone."""
         whole = super().space(_in_pairs(workload), target)
-        return Space(self.name, whole.knobs, lambda c: c["split_k"] == 1 and whole.is_legal(c))
+        knobs = (*whole.knobs, Knob("chained", (0, 1)))
+        return Space(self.name, knobs, lambda c: c["split_k"] == 1 and whole.is_legal(c))
+
+    def choices(self, workload: Workload) -> list[Config]:
+        return [_chained(config) for config in super().choices(workload)]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         return super().estimate(_in_pairs(workload), target, config)
@@ -41,7 +45,8 @@ class Fp8Gemm(WgmmaGemm):
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         kernels = super().generic(_in_pairs(workload), target)
         return [
-            GenericKernel(kernel.ranges, kernel.config.replace(split_k=1), _MULTIPLES) for kernel in kernels
+            GenericKernel(kernel.ranges, _chained(kernel.config.replace(split_k=1)), _MULTIPLES)
+            for kernel in kernels
         ]
 
     def kernel_workload(self, workload: Workload) -> Workload:
@@ -54,6 +59,11 @@ class Fp8Gemm(WgmmaGemm):
             scales=str(workload["scales"]),
             out_dtype=str(workload["out_dtype"]),
         )
+
+
+def _chained(config: Config) -> Config:
+    """Return `config`, launched while the kernel before it ends."""
+    return Config.of(**config.as_dict(), chained=1)
 
 
 def _in_pairs(workload: Workload) -> Workload:
