@@ -23,6 +23,7 @@ _MOST_VALUES = 96  # of a thread: sums, and the weights of a row of the kernel
 _LEAST_CHANNELS = 32  # that neighbouring threads read side by side
 _WANTED_BLOCKS = 4  # a multiprocessor, so that reads overlap
 _BFLOAT16_FROM = 80
+_LARGE = 256  # rows and columns of images that a generic kernel is chosen for
 
 
 class DepthwiseConv(Template):
@@ -35,7 +36,7 @@ class DepthwiseConv(Template):
         groups, (kh, kw) = workload["groups"], workload.dims("kh", "kw")
         return (
             groups != 1
-            and workload["ci"] == workload["co"] == groups
+            and all(workload[channels] in (ANY, groups) for channels in ("ci", "co"))
             and kh * kw <= _MOST_TAPS
             and workload["packed"] == PLAIN
             and (workload["dtype"] != "bfloat16" or target.gpu.compute >= _BFLOAT16_FROM)
@@ -54,7 +55,11 @@ class DepthwiseConv(Template):
         return min(self.space(workload, target), key=lambda config: self.estimate(workload, target, config))
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        return []  # the number of groups is that of channels, and fixed: there is no such kernel
+        sample = _depthwise(workload).replace(n=8, h=_LARGE, w=_LARGE)
+        channels = int(workload["groups"])  # type: ignore[arg-type]
+        return [
+            GenericKernel(dict.fromkeys(("ci", "co"), (channels, channels)), self.default(sample, target))
+        ]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Guess the seconds: what goes through the L1, over its share of the bandwidth."""
@@ -76,7 +81,7 @@ class DepthwiseConv(Template):
         return moved / (target.gpu.bandwidth * math.sqrt(busy)) + 2e-6
 
     def kernel_workload(self, workload: Workload) -> Workload:
-        return workload.replace(**dict.fromkeys(("n", "h", "w"), ANY))
+        return _depthwise(workload).replace(**dict.fromkeys(("n", "h", "w"), ANY))
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         shape = ConvShape.of(self.kernel_workload(workload))
@@ -98,9 +103,14 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
 
 
 def tiles_of(workload: Workload, config: Config) -> DepthwiseTiles:
-    (channels,) = workload.dims("co")
+    (channels,) = workload.dims("groups")
     knobs = {name: int(value) for name, value in config.items}
     return DepthwiseTiles(**knobs, width=vector_width(str(workload["dtype"]), channels))
+
+
+def _depthwise(workload: Workload) -> Workload:
+    """Return `workload` with as many channels as groups, where they are not known."""
+    return workload.replace(ci=workload["groups"], co=workload["groups"])
 
 
 def _columns_seen(workload: Workload, tiles: DepthwiseTiles) -> int:

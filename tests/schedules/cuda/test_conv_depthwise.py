@@ -76,6 +76,15 @@ def test_the_default_is_legal(size: int, channels: int, kernel: int, machine: st
 
 
 @needs_nvcc
+def test_one_kernel_serves_all_images_of_its_channels() -> None:
+    pattern = CASES[0][0].generic()
+    assert TEMPLATE.covers(pattern, A100)
+    (kernel,) = TEMPLATE.generic(pattern, A100)
+    assert kernel.ranges == {"ci": (24, 24), "co": (24, 24)}  # others have several a group
+    assert compiled(TEMPLATE, pattern, A100, kernel.config).report.spilled_bytes == 0
+
+
+@needs_nvcc
 def test_random_configs_compile_without_spills() -> None:
     work = conv("n=8 h=28 w=28 kh=5 kw=5 padding=2 dtype=float16 bias=true activation=relu", 240)
     rng, space = random.Random(0), TEMPLATE.space(work, A100)
