@@ -21,7 +21,7 @@ from tvmops.schedules.cpu.weight_only import WeightOnly
 from tvmops.schedules.cpu.winograd import Winograd2, Winograd4, Winograd6
 from tvmops.schedules.cuda.attention_decode import DecodeAttention
 from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
-from tvmops.schedules.cuda.gemm_chained import ChainedGemm
+from tvmops.schedules.cuda.gemm_chained import ChainedGemm, ChainedMma
 from tvmops.schedules.cuda.gemm_float32 import Float32Gemm
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
 from tvmops.schedules.cuda.gemm_int8 import Int8Gemm
@@ -60,6 +60,7 @@ TEMPLATES: tuple[Template, ...] = (
     PaddedGemm(),
     Fp8Gemm(),
     MmaGemm(),
+    ChainedMma(),
     Int8Gemm(),
     Float32Gemm(),
     SimtGemm(),
