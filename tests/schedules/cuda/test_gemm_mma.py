@@ -10,6 +10,7 @@ from tests.schedules.cuda.compiled import compiled, needs_nvcc
 from tests.schedules.cuda.emulated import emulated, needs_emulator
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
+from tvmops.schedules.cuda.gemm_chained import ChainedMma
 from tvmops.schedules.cuda.gemm_mma import MmaGemm, tiles_of
 from tvmops.signatures.dtypes import decode
 from tvmops.space import Config
@@ -129,3 +130,12 @@ def test_it_compiles_for_other_gpus_without_spills(machine: str) -> None:
     cubin = compiled(TEMPLATE, work, target(machine), TEMPLATE.default(work, target(machine)))
     assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
     assert "cp.async" in cubin.source and "mma.sync.aligned.m16n8k16" in cubin.source
+
+
+@needs_nvcc
+def test_a_chained_kernel_waits_for_what_was_before() -> None:
+    work, chained = matmul(100, 100, 100, batch=64), ChainedMma()
+    knobs = chained.default(work, H200)
+    assert knobs in chained.space(work, H200) and not chained.covers(work, target("nvidia-a100"))
+    assert "griddepcontrol.wait" in compiled(chained, work, H200, knobs).source
+    assert "griddepcontrol" not in compiled(TEMPLATE, work, H200, knobs).source
