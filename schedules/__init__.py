@@ -26,7 +26,7 @@ from tvmops.schedules.cuda.conv_depthwise import DepthwiseConv
 from tvmops.schedules.cuda.conv_mma import MmaConv
 from tvmops.schedules.cuda.conv_narrow import NarrowConv
 from tvmops.schedules.cuda.conv_wgmma import WgmmaConv
-from tvmops.schedules.cuda.gemm_chained import ChainedGemm
+from tvmops.schedules.cuda.gemm_chained import ChainedGemm, ChainedMma
 from tvmops.schedules.cuda.gemm_float32 import Float32Gemm
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
 from tvmops.schedules.cuda.gemm_int8 import Int8Gemm
@@ -69,6 +69,7 @@ TEMPLATES: tuple[Template, ...] = (
     PaddedGemm(),
     Fp8Gemm(),
     MmaGemm(),
+    ChainedMma(),
     Int8Gemm(),
     Float32Gemm(),
     SimtGemm(),

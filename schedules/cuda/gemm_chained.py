@@ -1,8 +1,12 @@
-"""Small products on Hopper, one after the other; `kernels.gemm_wgmma` says how they are computed."""
+"""Small products on Hopper, one after the other: kernels that are launched while the one before them ends."""
 
 from __future__ import annotations
 
+from tvm import IRModule
+
+from tvmops.schedules.cuda.gemm_mma import MmaGemm, is_chained, product_of, tiles_of
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
+from tvmops.schedules.cuda.kernels.gemm_mma import MmaKernel
 from tvmops.schedules.template import GenericKernel
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
@@ -20,8 +24,7 @@ class ChainedGemm(WgmmaGemm):
     def covers(self, workload: Workload, target: Target) -> bool:
         if not super().covers(workload, target) or workload.is_generic:
             return False
-        batch, m, n, k = workload.dims("batch", "m", "n", "k")
-        return batch * m * n * k <= _MOST_WORK
+        return _is_small(workload)
 
     def space(self, workload: Workload, target: Target) -> Space:
         whole = super().space(workload, target)
@@ -32,3 +35,34 @@ class ChainedGemm(WgmmaGemm):
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         return []
+
+
+class ChainedMma(MmaGemm):
+    """`MmaGemm`, launched so."""
+
+    name = "cuda.gemm_mma_chained"
+    version = 1
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        return (
+            super().covers(workload, target)
+            and is_chained(target)
+            and not workload.is_generic
+            and _is_small(workload)
+        )
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        whole = super().space(workload, target)
+        return Space(self.name, whole.knobs, whole.is_legal)
+
+    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        return []
+
+    def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
+        product = product_of(self.kernel_workload(workload))
+        return MmaKernel(product, tiles_of(config), chained=True).module()
+
+
+def _is_small(workload: Workload) -> bool:
+    batch, m, n, k = workload.dims("batch", "m", "n", "k")
+    return batch * m * n * k <= _MOST_WORK

@@ -28,7 +28,7 @@ class MmaGemm(Template):
     """Any m, n, k, leading dimensions, batch, transposes and epilogue."""
 
     name = "cuda.gemm_mma"
-    version = 2
+    version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
         return (
@@ -95,7 +95,7 @@ class MmaGemm(Template):
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         product = product_of(self.kernel_workload(workload))
-        return MmaKernel(product, tiles_of(config), is_chained(target)).module()
+        return MmaKernel(product, tiles_of(config)).module()
 
 
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:

@@ -10,6 +10,7 @@ from tests.schedules.cuda.compiled import compiled, needs_nvcc
 from tests.schedules.cuda.emulated import emulated, needs_emulator
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
+from tvmops.schedules.cuda.gemm_chained import ChainedMma
 from tvmops.schedules.cuda.gemm_mma import MmaGemm, tiles_of
 from tvmops.signatures.dtypes import decode
 from tvmops.space import Config
@@ -45,9 +46,10 @@ def test_what_it_covers(work: Workload, machine: str, covered: bool) -> None:
 
 def test_on_hopper_it_comes_after_wgmma() -> None:
     names = [template.name for template in templates_for(matmul(640, 640, 640), H200)]
-    assert names == ["cuda.gemm_wgmma", "cuda.gemm_chained", "cuda.gemm_mma"]
+    last = ["cuda.gemm_mma", "cuda.gemm_mma_chained"]
+    assert names == ["cuda.gemm_wgmma", "cuda.gemm_chained", *last]
     for ragged in (matmul(640, 639, 640), matmul(640, 640, 639, trans_a=True)):
-        assert [t.name for t in templates_for(ragged, H200)] == ["cuda.gemm_padded", "cuda.gemm_mma"]
+        assert [t.name for t in templates_for(ragged, H200)] == ["cuda.gemm_padded", *last]
 
 
 @pytest.mark.parametrize("machine", ["nvidia-h200", "nvidia-a100", "rtx-3090", "rtx-4090"])
@@ -128,3 +130,12 @@ def test_it_compiles_for_other_gpus_without_spills(machine: str) -> None:
     cubin = compiled(TEMPLATE, work, target(machine), TEMPLATE.default(work, target(machine)))
     assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
     assert "cp.async" in cubin.source and "mma.sync.aligned.m16n8k16" in cubin.source
+
+
+@needs_nvcc
+def test_a_chained_kernel_waits_for_what_was_before() -> None:
+    work, chained = matmul(100, 100, 100, batch=64), ChainedMma()
+    knobs = chained.default(work, H200)
+    assert knobs in chained.space(work, H200) and not chained.covers(work, target("nvidia-a100"))
+    assert "griddepcontrol.wait" in compiled(chained, work, H200, knobs).source
+    assert "griddepcontrol" not in compiled(TEMPLATE, work, H200, knobs).source
