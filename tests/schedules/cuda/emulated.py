@@ -43,7 +43,7 @@ def emulated(cubin: Cubin, folder: Path) -> Callable[..., None]:
     declared = _HEADER.read_text() + _HOPPER.read_text()
     helpers = "".join(
         f"static inline void {match[1]}(...) {{}}\n" if _ORDER.fullmatch(match[1]) else match[0]
-        for match in _HELPER.finditer(cubin.source) if not re.search(rf"\b{match[1]}\(", declared)
+        for match in _HELPER.finditer(cubin.source) if not re.search(rf"\b{match[1]}\b", declared)
         and not _is_named_by_macro(match[1])
     )  # fmt: skip
     body = _SHARED.sub(r"uchar* \1 = emulator::now->block->memory.data();", cubin.source[found.start() :])

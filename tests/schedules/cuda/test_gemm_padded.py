@@ -151,12 +151,12 @@ class TestRunHere:
             shared = pool.alloc((64, 64), "uint16", align=1024)
             pool.commit()
             source = """
-__forceinline__ __device__ void swizzle(void* to, const void* from, int thread) {
+__forceinline__ __device__ void fill_tile(void* to, const void* from, int thread) {
   for (int at = thread; at < 4096; at += 128)
     static_cast<unsigned short*>(to)[at ^ (at >> 6 & 7) << 3] = static_cast<const unsigned short*>(from)[at];
 }
 """
-            do(c_call("void", "swizzle", shared.ptr_to([0, 0]), tile.data, warp * 32 + lane, source=source))
+            do(c_call("void", "fill_tile", shared.ptr_to([0, 0]), tile.data, warp * 32 + lane, source=source))
             do(T.cuda.cta_sync())
             store_rows(c.data, 2, m - 2, n, first, shared.ptr_to([0, 0]), warp, lane)
 
