@@ -121,7 +121,8 @@ class Operators(ABC):
         packed
             The layout, by its name, where an op has several: for conv2d "panels-nchw",
             "panels-nhwc", or "winograd4" and "winograd2", of kernels of 3x3 with stride and
-            dilation 1. By default one that this library has tuned kernels for, if any.
+            dilation 1. By default one that this library has tuned kernels for, if any. Each serves
+            images of any size; "winograd4" is unpacked for fewer than 10 channels of x.
 
         Raises
         ------
