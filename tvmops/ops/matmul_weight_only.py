@@ -12,7 +12,7 @@ from tvmops.ops.base import Array, Exact, Op
 from tvmops.ops.matmul import ROUNDING, UNIT_ROUNDOFF
 from tvmops.signatures.dtypes import encode
 from tvmops.signatures.matmul_weight_only import groups_of
-from tvmops.signatures.weight_groups import COLUMNS
+from tvmops.signatures.words import COLUMNS
 from tvmops.workloads import Workload
 
 _AT_ONCE = 2**20  # weights; those of a vocabulary would fill the memory, all in float64
