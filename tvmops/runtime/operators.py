@@ -407,7 +407,7 @@ class Operators(ABC):
             One number, or (h, w); that of the kernel where it is left out.
         padding
             One number, (h, w), (top, left, bottom, right), "valid" or "same", as `conv2d` takes
-            it, of at most half of the kernel; -inf for max, zeros for the mean.
+            it, of at most half of the kernel, dilated; -inf for max, zeros for the mean.
         kind
             "max" or "average". A window that holds a NaN gives NaN.
         dilation
