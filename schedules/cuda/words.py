@@ -134,6 +134,17 @@ def shared_address(buffer: Any, *indices: Any) -> Any:
     return T.cuda.cvta_generic_to_shared(buffer.ptr_to(list(indices)))
 
 
+def swizzled(address: Any, leading: int = 1) -> Any:
+    """Return wgmma's view of shared memory: columns of 64 elements of 16 bits, 128-byte swizzle.
+
+    8 rows of a column are 1024 bytes. Where rows lie across what is summed, `leading` is the
+    distance of neighbouring columns, in units of 16 bytes; otherwise it says nothing.
+    """
+    swizzle_128, eight_rows = 1 << 62, 64 << 32
+    fixed = T.uint64(swizzle_128 | eight_rows | leading << 16)
+    return fixed | T.Cast("uint64", (address >> T.uint32(4)) & T.uint32(0x3FFF))
+
+
 class Barriers:
     """`count` mbarriers in shared memory, each for `arrivals` arrivals a phase."""
 
