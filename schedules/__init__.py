@@ -30,6 +30,7 @@ from tvmops.schedules.cuda.gemm_chained import ChainedGemm, ChainedMma
 from tvmops.schedules.cuda.gemm_float32 import Float32Gemm
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
 from tvmops.schedules.cuda.gemm_int8 import Int8Gemm
+from tvmops.schedules.cuda.gemm_int8_wgmma import Int8WgmmaGemm
 from tvmops.schedules.cuda.gemm_mma import MmaGemm
 from tvmops.schedules.cuda.gemm_padded import PaddedGemm
 from tvmops.schedules.cuda.gemm_simt import SimtGemm
@@ -70,6 +71,7 @@ TEMPLATES: tuple[Template, ...] = (
     Fp8Gemm(),
     MmaGemm(),
     ChainedMma(),
+    Int8WgmmaGemm(),
     Int8Gemm(),
     Float32Gemm(),
     SimtGemm(),

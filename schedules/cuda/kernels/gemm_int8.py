@@ -63,7 +63,13 @@ __forceinline__ __device__ int quantize(float value, float scale, float zero, fl
   return static_cast<int>(fminf(fmaxf(rintf(value / scale) + zero, least), most));
 }
 """
-_LIMITS = {"uint8": (0.0, 255.0), "int8": (-128.0, 127.0)}
+LIMITS = {"uint8": (0.0, 255.0), "int8": (-128.0, 127.0)}
+
+
+def quantize(dtype: str, value: Any, scale: Any, zero: Any) -> Any:
+    """Return `value` as the int32 that it becomes in `dtype`."""
+    limits = map(T.float32, LIMITS[dtype])
+    return c_call("int32", "quantize", value, scale, zero, *limits, source=_QUANTIZE)
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,7 @@ class Int8Kernel(MmaKernel):
             names = ["a_zero_point"]
             names += ["b_zero_point"] if p.b_zero_points == "tensor" else []
             names += ["scale"] if p.out_dtype != "int32" else []
-            names += ["out_scale", "out_zero_point"] if p.out_dtype in _LIMITS else []
+            names += ["out_scale", "out_zero_point"] if p.out_dtype in LIMITS else []
             self.scalars = {name: T.arg(name, T.float32()) for name in names}
             self.c = self._argument("c", p.out_dtype, p.m, p.n)
             T.device_entry()
@@ -284,9 +290,7 @@ class Int8Kernel(MmaKernel):
         value = activate(p.activation, value)
         if p.out_dtype == "float32":
             return value
-        how = (
-            self.scalars["out_scale"],
-            self.scalars["out_zero_point"],
-            *map(T.float32, _LIMITS[p.out_dtype]),
+        return T.Cast(
+            p.out_dtype,
+            quantize(p.out_dtype, value, self.scalars["out_scale"], self.scalars["out_zero_point"]),
         )
-        return T.Cast(p.out_dtype, c_call("int32", "quantize", value, *how, source=_QUANTIZE))

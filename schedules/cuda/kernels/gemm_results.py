@@ -134,7 +134,7 @@ class Results:
                                 for e in T.unroll(2):
                                     self.finish(self.at.acc, w * self.sums + j * 4 + half * 2 + e, self.at.item * self.m + r, T.min(column + e, self.n - 1))
                             if self.form.stores_directly:
-                                self._store_two(self.at.item * self.m + r, column, self.at.acc[w * self.sums + j * 4 + half * 2], self.at.acc[w * self.sums + j * 4 + half * 2 + 1])
+                                self.store_two(self.at.item * self.m + r, column, self.at.acc[w * self.sums + j * 4 + half * 2], self.at.acc[w * self.sums + j * 4 + half * 2 + 1])
 
     @T.inline
     def store(self, tile, view):
@@ -172,7 +172,7 @@ class Results:
                 self.at.packed[0], self.at.packed[1], self.at.packed[2], self.at.packed[3])
     # fmt: on
 
-    def _store_two(self, row: Any, column: Any, x: Any, y: Any) -> None:
+    def store_two(self, row: Any, column: Any, x: Any, y: Any) -> None:
         loose = self.form.loose
         name, source = ("store_two_apart", _STORE_TWO_APART) if loose else ("store_two", _STORE_TWO)
         do(c_call("void", name, self.c.data, row, self.n, column, x, y, source=source))

@@ -19,22 +19,28 @@ m, n, k and the batch are known at run time alone: one kernel serves every such 
 
 from __future__ import annotations
 
-from typing import Any
-
 from tvm import tirx
 from tvm.script import tirx as T
 
 from tvmops.schedules.cuda.gemm_tiles import PARTIAL_PAD, Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
-from tvmops.schedules.cuda.kernels.gemm_operands import Operand, product_of
+from tvmops.schedules.cuda.kernels.gemm_integers import (
+    Int8Form,
+    IntegerArrays,
+    IntegerResults,
+    ZeroPoints,
+)
+from tvmops.schedules.cuda.kernels.gemm_operands import Operand
+from tvmops.schedules.cuda.kernels.gemm_operands import multiply as multiply_one
 from tvmops.schedules.cuda.kernels.gemm_partials import PartialSums
 from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results
 from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH
 
 
 def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
-    """Return `main(a, b, [bias], [residual], c)`, float32 inside."""
-    arrays_of = Arrays(form)
+    """Return `main(a, b, [bias], [residual], c)`, float32 inside; of integers what their signature says."""
+    integers = isinstance(form, Int8Form)
+    arrays_of = IntegerArrays(form) if isinstance(form, Int8Form) else Arrays(form)
     M, N, K, BATCH = arrays_of.m, arrays_of.n, arrays_of.pairs, arrays_of.batch
     DT = arrays_of.dtype
     BM, BN, BK, STAGES = tiles.bm, tiles.bn, tiles.bk, tiles.stages
@@ -44,10 +50,6 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     NACC = BN // 2
     a_of = Operand(arrays_of, "a", not form.trans_a, BM, tiles)
     b_of = Operand(arrays_of, "b", form.trans_b, BN, tiles, sharers=SHARE)
-    MMA, MAJOR = product_of(form, BN)
-
-    def accumulators(acc: Any, block: int) -> list[Any]:
-        return [acc[block * NACC + i] for i in range(NACC)]
 
     # fmt: off
     @T.prim_func
@@ -77,7 +79,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         As = pool.alloc(a_of.shape, DT, align=1024)
         Bs = pool.alloc(b_of.shape, DT, align=1024)
         Cs = pool.alloc((CONSUMERS, BUFFERS, 64, 64), DT, align=1024)
-        partial = pool.alloc((BM if SPLIT > 1 else 1, BN + PARTIAL_PAD), "float32", align=16)
+        zeros = T.meta_var(ZeroPoints(form, arrays, tiles, pool) if integers else None)
+        partial = pool.alloc((BM if SPLIT > 1 else 1, BN + PARTIAL_PAD), arrays_of.sums, align=16)
         full = pool.alloc((STAGES,), "uint64", align=8)
         empty = pool.alloc((STAGES,), "uint64", align=8)
         pool.commit()
@@ -85,7 +88,9 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         if (group == 0) & (warp == 0) & (lane == 0):
             for i in T.unroll(STAGES):
                 T.ptx.mbarrier.init.shared.b64(full.ptr_to([i]), T.uint32(1))
-                T.ptx.mbarrier.init.shared.b64(empty.ptr_to([i]), T.uint32(CONSUMERS * SHARE))
+                T.ptx.mbarrier.init.shared.b64(empty.ptr_to([i]), zeros.arrivals(CONSUMERS * SHARE) if integers else T.uint32(CONSUMERS * SHARE))
+            if integers:
+                zeros.init()
             if CHAINED:
                 T.ptx.prefetch.tensormap(T.address_of(a_map))
                 T.ptx.prefetch.tensormap(T.address_of(b_map))
@@ -98,6 +103,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             T.ptx.griddepcontrol.launch_dependents()
             T.ptx.griddepcontrol.wait()
 
+        if integers:
+            zeros.begin((warp - 1) * 32 + lane)
         stage: T.int32 = 0
         phase: T.int32 = 0
         tile: T.int32 = T.truncdiv(bx, CLUSTER)
@@ -149,12 +156,23 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             b_of.load(Bs, stage, b_map, tn * BN, (first + kt) * BK, part, item, full.ptr_to([stage]))
                             advance()
                         tile = tile + CLUSTERS
+            if integers:
+                if (warp > 0) & zeros.needed:
+                    while tile < TILES:
+                        zeros.clear()
+                        for _ in T.serial(last - first):
+                            T.cuda.mbarrier_wait(full.ptr_to([stage]), phase)
+                            zeros.add(As, Bs, stage)
+                            zeros.leave(empty, stage, lane)
+                            advance()
+                        zeros.publish()
+                        tile = tile + CLUSTERS
             if SPLIT > 1:  # until partial sums are there, and until they are read
                 T.cuda.cluster_sync()
                 T.cuda.cluster_sync()
         else:
             T.ptx.setmaxnreg.inc.sync.aligned.u32(tiles.consumer_registers)
-            acc = T.alloc_local((WM * NACC,), "float32")
+            acc = T.alloc_local((WM * NACC,), arrays_of.sums)
             packed = T.alloc_local((4,), "uint32")
             a_base: T.uint32 = T.cuda.cvta_generic_to_shared(As.ptr_to([0, 0, 0, 0])) + T.Cast("uint32", group * a_of.group_bytes(WM))
             b_base: T.uint32 = T.cuda.cvta_generic_to_shared(Bs.ptr_to([0, 0, 0, 0]))
@@ -164,7 +182,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                 T.ptx.mapa.shared__cluster.u32(e_base, T.cuda.cvta_generic_to_shared(empty.ptr_to([0])), T.Cast("uint32", warp % SHARE))
             row: T.let = warp * 16 + lane % 16
             before: T.int32 = 0
-            results = T.meta_var(Results(arrays_of, arrays, tiles, Consumer(group, warp, lane, tm, tn, item, row, acc, packed)))
+            consumer = T.meta_var(Consumer(group, warp, lane, tm, tn, item, row, acc, packed))
+            results = T.meta_var(IntegerResults(arrays_of, arrays, tiles, consumer, zeros) if integers else Results(arrays_of, arrays, tiles, consumer))
             partials = T.meta_var(PartialSums(results, tiles, partial, rank))
 
             @T.inline
@@ -182,8 +201,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     T.ptx.wgmma.fence.sync.aligned()
                     for step in T.unroll(BK // 16):
                       for w in T.unroll(WM):
-                        T.ptx[MMA](*accumulators(acc, w), a_of.view(a_base, stage, step, w), b_of.view(b_base, stage, step),
-                                   T.Not((kt == 0) & (step == 0)), 1, 1, *MAJOR)
+                        multiply_one(form, BN, acc, w * NACC, a_of.view(a_base, stage, step, w), b_of.view(b_base, stage, step), T.Not((kt == 0) & (step == 0)))
                     T.ptx.wgmma.commit_group.sync.aligned()
                     T.ptx.wgmma.wait_group.sync.aligned(1)
                     if kt > 0:
@@ -197,6 +215,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                 locate()
                 if first < last:
                     multiply()
+                    if integers:
+                        results.put_right()
                 partials.share(first == last)
                 T.cuda.cluster_sync()
                 partials.add()
@@ -205,6 +225,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                 while tile < TILES:
                     locate()
                     multiply()
+                    if integers:
+                        results.put_right()
                     if form.finishes or form.stores_directly:
                         results.finish_all()
                     if form.stores_by_tma:

@@ -158,6 +158,7 @@ static inline void tvm_builtin_cuda_mbarrier_wait(void* barrier, int parity) {
     emulator::store_box(map, parameters, from);                                                               \
   }
 #define LIST(...) {__VA_ARGS__}
+BOXES(2, LIST(a, b), int a, int b)
 BOXES(3, LIST(a, b, c), int a, int b, int c)
 BOXES(4, LIST(a, b, c, d), int a, int b, int c, int d)
 BOXES(5, LIST(a, b, c, d, e), int a, int b, int c, int d, int e)
@@ -211,6 +212,40 @@ static inline void tvm_builtin_ptx_stmatrix_sync_aligned_m8n8_x4_shared_b16(
     std::memcpy(emulator::shared(warp.words[matrix * 8 + row][0] + 2 * column, 4), &in[matrix], 4);
   emulator::meet(warp.group);
 }
+// Of bytes: the sums lie in a row, of registers.
+template <typename Byte>
+static inline void multiply_bytes_of_warpgroup(unsigned* sums, int columns, uint64_t a, uint64_t b, bool adds) {
+  auto byte_of = [](uint64_t matrix, int row, int k) {
+    const unsigned base = (matrix & 0x3FFF) << 4, stride = (matrix >> 32 & 0x3FFF) << 4;
+    if (matrix >> 62 != 1) emulator::fail("a descriptor without 128-byte swizzle");
+    return *emulator::shared(emulator::swizzled(base + row / 8 * stride + row % 8 * 128 + k), 1);
+  };
+  emulator::now->products.back().push_back([=] {
+    const int first = emulator::now->number / 32 % 4 * 16 + emulator::lane() / 4;
+    for (int i = 0; i < columns / 2; ++i) {
+      const int row = first + i / 2 % 2 * 8, column = i / 4 * 8 + emulator::lane() % 4 * 2 + i % 2;
+      if (!adds) sums[i] = 0;
+      for (int k = 0; k < 32; ++k)
+        sums[i] += static_cast<Byte>(byte_of(a, row, k)) * static_cast<int8_t>(byte_of(b, column, k));
+    }
+  });
+}
+#define MULTIPLY_BYTES_OF_WARPGROUP(columns)                                                                  \
+  static inline void multiply_s8_##columns(unsigned* sums, uint64_t a, uint64_t b, int adds) {                \
+    multiply_bytes_of_warpgroup<int8_t>(sums, columns, a, b, adds);                                           \
+  }                                                                                                           \
+  static inline void multiply_u8_##columns(unsigned* sums, uint64_t a, uint64_t b, int adds) {                \
+    multiply_bytes_of_warpgroup<uint8_t>(sums, columns, a, b, adds);                                          \
+  }
+MULTIPLY_BYTES_OF_WARPGROUP(64) MULTIPLY_BYTES_OF_WARPGROUP(128) MULTIPLY_BYTES_OF_WARPGROUP(192) MULTIPLY_BYTES_OF_WARPGROUP(256)
+template <typename Sum> static inline void tvmops_add_partial(Sum* sums, const void* mine, int rank) {
+  const auto offset = tvm_builtin_cuda_cvta_generic_to_shared(mine);
+  for (int i = 0; i < 8; ++i) {
+    Sum value;
+    std::memcpy(&value, (*emulator::cluster)[rank]->memory.data() + offset + 4 * i, 4);
+    sums[i] += value;
+  }
+}
 static inline void add_partials(float* sums, const void* mine, int count) {
   const auto offset = tvm_builtin_cuda_cvta_generic_to_shared(mine);
   for (int i = 0; i < 8; ++i) {
@@ -227,3 +262,4 @@ static inline void add_partials(float* sums, const void* mine, int count) {
 ADD_PARTIALS(2) ADD_PARTIALS(3) ADD_PARTIALS(4) ADD_PARTIALS(6) ADD_PARTIALS(8)
 struct alignas(8) float2 { float x, y; };
 static inline float2 make_float2(float x, float y) { return {x, y}; }
+static inline uint2 make_uint2(uint x, uint y) { return {x, y}; }
