@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from tvm import IRModule
 
+from tests.schedules.cuda.compiled import compiled, needs_nvcc
 from tests.schedules.cuda.emulated import TensorMap, emulated, needs_emulator
 from tvmops.measure import cuda
 from tvmops.ops import op_of
+from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.gemm_int8_wgmma import Int8WgmmaGemm
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_wgmma import gemm
@@ -34,6 +36,64 @@ def config(
         bm=bm, bn=bn, bk=bk, consumers=consumers, cluster=cluster, split_k=split_k, group=group, beside=1,
         chained=0,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "work, machine, covered",
+    [
+        (product(7, 8, 16), "nvidia-h200", True),
+        (product(7, 8, 16, dtype="int8", b_zero_points="channel"), "nvidia-h100", True),
+        (product(7, 8, 16).generic(), "nvidia-h200", True),
+        (product(7, 8, 16, trans_b=False), "nvidia-h200", False),  # bytes that do not lie along k
+        (product(7, 12, 16), "nvidia-h200", False),  # results are stored eight at a time
+        (product(7, 8, 24), "nvidia-h200", False),  # rows that TMA can't take
+        (product(7, 8, 16, trans_b=False, packed="words"), "nvidia-h200", False),
+        (product(7, 8, 16), "nvidia-a100", False),
+        (product(7, 8, 16), "znver4", False),
+    ],
+)
+def test_what_it_covers(work: Workload, machine: str, covered: bool) -> None:
+    assert TEMPLATE.covers(work, target(machine)) is covered
+
+
+def test_mma_covers_the_rest() -> None:
+    names = [template.name for template in templates_for(product(64, 64, 64), H200)]
+    assert names == [TEMPLATE.name, "cuda.gemm_int8"]
+    assert [t.name for t in templates_for(product(64, 64, 64, trans_b=False), H200)] == ["cuda.gemm_int8"]
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 16), (16, 4096, 4096), (4096, 28672, 8192)])
+@pytest.mark.parametrize("zero_points", ["none", "channel"])
+def test_the_default_is_legal(shape: tuple[int, int, int], zero_points: str) -> None:
+    work = product(*shape, b_zero_points=zero_points)
+    assert TEMPLATE.default(work, H200) in TEMPLATE.space(work, H200)
+
+
+@pytest.mark.parametrize("zero_points, most", [("none", 256), ("tensor", 128)])
+def test_generic_kernels_have_room_for_zero_points(zero_points: str, most: int) -> None:
+    kernels = TEMPLATE.generic(product(1, 1, 1, b_zero_points=zero_points).generic(), H200)
+    assert kernels[-1].ranges == {} and max(int(kernel.config["bn"]) for kernel in kernels) == most
+    assert all(kernel.multiples == {"n": 8, "k": 16} for kernel in kernels)
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"b_zero_points": "channel", "out_dtype": "int8", "scales": "channel", "activation": "gelu"},
+        {"dtype": "int8", "out_dtype": "float32", "bias": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("m", [16, 4096])
+def test_the_code_is_what_was_meant(m: int, fields: dict[str, object]) -> None:
+    work = product(m, 4096, 4096, **fields)
+    kind = "s8" if work["dtype"] == "int8" else "u8"
+    for knobs in (TEMPLATE.default(work, H200), *(k.config for k in TEMPLATE.generic(work.generic(), H200))):
+        cubin = compiled(TEMPLATE, work, H200, knobs)
+        assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
+        assert f"k32.s32.{kind}.s8" in cubin.source
 
 
 CASES = [
