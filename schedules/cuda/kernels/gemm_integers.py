@@ -24,19 +24,21 @@ from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results
 from tvmops.schedules.cuda.words import Barriers, Scalar, c_call, do, ptx, tie, when
 
 _SUMMERS = 96  # threads
+# Two sums, lest each addition waits for the one before it.
 _ADD_ROW = """
 __forceinline__ __device__ int add_row_{dtype}(const void* row, int turn, int sum) {{
   const uint4* pieces = static_cast<const uint4*>(row);
-  {kind} total = sum;
-#pragma unroll 2
+  const {kind} ones = 0x01010101;
+  {kind} even = sum, odd = 0;
+#pragma unroll 4
   for (int i = 0; i < 8; ++i) {{
     const uint4 four = pieces[i ^ turn];
-    total = __dp4a(static_cast<{kind}>(four.x), static_cast<{kind}>(0x01010101), total);
-    total = __dp4a(static_cast<{kind}>(four.y), static_cast<{kind}>(0x01010101), total);
-    total = __dp4a(static_cast<{kind}>(four.z), static_cast<{kind}>(0x01010101), total);
-    total = __dp4a(static_cast<{kind}>(four.w), static_cast<{kind}>(0x01010101), total);
+    even = __dp4a(static_cast<{kind}>(four.x), ones, even);
+    odd = __dp4a(static_cast<{kind}>(four.y), ones, odd);
+    even = __dp4a(static_cast<{kind}>(four.z), ones, even);
+    odd = __dp4a(static_cast<{kind}>(four.w), ones, odd);
   }}
-  return total;
+  return even + odd;
 }}
 """
 _KINDS = {"int8": "int", "uint8": "unsigned"}
@@ -248,10 +250,6 @@ class IntegerResults(Results):
         of_bytes = self.form.result in LIMITS
         name, source = ("store_bytes", _STORE_BYTES) if of_bytes else ("store_words", _STORE_WORDS)
         do(c_call("void", name, self.c.data, row, self.n, column, x, y, source=source))
-
-    def store_eight(self, row: Any, column: Any, sums: Any) -> None:
-        for i in range(0, 8, 2):
-            self.store_two(row, column + i, sums[i], sums[i + 1])
 
     def _row_in_tile(self, block: int, half: int) -> Any:
         at = self.at

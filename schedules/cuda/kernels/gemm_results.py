@@ -172,6 +172,11 @@ class Results:
                 self.at.packed[0], self.at.packed[1], self.at.packed[2], self.at.packed[3])
     # fmt: on
 
+    def store_eight(self, row: Any, column: Any, sums: Any) -> None:
+        """Store eight results of other dtypes than the sums."""
+        for i in range(0, 8, 2):
+            self.store_two(row, column + i, sums[i], sums[i + 1])
+
     def store_two(self, row: Any, column: Any, x: Any, y: Any) -> None:
         loose = self.form.loose
         name, source = ("store_two_apart", _STORE_TWO_APART) if loose else ("store_two", _STORE_TWO)

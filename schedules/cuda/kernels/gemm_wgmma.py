@@ -79,7 +79,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         As = pool.alloc(a_of.shape, DT, align=1024)
         Bs = pool.alloc(b_of.shape, DT, align=1024)
         Cs = pool.alloc((CONSUMERS, BUFFERS, 64, 64), DT, align=1024)
-        zeros = T.meta_var(ZeroPoints(form, arrays, tiles, pool) if integers else None)
+        zeros = T.meta_var(ZeroPoints(form, arrays, tiles, pool) if isinstance(form, Int8Form) else None)
         partial = pool.alloc((BM if SPLIT > 1 else 1, BN + PARTIAL_PAD), arrays_of.sums, align=16)
         full = pool.alloc((STAGES,), "uint64", align=8)
         empty = pool.alloc((STAGES,), "uint64", align=8)
@@ -183,7 +183,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             row: T.let = warp * 16 + lane % 16
             before: T.int32 = 0
             consumer = T.meta_var(Consumer(group, warp, lane, tm, tn, item, row, acc, packed))
-            results = T.meta_var(IntegerResults(arrays_of, arrays, tiles, consumer, zeros) if integers else Results(arrays_of, arrays, tiles, consumer))
+            results = T.meta_var(IntegerResults(arrays_of, arrays, tiles, consumer, zeros) if isinstance(arrays_of, IntegerArrays) else Results(arrays_of, arrays, tiles, consumer))
             partials = T.meta_var(PartialSums(results, tiles, partial, rank))
 
             @T.inline
