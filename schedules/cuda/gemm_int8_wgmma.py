@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
+from tvmops.schedules.cuda.gemm_tiles import FEWER_SUMS, narrowed, sums_of
 from tvmops.schedules.cuda.kernels.gemm_integers import Int8Form
 from tvmops.schedules.template import GenericKernel
 from tvmops.signatures.layouts import PLAIN
 from tvmops.space import Config, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
-
-_MOST_SUMS_WITH_ZERO_POINTS = 96  # of a thread
 
 
 class Int8WgmmaGemm(Fp8Gemm):
@@ -30,17 +29,15 @@ class Int8WgmmaGemm(Fp8Gemm):
 
     def space(self, workload: Workload, target: Target) -> Space:
         whole = super().space(workload, target)
-        return Space(
-            self.name, whole.knobs, lambda config: _has_registers(config, workload) and whole.is_legal(config)
-        )
+        if workload["b_zero_points"] == "none":
+            return whole
+        return Space(self.name, whole.knobs, lambda c: sums_of(c) <= FEWER_SUMS and whole.is_legal(c))
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        return [
-            kernel
-            if _has_registers(kernel.config, workload)
-            else replace(kernel, config=kernel.config.replace(bn=128))
-            for kernel in super().generic(workload, target)
-        ]
+        kernels = super().generic(workload, target)
+        if workload["b_zero_points"] == "none":
+            return kernels
+        return [replace(kernel, config=narrowed(kernel.config)) for kernel in kernels]
 
     def form_of(self, workload: Workload, config: Config) -> Int8Form:
         return Int8Form(
@@ -52,9 +49,3 @@ class Int8WgmmaGemm(Fp8Gemm):
             activation=str(workload["activation"]),
             out_dtype=str(workload["out_dtype"]),
         )
-
-
-def _has_registers(config: Config, workload: Workload) -> bool:
-    """Say whether a thread has room for its sums and what zero points of b ask for beside them."""
-    sums = int(config["bm"]) // (64 * int(config["consumers"])) * int(config["bn"]) // 2
-    return sums <= _MOST_SUMS_WITH_ZERO_POINTS or workload["b_zero_points"] == "none"

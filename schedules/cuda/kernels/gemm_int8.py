@@ -24,7 +24,7 @@ from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.byte_pieces import BYTES, copy_bytes, fetch_bytes
 from tvmops.schedules.cuda.kernels.gemm_mma import BK, MmaKernel, MmaTiles, Operand, Product
 from tvmops.schedules.cuda.pieces import place_words
-from tvmops.schedules.cuda.words import c_call, do, ptx, when
+from tvmops.schedules.cuda.words import c_call, do, when
 
 _DEPTH = 2 * BK  # bytes of k in a stage
 _PTX = {"uint8": "u8", "int8": "s8"}
@@ -225,16 +225,8 @@ class Int8Kernel(MmaKernel):
         total = c_call("int32", f"add_four_{dtype}", four, sums[at], source=_ADD_FOUR[dtype])
         T.buffer_store(sums, total, [at])
 
-    def _multiply(self) -> None:
-        kind = _PTX[self.own.dtype]
-        for i in range(self.m_parts):
-            for j in range(self.n_parts):
-                own = [self.sums[(i * self.n_parts + j) * 4 + x] for x in range(4)]
-                ptx(
-                    f"mma.sync.aligned.m16n8k32.row.col.s32.{kind}.s8.s32",
-                    *own, *(self.a_parts[i * 4 + x] for x in range(4)),
-                    self.b_parts[j * 2], self.b_parts[j * 2 + 1], *own,
-                )  # fmt: skip
+    def _instruction(self) -> str:
+        return f"mma.sync.aligned.m16n8k32.row.col.s32.{_PTX[self.own.dtype]}.s8.s32"
 
     # The end: zero points, scales, results.
 

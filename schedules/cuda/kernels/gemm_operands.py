@@ -19,6 +19,7 @@ _SHORT = {
     "float8_e5m2": "e5m2",
     "int8": "s8",
     "uint8": "u8",
+    "float32": "tf32",
 }
 
 

@@ -41,13 +41,14 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     """Return `main(a, b, [bias], [residual], c)`, float32 inside; of integers what their signature says."""
     integers = isinstance(form, Int8Form)
     arrays_of = IntegerArrays(form) if isinstance(form, Int8Form) else Arrays(form)
-    M, N, K, BATCH = arrays_of.m, arrays_of.n, arrays_of.pairs, arrays_of.batch
+    M, N, K, BATCH = arrays_of.m, arrays_of.n, arrays_of.k, arrays_of.batch
     DT = arrays_of.dtype
     BM, BN, BK, STAGES = tiles.bm, tiles.bn, tiles.bk, tiles.stages
     CONSUMERS, WM, BUFFERS = tiles.consumers, tiles.blocks_a_group, tiles.store_buffers
     SHARE, SPLIT, GROUP = tiles.cluster, tiles.split_k, tiles.group
     CLUSTER, CHAINED = SHARE * SPLIT, bool(tiles.chained)
     NACC = BN // 2
+    STEP = BK * 2 // form.item  # of k, of a stage
     a_of = Operand(arrays_of, "a", not form.trans_a, BM, tiles)
     b_of = Operand(arrays_of, "b", form.trans_b, BN, tiles, sharers=SHARE)
 
@@ -67,7 +68,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         COLUMNS = T.meta_var(T.truncdiv(N + (BN - 1), BN))
         TILES = T.meta_var(ROWS * COLUMNS * BATCH)
         CLUSTERS = T.meta_var(TILES if SPLIT > 1 else tiles.blocks // SHARE)
-        DEPTH = T.meta_var(T.truncdiv(K + (BK - 1), BK))
+        DEPTH = T.meta_var(T.truncdiv(K + (STEP - 1), STEP))
         bx = T.cta_id([CLUSTERS * CLUSTER])
         rank = T.cta_id_in_cluster([CLUSTER]) if CLUSTER > 1 else 0
         part = T.meta_var(rank if SHARE > 1 else 0)  # of b, that this block loads for its cluster
