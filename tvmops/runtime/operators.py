@@ -65,6 +65,8 @@ class Operators(ABC):
         a, b
             Arrays of shape (..., m, k) and (..., k, n), both float32 or both bfloat16. Batch
             dimensions broadcast as those of `numpy.matmul` do. b may be what `pack` returned.
+            CPUs that multiply pairs of bfloat16 take numbers of that below 2**-126 (1.2e-38,
+            denormal ones) for zeros.
         bias
             Array of shape (n,), of the dtype of a and b, or float32.
         activation
@@ -122,7 +124,8 @@ class Operators(ABC):
         packed
             The layout, by its name, where an op has several: for conv2d "panels-nchw",
             "panels-nhwc", or "winograd4" and "winograd2", of kernels of 3x3 with stride and
-            dilation 1. By default one that this library has tuned kernels for, if any.
+            dilation 1. By default one that this library has tuned kernels for, if any. Each serves
+            images of any size; "winograd4" is unpacked for fewer than 10 channels of x.
 
         Raises
         ------
@@ -289,6 +292,8 @@ class Operators(ABC):
         ----------
         q
             Array of shape (batch, heads, q_len, head_dim), float32 or bfloat16; computed in float32.
+            CPUs that multiply pairs of bfloat16 may take numbers of that below 2**-126 (1.2e-38,
+            denormal ones) for zeros.
         k, v
             Arrays of shape (batch, kv_heads, kv_len, head_dim); kv_heads divides heads, and
             as many neighbouring heads of q share a head of k and v. Where q, k and v are all views
