@@ -38,6 +38,7 @@ _WORTH_SUSTAINING = 50e-6  # seconds of a call: shorter ones leave no GPU withou
 _SLOW = 2.0  # times the best: such a candidate is timed once
 _MOST_SETS = 64
 _STALL = 60.0  # seconds without a line from the worker
+_COMPILING = 60.0  # of a peer
 _INPUTS = "inputs"
 _POISONED = 3  # exit code: the device's state is unknown
 
@@ -47,13 +48,24 @@ def main(folder: Path) -> int:
     parser = argparse.ArgumentParser(description="Verify and time the candidates of this bundle.")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after as many")
+    parser.add_argument(
+        "--compile",
+        type=float,
+        nargs="?",
+        const=_COMPILING,
+        default=0.0,
+        metavar="SECONDS",
+        help=f"torch.compile as a peer, too; given up after as many a workload ({_COMPILING:g})",
+    )
     arguments = parser.parse_args()
     if arguments.worker:
-        return Run(folder, Bundle.read(folder), arguments.seconds).all()
-    return supervise(folder, arguments.seconds)
+        bundle = Bundle.read(folder)
+        device = open_device(bundle.kind, folder, arguments.compile)
+        return Run(folder, bundle, arguments.seconds, device).all()
+    return supervise(folder, arguments.seconds, arguments.compile)
 
 
-def supervise(folder: Path, seconds: float) -> int:
+def supervise(folder: Path, seconds: float, compiling: float = 0.0) -> int:
     """Start workers until all is done or the time is over."""
     bundle = Bundle.read(folder)
     missing = [need for need in bundle.needs if need not in this_machine().features and not runs(need)]
@@ -63,7 +75,7 @@ def supervise(folder: Path, seconds: float) -> int:
     deadline = time.monotonic() + seconds
     while True:
         left = deadline - time.monotonic()
-        code, blamed = _watch(folder, left)
+        code, blamed = _watch(folder, left, compiling)
         if code == 0 or left <= 0:
             return _summary(folder, bundle)
         if blamed is None:
@@ -82,9 +94,10 @@ def _blame(folder: Path, blamed: tuple[str, str], code: int) -> None:
         _append(folder, Result(workload, key, stage, status, detail=detail))
 
 
-def _watch(folder: Path, seconds: float) -> tuple[int, tuple[str, str] | None]:
+def _watch(folder: Path, seconds: float, compiling: float) -> tuple[int, tuple[str, str] | None]:
     """Run one worker; return its exit code and what it was at."""
-    command = [sys.executable, str(folder / "run.py"), "--worker", f"--seconds={seconds}"]
+    limits = [f"--seconds={seconds}", *([f"--compile={compiling}"] if compiling else [])]
+    command = [sys.executable, str(folder / "run.py"), "--worker", *limits]
     worker = subprocess.Popen(command, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     marker, heard = folder / "at.json", time.monotonic()
     marker.unlink(missing_ok=True)
@@ -94,20 +107,20 @@ def _watch(folder: Path, seconds: float) -> tuple[int, tuple[str, str] | None]:
         now = marker.read_text() if marker.is_file() else ""
         if now != seen:
             seen, heard = now, time.monotonic()
-        if time.monotonic() - heard > _STALL:
+        if time.monotonic() - heard > _STALL + compiling:
             worker.kill()
     return worker.wait(), tuple(json.loads(seen)[:2]) if seen else None
 
 
-def open_device(kind: str, folder: Path) -> Device:
-    """Return the device of this machine for targets of `kind`."""
+def open_device(kind: str, folder: Path, compiling: float = 0.0) -> Device:
+    """Return the device of this machine for targets of `kind`; see `TorchCuda` for `compiling`."""
     load_backend(folder)
     if kind == "cpu":
         return Cpu()
     from tvmops.measure.bundle.on_torch import TorchCuda
 
     load_cuda_backend(folder)
-    return TorchCuda()
+    return TorchCuda(compiling)
 
 
 def _append(folder: Path, result: Result) -> None:
@@ -151,7 +164,9 @@ class Problem:
     def check(self, call: Callable[..., object]) -> tuple[float, str]:
         """Run `call` on poisoned outputs; return its error and what is wrong with it, or ""."""
         outputs = self._device.poison(self.workload, self._expected)
-        call(*self._inputs, *self._scalars, *outputs)
+        made = call(*self._inputs, *self._scalars, *outputs)
+        if isinstance(made, tuple):  # a peer that can't write in place
+            outputs = list(made)
         errors = [
             self._device.error(output, right, spec.dtype)
             for output, right, spec in zip(outputs, self._expected, self._specs)
@@ -255,7 +270,7 @@ class Run:
                 if key in calls:
                     raise
                 self._write(
-                    Result(text, key, "final", "crash", detail=f"{type(failure).__name__}: {failure}"[:500])
+                    Result(text, key, "final", "skipped", detail=f"{type(failure).__name__}: {failure}"[:500])
                 )
         calls |= {key: call for key, call in peers.items() if key in clocks}
         bursts = _turns(clocks, _TURNS, _BURST)
