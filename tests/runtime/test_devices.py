@@ -120,3 +120,17 @@ def test_a_gpu_library_takes_arrays_of_one_gpu(
     with pytest.raises(CallError) as caught:
         lib.matmul(A, B, out=OUT)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_what_is_known_of_products_on_cpus_is_not_asked_for_those_of_another_device(is_packed: bool) -> None:
+    """A kernel would refuse them, but that takes long."""
+    torch = pytest.importorskip("torch")
+    called: list[Any] = []
+    product = known._careful(lambda *given: called.append(given), is_packed)
+    here, elsewhere = torch.empty(8, 8), torch.empty(8, 8, device="meta")
+    product(here, here, here)
+    assert len(called) == 1
+    with pytest.raises(ValueError, match="on a GPU"):
+        product(elsewhere, elsewhere, elsewhere)
+    assert len(called) == 1

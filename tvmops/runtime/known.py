@@ -100,24 +100,34 @@ class KnownCalls:
             self.products[key] = kernel
         elif _is_tensor(a) and a.numel() > 1 and (is_packed or b.numel() > 1):
             # tensors that are to be negated lie strided, but for a single element
-            self.products[key] = _without_gradients(kernel)
+            self.products[key] = _careful(kernel, is_packed)
 
 
 def _product_key(a: Any, b: Any, flags: tuple[Any, ...]) -> Key:
     return type(a), a.shape, b.layout if type(b) is PackedWeight else None, b.shape, *flags
 
 
-def _without_gradients(kernel: Callable[..., None]) -> Callable[..., None]:
-    """Return `kernel`, of three tensors, which refuses those that need a gradient."""
+def _careful(kernel: Callable[..., None], is_packed: bool) -> Callable[..., None]:
+    """Return `kernel`, of three tensors, which refuses those that need a gradient or lie on a GPU.
+
+    It would refuse the latter itself, but that takes long. A packed b may be an array of NumPy.
+    """
     is_grad_enabled = sys.modules["torch"].is_grad_enabled
 
     def checked(a: Any, b: Any, out: Any) -> None:
-        # b may be what a packed weight holds: an array of NumPy
-        if is_grad_enabled() and (a.requires_grad or out.requires_grad or getattr(b, "requires_grad", False)):
-            raise ValueError("a tensor requires grad")
+        if not a.is_cpu or (is_grad_enabled() and (a.requires_grad or out.requires_grad or b.requires_grad)):
+            raise ValueError("a tensor requires grad, or is on a GPU")
         kernel(a, b, out)
 
-    return checked
+    def checked_packed(a: Any, b: Any, out: Any) -> None:
+        if not a.is_cpu or (
+            is_grad_enabled()
+            and (a.requires_grad or out.requires_grad or getattr(b, "requires_grad", False))
+        ):
+            raise ValueError("a tensor requires grad, or is on a GPU")
+        kernel(a, b, out)
+
+    return checked_packed if is_packed else checked
 
 
 def key_of(op: str, arrays: Arrays, attributes: tuple[Any, ...]) -> Key:
