@@ -33,7 +33,6 @@ from tvmops.space import Config, KnobValue, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-
 _VECTOR_BYTES = 16  # that a thread of a GPU reads at once
 _SHARED_BYTES = 48 << 10  # of a block: more must be asked for at a launch
 

@@ -1,4 +1,4 @@
-"""A schedule for any tensor expression on a GPU: a block for each row of the result, its elements by threads."""
+"""A schedule for any tensor expression on a GPU: a block a row of the result, its elements by threads."""
 
 from __future__ import annotations
 

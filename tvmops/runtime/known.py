@@ -20,7 +20,16 @@ from numpy import ascontiguousarray as _dense_copy
 from numpy import empty as _empty
 from numpy import ndarray as _ndarray
 
-from tvmops.runtime.arrays import argument_dtype, bounds, device_of, dtype_of, is_aligned, is_dense, new_output, overlap
+from tvmops.runtime.arrays import (
+    argument_dtype,
+    bounds,
+    device_of,
+    dtype_of,
+    is_aligned,
+    is_dense,
+    new_output,
+    overlap,
+)
 from tvmops.runtime.calls.base import Call
 from tvmops.runtime.packed import PackedWeight
 from tvmops.signatures import SIGNATURES, TensorSpec
@@ -121,8 +130,7 @@ def _careful(kernel: Callable[..., None], is_packed: bool) -> Callable[..., None
 
     def checked_packed(a: Any, b: Any, out: Any) -> None:
         if not a.is_cpu or (
-            is_grad_enabled()
-            and (a.requires_grad or out.requires_grad or getattr(b, "requires_grad", False))
+            is_grad_enabled() and (a.requires_grad or out.requires_grad or getattr(b, "requires_grad", False))
         ):
             raise ValueError("a tensor requires grad, or is on a GPU")
         kernel(a, b, out)

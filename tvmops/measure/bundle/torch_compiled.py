@@ -30,13 +30,16 @@ Prepare: TypeAlias = Callable[[Tensors], Tensors]  # makes of inputs what a func
 
 
 def compiled_peers(torch: Any, workload: Workload, seconds: float) -> dict[str, Call]:
-    """Return what `torch.compile` offers for `workload`, at most one, which takes `seconds` at most to make."""
+    """Return what `torch.compile` offers for `workload`: one peer or none, made in at most `seconds`."""
     make = FUNCTIONS.get(workload.op)
     found = make(torch, workload) if make else None
     if found is None:
         return {}
     function, prepare = found
     torch._dynamo.reset()  # it gives up on a function that it compiled for too many shapes
+    from torch._inductor import select_algorithm
+
+    select_algorithm.PRINT_AUTOTUNE = False
     compiled = torch.compile(function, mode=MODE, fullgraph=True, dynamic=False)
     count = len(op_of(workload).inputs(workload))
     prepared: dict[tuple[int, ...], Tensors] = {}  # by where the inputs lie
@@ -108,7 +111,7 @@ def _matmul_fp8(torch: Any, workload: Workload) -> tuple[Function, Prepare]:
 
     def prepare(inputs: Tensors) -> Tensors:
         a, b, a_scale, b_scale = inputs
-        scales = (a_scale[:, None], b_scale[None]) if by_rows else (a_scale, b_scale)
+        scales = (a_scale[:, None], b_scale[None]) if by_rows else (a_scale.reshape(()), b_scale.reshape(()))
         return a.view(kind), b.view(kind).T, *scales
 
     def matmul(a: Any, b: Any, a_scale: Any, b_scale: Any) -> Any:
