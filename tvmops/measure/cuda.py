@@ -213,7 +213,6 @@ def _lowering() -> tuple[tvm.transform.Pass, tvm.transform.Pass, tvm.transform.P
     loops, *finish = compilation_pipeline.get_tir_pipeline("tirx")
     blocks = compilation_pipeline.get_tir_pipeline("s_tir")[0]
 
-    @tvm.transform.module_pass(opt_level=0)
     def lower(module: IRModule, context: tvm.transform.PassContext) -> IRModule:
         lowered = loops(tirx.transform.Filter(lambda function: not has_blocks(function))(module))
         # its pass would let arrays of 16 and of 32 bits share shared memory, which does not compile
@@ -221,7 +220,7 @@ def _lowering() -> tuple[tvm.transform.Pass, tvm.transform.Pass, tvm.transform.P
             lowered.update(blocks(tirx.transform.Filter(has_blocks)(module)))
         return lowered
 
-    return lower, *finish
+    return tvm.transform.module_pass(lower, opt_level=0), *finish
 
 
 _PIPELINE = "tvmops.cuda"

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tvmops.measure.bundle.clocks import gpu_clock
 from tvmops.measure.bundle.device import Call, calls_for, decoded
 from tvmops.measure.bundle.torch_compiled import compiled_peers
 from tvmops.measure.bundle.torch_exact import DRAWN, EXACT, SCALES
@@ -37,6 +38,7 @@ class TorchCuda:
             f"{properties.name}, compute {properties.major}.{properties.minor}, "
             f"{properties.multi_processor_count} multiprocessors"
         )
+        self._gpu_clock = gpu_clock(str(properties.uuid))
 
     def draw(self, workload: Workload, seed: int) -> list[Any]:
         op, torch = op_of(workload), self._torch
@@ -114,6 +116,9 @@ class TorchCuda:
         end.record()
         torch.cuda.synchronize()
         return float(begin.elapsed_time(end)) * 1e-3 / times
+
+    def megahertz(self) -> float | None:
+        return self._gpu_clock()
 
     def peers(self, workload: Workload) -> dict[str, Call]:
         make = PEERS.get(workload.op)

@@ -87,7 +87,7 @@ def _activation(torch: Any, name: str) -> Function:
         "none": lambda x: x,
         "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
     }
-    return made.get(name) or getattr(functional, name)  # type: ignore[no-any-return]
+    return made.get(name) or getattr(functional, name)
 
 
 def _matmul(torch: Any, workload: Workload) -> tuple[Function, Prepare] | None:
