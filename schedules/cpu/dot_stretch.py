@@ -82,8 +82,8 @@ class Carried:
         The tiles take even shares, a few cache lines each `ku` steps: memory is busy all the time.
         """
         nest = self.nest
-        kc, nv = nest.blocking.kc, nest.blocking.nv
-        assert isinstance(self.tiles, int)
+        assert isinstance(self.tiles, int) and isinstance(nest.steps, int)
+        kc, nv = min(nest.blocking.kc, nest.steps), nest.blocking.nv
         each = -(-ku * nv // self.tiles)
         first = (place.tile * (kc // ku) + step // ku) * each
         last = stretch.is_last
