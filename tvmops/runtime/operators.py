@@ -29,6 +29,7 @@ class Operators(NarrowProducts, Attention, Images, Rows):
         residual: Any = None,
         out: Any = None,
         out_dtype: str | None = None,
+        precision: str | None = None,
     ) -> Any:
         """Return activation(a @ b + bias + residual), summed in float32.
 
@@ -50,6 +51,8 @@ class Operators(NarrowProducts, Attention, Images, Rows):
             Array of the result's shape and dtype, added before the activation.
         out_dtype
             "float32": a result that is not rounded to bfloat16. By default it is as a and b.
+        precision
+            "tf32": of float32 operands 10 bits of the mantissas are enough. By default all count.
         out
             Where to write the result, of shape (..., m, n): dense, not overlapping an input.
             Without it a new array is made.
@@ -66,7 +69,7 @@ class Operators(NarrowProducts, Attention, Images, Rows):
         if (
             kind is type(out)
             and (is_packed or kind is type(b))
-            and bias is activation is residual is out_dtype is None
+            and bias is activation is residual is out_dtype is precision is None
         ):
             try:
                 layout = b.layout if is_packed else None
@@ -77,8 +80,8 @@ class Operators(NarrowProducts, Attention, Images, Rows):
             except REFUSALS:
                 pass  # the careful way says why, or copies
         arrays = (a, b, bias, residual)
-        arguments = (a, b, bias, activation, trans_a, trans_b, residual, out_dtype)
-        attributes = (activation, trans_a, trans_b, out_dtype)
+        arguments = (a, b, bias, activation, trans_a, trans_b, residual, out_dtype, precision)
+        attributes = (activation, trans_a, trans_b, out_dtype, precision)
         return self._call("matmul", arrays, attributes, arguments, (out,))[0]
 
     def pack(self, op: str, weight: Any, **attributes: Any) -> PackedWeight:
