@@ -30,6 +30,9 @@ SOFTMAX = Workload.parse("softmax rows=64 cols=300")
     [
         ("matmul m=5 n=7 k=9 dtype=bfloat16", True),
         ("pool2d n=1 h=9 w=7 c=6 kernel=3", True),
+        ("activation size=96 activation=gelu", True),
+        ("matmul_weight_only m=5 n=32 k=64 group=32 bits=4", True),
+        ("matmul m=5 n=7 k=9 packed=panels", False),
         ("matmul m=* n=7 k=9", False),
         ("layer_norm rows=5 cols=9", False),  # the rules take no scalars
         ("matmul_fp8 m=16 n=16 k=16", False),  # nor bits that stand for numbers
@@ -84,6 +87,9 @@ class TestEmulated:
         "softmax rows=4 cols=30 inner=400 axis=middle",
         "matmul m=33 n=70 k=50 dtype=bfloat16 bias=true activation=gelu",
         "matmul m=1 n=1 k=1",
+        "matmul_weight_only m=4 n=96 k=128 group=32 bits=8 zero_points=true bias=true activation=relu",
+        "activation size=1000 activation=gelu",
+        "softmax rows=8 cols=30 mask_rows=4 dtype=bfloat16",
         "pool2d n=1 h=28 w=28 c=64 kernel=global kind=average",
     ],
 )
