@@ -132,15 +132,10 @@ def _implementations(lib: Library) -> dict[str, Callable[..., Any]]:
     """Return what computes each op: the library's methods, but for packed weights and pairs of results."""
 
     def matmul(
-        a: Tensor,
-        b: Tensor,
-        *rest: Any,
-        packed: str | None = None,
-        shape: Any = None,
-        out_dtype: str | None = None,
+        a: Tensor, b: Tensor, *rest: Any, packed: str | None = None, shape: Any = None, **more: Any
     ) -> Any:
         dtype = str(a.dtype).removeprefix("torch.")
-        return lib.matmul(a, _weight("matmul", dtype, b, packed, shape), *rest, out_dtype=out_dtype)
+        return lib.matmul(a, _weight("matmul", dtype, b, packed, shape), *rest, **more)
 
     def matmul_int8(
         a: Tensor,
