@@ -30,7 +30,7 @@ __forceinline__ __device__ int add_row_{dtype}(const void* row, int turn, int su
   const uint4* pieces = static_cast<const uint4*>(row);
   const {kind} ones = 0x01010101;
   {kind} even = sum, odd = 0;
-#pragma unroll 4
+#pragma unroll
   for (int i = 0; i < 8; ++i) {{
     const uint4 four = pieces[i ^ turn];
     even = __dp4a(static_cast<{kind}>(four.x), ones, even);
@@ -191,20 +191,74 @@ class ZeroPoints:
         builder.buffer_store(self.turn, self.turn[0] ^ 1, [0])
 
 
+class Columns:
+    """What the results of a column have in common, in shared memory, for each warpgroup that multiplies.
+
+    It is asked for before a tile is multiplied, and has come when that is done.
+    """
+
+    def __init__(self, form: Int8Form, arrays: dict[str, Any], tiles: Tiles, pool: Any) -> None:
+        given = {
+            "b_zero_points": form.b_zero_points == "channel",
+            "b_scales": form.by_channel,
+            "bias": bool(form.bias),
+        }
+        self.arrays = {name: arrays[name] for name, is_there in given.items() if is_there}
+        self.size, self.counts = tiles.bn, range(-(-tiles.bn // 128))
+        self.memory = {
+            name: pool.alloc((tiles.consumers, tiles.bn), array.dtype, align=16)
+            for name, array in self.arrays.items()
+        }
+
+    def fetch(self, at: Consumer, n: Any) -> None:
+        self.own = {
+            name: builder.alloc_local((len(self.counts),), array.dtype) for name, array in self.arrays.items()
+        }
+        for i in self.counts:
+            column = builder.Bind(tirx.min(at.tn * self.size + self._thread(at, i), n - 1))
+            for name, array in self.arrays.items():
+                builder.buffer_store(self.own[name], array[column], [i])
+
+    def place(self, at: Consumer) -> None:
+        if not self.arrays:
+            return
+        do(T.cuda.warpgroup_sync(at.group + 1))  # those of the tile before have been read
+        for i in self.counts:
+            inside = self._thread(at, i)
+            with when(inside < self.size):
+                for name, memory in self.memory.items():
+                    builder.buffer_store(memory, self.own[name][i], [at.group, inside])
+        do(T.cuda.warpgroup_sync(at.group + 1))
+
+    def _thread(self, at: Consumer, index: int) -> Any:
+        return at.warp * 32 + at.lane + index * 128
+
+
 class IntegerResults(Results):
     """Zero points, scales, a bias, an activation, results quantised again."""
 
     form: Int8Form
 
     def __init__(
-        self, arrays_of: IntegerArrays, arrays: dict[str, Any], tiles: Tiles, at: Consumer, zeros: ZeroPoints
+        self,
+        arrays_of: IntegerArrays,
+        arrays: dict[str, Any],
+        tiles: Tiles,
+        at: Consumer,
+        zeros: ZeroPoints,
+        columns: Columns,
     ) -> None:
         super().__init__(arrays_of, arrays, tiles, at)
-        self.zeros, self.k = zeros, arrays_of.k
+        self.zeros, self.columns, self.k = zeros, columns, arrays_of.k
+
+    def begin(self) -> None:
+        """Do this before a tile is multiplied."""
+        self.columns.fetch(self.at, self.n)
 
     def put_right(self) -> None:
         """Take the sums that zero points ask for off the products."""
         zeros, at = self.zeros, self.at
+        self.columns.place(at)
         zeros.receive()
         tie(at.acc, self.blocks * self.sums, "r")
         of_a = builder.Bind(zeros.of_a)
@@ -213,7 +267,7 @@ class IntegerResults(Results):
             for e in range(2):
                 inside = at.lane % 4 * 2 + (j * 8 + e)
                 of_column = builder.Bind(of_a * zeros.of_columns[inside])
-                of_b = self._of_b(tirx.min(at.tn * self.bn + inside, self.n - 1))
+                of_b = self._of_b(self._staged("b_zero_points", inside))
                 of_b = builder.Bind(of_b) if of_b is not None else None
                 for w in range(self.blocks):
                     for half in range(2):
@@ -226,16 +280,21 @@ class IntegerResults(Results):
 
     def finish(self, sums: Any, at: Any, row: Any, column: Any) -> None:
         """Replace one sum by the bits of its result."""
-        builder.buffer_store(sums, self._result(T.Cast("int32", sums[at]), *self._terms(column)), [at])
+        given = {name: array[column] for name, array in self.columns.arrays.items()}
+        builder.buffer_store(sums, self._result(T.Cast("int32", sums[at]), *self._terms(given)), [at])
 
     def finish_all(self) -> None:
         """Store all sums of a tile as what they are to become."""
         at = self.at
         for j in range(self.bn // 8):
             tie(at.acc, 0, "r")
-            column = builder.Bind(at.tn * self.bn + at.lane % 4 * 2 + j * 8)
+            inside = at.lane % 4 * 2 + j * 8
+            column = builder.Bind(at.tn * self.bn + inside)
             with when(column < self.n):
-                terms = [[builder.Bind(term) for term in self._terms(column + e)] for e in range(2)]
+                given = [
+                    {name: self._staged(name, inside + e) for name in self.columns.arrays} for e in range(2)
+                ]
+                terms = [[builder.Bind(term) for term in self._terms(each)] for each in given]
                 for w in range(self.blocks):
                     for half in range(2):
                         row = at.tm * self.bm + self._row_in_tile(w, half)
@@ -256,24 +315,24 @@ class IntegerResults(Results):
         inside = at.warp * 16 + T.truncdiv(at.lane, 4) + (block * 64 + half * 8)
         return at.group * (64 * self.blocks) + inside
 
-    def _of_b(self, column: Any) -> Any:
-        """Return the zero point of a column of b, or None."""
-        if self.form.b_zero_points == "channel":
-            return self.arrays["b_zero_points"][column]
+    def _staged(self, name: str, inside: Any) -> Any:
+        """Return what `Columns` has of a column of the tile, or None."""
+        memory = self.columns.memory.get(name)
+        return memory[self.at.group, inside] if memory is not None else None
+
+    def _of_b(self, of_column: Any) -> Any:
+        """Return the zero point of a column of b, whose own is `of_column`; or None."""
         if self.form.b_zero_points == "tensor":
             return T.Cast("int32", self.arrays["b_zero_point"])
-        return None
+        return of_column
 
-    def _terms(self, column: Any) -> list[Any]:
-        """Return what the results of a column have in common: what is added, a scale, a bias."""
-        form, arrays, of_b = self.form, self.arrays, self._of_b(column)
-        terms = [self.k * self.zeros.of_a * of_b if of_b is not None else tirx.const(0, "int32")]
-        if form.result != "int32":
-            terms.append(arrays["b_scales"][column] if form.by_channel else T.float32(1))
-            terms.append(arrays["bias"][column] if form.bias else T.float32(0))
-        return terms
+    def _terms(self, given: dict[str, Any]) -> list[Any]:
+        """Return what is added to the sums of a column, their scale and bias, of what is given of it."""
+        of_b = self._of_b(given.get("b_zero_points"))
+        constant = self.k * self.zeros.of_a * of_b if of_b is not None else tirx.const(0, "int32")
+        return [constant, given.get("b_scales", T.float32(1)), given.get("bias", T.float32(0))]
 
-    def _result(self, sums: Any, constant: Any, scale: Any = None, bias: Any = None) -> Any:
+    def _result(self, sums: Any, constant: Any, scale: Any, bias: Any) -> Any:
         form, arrays = self.form, self.arrays
         sums = sums + constant
         if form.result == "int32":

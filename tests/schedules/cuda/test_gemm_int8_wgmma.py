@@ -13,7 +13,6 @@ from tvmops.measure import cuda
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.gemm_int8_wgmma import Int8WgmmaGemm
-from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_wgmma import gemm
 from tvmops.signatures import SIGNATURES
 from tvmops.space import Config
@@ -121,7 +120,7 @@ class TestRunHere:
     pytestmark = needs_emulator
 
     def test_it_computes_the_product(self, work: Workload, knobs: Config, tmp_path: Path) -> None:
-        tiles = replace(Tiles.of(knobs, H200), multiprocessors=2)
+        tiles = replace(TEMPLATE.tiles_of(knobs, H200), multiprocessors=2)
         form = TEMPLATE.form_of(work, knobs)
         _, (cubin,) = cuda.compile_module(IRModule({"main": gemm(form, tiles)}), H200)
         assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
