@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
 from tvmops.schedules.cuda.gemm_tiles import FEWER_SUMS, Tiles, narrowed, sums_of
-from tvmops.schedules.cuda.kernels.gemm_integers import Int8Form
+from tvmops.schedules.cuda.kernels.gemm_arrays import Int8Form
 from tvmops.schedules.template import GenericKernel
 from tvmops.signatures.layouts import PLAIN
 from tvmops.space import Config, Space

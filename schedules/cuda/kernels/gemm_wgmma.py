@@ -23,18 +23,13 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from tvmops.schedules.cuda.gemm_tiles import PARTIAL_PAD, Tiles
-from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
-from tvmops.schedules.cuda.kernels.gemm_integers import (
-    Columns,
-    Int8Form,
-    IntegerArrays,
-    IntegerResults,
-    ZeroPoints,
-)
+from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form, Int8Form
+from tvmops.schedules.cuda.kernels.gemm_integers import Columns, IntegerArrays, IntegerResults
 from tvmops.schedules.cuda.kernels.gemm_operands import Operand
 from tvmops.schedules.cuda.kernels.gemm_operands import multiply as multiply_one
 from tvmops.schedules.cuda.kernels.gemm_partials import PartialSums
 from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results
+from tvmops.schedules.cuda.kernels.gemm_zero_points import ZeroPoints
 from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH
 
 
