@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import tvmops
-from tvmops.errors import ArgumentError, CallError, CallTypeError, NotInLibraryError
+from tvmops.errors import ArgumentError, CallError, CallTypeError, NotInLibraryError, WorkloadError
 
 pytest.importorskip("tvm", reason="exports a library")
 pytestmark = pytest.mark.filterwarnings("ignore:library")
@@ -130,9 +131,33 @@ def test_a_form_that_was_not_exported_is_named(forms: tvmops.Library) -> None:
         forms.matmul(random(M, K), random(K, N), activation="tanh")
 
 
+def test_kernels_that_let_bits_go_must_have_been_exported(forms: tvmops.Library) -> None:
+    a, b = random(M, K), random(K, N)
+    with pytest.raises(NotInLibraryError, match="precision=tf32"):
+        forms.matmul(a, b, precision="tf32")
+    np.testing.assert_allclose(forms.matmul(a, b, precision="full"), a @ b, atol=1e-5)
+
+
+def test_no_library_for_a_cpu_holds_such_kernels(tmp_path: Path) -> None:
+    from tvmops.library.export import export
+
+    work = tvmops.workload("matmul", m=M, n=N, k=K, precision="tf32")
+    with pytest.raises(WorkloadError, match="field 'precision' is 'tf32'; expected full on x86-64-v3"):
+        export(work, tvmops.target("x86-64-v3"), [], tmp_path / "library")
+
+
+def test_only_float32_has_bits_to_let_go(forms: tvmops.Library) -> None:
+    torch = pytest.importorskip("torch")
+    a, b = (torch.ones(shape, dtype=torch.bfloat16) for shape in ((M, K), (K, N)))
+    expected = "argument 'precision' is 'tf32'; expected full, unless a and b are float32"
+    with pytest.raises(CallError, match=expected):
+        forms.matmul(a, b, precision="tf32")
+
+
 @pytest.mark.parametrize(
     "changes, argument, message",
     [
+        ({"precision": "tf16"}, "precision", "expected one of full, tf32"),
         ({"bias": random(N + 1)}, "bias", rf"of shape \({N + 1},\); expected shape \({N},\)"),
         ({"residual": random(M, N + 1)}, "residual", rf"of shape \({M}, {N + 1}\); expected shape"),
         ({"activation": "swish"}, "activation", "expected one of none, relu"),
