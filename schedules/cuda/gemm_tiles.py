@@ -28,6 +28,8 @@ class Tiles:
     shared_bytes: int  # of a multiprocessor, for one block
     store_buffers: int = 2  # of 64 x 64, a consumer
     producer_registers: int = 40
+    across: int = 1  # blocks, side by side, that share a tile of a
+    epilogue: int = 0  # 1: results leave warp by warp, 0: by TMA
     chained: int = 0  # 1: launched while the kernel before it ends, for whose results it waits by itself
 
     @classmethod
@@ -54,10 +56,33 @@ class Tiles:
         return min((pool - 128 * self.producer_registers) // (128 * self.consumers) // 8 * 8, _MOST_REGISTERS)
 
     @property
+    def sharers(self) -> int:
+        """Blocks of a cluster that each load a part of a tile for others."""
+        return self.cluster * self.across
+
+    @property
+    def meeting(self) -> int:
+        """Blocks of a cluster."""
+        return self.sharers * self.split_k
+
+    @property
+    def clusters(self) -> int:
+        """Clusters that stay on the machine. Not all multiprocessors have room for larger ones."""
+        blocks = self.blocks if self.sharers <= 2 else self.blocks * 31 // 32
+        return blocks // self.sharers
+
+    @property
     def stages(self) -> int:
         """Stages of the ring: as many as there is room for."""
-        stores = self.consumers * self.store_buffers * 64 * 64 * 2
-        partial = 4 * (self.bn + PARTIAL_PAD) * (self.bm if self.split_k > 1 else 1)
-        one = (self.bm + self.bn) * self.bk * 2 + 16
+        stores = self.consumers * self.store_buffers * 64 * 64 * 2 if self.split_k == 1 else 0
         room = (self.shared_bytes + _RESERVED) // self.beside - _RESERVED
-        return min((room - stores - partial - 1024) // one, _MOST_STAGES)
+        return min((room - stores - 1024) // (self.stage_bytes + 16), _MOST_STAGES)
+
+    @property
+    def stage_bytes(self) -> int:
+        return (self.bm + self.bn) * self.bk * 2
+
+    @property
+    def partial_bytes(self) -> int:
+        """Bytes of a block's share of a sum: it takes the place of the ring, when that has been read."""
+        return 4 * (self.bn + PARTIAL_PAD) * self.bm if self.split_k > 1 else 0

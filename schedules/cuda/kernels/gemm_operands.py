@@ -43,10 +43,13 @@ class Operand:
         return self.size * self.bk * 2
 
     @T.inline
-    def load(self, ring, stage, view, first, k, part, item, barrier):
-        """Begin to copy a tile whose first row, or column, of c is `first`: the `part`-th of the sharers'."""
+    def load(self, ring, stage, view, first, k, part, blocks, item, barrier):
+        """Begin to copy a tile whose first row, or column, of c is `first`: the `part`-th of the sharers'.
+
+        It goes to the blocks of the cluster that `blocks` has bits for.
+        """
         for i in T.unroll(self.loads):
-            self._load(ring, *self._box_at(i, stage, first, k, part), view, item, barrier)
+            self._load(ring, *self._box_at(i, stage, first, k, part), view, blocks, item, barrier)
 
     def _box_at(self, i: Any, stage: Any, first: Any, k: Any, part: Any) -> tuple[Any, Any]:
         """Return where the `i`-th box goes to, and where in the array it begins, columns first."""
@@ -55,9 +58,9 @@ class Operand:
         at = part * self.loads + i
         return (stage, at, 0, 0), (first + at * 64, k)
 
-    def _load(self, ring: Any, to: Any, at: Any, view: Any, item: Any, barrier: Any) -> None:
+    def _load(self, ring: Any, to: Any, at: Any, view: Any, blocks: Any, item: Any, barrier: Any) -> None:
         """Begin to copy a box."""
-        ends = (barrier, (1 << self.sharers) - 1) if self.sharers > 1 else (barrier,)
+        ends = (barrier, blocks) if self.sharers > 1 else (barrier,)
         kind = _MULTICAST if self.sharers > 1 else _LOAD
         place = (*at, *([item] if self.has_items else []))
         do(T.ptx[kind.format(rank=len(place))](ring.ptr_to([*to]), T.address_of(view), *place, *ends))

@@ -66,15 +66,30 @@ __forceinline__ __device__ void store_rows(void* array, int row, int height, int
 """
 
 
+# The same where rows begin at multiples of 16 bytes: 4 rows at a time, 8 lanes each.
+_STORE_PIECES = """
+__forceinline__ __device__ void store_pieces(void* array, int row, int height, int pitch, int column,
+                                             const void* tile, int first, int lane) {
+  const char* from = static_cast<const char*>(tile) + 128 * first;
+  unsigned short* to = static_cast<unsigned short*>(array) + static_cast<long long>(row + first) * pitch + column;
+  const int piece = lane & 7;
+  if (column + 8 * piece >= pitch) return;
+#pragma unroll
+  for (int n = 0; n < 4; ++n) {
+    const int i = 4 * n + (lane >> 3);
+    const uint4 words = *reinterpret_cast<const uint4*>(from + 128 * i + ((piece ^ (i & 7)) << 4));
+    if (first + i < height) *reinterpret_cast<uint4*>(to + static_cast<long long>(i) * pitch + 8 * piece) = words;
+  }
+}
+"""
+
+
 def store_rows(
-    array: Any, row: Any, height: Any, pitch: Any, column: Any, tile: Any, warp: Any, lane: Any
+    array: Any, row: Any, height: Any, pitch: Any, column: Any, tile: Any, warp: Any, lane: Any, aligned: bool = False
 ) -> None:
     """Let a warp store its 16 rows of a tile, whose first is `row` of the array, `height` before the last."""
-    do(
-        c_call(
-            "void", "store_rows", array, row, height, pitch, column, tile, warp * 16, lane, source=_STORE_ROWS
-        )
-    )
+    name, source = ("store_pieces", _STORE_PIECES) if aligned else ("store_rows", _STORE_ROWS)
+    do(c_call("void", name, array, row, height, pitch, column, tile, warp * 16, lane, source=source))
 
 
 @dataclass(frozen=True)
@@ -152,13 +167,13 @@ class Results:
                     T.ptx.cp.async_.bulk.commit_group()
 
     @T.inline
-    def store_loosely(self, tile):
-        """Store rows that begin anywhere, each warp those that it rounded."""
+    def store_by_warps(self, tile):
+        """Store without TMA, each warp the rows that it rounded."""
         for w in T.unroll(self.blocks):
             for s in T.unroll(self.parts):
                 self._round_to(tile, (w * self.parts + s) % self.buffers, w, s)
                 T.cuda.warp_sync()
-                store_rows(self.c.data, self.at.item * self.m + self.at.tm * self.bm + self.at.group * (64 * self.blocks) + w * 64, self.m - (self.at.tm * self.bm + self.at.group * (64 * self.blocks) + w * 64), self.n, self.at.tn * self.bn + s * 64, tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, 0, 0]), self.at.warp, self.at.lane)
+                store_rows(self.c.data, self.at.item * self.m + self.at.tm * self.bm + self.at.group * (64 * self.blocks) + w * 64, self.m - (self.at.tm * self.bm + self.at.group * (64 * self.blocks) + w * 64), self.n, self.at.tn * self.bn + s * 64, tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, 0, 0]), self.at.warp, self.at.lane, not self.form.loose)
                 T.cuda.warp_sync()
 
     @T.inline

@@ -28,6 +28,7 @@ from tvmops.schedules.cuda.gemm_tiles import PARTIAL_PAD, Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
 from tvmops.schedules.cuda.kernels.gemm_operands import Operand, product_of
 from tvmops.schedules.cuda.kernels.gemm_partials import PartialSums
+from tvmops.schedules.cuda.kernels.gemm_place import Place
 from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results
 from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH
 
@@ -39,10 +40,12 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     DT = arrays_of.dtype
     BM, BN, BK, STAGES = tiles.bm, tiles.bn, tiles.bk, tiles.stages
     CONSUMERS, WM, BUFFERS = tiles.consumers, tiles.blocks_a_group, tiles.store_buffers
-    SHARE, SPLIT, GROUP = tiles.cluster, tiles.split_k, tiles.group
-    CLUSTER, CHAINED = SHARE * SPLIT, bool(tiles.chained)
+    SHARE, ACROSS, SPLIT, GROUP = tiles.cluster, tiles.across, tiles.split_k, tiles.group
+    CLUSTER, CHAINED = tiles.meeting, bool(tiles.chained)
+    FILLERS = SHARE + ACROSS - 1  # blocks that fill a stage of this one
+    BY_TMA = form.stores_by_tma and tiles.epilogue == 0
     NACC = BN // 2
-    a_of = Operand(arrays_of, "a", not form.trans_a, BM, tiles)
+    a_of = Operand(arrays_of, "a", not form.trans_a, BM, tiles, sharers=ACROSS)
     b_of = Operand(arrays_of, "b", form.trans_b, BN, tiles, sharers=SHARE)
     MMA, MAJOR = product_of(form, BN)
 
@@ -56,28 +59,29 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         C = T.meta_var(arrays["c"])
         a_map = T.meta_var(arrays_of.map_of("a", arrays, a_of.box))
         b_map = T.meta_var(arrays_of.map_of("b", arrays, b_of.box))
-        c_map = T.meta_var(arrays_of.map_of_result(C) if form.stores_by_tma else None)
+        c_map = T.meta_var(arrays_of.map_of_result(C) if BY_TMA else None)
         copied = T.meta_var(arrays_of.make_copies(arrays, 8 * tiles.multiprocessors, CHAINED))
 
         T.device_entry()
         T.attr({"tirx.launch_bounds_min_blocks_per_sm": tiles.beside})
         ROWS = T.meta_var(T.truncdiv(M + (BM * SHARE - 1), BM * SHARE))  # of tiles, as clusters see them
-        COLUMNS = T.meta_var(T.truncdiv(N + (BN - 1), BN))
+        COLUMNS = T.meta_var(T.truncdiv(N + (BN * ACROSS - 1), BN * ACROSS))
         TILES = T.meta_var(ROWS * COLUMNS * BATCH)
-        CLUSTERS = T.meta_var(TILES if SPLIT > 1 else tiles.blocks // SHARE)
+        CLUSTERS = T.meta_var(TILES if SPLIT > 1 else tiles.clusters)
         DEPTH = T.meta_var(T.truncdiv(K + (BK - 1), BK))
         bx = T.cta_id([CLUSTERS * CLUSTER])
         rank = T.cta_id_in_cluster([CLUSTER]) if CLUSTER > 1 else 0
-        part = T.meta_var(rank if SHARE > 1 else 0)  # of b, that this block loads for its cluster
+        place = T.meta_var(Place(rank, tiles))
         group = T.warpgroup_id([CONSUMERS + 1])
         warp = T.warp_id_in_wg([4])
         lane = T.lane_id([32])
 
         pool = T.SMEMPool()
+        partial = pool.alloc((BM if SPLIT > 1 else 1, BN + PARTIAL_PAD), "float32", align=16)
+        pool.move_base_to(0)  # it takes the place of the ring, when that has been read
         As = pool.alloc(a_of.shape, DT, align=1024)
         Bs = pool.alloc(b_of.shape, DT, align=1024)
-        Cs = pool.alloc((CONSUMERS, BUFFERS, 64, 64), DT, align=1024)
-        partial = pool.alloc((BM if SPLIT > 1 else 1, BN + PARTIAL_PAD), "float32", align=16)
+        Cs = pool.alloc((CONSUMERS, BUFFERS, 64, 64) if SPLIT == 1 else (1, 1, 1, 8), DT, align=1024)
         full = pool.alloc((STAGES,), "uint64", align=8)
         empty = pool.alloc((STAGES,), "uint64", align=8)
         pool.commit()
@@ -85,7 +89,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         if (group == 0) & (warp == 0) & (lane == 0):
             for i in T.unroll(STAGES):
                 T.ptx.mbarrier.init.shared.b64(full.ptr_to([i]), T.uint32(1))
-                T.ptx.mbarrier.init.shared.b64(empty.ptr_to([i]), T.uint32(CONSUMERS * SHARE))
+                T.ptx.mbarrier.init.shared.b64(empty.ptr_to([i]), T.uint32(CONSUMERS * FILLERS))
             if CHAINED:
                 T.ptx.prefetch.tensormap(T.address_of(a_map))
                 T.ptx.prefetch.tensormap(T.address_of(b_map))
@@ -110,8 +114,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         first: T.int32 = 0  # steps along k, of this block
         last: T.int32 = DEPTH
         if SPLIT > 1:
-            first = T.truncdiv(DEPTH * rank, SPLIT)
-            last = T.truncdiv(DEPTH * (rank + 1), SPLIT)
+            first = T.truncdiv(DEPTH * place.share, SPLIT)
+            last = T.truncdiv(DEPTH * (place.share + 1), SPLIT)
 
         @T.inline
         def locate():
@@ -127,7 +131,9 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             tn = T.truncdiv(rest, height)
             tm = band * GROUP + T.truncmod(rest, height)
             if SHARE > 1:
-                tm = tm * SHARE + rank
+                tm = tm * SHARE + place.row
+            if ACROSS > 1:
+                tn = tn * ACROSS + place.column
 
         @T.inline
         def advance():
@@ -145,8 +151,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                         for kt in T.serial(last - first):
                             T.cuda.mbarrier_wait(empty.ptr_to([stage]), phase ^ 1)
                             T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([stage]), T.uint32(a_of.stage_bytes + b_of.stage_bytes))
-                            a_of.load(As, stage, a_map, tm * BM, (first + kt) * BK, 0, item, full.ptr_to([stage]))
-                            b_of.load(Bs, stage, b_map, tn * BN, (first + kt) * BK, part, item, full.ptr_to([stage]))
+                            a_of.load(As, stage, a_map, tm * BM, (first + kt) * BK, place.column, place.same_row, item, full.ptr_to([stage]))
+                            b_of.load(Bs, stage, b_map, tn * BN, (first + kt) * BK, place.row, place.same_column, item, full.ptr_to([stage]))
                             advance()
                         tile = tile + CLUSTERS
             if SPLIT > 1:  # until partial sums are there, and until they are read
@@ -159,18 +165,18 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             a_base: T.uint32 = T.cuda.cvta_generic_to_shared(As.ptr_to([0, 0, 0, 0])) + T.Cast("uint32", group * a_of.group_bytes(WM))
             b_base: T.uint32 = T.cuda.cvta_generic_to_shared(Bs.ptr_to([0, 0, 0, 0]))
             e_base: T.uint32 = T.cuda.cvta_generic_to_shared(empty.ptr_to([0]))
-            if SHARE > 1:
-                # warp i of each consumer releases stages in block i of the cluster
-                T.ptx.mapa.shared__cluster.u32(e_base, T.cuda.cvta_generic_to_shared(empty.ptr_to([0])), T.Cast("uint32", warp % SHARE))
+            if FILLERS > 1:
+                # a warp of each consumer for each of these blocks, to which it releases stages
+                T.ptx.mapa.shared__cluster.u32(e_base, T.cuda.cvta_generic_to_shared(empty.ptr_to([0])), T.Cast("uint32", place.filler(warp)))
             row: T.let = warp * 16 + lane % 16
             before: T.int32 = 0
             results = T.meta_var(Results(arrays_of, arrays, tiles, Consumer(group, warp, lane, tm, tn, item, row, acc, packed)))
-            partials = T.meta_var(PartialSums(results, tiles, partial, rank))
+            partials = T.meta_var(PartialSums(results, tiles, partial, place))
 
             @T.inline
             def release():
-                if (lane == 0) & (warp < SHARE):
-                    if SHARE > 1:
+                if (lane == 0) & (warp < FILLERS):
+                    if FILLERS > 1:
                         T.ptx.mbarrier.arrive.shared__cluster.b64(e_base + T.Cast("uint32", before * 8))
                     else:
                         T.ptx.mbarrier.arrive.shared.b64(empty.ptr_to([before]), T.uint32(1))
@@ -197,6 +203,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                 locate()
                 if first < last:
                     multiply()
+                T.ptx.bar.sync(T.uint32(1), T.uint32(128 * CONSUMERS))  # others may still read the ring
                 partials.share(first == last)
                 T.cuda.cluster_sync()
                 partials.add()
@@ -207,15 +214,15 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     multiply()
                     if form.finishes or form.stores_directly:
                         results.finish_all()
-                    if form.stores_by_tma:
+                    if BY_TMA:
                         results.store(Cs, c_map)
                     elif not form.stores_directly:
-                        results.store_loosely(Cs)
+                        results.store_by_warps(Cs)
                     tile = tile + CLUSTERS
-                if form.stores_by_tma:
+                if BY_TMA:
                     if (warp == 0) & (lane == 0):
                         T.ptx.cp.async_.bulk.wait_group(0)
-        if SHARE > 1:
+        if FILLERS > 1:
             T.cuda.cluster_sync()
     # fmt: on
     function: tirx.PrimFunc = main.with_attr(*PROGRAMMATIC_LAUNCH) if CHAINED else main

@@ -90,26 +90,28 @@ static void finish(std::deque<std::vector<Work>>& groups, size_t left) {
   for (; groups.size() > left + 1; groups.pop_front())
     for (auto& work : groups.front()) work();
 }
-// Rows of 64 elements along k, swizzled, 8 rows in 1024 bytes: all that kernels use of descriptors.
-template <float (*to_float)(uint16_t)> static float of_matrix(uint64_t descriptor, int row, int k) {
+// Rows of 64 elements, swizzled, 8 rows in 1024 bytes: along k, or along m or n, panels of 64 one after the other.
+template <float (*to_float)(uint16_t)> static float of_matrix(uint64_t descriptor, int row, int k, bool along_k) {
   const unsigned base = (descriptor & 0x3FFF) << 4, stride = (descriptor >> 32 & 0x3FFF) << 4;
+  const unsigned panel = (descriptor >> 16 & 0x3FFF) << 4;
   if (descriptor >> 62 != 1) fail("a descriptor without 128-byte swizzle");
-  return to_float(half_word(swizzled(base + row / 8 * stride + row % 8 * 128 + 2 * k)));
+  if (along_k) return to_float(half_word(swizzled(base + row / 8 * stride + row % 8 * 128 + 2 * k)));
+  return to_float(half_word(swizzled(base + row / 64 * panel + k / 8 * stride + k % 8 * 128 + row % 64 * 2)));
 }
-template <float (*to_float)(uint16_t)>
+template <float (*to_float)(uint16_t), bool a_along_k, bool b_along_k>
 static void multiply_warpgroup(float** sums, int columns, uint64_t a, uint64_t b, bool adds) {
   std::vector<float*> own(sums, sums + columns / 2);
   now->products.back().push_back([=] {
     const int first = now->number / 32 % 4 * 16 + lane() / 4;
     float rows[2][16];
     for (int half = 0; half < 2; ++half)
-      for (int k = 0; k < 16; ++k) rows[half][k] = of_matrix<to_float>(a, first + half * 8, k);
+      for (int k = 0; k < 16; ++k) rows[half][k] = of_matrix<to_float>(a, first + half * 8, k, a_along_k);
     for (int i = 0; i < columns / 2; i += 4)
       for (int e = 0; e < 2; ++e) {
         const int column = i * 2 + lane() % 4 * 2 + e;
         float sum[2] = {adds ? *own[i + e] : 0, adds ? *own[i + 2 + e] : 0};
         for (int k = 0; k < 16; ++k) {
-          const float x = of_matrix<to_float>(b, column, k);
+          const float x = of_matrix<to_float>(b, column, k, b_along_k);
           sum[0] += rows[0][k] * x;
           sum[1] += rows[1][k] * x;
         }
@@ -158,6 +160,7 @@ static inline void tvm_builtin_cuda_mbarrier_wait(void* barrier, int parity) {
     emulator::store_box(map, parameters, from);                                                               \
   }
 #define LIST(...) {__VA_ARGS__}
+BOXES(2, LIST(a, b), int a, int b)
 BOXES(3, LIST(a, b, c), int a, int b, int c)
 BOXES(4, LIST(a, b, c, d), int a, int b, int c, int d)
 BOXES(5, LIST(a, b, c, d, e), int a, int b, int c, int d, int e)
@@ -179,26 +182,31 @@ static inline void tvm_builtin_ptx_bar_sync_count_sync(uint32_t name, uint32_t t
 }
 static inline void tvm_builtin_cuda_warpgroup_sync(int name) { tvm_builtin_ptx_bar_sync_count_sync(name, 128); }
 // The sums, two descriptors, and whether to add.
-template <float (*to_float)(uint16_t), int columns, typename... Rest>
+template <float (*to_float)(uint16_t), int columns, bool... along_k, typename... Rest>
 static inline void multiply_warpgroup(float** sums, int count, float& sum, Rest&&... rest);
-template <float (*to_float)(uint16_t), int columns>
+template <float (*to_float)(uint16_t), int columns, bool... along_k>
 static inline void multiply_warpgroup(float** sums, int, uint64_t a, uint64_t b, int adds) {
-  emulator::multiply_warpgroup<to_float>(sums, columns, a, b, adds != 0);
+  emulator::multiply_warpgroup<to_float, along_k...>(sums, columns, a, b, adds != 0);
 }
-template <float (*to_float)(uint16_t), int columns, typename... Rest>
+template <float (*to_float)(uint16_t), int columns, bool... along_k, typename... Rest>
 static inline void multiply_warpgroup(float** sums, int count, float& sum, Rest&&... rest) {
   sums[count] = &sum;
-  multiply_warpgroup<to_float, columns>(sums, count + 1, rest...);
+  multiply_warpgroup<to_float, columns, along_k...>(sums, count + 1, rest...);
 }
-#define MULTIPLY_WARPGROUP(kind, to_float, columns)                                                               \
+#define MULTIPLY_WARPGROUP(kind, to_float, columns, a_turned, b_turned)                                           \
   template <typename... All>                                                                                      \
   static inline void                                                                                              \
-  tvm_builtin_ptx_wgmma_##kind##_ss_mma_async_sync_aligned_m64n##columns##k16_f32_##kind##_##kind##_1_1_0_0(All&&... all) { \
+  tvm_builtin_ptx_wgmma_##kind##_ss_mma_async_sync_aligned_m64n##columns##k16_f32_##kind##_##kind##_1_1_##a_turned##_##b_turned(All&&... all) { \
     float* sums[columns / 2];                                                                                     \
-    multiply_warpgroup<to_float, columns>(sums, 0, all...);                                                       \
+    multiply_warpgroup<to_float, columns, !a_turned, !b_turned>(sums, 0, all...);                                 \
   }
-#define MULTIPLY_WARPGROUPS(columns) MULTIPLY_WARPGROUP(bf16, from_bfloat16, columns) MULTIPLY_WARPGROUP(f16, from_half, columns)
-MULTIPLY_WARPGROUPS(32) MULTIPLY_WARPGROUPS(64) MULTIPLY_WARPGROUPS(128) MULTIPLY_WARPGROUPS(192) MULTIPLY_WARPGROUPS(256)
+#define MULTIPLY_WARPGROUPS(columns, ...)              \
+  MULTIPLY_WARPGROUP(bf16, from_bfloat16, columns, __VA_ARGS__) MULTIPLY_WARPGROUP(f16, from_half, columns, __VA_ARGS__)
+#define MULTIPLY_ALL_WARPGROUPS(columns)                                          \
+  MULTIPLY_WARPGROUPS(columns, 0, 0) MULTIPLY_WARPGROUPS(columns, 0, 1)           \
+  MULTIPLY_WARPGROUPS(columns, 1, 0) MULTIPLY_WARPGROUPS(columns, 1, 1)
+MULTIPLY_ALL_WARPGROUPS(32) MULTIPLY_ALL_WARPGROUPS(64) MULTIPLY_ALL_WARPGROUPS(128)
+MULTIPLY_ALL_WARPGROUPS(192) MULTIPLY_ALL_WARPGROUPS(256)
 static inline void tvm_builtin_ptx_stmatrix_sync_aligned_m8n8_x4_shared_b16(
     uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
   auto& warp = emulator::warp();
@@ -227,3 +235,25 @@ static inline void add_partials(float* sums, const void* mine, int count) {
 ADD_PARTIALS(2) ADD_PARTIALS(3) ADD_PARTIALS(4) ADD_PARTIALS(6) ADD_PARTIALS(8)
 struct alignas(8) float2 { float x, y; };
 static inline float2 make_float2(float x, float y) { return {x, y}; }
+static inline void tvm_builtin_ptx_cvt_bf16x2_f32_rn_bf16x2_f32(uint32_t& pair, float high, float low) {
+  pair = pack_bfloat16(low, high);
+}
+static inline void tvm_builtin_ptx_cvt_f16x2_f32_rn_f16x2_f32(uint32_t& pair, float high, float low) {
+  pair = pack_float16(low, high);
+}
+static inline void tvmops_add_partial(float* sums, const void* mine, int rank) {
+  const auto offset = tvm_builtin_cuda_cvta_generic_to_shared(mine);
+  for (int i = 0; i < 8; ++i) {
+    float value;
+    std::memcpy(&value, (*emulator::cluster)[rank]->memory.data() + offset + 4 * i, 4);
+    sums[i] += value;
+  }
+}
+static inline void tvm_builtin_ptx_st_vec_global_v4_b32(const void* to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  const uint32_t words[4] = {a, b, c, d};
+  std::memcpy(const_cast<void*>(to), words, 16);
+}
+static inline void tvm_builtin_ptx_st_vec_global_v4_f32(const void* to, float a, float b, float c, float d) {
+  const float words[4] = {a, b, c, d};
+  std::memcpy(const_cast<void*>(to), words, 16);
+}
