@@ -31,6 +31,7 @@ class Tiles:
     across: int = 1  # blocks, side by side, that share a tile of a
     epilogue: int = 0  # 1: results leave warp by warp, 0: by TMA
     chained: int = 0  # 1: launched while the kernel before it ends, for whose results it waits by itself
+    ahead: int = 0  # stages of b that the L2 is asked for before that wait
 
     @classmethod
     def of(cls, config: Config, target: Target) -> Tiles:
@@ -80,7 +81,7 @@ class Tiles:
 
     @property
     def stage_bytes(self) -> int:
-        return (self.bm + self.bn) * self.bk * 2
+        return (self.bm + -(-self.bn // 64) * 64) * self.bk * 2
 
     @property
     def partial_bytes(self) -> int:

@@ -149,7 +149,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and (tiles.beside == 1 or tiles.consumers == tiles.cluster == 1)
         and tiles.partial_bytes <= tiles.stages * tiles.stage_bytes
         and tiles.meeting <= _MOST_MEETING
-        and (tiles.bn // 64) % tiles.cluster == 0
+        and -(-tiles.bn // 64) % tiles.cluster == 0
         and tiles.cluster <= rows
         and tiles.split_k <= max(1, k // (2 * tiles.bk))
         and (tiles.split_k == 1 or _tiles_of_c(workload, tiles) <= 2 * target.cores)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tvm.script import tirx as T
 
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
-from tvmops.schedules.cuda.words import do, swizzled
+from tvmops.schedules.cuda.words import c_call, do, swizzled
 
 _LOAD = "cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes"
 _MULTICAST = _LOAD + ".multicast::cluster"
+_ASK_FOR_BOX = """
+__forceinline__ __device__ void ask_for_box_{rank}d(unsigned long long map, {given}) {{
+  asm volatile("cp.async.bulk.prefetch.tensor.{rank}d.L2.global.tile [%0, {{{taken}}}];" :: "l"(map), {used} : "memory");
+}}
+"""
 _SHORT = {"float16": "f16", "bfloat16": "bf16", "float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2"}
 _DEEP = {2: 16, 1: 32}  # k of a wgmma, by the bytes of an element
 
@@ -33,14 +39,14 @@ class Operand:
         self.has_items = bool(arrays_of.items[name])
         self.by_k, self.size, self.bk, self.sharers = by_k, size, tiles.bk, sharers
         self.own = size // sharers  # what this block loads
-        self.loads = self.bk // 64 if by_k else self.own // 64
-        columns, rows = (self.bk // 64, size) if by_k else (size // 64, self.bk)
+        columns, rows = (self.bk // 64, size) if by_k else (-(-size // 64), self.bk)
+        self.loads = columns if by_k else columns // sharers
         self.shape = (tiles.stages, columns, rows, 64)
         self.box = (64, self.own if by_k else self.bk)
 
     @property
     def stage_bytes(self) -> int:
-        return self.size * self.bk * 2
+        return math.prod(self.shape[1:]) * 2
 
     @T.inline
     def load(self, ring, stage, view, first, k, part, blocks, item, barrier):
@@ -50,6 +56,20 @@ class Operand:
         """
         for i in T.unroll(self.loads):
             self._load(ring, *self._box_at(i, stage, first, k, part), view, blocks, item, barrier)
+
+    @T.inline
+    def ask(self, view, first, k, part, item):
+        """Ask the L2 for what `load` would copy."""
+        for i in T.unroll(self.loads):
+            self._ask(*self._box_at(i, 0, first, k, part), view, item)
+
+    def _ask(self, to: Any, at: Any, view: Any, item: Any) -> None:
+        place = (*at, *([item] if self.has_items else []))
+        rank = len(place)
+        given = ", ".join(f"int x{i}" for i in range(rank))
+        taken, used = ", ".join(f"%{i + 1}" for i in range(rank)), ", ".join(f'"r"(x{i})' for i in range(rank))
+        source = _ASK_FOR_BOX.format(rank=rank, given=given, taken=taken, used=used)
+        do(c_call("void", f"ask_for_box_{rank}d", T.address_of(view), *place, source=source))
 
     def _box_at(self, i: Any, stage: Any, first: Any, k: Any, part: Any) -> tuple[Any, Any]:
         """Return where the `i`-th box goes to, and where in the array it begins, columns first."""

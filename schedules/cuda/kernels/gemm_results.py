@@ -40,14 +40,14 @@ __forceinline__ __device__ void store_two_apart(float* array, int row, int pitch
 # A warp stores 16 rows of 64 elements of a swizzled tile, from row `first` on, `height` rows of it, to rows
 # that begin anywhere: words where they are aligned, and what is left at both ends.
 _STORE_ROWS = """
-__forceinline__ __device__ void store_rows(void* array, int row, int height, int pitch, int column,
+__forceinline__ __device__ void store_rows(void* array, int row, int height, int pitch, int column, int end,
                                            const void* tile, int first, int lane) {
   const char* from = static_cast<const char*>(tile) + 128 * first + 4 * (lane & 3);
   unsigned words[16];
 #pragma unroll
   for (int i = 0; i < 16; ++i)
     words[i] = *reinterpret_cast<const unsigned*>(from + 128 * i + ((lane >> 2 ^ (i & 7)) << 4));
-  const int left = min(pitch - column, 64);
+  const int left = min(end - column, 64);
   unsigned short* to = static_cast<unsigned short*>(array) + static_cast<long long>(row + first) * pitch + column;
 #pragma unroll
   for (int i = 0; i < 16; ++i, to += pitch) {
@@ -68,12 +68,12 @@ __forceinline__ __device__ void store_rows(void* array, int row, int height, int
 
 # The same where rows begin at multiples of 16 bytes: 4 rows at a time, 8 lanes each.
 _STORE_PIECES = """
-__forceinline__ __device__ void store_pieces(void* array, int row, int height, int pitch, int column,
+__forceinline__ __device__ void store_pieces(void* array, int row, int height, int pitch, int column, int end,
                                              const void* tile, int first, int lane) {
   const char* from = static_cast<const char*>(tile) + 128 * first;
   unsigned short* to = static_cast<unsigned short*>(array) + static_cast<long long>(row + first) * pitch + column;
   const int piece = lane & 7;
-  if (column + 8 * piece >= pitch) return;
+  if (column + 8 * piece >= end) return;
 #pragma unroll
   for (int n = 0; n < 4; ++n) {
     const int i = 4 * n + (lane >> 3);
@@ -85,11 +85,19 @@ __forceinline__ __device__ void store_pieces(void* array, int row, int height, i
 
 
 def store_rows(
-    array: Any, row: Any, height: Any, pitch: Any, column: Any, tile: Any, warp: Any, lane: Any, aligned: bool = False
+    array: Any,
+    row: Any,
+    height: Any,
+    pitch: Any,
+    columns: tuple[Any, Any],
+    tile: Any,
+    warp: Any,
+    lane: Any,
+    aligned: bool = False,
 ) -> None:
-    """Let a warp store its 16 rows of a tile, whose first is `row` of the array, `height` before the last."""
+    """Let a warp store its 16 rows of a tile of up to 64 columns, of `height` rows from `row` of the array on."""
     name, source = ("store_pieces", _STORE_PIECES) if aligned else ("store_rows", _STORE_ROWS)
-    do(c_call("void", name, array, row, height, pitch, column, tile, warp * 16, lane, source=source))
+    do(c_call("void", name, array, row, height, pitch, *columns, tile, warp * 16, lane, source=source))
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,7 @@ class Results:
         self.arrays, self.c, self.at = arrays, arrays["c"], at
         self.bm, self.bn, self.buffers = tiles.bm, tiles.bn, tiles.store_buffers
         self.blocks = tiles.blocks_a_group  # of 64 rows
-        self.parts = tiles.bn // 64
+        self.parts = -(-tiles.bn // 64)  # of up to 64 columns
         self.sums = tiles.bn // 2  # of a thread, for 64 rows
         # Stores that may still read: none if the next tile begins with the buffer that this one ends with.
         self.unread = self.buffers - 1 if self.blocks * self.parts % self.buffers == 0 else 0
@@ -173,19 +181,25 @@ class Results:
             for s in T.unroll(self.parts):
                 self._round_to(tile, (w * self.parts + s) % self.buffers, w, s)
                 T.cuda.warp_sync()
-                store_rows(self.c.data, self.at.item * self.m + self.at.tm * self.bm + self.at.group * (64 * self.blocks) + w * 64, self.m - (self.at.tm * self.bm + self.at.group * (64 * self.blocks) + w * 64), self.n, self.at.tn * self.bn + s * 64, tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, 0, 0]), self.at.warp, self.at.lane, not self.form.loose)
+                store_rows(self.c.data, self.at.item * self.m + self.at.tm * self.bm + self.at.group * (64 * self.blocks) + w * 64, self.m - (self.at.tm * self.bm + self.at.group * (64 * self.blocks) + w * 64), self.n, self._columns(s), tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, 0, 0]), self.at.warp, self.at.lane, not self.form.loose)
                 T.cuda.warp_sync()
 
     @T.inline
     def _round_to(self, tile, buffer, w, s):
         """Round 64 columns of sums to swizzled shared memory."""
         for p in T.unroll(4):
-            for q in T.unroll(4):
-                T.ptx[self.rounding](self.at.packed[q], self.at.acc[w * self.sums + s * 32 + p * 8 + q * 2 + 1], self.at.acc[w * self.sums + s * 32 + p * 8 + q * 2])
-            T.ptx["stmatrix.sync.aligned.m8n8.x4.shared.b16"](
-                tile.ptr_to([self.at.group, buffer, self.at.row, ((p * 2 + self.at.lane // 16) ^ (self.at.lane % 8)) * 8]),
-                self.at.packed[0], self.at.packed[1], self.at.packed[2], self.at.packed[3])
+            if s * 64 + p * 16 < self.bn:
+                for q in T.unroll(4):
+                    T.ptx[self.rounding](self.at.packed[q], self.at.acc[w * self.sums + s * 32 + p * 8 + q * 2 + 1], self.at.acc[w * self.sums + s * 32 + p * 8 + q * 2])
+                T.ptx["stmatrix.sync.aligned.m8n8.x4.shared.b16"](
+                    tile.ptr_to([self.at.group, buffer, self.at.row, ((p * 2 + self.at.lane // 16) ^ (self.at.lane % 8)) * 8]),
+                    self.at.packed[0], self.at.packed[1], self.at.packed[2], self.at.packed[3])
     # fmt: on
+
+    def _columns(self, part: Any) -> tuple[Any, Any]:
+        """Return the first column of a part, and the first behind it that is another's."""
+        first = self.at.tn * self.bn
+        return first + part * 64, T.min(first + T.min(self.bn, part * 64 + 64), self.n)
 
     def _store_two(self, row: Any, column: Any, x: Any, y: Any) -> None:
         loose = self.form.loose

@@ -43,7 +43,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     SHARE, ACROSS, SPLIT, GROUP = tiles.cluster, tiles.across, tiles.split_k, tiles.group
     CLUSTER, CHAINED = tiles.meeting, bool(tiles.chained)
     FILLERS = SHARE + ACROSS - 1  # blocks that fill a stage of this one
-    BY_TMA = form.stores_by_tma and tiles.epilogue == 0
+    AHEAD = tiles.ahead
+    BY_TMA = form.stores_by_tma and tiles.epilogue == 0 and BN % 64 == 0
     NACC = BN // 2
     a_of = Operand(arrays_of, "a", not form.trans_a, BM, tiles, sharers=ACROSS)
     b_of = Operand(arrays_of, "b", form.trans_b, BN, tiles, sharers=SHARE)
@@ -67,7 +68,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         ROWS = T.meta_var(T.truncdiv(M + (BM * SHARE - 1), BM * SHARE))  # of tiles, as clusters see them
         COLUMNS = T.meta_var(T.truncdiv(N + (BN * ACROSS - 1), BN * ACROSS))
         TILES = T.meta_var(ROWS * COLUMNS * BATCH)
-        CLUSTERS = T.meta_var(TILES if SPLIT > 1 else tiles.clusters)
+        CLUSTERS = T.meta_var(TILES if SPLIT > 1 else T.min(TILES, tiles.clusters) if CHAINED else tiles.clusters)
         DEPTH = T.meta_var(T.truncdiv(K + (BK - 1), BK))
         bx = T.cta_id([CLUSTERS * CLUSTER])
         rank = T.cta_id_in_cluster([CLUSTER]) if CLUSTER > 1 else 0
@@ -98,10 +99,6 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             T.cuda.cluster_sync()
         else:
             T.cuda.cta_sync()
-        if CHAINED:
-            T.ptx.griddepcontrol.launch_dependents()
-            T.ptx.griddepcontrol.wait()
-
         stage: T.int32 = 0
         phase: T.int32 = 0
         tile: T.int32 = T.truncdiv(bx, CLUSTER)
@@ -142,6 +139,17 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                 stage = 0
                 phase = phase ^ 1
 
+        if tiles.chained == 1:
+            T.ptx.griddepcontrol.launch_dependents()
+        if AHEAD > 0:
+            if (group == CONSUMERS) & (warp == 0) & (tile < TILES):
+                if T.cuda.elect_sync():
+                    locate()
+                    for kt in T.serial(T.min(last - first, AHEAD)):
+                        b_of.ask(b_map, tn * BN, (first + kt) * BK, place.row, item)
+        if CHAINED:
+            T.ptx.griddepcontrol.wait()
+
         if group == CONSUMERS:
             T.ptx.setmaxnreg.dec.sync.aligned.u32(tiles.producer_registers)
             if warp == 0:
@@ -155,6 +163,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             b_of.load(Bs, stage, b_map, tn * BN, (first + kt) * BK, place.row, place.same_column, item, full.ptr_to([stage]))
                             advance()
                         tile = tile + CLUSTERS
+                    if tiles.chained == 2:
+                        T.ptx.griddepcontrol.launch_dependents()
             if SPLIT > 1:  # until partial sums are there, and until they are read
                 T.cuda.cluster_sync()
                 T.cuda.cluster_sync()
