@@ -34,6 +34,7 @@ from tvmops.schedules.cuda.gemm_mma import MmaGemm
 from tvmops.schedules.cuda.gemm_padded import PaddedGemm
 from tvmops.schedules.cuda.gemm_simt import SimtGemm
 from tvmops.schedules.cuda.gemm_stream import StreamGemm
+from tvmops.schedules.cuda.gemm_summed import SummedGemm
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.cuda.rows import CudaRows
 from tvmops.schedules.cuda.weight_only import WeightOnlyMma
@@ -66,6 +67,7 @@ TEMPLATES: tuple[Template, ...] = (
     StreamGemm(),
     WgmmaGemm(),
     ChainedGemm(),
+    SummedGemm(),
     PaddedGemm(),
     Fp8Gemm(),
     MmaGemm(),

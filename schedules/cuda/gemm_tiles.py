@@ -21,7 +21,7 @@ class Tiles:
     bk: int  # k of a stage
     consumers: int  # warpgroups that multiply, one above the other
     cluster: int  # blocks, one above the other, that share a tile of b
-    split_k: int  # blocks that share the sum of a tile
+    split_k: int  # blocks of a cluster that share the sum of a tile
     group: int  # rows of tiles that are walked together, column by column
     beside: int  # blocks that share a multiprocessor
     multiprocessors: int
@@ -30,6 +30,7 @@ class Tiles:
     producer_registers: int = 40
     across: int = 1  # blocks, side by side, that share a tile of a
     epilogue: int = 0  # 1: results leave warp by warp, 0: by TMA
+    parts: int = 1  # blocks anywhere that do, whose sums a second kernel adds up
     chained: int = 0  # 1: launched while the kernel before it ends, for whose results it waits by itself
     ahead: int = 0  # stages of b that the L2 is asked for before that wait
 
@@ -75,7 +76,7 @@ class Tiles:
     @property
     def stages(self) -> int:
         """Stages of the ring: as many as there is room for."""
-        stores = self.consumers * self.store_buffers * 64 * 64 * 2 if self.split_k == 1 else 0
+        stores = self.consumers * self.store_buffers * 64 * 64 * 2 if self.split_k == self.parts == 1 else 0
         room = (self.shared_bytes + _RESERVED) // self.beside - _RESERVED
         return min((room - stores - 1024) // (self.stage_bytes + 16), _MOST_STAGES)
 

@@ -45,7 +45,7 @@ class WgmmaGemm(Template):
         m, n, k = workload.dims("m", "n", "k")
         knobs = (
             Knob("bm", tuple(bm for bm in (64, 128, 256) if bm < 2 * max(m, 64))),
-            Knob("bn", tuple(bn for bn in (64, 128, 192, 256) if bn < 2 * max(n, 64))),
+            Knob("bn", tuple(bn for bn in (64, 128, 192, 224, 256) if bn < 2 * max(n, 64))),
             Knob("bk", (64, 128)),
             Knob("consumers", (1, 2) if m > 64 else (1,)),
             Knob("cluster", (1, 2) if m > 64 else (1,)),
@@ -77,7 +77,7 @@ class WgmmaGemm(Template):
         """Guess the seconds: of each wave of tiles the slower of multiplying and loading."""
         m, n, k = workload.dims("m", "n", "k")
         gpu, tiles = _gpu(target), self.tiles_of(config, target)
-        count = _tiles_of_c(workload, tiles) * tiles.split_k
+        count = tiles_of_c(workload, tiles) * tiles.split_k
         places = tiles.blocks * (_PLACES if tiles.split_k > 4 * tiles.beside else 1.0)
         waves = math.ceil(count / places)
         depth = math.ceil(math.ceil(k / tiles.bk) / tiles.split_k) * tiles.bk
@@ -93,7 +93,7 @@ class WgmmaGemm(Template):
     def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
         m, k = workload.dims("m", "k")
         tiles = self.tiles_of(config, target)
-        count = _tiles_of_c(workload, tiles) * tiles.split_k
+        count = tiles_of_c(workload, tiles) * tiles.split_k
         return {
             **super().features(workload, target, config),
             "waves": count / tiles.blocks,
@@ -152,7 +152,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and -(-tiles.bn // 64) % tiles.cluster == 0
         and tiles.cluster <= rows
         and tiles.split_k <= max(1, k // (2 * tiles.bk))
-        and (tiles.split_k == 1 or _tiles_of_c(workload, tiles) <= 2 * target.cores)
+        and (tiles.split_k == 1 or tiles_of_c(workload, tiles) <= 2 * target.cores)
         and (tiles.group <= max(1, rows // tiles.cluster) or tiles.group == 1)
     )
 
@@ -174,7 +174,8 @@ def _items(workload: Workload) -> int:
     return batch
 
 
-def _tiles_of_c(workload: Workload, tiles: Tiles) -> int:
+def tiles_of_c(workload: Workload, tiles: Tiles) -> int:
+    """Return how many tiles the result has, of all matrices."""
     m, n = workload.dims("m", "n")
     return _items(workload) * math.ceil(m / tiles.bm) * math.ceil(n / tiles.bn)
 

@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 
 from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.gemm_tiles import Tiles
-from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays
+from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
 from tvmops.schedules.cuda.words import PTX_TYPES, c_call, do
 
 _STORE = "cp.async.bulk.tensor.{rank}d.global.shared::cta.tile.bulk_group"
@@ -26,8 +26,8 @@ _VALUES = {
     "float32": ("int", "__uint_as_float(bits)"),
 }
 _STORE_TWO = """
-__forceinline__ __device__ void store_two(float* array, int row, int pitch, int column, float x, float y) {
-  *reinterpret_cast<float2*>(array + static_cast<long long>(row) * pitch + column) = make_float2(x, y);
+__forceinline__ __device__ void store_two(void* array, int row, int pitch, int column, float x, float y) {
+  *reinterpret_cast<float2*>(static_cast<float*>(array) + static_cast<long long>(row) * pitch + column) = make_float2(x, y);
 }
 """
 _STORE_TWO_APART = """
@@ -113,14 +113,18 @@ class Consumer:
     row: Any  # of 64, that its stmatrix writes
     acc: Any  # the sums
     packed: Any  # four registers
+    factor: Any  # of all sums, in a register, or None
 
 
 class Results:
     """What becomes of the sums of one thread."""
 
-    def __init__(self, arrays_of: Arrays, arrays: dict[str, Any], tiles: Tiles, at: Consumer) -> None:
-        self.form, self.m, self.n = arrays_of.form, arrays_of.m, arrays_of.n
-        self.arrays, self.c, self.at = arrays, arrays["c"], at
+    def __init__(
+        self, form: Form, arrays_of: Arrays, arrays: dict[str, Any], tiles: Tiles, at: Consumer
+    ) -> None:
+        self.form, self.m, self.n = form, arrays_of.m, arrays_of.n
+        self.arrays, self.at = arrays, at
+        self.c = arrays["workspace" if form != arrays_of.form else "c"]  # sums alone
         self.bm, self.bn, self.buffers = tiles.bm, tiles.bn, tiles.store_buffers
         self.blocks = tiles.blocks_a_group  # of 64 rows
         self.parts = -(-tiles.bn // 64)  # of up to 64 columns
@@ -131,16 +135,7 @@ class Results:
 
     def finish(self, sums: Any, at: Any, row: Any, column: Any) -> None:
         """Apply the epilogue to one sum, of row `row` of all matrices."""
-        form, arrays, value = self.form, self.arrays, sums[at]
-        if form.scales:
-            by_rows = form.scales == "rows"
-            value = value * _element("float32", arrays["a_scale"].data, 0, 0, row if by_rows else 0)
-            value = value * _element("float32", arrays["b_scale"].data, 0, 0, column if by_rows else 0)
-        if form.bias:
-            value = value + _element(form.bias, arrays["bias"].data, 0, self.n, column)
-        if form.residual:
-            value = value + _element(form.result, arrays["residual"].data, row, self.n, column)
-        T.buffer_store(sums, activate(form.activation, value), [at])
+        T.buffer_store(sums, finished(self.form, self.arrays, self.n, sums[at], row, column), [at])
 
     # fmt: off
     @T.inline
@@ -157,7 +152,7 @@ class Results:
                                 for e in T.unroll(2):
                                     self.finish(self.at.acc, w * self.sums + j * 4 + half * 2 + e, self.at.item * self.m + r, T.min(column + e, self.n - 1))
                             if self.form.stores_directly:
-                                self._store_two(self.at.item * self.m + r, column, self.at.acc[w * self.sums + j * 4 + half * 2], self.at.acc[w * self.sums + j * 4 + half * 2 + 1])
+                                self._store_two(self.at.item * self.m + r, column, self._sum(w * self.sums + j * 4 + half * 2), self._sum(w * self.sums + j * 4 + half * 2 + 1))
 
     @T.inline
     def store(self, tile, view):
@@ -190,11 +185,14 @@ class Results:
         for p in T.unroll(4):
             if s * 64 + p * 16 < self.bn:
                 for q in T.unroll(4):
-                    T.ptx[self.rounding](self.at.packed[q], self.at.acc[w * self.sums + s * 32 + p * 8 + q * 2 + 1], self.at.acc[w * self.sums + s * 32 + p * 8 + q * 2])
+                    T.ptx[self.rounding](self.at.packed[q], self._sum(w * self.sums + s * 32 + p * 8 + q * 2 + 1), self._sum(w * self.sums + s * 32 + p * 8 + q * 2))
                 T.ptx["stmatrix.sync.aligned.m8n8.x4.shared.b16"](
                     tile.ptr_to([self.at.group, buffer, self.at.row, ((p * 2 + self.at.lane // 16) ^ (self.at.lane % 8)) * 8]),
                     self.at.packed[0], self.at.packed[1], self.at.packed[2], self.at.packed[3])
     # fmt: on
+
+    def _sum(self, number: Any) -> Any:
+        return self.at.acc[number] if self.at.factor is None else self.at.acc[number] * self.at.factor[0]
 
     def _columns(self, part: Any) -> tuple[Any, Any]:
         """Return the first column of a part, and the first behind it that is another's."""
@@ -205,6 +203,25 @@ class Results:
         loose = self.form.loose
         name, source = ("store_two_apart", _STORE_TWO_APART) if loose else ("store_two", _STORE_TWO)
         do(c_call("void", name, self.c.data, row, self.n, column, x, y, source=source))
+
+
+def factor_of(arrays: dict[str, Any]) -> Any:
+    """Return the scale of all sums. It is read before the first product: a load at the end is waited for."""
+    scales = [_element("float32", arrays[name].data, 0, 0, 0) for name in ("a_scale", "b_scale")]
+    return scales[0] * scales[1]
+
+
+def finished(form: Form, arrays: dict[str, Any], n: Any, value: Any, row: Any, column: Any) -> Any:
+    """Return what becomes of one sum, of row `row` of all matrices."""
+    if form.scales:
+        by_rows = form.scales == "rows"
+        value = value * _element("float32", arrays["a_scale"].data, 0, 0, row if by_rows else 0)
+        value = value * _element("float32", arrays["b_scale"].data, 0, 0, column if by_rows else 0)
+    if form.bias:
+        value = value + _element(form.bias, arrays["bias"].data, 0, n, column)
+    if form.residual:
+        value = value + _element(form.result, arrays["residual"].data, row, n, column)
+    return activate(form.activation, value)
 
 
 def _element(dtype: str, array: Any, row: Any, pitch: Any, column: Any) -> Any:

@@ -29,7 +29,8 @@ from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
 from tvmops.schedules.cuda.kernels.gemm_operands import Operand, product_of
 from tvmops.schedules.cuda.kernels.gemm_partials import PartialSums
 from tvmops.schedules.cuda.kernels.gemm_place import Place
-from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results
+from tvmops.schedules.cuda.kernels.gemm_sums import add_up
+from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results, factor_of
 from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH
 
 
@@ -43,12 +44,21 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     SHARE, ACROSS, SPLIT, GROUP = tiles.cluster, tiles.across, tiles.split_k, tiles.group
     CLUSTER, CHAINED = tiles.meeting, bool(tiles.chained)
     FILLERS = SHARE + ACROSS - 1  # blocks that fill a stage of this one
-    AHEAD = tiles.ahead
-    BY_TMA = form.stores_by_tma and tiles.epilogue == 0 and BN % 64 == 0
+    AHEAD, PARTS = tiles.ahead, form.parts
+    sums_form = form if PARTS == 1 else form.sums
+    BY_TMA = sums_form.stores_by_tma and tiles.epilogue == 0 and BN % 64 == 0
     NACC = BN // 2
     a_of = Operand(arrays_of, "a", not form.trans_a, BM, tiles, sharers=ACROSS)
     b_of = Operand(arrays_of, "b", form.trans_b, BN, tiles, sharers=SHARE)
     MMA, MAJOR = product_of(form, BN)
+
+    def blocks_for(m: Any, n: Any, batch: Any) -> Any:
+        """Return how many blocks are launched: for each share of a sum, or as many as stay."""
+        if SPLIT == 1 and not CHAINED:
+            return tiles.clusters * CLUSTER
+        rows, columns = BM * SHARE, BN * ACROSS
+        items = T.truncdiv(m + (rows - 1), rows) * T.truncdiv(n + (columns - 1), columns) * batch * PARTS
+        return (items if SPLIT > 1 else T.min(items, tiles.clusters)) * CLUSTER
 
     def accumulators(acc: Any, block: int) -> list[Any]:
         return [acc[block * NACC + i] for i in range(NACC)]
@@ -56,184 +66,193 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     # fmt: off
     @T.prim_func
     def main() -> None:
-        arrays = T.meta_var(arrays_of.declare(workspace=bool(form.pads)))
+        arrays = T.meta_var(arrays_of.declare(workspace=bool(form.pads) or PARTS > 1))
         C = T.meta_var(arrays["c"])
         a_map = T.meta_var(arrays_of.map_of("a", arrays, a_of.box))
         b_map = T.meta_var(arrays_of.map_of("b", arrays, b_of.box))
         c_map = T.meta_var(arrays_of.map_of_result(C) if BY_TMA else None)
         copied = T.meta_var(arrays_of.make_copies(arrays, 8 * tiles.multiprocessors, CHAINED))
 
-        T.device_entry()
-        T.attr({"tirx.launch_bounds_min_blocks_per_sm": tiles.beside})
-        ROWS = T.meta_var(T.truncdiv(M + (BM * SHARE - 1), BM * SHARE))  # of tiles, as clusters see them
-        COLUMNS = T.meta_var(T.truncdiv(N + (BN * ACROSS - 1), BN * ACROSS))
-        TILES = T.meta_var(ROWS * COLUMNS * BATCH)
-        CLUSTERS = T.meta_var(TILES if SPLIT > 1 else T.min(TILES, tiles.clusters) if CHAINED else tiles.clusters)
-        DEPTH = T.meta_var(T.truncdiv(K + (BK - 1), BK))
-        bx = T.cta_id([CLUSTERS * CLUSTER])
-        rank = T.cta_id_in_cluster([CLUSTER]) if CLUSTER > 1 else 0
-        place = T.meta_var(Place(rank, tiles))
-        group = T.warpgroup_id([CONSUMERS + 1])
-        warp = T.warp_id_in_wg([4])
-        lane = T.lane_id([32])
+        with T.attr(0, "tirx.device_entry", True):
+            T.attr({"tirx.launch_bounds_min_blocks_per_sm": tiles.beside})
+            bx = T.cta_id([blocks_for(M, N, BATCH)])
+            rank = T.cta_id_in_cluster([CLUSTER]) if CLUSTER > 1 else 0
+            place = T.meta_var(Place(rank, tiles))
+            group = T.warpgroup_id([CONSUMERS + 1])
+            warp = T.warp_id_in_wg([4])
+            lane = T.lane_id([32])
 
-        pool = T.SMEMPool()
-        partial = pool.alloc((BM if SPLIT > 1 else 1, BN + PARTIAL_PAD), "float32", align=16)
-        pool.move_base_to(0)  # it takes the place of the ring, when that has been read
-        As = pool.alloc(a_of.shape, DT, align=1024)
-        Bs = pool.alloc(b_of.shape, DT, align=1024)
-        Cs = pool.alloc((CONSUMERS, BUFFERS, 64, 64) if SPLIT == 1 else (1, 1, 1, 8), DT, align=1024)
-        full = pool.alloc((STAGES,), "uint64", align=8)
-        empty = pool.alloc((STAGES,), "uint64", align=8)
-        pool.commit()
+            pool = T.SMEMPool()
+            partial = pool.alloc((BM if SPLIT > 1 else 1, BN + PARTIAL_PAD), "float32", align=16)
+            pool.move_base_to(0)  # it takes the place of the ring, when that has been read
+            As = pool.alloc(a_of.shape, DT, align=1024)
+            Bs = pool.alloc(b_of.shape, DT, align=1024)
+            Cs = pool.alloc((CONSUMERS, BUFFERS, 64, 64) if SPLIT == PARTS == 1 else (1, 1, 1, 8), DT, align=1024)
+            full = pool.alloc((STAGES,), "uint64", align=8)
+            empty = pool.alloc((STAGES,), "uint64", align=8)
+            pool.commit()
 
-        if (group == 0) & (warp == 0) & (lane == 0):
-            for i in T.unroll(STAGES):
-                T.ptx.mbarrier.init.shared.b64(full.ptr_to([i]), T.uint32(1))
-                T.ptx.mbarrier.init.shared.b64(empty.ptr_to([i]), T.uint32(CONSUMERS * FILLERS))
-            if CHAINED:
-                T.ptx.prefetch.tensormap(T.address_of(a_map))
-                T.ptx.prefetch.tensormap(T.address_of(b_map))
-            T.ptx.fence.mbarrier_init.release.cluster()
-        if CLUSTER > 1:
-            T.cuda.cluster_sync()
-        else:
-            T.cuda.cta_sync()
-        stage: T.int32 = 0
-        phase: T.int32 = 0
-        tile: T.int32 = T.truncdiv(bx, CLUSTER)
-        band: T.int32
-        height: T.int32
-        rest: T.int32
-        tm: T.int32
-        tn: T.int32
-        item: T.int32 = 0
-        first: T.int32 = 0  # steps along k, of this block
-        last: T.int32 = DEPTH
-        if SPLIT > 1:
-            first = T.truncdiv(DEPTH * place.share, SPLIT)
-            last = T.truncdiv(DEPTH * (place.share + 1), SPLIT)
-
-        @T.inline
-        def locate():
-            if form.batched:
-                item = T.truncdiv(tile, ROWS * COLUMNS)
-                rest = T.truncmod(tile, ROWS * COLUMNS)
-                band = T.truncdiv(rest, GROUP * COLUMNS)
-                rest = T.truncmod(rest, GROUP * COLUMNS)
+            if (group == 0) & (warp == 0) & (lane == 0):
+                for i in T.unroll(STAGES):
+                    T.ptx.mbarrier.init.shared.b64(full.ptr_to([i]), T.uint32(1))
+                    T.ptx.mbarrier.init.shared.b64(empty.ptr_to([i]), T.uint32(CONSUMERS * FILLERS))
+                if CHAINED:
+                    T.ptx.prefetch.tensormap(T.address_of(a_map))
+                    T.ptx.prefetch.tensormap(T.address_of(b_map))
+                T.ptx.fence.mbarrier_init.release.cluster()
+            if CLUSTER > 1:
+                T.cuda.cluster_sync()
             else:
-                band = T.truncdiv(tile, GROUP * COLUMNS)
-                rest = T.truncmod(tile, GROUP * COLUMNS)
-            height = T.min(ROWS - band * GROUP, GROUP)
-            tn = T.truncdiv(rest, height)
-            tm = band * GROUP + T.truncmod(rest, height)
-            if SHARE > 1:
-                tm = tm * SHARE + place.row
-            if ACROSS > 1:
-                tn = tn * ACROSS + place.column
+                T.cuda.cta_sync()
+            # Through variables, lest what the launch computes becomes arguments of the kernel.
+            m: T.int32 = M
+            n: T.int32 = N
+            ROWS: T.int32 = T.truncdiv(m + (BM * SHARE - 1), BM * SHARE)  # of tiles, as clusters see them
+            COLUMNS: T.int32 = T.truncdiv(n + (BN * ACROSS - 1), BN * ACROSS)
+            TILES: T.int32 = ROWS * COLUMNS * BATCH * PARTS
+            DEPTH: T.int32 = T.truncdiv(K + (BK - 1), BK)
+            stage: T.int32 = 0
+            phase: T.int32 = 0
+            tile: T.int32 = T.truncdiv(bx, CLUSTER)
+            band: T.int32
+            height: T.int32
+            rest: T.int32
+            tm: T.int32
+            tn: T.int32
+            item: T.int32 = 0
+            first: T.int32 = 0  # steps along k, of this block
+            last: T.int32 = DEPTH
+            if SPLIT > 1:
+                first = T.truncdiv(DEPTH * place.share, SPLIT)
+                last = T.truncdiv(DEPTH * (place.share + 1), SPLIT)
 
-        @T.inline
-        def advance():
-            stage = stage + 1
-            if stage == STAGES:
-                stage = 0
-                phase = phase ^ 1
+            @T.inline
+            def locate():
+                if form.batched or PARTS > 1:
+                    item = T.truncdiv(tile, ROWS * COLUMNS)
+                    rest = T.truncmod(tile, ROWS * COLUMNS)
+                    band = T.truncdiv(rest, GROUP * COLUMNS)
+                    rest = T.truncmod(rest, GROUP * COLUMNS)
+                else:
+                    band = T.truncdiv(tile, GROUP * COLUMNS)
+                    rest = T.truncmod(tile, GROUP * COLUMNS)
+                height = T.min(ROWS - band * GROUP, GROUP)
+                tn = T.truncdiv(rest, height)
+                tm = band * GROUP + T.truncmod(rest, height)
+                if SHARE > 1:
+                    tm = tm * SHARE + place.row
+                if PARTS > 1:
+                    first = T.truncdiv(DEPTH + (PARTS - 1), PARTS) * item
+                    last = T.max(T.min(T.truncdiv(DEPTH + (PARTS - 1), PARTS) * (item + 1), DEPTH), first + 1)  # zeros, beyond the end
+                if ACROSS > 1:
+                    tn = tn * ACROSS + place.column
 
-        if tiles.chained == 1:
-            T.ptx.griddepcontrol.launch_dependents()
-        if AHEAD > 0:
-            if (group == CONSUMERS) & (warp == 0) & (tile < TILES):
-                if T.cuda.elect_sync():
+            @T.inline
+            def advance():
+                stage = stage + 1
+                if stage == STAGES:
+                    stage = 0
+                    phase = phase ^ 1
+
+            if tiles.chained == 1:
+                T.ptx.griddepcontrol.launch_dependents()
+            if AHEAD > 0:
+                if (group == CONSUMERS) & (warp == 0) & (tile < TILES):
+                    if T.cuda.elect_sync():
+                        locate()
+                        for kt in T.serial(T.min(last - first, AHEAD)):
+                            b_of.ask(b_map, tn * BN, (first + kt) * BK, place.row, item)
+            if CHAINED:
+                T.ptx.griddepcontrol.wait()
+
+            if group == CONSUMERS:
+                T.ptx.setmaxnreg.dec.sync.aligned.u32(tiles.producer_registers)
+                if warp == 0:
+                    if T.cuda.elect_sync():
+                        while tile < TILES:
+                            locate()
+                            for kt in T.serial(last - first):
+                                T.cuda.mbarrier_wait(empty.ptr_to([stage]), phase ^ 1)
+                                T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([stage]), T.uint32(a_of.stage_bytes + b_of.stage_bytes))
+                                a_of.load(As, stage, a_map, tm * BM, (first + kt) * BK, place.column, place.same_row, item, full.ptr_to([stage]))
+                                b_of.load(Bs, stage, b_map, tn * BN, (first + kt) * BK, place.row, place.same_column, item, full.ptr_to([stage]))
+                                advance()
+                            tile = tile + (TILES if SPLIT > 1 else tiles.clusters)
+                        if tiles.chained == 2:
+                            T.ptx.griddepcontrol.launch_dependents()
+                if SPLIT > 1:  # until partial sums are there, and until they are read
+                    T.cuda.cluster_sync()
+                    T.cuda.cluster_sync()
+            else:
+                T.ptx.setmaxnreg.inc.sync.aligned.u32(tiles.consumer_registers)
+                acc = T.alloc_local((WM * NACC,), "float32")
+                packed = T.alloc_local((4,), "uint32")
+                factor = T.alloc_local((1,), "float32")
+                if sums_form.has_factor:
+                    factor[0] = factor_of(arrays)
+                a_base: T.uint32 = T.cuda.cvta_generic_to_shared(As.ptr_to([0, 0, 0, 0])) + T.Cast("uint32", group * a_of.group_bytes(WM))
+                b_base: T.uint32 = T.cuda.cvta_generic_to_shared(Bs.ptr_to([0, 0, 0, 0]))
+                e_base: T.uint32 = T.cuda.cvta_generic_to_shared(empty.ptr_to([0]))
+                if FILLERS > 1:
+                    # a warp of each consumer for each of these blocks, to which it releases stages
+                    T.ptx.mapa.shared__cluster.u32(e_base, T.cuda.cvta_generic_to_shared(empty.ptr_to([0])), T.Cast("uint32", place.filler(warp)))
+                row: T.let = warp * 16 + lane % 16
+                before: T.int32 = 0
+                results = T.meta_var(Results(sums_form, arrays_of, arrays, tiles, Consumer(group, warp, lane, tm, tn, item, row, acc, packed, factor if sums_form.has_factor else None)))
+                partials = T.meta_var(PartialSums(results, tiles, partial, place))
+
+                @T.inline
+                def release():
+                    if (lane == 0) & (warp < FILLERS):
+                        if FILLERS > 1:
+                            T.ptx.mbarrier.arrive.shared__cluster.b64(e_base + T.Cast("uint32", before * 8))
+                        else:
+                            T.ptx.mbarrier.arrive.shared.b64(empty.ptr_to([before]), T.uint32(1))
+
+                @T.inline
+                def multiply():
+                    for kt in T.serial(last - first):
+                        T.cuda.mbarrier_wait(full.ptr_to([stage]), phase)
+                        T.ptx.wgmma.fence.sync.aligned()
+                        for step in T.unroll(BK // 16):
+                          for w in T.unroll(WM):
+                            T.ptx[MMA](*accumulators(acc, w), a_of.view(a_base, stage, step, w), b_of.view(b_base, stage, step),
+                                       T.Not((kt == 0) & (step == 0)), 1, 1, *MAJOR)
+                        T.ptx.wgmma.commit_group.sync.aligned()
+                        T.ptx.wgmma.wait_group.sync.aligned(1)
+                        if kt > 0:
+                            release()
+                        before = stage
+                        advance()
+                    T.ptx.wgmma.wait_group.sync.aligned(0)
+                    release()
+
+                if SPLIT > 1:
                     locate()
-                    for kt in T.serial(T.min(last - first, AHEAD)):
-                        b_of.ask(b_map, tn * BN, (first + kt) * BK, place.row, item)
-        if CHAINED:
-            T.ptx.griddepcontrol.wait()
-
-        if group == CONSUMERS:
-            T.ptx.setmaxnreg.dec.sync.aligned.u32(tiles.producer_registers)
-            if warp == 0:
-                if T.cuda.elect_sync():
+                    if first < last:
+                        multiply()
+                    T.ptx.bar.sync(T.uint32(1), T.uint32(128 * CONSUMERS))  # others may still read the ring
+                    partials.share(first == last)
+                    T.cuda.cluster_sync()
+                    partials.add()
+                    T.cuda.cluster_sync()
+                else:
                     while tile < TILES:
                         locate()
-                        for kt in T.serial(last - first):
-                            T.cuda.mbarrier_wait(empty.ptr_to([stage]), phase ^ 1)
-                            T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([stage]), T.uint32(a_of.stage_bytes + b_of.stage_bytes))
-                            a_of.load(As, stage, a_map, tm * BM, (first + kt) * BK, place.column, place.same_row, item, full.ptr_to([stage]))
-                            b_of.load(Bs, stage, b_map, tn * BN, (first + kt) * BK, place.row, place.same_column, item, full.ptr_to([stage]))
-                            advance()
-                        tile = tile + CLUSTERS
-                    if tiles.chained == 2:
-                        T.ptx.griddepcontrol.launch_dependents()
-            if SPLIT > 1:  # until partial sums are there, and until they are read
-                T.cuda.cluster_sync()
-                T.cuda.cluster_sync()
-        else:
-            T.ptx.setmaxnreg.inc.sync.aligned.u32(tiles.consumer_registers)
-            acc = T.alloc_local((WM * NACC,), "float32")
-            packed = T.alloc_local((4,), "uint32")
-            a_base: T.uint32 = T.cuda.cvta_generic_to_shared(As.ptr_to([0, 0, 0, 0])) + T.Cast("uint32", group * a_of.group_bytes(WM))
-            b_base: T.uint32 = T.cuda.cvta_generic_to_shared(Bs.ptr_to([0, 0, 0, 0]))
-            e_base: T.uint32 = T.cuda.cvta_generic_to_shared(empty.ptr_to([0]))
-            if FILLERS > 1:
-                # a warp of each consumer for each of these blocks, to which it releases stages
-                T.ptx.mapa.shared__cluster.u32(e_base, T.cuda.cvta_generic_to_shared(empty.ptr_to([0])), T.Cast("uint32", place.filler(warp)))
-            row: T.let = warp * 16 + lane % 16
-            before: T.int32 = 0
-            results = T.meta_var(Results(arrays_of, arrays, tiles, Consumer(group, warp, lane, tm, tn, item, row, acc, packed)))
-            partials = T.meta_var(PartialSums(results, tiles, partial, place))
-
-            @T.inline
-            def release():
-                if (lane == 0) & (warp < FILLERS):
-                    if FILLERS > 1:
-                        T.ptx.mbarrier.arrive.shared__cluster.b64(e_base + T.Cast("uint32", before * 8))
-                    else:
-                        T.ptx.mbarrier.arrive.shared.b64(empty.ptr_to([before]), T.uint32(1))
-
-            @T.inline
-            def multiply():
-                for kt in T.serial(last - first):
-                    T.cuda.mbarrier_wait(full.ptr_to([stage]), phase)
-                    T.ptx.wgmma.fence.sync.aligned()
-                    for step in T.unroll(BK // 16):
-                      for w in T.unroll(WM):
-                        T.ptx[MMA](*accumulators(acc, w), a_of.view(a_base, stage, step, w), b_of.view(b_base, stage, step),
-                                   T.Not((kt == 0) & (step == 0)), 1, 1, *MAJOR)
-                    T.ptx.wgmma.commit_group.sync.aligned()
-                    T.ptx.wgmma.wait_group.sync.aligned(1)
-                    if kt > 0:
-                        release()
-                    before = stage
-                    advance()
-                T.ptx.wgmma.wait_group.sync.aligned(0)
-                release()
-
-            if SPLIT > 1:
-                locate()
-                if first < last:
-                    multiply()
-                T.ptx.bar.sync(T.uint32(1), T.uint32(128 * CONSUMERS))  # others may still read the ring
-                partials.share(first == last)
-                T.cuda.cluster_sync()
-                partials.add()
-                T.cuda.cluster_sync()
-            else:
-                while tile < TILES:
-                    locate()
-                    multiply()
-                    if form.finishes or form.stores_directly:
-                        results.finish_all()
+                        multiply()
+                        if sums_form.finishes or sums_form.stores_directly:
+                            results.finish_all()
+                        if BY_TMA:
+                            results.store(Cs, c_map)
+                        elif not sums_form.stores_directly:
+                            results.store_by_warps(Cs)
+                        tile = tile + (TILES if SPLIT > 1 else tiles.clusters)
                     if BY_TMA:
-                        results.store(Cs, c_map)
-                    elif not form.stores_directly:
-                        results.store_by_warps(Cs)
-                    tile = tile + CLUSTERS
-                if BY_TMA:
-                    if (warp == 0) & (lane == 0):
-                        T.ptx.cp.async_.bulk.wait_group(0)
-        if FILLERS > 1:
-            T.cuda.cluster_sync()
+                        if (warp == 0) & (lane == 0):
+                            T.ptx.cp.async_.bulk.wait_group(0)
+            if FILLERS > 1:
+                T.cuda.cluster_sync()
+        summed = T.meta_var(add_up(form, arrays_of, arrays) if PARTS > 1 else None)
     # fmt: on
     function: tirx.PrimFunc = main.with_attr(*PROGRAMMATIC_LAUNCH) if CHAINED else main
     return function

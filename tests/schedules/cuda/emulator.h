@@ -26,6 +26,7 @@ typedef unsigned int uint;
 typedef unsigned char uchar;
 typedef unsigned short ushort;
 struct alignas(16) uint4 { uint x, y, z, w; };
+struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(8) uint2 { uint x, y; };
 
 namespace emulator {
@@ -206,6 +207,7 @@ static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 template <typename T> static inline T __ldcs(const T* p) { return *p; }
 template <typename T> static inline T __ldg(const T* p) { return *p; }
 template <typename T> static inline void __stcs(T* p, T value) { *p = value; }
+template <typename T> static inline T __ldcg(const T* p) { return *p; }
 template <typename T> static inline void __stwb(T* p, T value) { *p = value; }
 
 static inline void __syncthreads() { emulator::meet(emulator::now->block->group); }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,11 @@ CASES = [
     ("m=136 n=456 k=72 dtype=bfloat16", knobs(128, 224, consumers=2), 3),
     ("m=136 n=456 k=72 dtype=bfloat16 trans_b=true", knobs(64, 224, cluster=2), 2),
     ("m=72 n=136 k=712 dtype=bfloat16 bias=true activation=relu", knobs(64, 64, split_k=4), 1),
+    (
+        "m=72 n=264 k=200 dtype=bfloat16 residual=true bias=true activation=relu",
+        knobs(64, 128, parts=3, chained=1, ahead=2),
+        2,
+    ),
     ("m=200 n=136 k=520 dtype=bfloat16 residual=true", knobs(128, 128, consumers=2, cluster=2, split_k=4), 1),
     ("m=200 n=72 k=1032 dtype=bfloat16 out_dtype=float32", knobs(128, 64, split_k=8, beside=2), 1),
 ]
@@ -53,11 +58,12 @@ def boxes(form: Form, tiles: Tiles, work: Workload, arrays: dict[str, NDArray[An
     ones = [1] * len(items)
     a_box = tiles.bk if form.trans_a else tiles.bm // tiles.across
     b_box = tiles.bn // tiles.cluster if form.trans_b else tiles.bk
-    described = (
+    described = [
         (arrays["a"], [m, k] if form.trans_a else [k, m], a_box),
         (arrays["b"], [k, n] if form.trans_b else [n, k], b_box),
-        (arrays["c"], [n, m], 64),
-    )
+    ]
+    if form.parts == 1:
+        described.append((arrays["c"], [n, m], 64))
     maps = [TensorMap.of(array, [*dims, *items], [64, box, *ones]) for array, dims, box in described]
     return dict(zip(("v", "v_1", "v_2"), maps))
 
@@ -66,8 +72,8 @@ def boxes(form: Form, tiles: Tiles, work: Workload, arrays: dict[str, NDArray[An
 def test_it_computes_the_product(text: str, chosen: dict[str, int], blocks: int, tmp_path: Path) -> None:
     work = Workload.parse(f"matmul {text}")
     assert is_legal(Config.of(**chosen), work, H200)
-    tiles = dataclasses.replace(Tiles.of(Config.of(**chosen), H200), multiprocessors=blocks)
-    form, dtype = form_of(work), str(work["dtype"])
+    tiles = replace(Tiles.of(Config.of(**chosen), H200), multiprocessors=blocks)
+    form, dtype = replace(form_of(work), parts=tiles.parts), str(work["dtype"])
     _, (cubin,) = cuda.compile_module(IRModule({"main": gemm(form, tiles)}), H200)
     assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
     op = op_of(work)
@@ -81,8 +87,12 @@ def test_it_computes_the_product(text: str, chosen: dict[str, int], blocks: int,
     sizes = {"m": m, "n": n, "k": k, "batch": batch}
     tile_count = -(-m // (tiles.bm * tiles.cluster)) * -(-n // (tiles.bn * tiles.across)) * batch
     grid = (tile_count if tiles.split_k > 1 else tiles.clusters) * tiles.meeting
+    if tiles.parts > 1:
+        arrays["workspace"] = np.full(tiles.parts * m * n * 4, 0xFF, np.uint8)
     arguments = {**arrays, **sizes, **boxes(form, tiles, work, arrays)}
     emulated(cubin, tmp_path)(grid, arguments, tiles.meeting, shared_bytes=tiles.shared_bytes)
+    if tiles.parts > 1:
+        emulated(cubin, tmp_path, 1)(-(-m * n // 2048), arguments)
     edges = np.concatenate([memory[:GUARD], memory[-GUARD:]]).view(np.uint8)
     assert (edges == 0xFF).all()
     found = decode(arrays["c"], form.result).astype(np.float64)
