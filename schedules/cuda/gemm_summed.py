@@ -38,18 +38,17 @@ class SummedGemm(WgmmaGemm):
 
     def space(self, workload: Workload, target: Target) -> Space:
         whole = super().space(workload, target)
-        knobs = (*whole.knobs, Knob("parts", (2, 4, 6, 8, 12, 16)), Knob("chained", (1, 2)), Knob("ahead", (0, 4)))
+        knobs = (*whole.knobs, Knob("parts", (2, 4, 6, 8, 12, 16)), Knob("chained", (1,)))
         return Space(self.name, knobs, lambda c: whole.is_legal(c) and _is_legal(c, workload, target))
 
     def choices(self, workload: Workload) -> list[Config]:
-        early = {"chained": 1, "ahead": 0}
         shared, alone = (
             Config.of(bm=128, bn=128, bk=64, consumers=2, cluster=cluster, split_k=1, group=1, beside=1)
             for cluster in (2, 1)
         )
         whole = [shared, alone, alone.replace(bm=64, consumers=1)]
         return [
-            Config.of(**config.as_dict(), parts=parts, **early) for config in whole for parts in (2, 4, 6, 8, 12, 16)
+            Config.of(**config.as_dict(), parts=parts, chained=1) for config in whole for parts in (2, 4, 6, 8, 12, 16)
         ]
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
@@ -78,7 +77,6 @@ def _is_legal(config: Config, workload: Workload, target: Target) -> bool:
     m, n, k = workload.dims("m", "n", "k")
     return (
         tiles.split_k == 1
-        and (tiles.chained == 1 or tiles.ahead == 0)
         and tiles.parts <= k // (2 * tiles.bk)
         and tiles.parts * m * n <= _MOST_SUMS
         and tiles_of_c(workload, tiles) * tiles.parts <= tiles.blocks

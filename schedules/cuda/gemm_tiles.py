@@ -28,11 +28,8 @@ class Tiles:
     shared_bytes: int  # of a multiprocessor, for one block
     store_buffers: int = 2  # of 64 x 64, a consumer
     producer_registers: int = 40
-    across: int = 1  # blocks, side by side, that share a tile of a
-    epilogue: int = 0  # 1: results leave warp by warp, 0: by TMA
     parts: int = 1  # blocks anywhere that do, whose sums a second kernel adds up
     chained: int = 0  # 1: launched while the kernel before it ends, for whose results it waits by itself
-    ahead: int = 0  # stages of b that the L2 is asked for before that wait
 
     @classmethod
     def of(cls, config: Config, target: Target) -> Tiles:
@@ -56,22 +53,6 @@ class Tiles:
         threads = 128 * (self.consumers + 1)
         pool = _REGISTERS // self.beside // threads // 8 * 8 * threads
         return min((pool - 128 * self.producer_registers) // (128 * self.consumers) // 8 * 8, _MOST_REGISTERS)
-
-    @property
-    def sharers(self) -> int:
-        """Blocks of a cluster that each load a part of a tile for others."""
-        return self.cluster * self.across
-
-    @property
-    def meeting(self) -> int:
-        """Blocks of a cluster."""
-        return self.sharers * self.split_k
-
-    @property
-    def clusters(self) -> int:
-        """Clusters that stay on the machine. Not all multiprocessors have room for larger ones."""
-        blocks = self.blocks if self.sharers <= 2 else self.blocks * 31 // 32
-        return blocks // self.sharers
 
     @property
     def stages(self) -> int:

@@ -24,7 +24,6 @@ _TAKEN = 9e10  # bytes a second that one multiprocessor loads at most
 _FROM_L2 = 1.6  # times the bandwidth of memory
 _PLACES = 0.85  # of the machine: large clusters don't find room everywhere
 _MEETING = 1e-6  # of the blocks of a cluster, each
-_MOST_MEETING = 8  # blocks of a cluster, wherever kernels run
 _FILL_SECONDS = 2.5e-6  # until the first stage is there, and for what follows the last
 
 
@@ -148,7 +147,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and tiles.stages >= 3
         and (tiles.beside == 1 or tiles.consumers == tiles.cluster == 1)
         and tiles.partial_bytes <= tiles.stages * tiles.stage_bytes
-        and tiles.meeting <= _MOST_MEETING
+        and not (tiles.cluster > 1 and tiles.split_k > 1)
         and -(-tiles.bn // 64) % tiles.cluster == 0
         and tiles.cluster <= rows
         and tiles.split_k <= max(1, k // (2 * tiles.bk))

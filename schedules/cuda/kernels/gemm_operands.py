@@ -9,15 +9,10 @@ from tvm.script import tirx as T
 
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
-from tvmops.schedules.cuda.words import c_call, do, swizzled
+from tvmops.schedules.cuda.words import do, swizzled
 
 _LOAD = "cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes"
 _MULTICAST = _LOAD + ".multicast::cluster"
-_ASK_FOR_BOX = """
-__forceinline__ __device__ void ask_for_box_{rank}d(unsigned long long map, {given}) {{
-  asm volatile("cp.async.bulk.prefetch.tensor.{rank}d.L2.global.tile [%0, {{{taken}}}];" :: "l"(map), {used} : "memory");
-}}
-"""
 _SHORT = {"float16": "f16", "bfloat16": "bf16", "float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2"}
 _DEEP = {2: 16, 1: 32}  # k of a wgmma, by the bytes of an element
 
@@ -49,27 +44,10 @@ class Operand:
         return math.prod(self.shape[1:]) * 2
 
     @T.inline
-    def load(self, ring, stage, view, first, k, part, blocks, item, barrier):
-        """Begin to copy a tile whose first row, or column, of c is `first`: the `part`-th of the sharers'.
-
-        It goes to the blocks of the cluster that `blocks` has bits for.
-        """
+    def load(self, ring, stage, view, first, k, part, item, barrier):
+        """Begin to copy a tile whose first row, or column, of c is `first`: the `part`-th of the sharers'."""
         for i in T.unroll(self.loads):
-            self._load(ring, *self._box_at(i, stage, first, k, part), view, blocks, item, barrier)
-
-    @T.inline
-    def ask(self, view, first, k, part, item):
-        """Ask the L2 for what `load` would copy."""
-        for i in T.unroll(self.loads):
-            self._ask(*self._box_at(i, 0, first, k, part), view, item)
-
-    def _ask(self, to: Any, at: Any, view: Any, item: Any) -> None:
-        place = (*at, *([item] if self.has_items else []))
-        rank = len(place)
-        given = ", ".join(f"int x{i}" for i in range(rank))
-        taken, used = ", ".join(f"%{i + 1}" for i in range(rank)), ", ".join(f'"r"(x{i})' for i in range(rank))
-        source = _ASK_FOR_BOX.format(rank=rank, given=given, taken=taken, used=used)
-        do(c_call("void", f"ask_for_box_{rank}d", T.address_of(view), *place, source=source))
+            self._load(ring, *self._box_at(i, stage, first, k, part), view, item, barrier)
 
     def _box_at(self, i: Any, stage: Any, first: Any, k: Any, part: Any) -> tuple[Any, Any]:
         """Return where the `i`-th box goes to, and where in the array it begins, columns first."""
@@ -78,9 +56,9 @@ class Operand:
         at = part * self.loads + i
         return (stage, at, 0, 0), (first + at * 64, k)
 
-    def _load(self, ring: Any, to: Any, at: Any, view: Any, blocks: Any, item: Any, barrier: Any) -> None:
+    def _load(self, ring: Any, to: Any, at: Any, view: Any, item: Any, barrier: Any) -> None:
         """Begin to copy a box."""
-        ends = (barrier, blocks) if self.sharers > 1 else (barrier,)
+        ends = (barrier, (1 << self.sharers) - 1) if self.sharers > 1 else (barrier,)
         kind = _MULTICAST if self.sharers > 1 else _LOAD
         place = (*at, *([item] if self.has_items else []))
         do(T.ptx[kind.format(rank=len(place))](ring.ptr_to([*to]), T.address_of(view), *place, *ends))

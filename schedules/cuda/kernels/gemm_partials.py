@@ -7,7 +7,6 @@ from typing import Any
 from tvm.script import tirx as T
 
 from tvmops.schedules.cuda.gemm_tiles import Tiles
-from tvmops.schedules.cuda.kernels.gemm_place import Place
 from tvmops.schedules.cuda.kernels.gemm_results import Results, rounding_of
 from tvmops.schedules.cuda.words import c_call, do
 
@@ -41,9 +40,9 @@ _ROUNDED = {
 class PartialSums:
     """The sums of one tile in the shared memory of each block, `memory`, and their end."""
 
-    def __init__(self, results: Results, tiles: Tiles, memory: Any, place: Place) -> None:
+    def __init__(self, results: Results, tiles: Tiles, memory: Any, rank: Any) -> None:
         self.results, self.form, self.at = results, results.form, results.at
-        self.memory, self.place = memory, place
+        self.memory, self.rank = memory, rank
         self.tiles, self.m, self.n, self.c = tiles, results.m, results.n, results.c
         self.runs = tiles.bn // 8  # of 16 bytes in a row
         self.rounding = rounding_of(self.form.result)
@@ -62,7 +61,7 @@ class PartialSums:
     @T.inline
     def add(self):
         """Add up what all blocks left, of this block's stretch of the tile, and store it."""
-        at: T.int32 = (self.place.share * self.tiles.consumers + self.at.group) * 128 + self.at.warp * 32 + self.at.lane
+        at: T.int32 = (self.rank * self.tiles.consumers + self.at.group) * 128 + self.at.warp * 32 + self.at.lane
         total = T.alloc_local((8,), "float32")
         halves = T.alloc_local((4,), "uint32")
         while at < self.tiles.bm * self.runs:
@@ -73,8 +72,8 @@ class PartialSums:
                 for i in T.unroll(8):
                     total[i] = T.float32(0)
                 for source in T.unroll(self.tiles.split_k):
-                    T.cuda.func_call("tvmops_add_partial", T.address_of(total[0]), self.memory.ptr_to([r, column]), self.place.sharing(source), source_code=_READ_PARTIAL)
-                if self.form.finishes or self.form.scales:
+                    T.cuda.func_call("tvmops_add_partial", T.address_of(total[0]), self.memory.ptr_to([r, column]), source, source_code=_READ_PARTIAL)
+                if self.form.finishes or self.form.scales != "":
                     for e in T.unroll(8):
                         self.results.finish(total, e, self.at.item * self.m + target, T.min(self.at.tn * self.tiles.bn + column + e, self.n - 1))
                 place = T.meta_var([self.at.item, target] if self.form.batched else [target])

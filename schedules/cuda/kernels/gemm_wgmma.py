@@ -28,9 +28,8 @@ from tvmops.schedules.cuda.gemm_tiles import PARTIAL_PAD, Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
 from tvmops.schedules.cuda.kernels.gemm_operands import Operand, product_of
 from tvmops.schedules.cuda.kernels.gemm_partials import PartialSums
-from tvmops.schedules.cuda.kernels.gemm_place import Place
-from tvmops.schedules.cuda.kernels.gemm_sums import add_up
 from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results, factor_of
+from tvmops.schedules.cuda.kernels.gemm_sums import add_up
 from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH
 
 
@@ -41,24 +40,22 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     DT = arrays_of.dtype
     BM, BN, BK, STAGES = tiles.bm, tiles.bn, tiles.bk, tiles.stages
     CONSUMERS, WM, BUFFERS = tiles.consumers, tiles.blocks_a_group, tiles.store_buffers
-    SHARE, ACROSS, SPLIT, GROUP = tiles.cluster, tiles.across, tiles.split_k, tiles.group
-    CLUSTER, CHAINED = tiles.meeting, bool(tiles.chained)
-    FILLERS = SHARE + ACROSS - 1  # blocks that fill a stage of this one
-    AHEAD, PARTS = tiles.ahead, form.parts
+    SHARE, SPLIT, GROUP = tiles.cluster, tiles.split_k, tiles.group
+    CLUSTER, CHAINED, PARTS = SHARE * SPLIT, bool(tiles.chained), form.parts
     sums_form = form if PARTS == 1 else form.sums
-    BY_TMA = sums_form.stores_by_tma and tiles.epilogue == 0 and BN % 64 == 0
+    BY_TMA = sums_form.stores_by_tma and BN % 64 == 0
     NACC = BN // 2
-    a_of = Operand(arrays_of, "a", not form.trans_a, BM, tiles, sharers=ACROSS)
+    a_of = Operand(arrays_of, "a", not form.trans_a, BM, tiles)
     b_of = Operand(arrays_of, "b", form.trans_b, BN, tiles, sharers=SHARE)
     MMA, MAJOR = product_of(form, BN)
 
     def blocks_for(m: Any, n: Any, batch: Any) -> Any:
         """Return how many blocks are launched: for each share of a sum, or as many as stay."""
         if SPLIT == 1 and not CHAINED:
-            return tiles.clusters * CLUSTER
-        rows, columns = BM * SHARE, BN * ACROSS
+            return (tiles.blocks // SHARE) * CLUSTER
+        rows, columns = BM * SHARE, BN
         items = T.truncdiv(m + (rows - 1), rows) * T.truncdiv(n + (columns - 1), columns) * batch * PARTS
-        return (items if SPLIT > 1 else T.min(items, tiles.clusters)) * CLUSTER
+        return (items if SPLIT > 1 else T.min(items, (tiles.blocks // SHARE))) * CLUSTER
 
     def accumulators(acc: Any, block: int) -> list[Any]:
         return [acc[block * NACC + i] for i in range(NACC)]
@@ -77,7 +74,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             T.attr({"tirx.launch_bounds_min_blocks_per_sm": tiles.beside})
             bx = T.cta_id([blocks_for(M, N, BATCH)])
             rank = T.cta_id_in_cluster([CLUSTER]) if CLUSTER > 1 else 0
-            place = T.meta_var(Place(rank, tiles))
+            part = T.meta_var(rank if SHARE > 1 else 0)  # of b, that this block loads for its cluster
             group = T.warpgroup_id([CONSUMERS + 1])
             warp = T.warp_id_in_wg([4])
             lane = T.lane_id([32])
@@ -95,7 +92,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             if (group == 0) & (warp == 0) & (lane == 0):
                 for i in T.unroll(STAGES):
                     T.ptx.mbarrier.init.shared.b64(full.ptr_to([i]), T.uint32(1))
-                    T.ptx.mbarrier.init.shared.b64(empty.ptr_to([i]), T.uint32(CONSUMERS * FILLERS))
+                    T.ptx.mbarrier.init.shared.b64(empty.ptr_to([i]), T.uint32(CONSUMERS * SHARE))
                 if CHAINED:
                     T.ptx.prefetch.tensormap(T.address_of(a_map))
                     T.ptx.prefetch.tensormap(T.address_of(b_map))
@@ -108,7 +105,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             m: T.int32 = M
             n: T.int32 = N
             ROWS: T.int32 = T.truncdiv(m + (BM * SHARE - 1), BM * SHARE)  # of tiles, as clusters see them
-            COLUMNS: T.int32 = T.truncdiv(n + (BN * ACROSS - 1), BN * ACROSS)
+            COLUMNS: T.int32 = T.truncdiv(n + (BN - 1), BN)
             TILES: T.int32 = ROWS * COLUMNS * BATCH * PARTS
             DEPTH: T.int32 = T.truncdiv(K + (BK - 1), BK)
             stage: T.int32 = 0
@@ -123,8 +120,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             first: T.int32 = 0  # steps along k, of this block
             last: T.int32 = DEPTH
             if SPLIT > 1:
-                first = T.truncdiv(DEPTH * place.share, SPLIT)
-                last = T.truncdiv(DEPTH * (place.share + 1), SPLIT)
+                first = T.truncdiv(DEPTH * rank, SPLIT)
+                last = T.truncdiv(DEPTH * (rank + 1), SPLIT)
 
             @T.inline
             def locate():
@@ -140,12 +137,10 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                 tn = T.truncdiv(rest, height)
                 tm = band * GROUP + T.truncmod(rest, height)
                 if SHARE > 1:
-                    tm = tm * SHARE + place.row
+                    tm = tm * SHARE + rank
                 if PARTS > 1:
                     first = T.truncdiv(DEPTH + (PARTS - 1), PARTS) * item
                     last = T.max(T.min(T.truncdiv(DEPTH + (PARTS - 1), PARTS) * (item + 1), DEPTH), first + 1)  # zeros, beyond the end
-                if ACROSS > 1:
-                    tn = tn * ACROSS + place.column
 
             @T.inline
             def advance():
@@ -154,15 +149,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     stage = 0
                     phase = phase ^ 1
 
-            if tiles.chained == 1:
-                T.ptx.griddepcontrol.launch_dependents()
-            if AHEAD > 0:
-                if (group == CONSUMERS) & (warp == 0) & (tile < TILES):
-                    if T.cuda.elect_sync():
-                        locate()
-                        for kt in T.serial(T.min(last - first, AHEAD)):
-                            b_of.ask(b_map, tn * BN, (first + kt) * BK, place.row, item)
             if CHAINED:
+                T.ptx.griddepcontrol.launch_dependents()
                 T.ptx.griddepcontrol.wait()
 
             if group == CONSUMERS:
@@ -174,12 +162,10 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             for kt in T.serial(last - first):
                                 T.cuda.mbarrier_wait(empty.ptr_to([stage]), phase ^ 1)
                                 T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([stage]), T.uint32(a_of.stage_bytes + b_of.stage_bytes))
-                                a_of.load(As, stage, a_map, tm * BM, (first + kt) * BK, place.column, place.same_row, item, full.ptr_to([stage]))
-                                b_of.load(Bs, stage, b_map, tn * BN, (first + kt) * BK, place.row, place.same_column, item, full.ptr_to([stage]))
+                                a_of.load(As, stage, a_map, tm * BM, (first + kt) * BK, 0, item, full.ptr_to([stage]))
+                                b_of.load(Bs, stage, b_map, tn * BN, (first + kt) * BK, part, item, full.ptr_to([stage]))
                                 advance()
-                            tile = tile + (TILES if SPLIT > 1 else tiles.clusters)
-                        if tiles.chained == 2:
-                            T.ptx.griddepcontrol.launch_dependents()
+                            tile = tile + (TILES if SPLIT > 1 else (tiles.blocks // SHARE))
                 if SPLIT > 1:  # until partial sums are there, and until they are read
                     T.cuda.cluster_sync()
                     T.cuda.cluster_sync()
@@ -193,18 +179,18 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                 a_base: T.uint32 = T.cuda.cvta_generic_to_shared(As.ptr_to([0, 0, 0, 0])) + T.Cast("uint32", group * a_of.group_bytes(WM))
                 b_base: T.uint32 = T.cuda.cvta_generic_to_shared(Bs.ptr_to([0, 0, 0, 0]))
                 e_base: T.uint32 = T.cuda.cvta_generic_to_shared(empty.ptr_to([0]))
-                if FILLERS > 1:
-                    # a warp of each consumer for each of these blocks, to which it releases stages
-                    T.ptx.mapa.shared__cluster.u32(e_base, T.cuda.cvta_generic_to_shared(empty.ptr_to([0])), T.Cast("uint32", place.filler(warp)))
+                if SHARE > 1:
+                    # warp i of each consumer releases stages in block i of the cluster
+                    T.ptx.mapa.shared__cluster.u32(e_base, T.cuda.cvta_generic_to_shared(empty.ptr_to([0])), T.Cast("uint32", warp % SHARE))
                 row: T.let = warp * 16 + lane % 16
                 before: T.int32 = 0
                 results = T.meta_var(Results(sums_form, arrays_of, arrays, tiles, Consumer(group, warp, lane, tm, tn, item, row, acc, packed, factor if sums_form.has_factor else None)))
-                partials = T.meta_var(PartialSums(results, tiles, partial, place))
+                partials = T.meta_var(PartialSums(results, tiles, partial, rank))
 
                 @T.inline
                 def release():
-                    if (lane == 0) & (warp < FILLERS):
-                        if FILLERS > 1:
+                    if (lane == 0) & (warp < SHARE):
+                        if SHARE > 1:
                             T.ptx.mbarrier.arrive.shared__cluster.b64(e_base + T.Cast("uint32", before * 8))
                         else:
                             T.ptx.mbarrier.arrive.shared.b64(empty.ptr_to([before]), T.uint32(1))
@@ -246,11 +232,11 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             results.store(Cs, c_map)
                         elif not sums_form.stores_directly:
                             results.store_by_warps(Cs)
-                        tile = tile + (TILES if SPLIT > 1 else tiles.clusters)
+                        tile = tile + (TILES if SPLIT > 1 else (tiles.blocks // SHARE))
                     if BY_TMA:
                         if (warp == 0) & (lane == 0):
                             T.ptx.cp.async_.bulk.wait_group(0)
-            if FILLERS > 1:
+            if SHARE > 1:
                 T.cuda.cluster_sync()
         summed = T.meta_var(add_up(form, arrays_of, arrays) if PARTS > 1 else None)
     # fmt: on

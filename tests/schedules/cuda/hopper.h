@@ -257,5 +257,3 @@ static inline void tvm_builtin_ptx_st_vec_global_v4_f32(const void* to, float a,
   const float words[4] = {a, b, c, d};
   std::memcpy(const_cast<void*>(to), words, 16);
 }
-static inline void ask_for_box_2d(unsigned long long, int, int) {}
-static inline void ask_for_box_3d(unsigned long long, int, int, int) {}

@@ -83,11 +83,9 @@ def test_what_is_legal_fits_the_machine() -> None:
         assert threads * 128 <= H200.gpu.block_registers
 
 
-def test_a_cluster_may_share_b_and_split_k() -> None:
-    work = matmul(256, 1024, 8192)
-    both = Config.of(bm=128, bn=128, bk=64, consumers=2, cluster=2, split_k=4, group=1, beside=1)
-    assert is_legal(both, work, H200)
-    assert not is_legal(both.replace(split_k=8), work, H200)  # clusters of 16
+def test_a_cluster_shares_b_or_splits_k() -> None:
+    both = TEMPLATE.default(LARGE, H200).replace(cluster=2, split_k=2)
+    assert not is_legal(both, LARGE, H200)
 
 
 def test_partial_sums_fit_where_the_ring_was() -> None:

@@ -43,10 +43,10 @@ CASES = [
     ("m=72 n=136 k=712 dtype=bfloat16 bias=true activation=relu", knobs(64, 64, split_k=4), 1),
     (
         "m=72 n=264 k=200 dtype=bfloat16 residual=true bias=true activation=relu",
-        knobs(64, 128, parts=3, chained=1, ahead=2),
+        knobs(64, 128, parts=3, chained=1),
         2,
     ),
-    ("m=200 n=136 k=520 dtype=bfloat16 residual=true", knobs(128, 128, consumers=2, cluster=2, split_k=4), 1),
+    ("m=200 n=136 k=520 dtype=bfloat16 residual=true", knobs(128, 128, consumers=2, split_k=4), 1),
     ("m=200 n=72 k=1032 dtype=bfloat16 out_dtype=float32", knobs(128, 64, split_k=8, beside=2), 1),
 ]
 
@@ -56,7 +56,7 @@ def boxes(form: Form, tiles: Tiles, work: Workload, arrays: dict[str, NDArray[An
     m, n, k, batch = work.dims("m", "n", "k", "batch")
     items = [batch] if form.batched else []
     ones = [1] * len(items)
-    a_box = tiles.bk if form.trans_a else tiles.bm // tiles.across
+    a_box = tiles.bk if form.trans_a else tiles.bm
     b_box = tiles.bn // tiles.cluster if form.trans_b else tiles.bk
     described = [
         (arrays["a"], [m, k] if form.trans_a else [k, m], a_box),
@@ -85,12 +85,13 @@ def test_it_computes_the_product(text: str, chosen: dict[str, int], blocks: int,
     arrays["c"] = memory[GUARD:-GUARD].reshape(right.shape)
     m, n, k, batch = work.dims("m", "n", "k", "batch")
     sizes = {"m": m, "n": n, "k": k, "batch": batch}
-    tile_count = -(-m // (tiles.bm * tiles.cluster)) * -(-n // (tiles.bn * tiles.across)) * batch
-    grid = (tile_count if tiles.split_k > 1 else tiles.clusters) * tiles.meeting
+    cluster = tiles.cluster * tiles.split_k
+    tile_count = -(-m // (tiles.bm * tiles.cluster)) * -(-n // tiles.bn) * batch
+    grid = (tile_count if tiles.split_k > 1 else blocks // tiles.cluster) * cluster
     if tiles.parts > 1:
         arrays["workspace"] = np.full(tiles.parts * m * n * 4, 0xFF, np.uint8)
     arguments = {**arrays, **sizes, **boxes(form, tiles, work, arrays)}
-    emulated(cubin, tmp_path)(grid, arguments, tiles.meeting, shared_bytes=tiles.shared_bytes)
+    emulated(cubin, tmp_path)(grid, arguments, cluster, shared_bytes=tiles.shared_bytes)
     if tiles.parts > 1:
         emulated(cubin, tmp_path, 1)(-(-m * n // 2048), arguments)
     edges = np.concatenate([memory[:GUARD], memory[-GUARD:]]).view(np.uint8)
