@@ -69,3 +69,17 @@ class Tiles:
     def partial_bytes(self) -> int:
         """Bytes of a block's share of a sum: it takes the place of the ring, when that has been read."""
         return 4 * (self.bn + PARTIAL_PAD) * self.bm if self.split_k > 1 else 0
+
+
+FEWER_SUMS = 96  # of a thread: what leaves room for more than a plain epilogue
+
+
+def sums_of(config: Config) -> int:
+    """Return the sums of a thread that multiplies."""
+    bm, bn, consumers = (int(config[name]) for name in ("bm", "bn", "consumers"))
+    return bm // (64 * consumers) * bn // 2
+
+
+def narrowed(config: Config) -> Config:
+    """Return `config`, or one of fewer sums that resembles it."""
+    return config if sums_of(config) <= FEWER_SUMS else config.replace(bn=128)

@@ -103,14 +103,15 @@ def shuffle_xor(x: Any, mask: int) -> Any:
     return c_call("float32", "shuffle_xor", x, mask, source=_SHUFFLE)
 
 
-def tie(registers: Any, count: int) -> None:
+def tie(registers: Any, count: int, kind: str = "f") -> None:
     """Keep code that uses `registers` on its side of this point.
 
-    wgmma writes them behind the compiler's back; waiting alone says nothing about them.
+    wgmma writes them behind the compiler's back; waiting alone says nothing about them. They hold
+    floats, or integers: `kind` "r".
     """
-    operands = ", ".join(f'"+f"(r[{i}])' for i in range(count))
+    operands = ", ".join(f'"+{kind}"(r[{i}])' for i in range(count))
     source = f"""
-__forceinline__ __device__ void tie_{count}(float* r) {{
+__forceinline__ __device__ void tie_{count}({"float" if kind == "f" else "unsigned"}* r) {{
   asm volatile("" : {operands} :: "memory");
 }}
 """

@@ -9,12 +9,19 @@ from tvm.script import tirx as T
 
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
-from tvmops.schedules.cuda.words import do, swizzled
+from tvmops.schedules.cuda.words import c_call, do, swizzled
 
 _LOAD = "cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes"
 _MULTICAST = _LOAD + ".multicast::cluster"
-_SHORT = {"float16": "f16", "bfloat16": "bf16", "float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2"}
-_DEEP = {2: 16, 1: 32}  # k of a wgmma, by the bytes of an element
+_SHORT = {
+    "float16": "f16",
+    "bfloat16": "bf16",
+    "float8_e4m3fn": "e4m3",
+    "float8_e5m2": "e5m2",
+    "int8": "s8",
+    "uint8": "u8",
+    "float32": "tf32",
+}
 
 
 class Operand:
@@ -80,9 +87,31 @@ class Operand:
         return blocks * 8192 if self.by_k else blocks * self.bk * 128
 
 
-def product_of(form: Form, columns: int) -> tuple[str, tuple[int, ...]]:
-    """Return the instruction that multiplies 64 rows and `columns` columns, and its last operands."""
-    kind = _SHORT[form.dtype]
-    name = f"wgmma.mma_async.sync.aligned.m64n{columns}k{_DEEP[form.item]}.f32.{kind}.{kind}"
+def multiply(form: Form, columns: int, sums: Any, first: int, a: Any, b: Any, adds: Any) -> None:
+    """Begin to multiply 64 rows by `columns` columns: `sums`, from `first` on, become the product, or more of it.
+
+    The instruction takes 32 bytes of k.
+    """
+    kind, count = _SHORT[form.dtype], columns // 2
+    if form.dtype in ("int8", "uint8"):
+        source = _integer_product(columns, kind)
+        do(c_call("void", f"multiply_{kind}_{columns}", T.address_of(sums[first]), a, b, adds, source=source))
+        return
+    name = f"wgmma.mma_async.sync.aligned.m64n{columns}k{32 // form.item}.f32.{kind}.{kind}"
     across = (int(form.trans_a), int(not form.trans_b))  # whether rows lie across k
-    return name, across if form.item == 2 else ()  # 8 bits lie along k always
+    ends = (1, 1, *across) if form.item == 2 else (1, 1)  # others lie along k always
+    do(T.ptx[name](*(sums[first + i] for i in range(count)), a, b, adds, *ends))
+
+
+def _integer_product(columns: int, kind: str) -> str:
+    """Return the text of `multiply_KIND_COLUMNS`: TVM does not know wgmma of 256 columns of bytes."""
+    count = columns // 2
+    sums = ", ".join(f"%{i}" for i in range(count))
+    operands = ", ".join(f'"+r"(d[{i}])' for i in range(count))
+    return f"""
+__forceinline__ __device__ void multiply_{kind}_{columns}(unsigned* d, unsigned long long a, unsigned long long b, int adds) {{
+  asm volatile("{{.reg .pred p; setp.ne.b32 p, %{count + 2}, 0; "
+               "wgmma.mma_async.sync.aligned.m64n{columns}k32.s32.{kind}.s8 {{{sums}}}, %{count}, %{count + 1}, p;}}"
+               : {operands} : "l"(a), "l"(b), "r"(adds));
+}}
+"""

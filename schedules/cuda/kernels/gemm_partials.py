@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tvm import tirx
 from tvm.script import tirx as T
 
 from tvmops.schedules.cuda.gemm_tiles import Tiles
@@ -11,17 +12,21 @@ from tvmops.schedules.cuda.kernels.gemm_results import Results, rounding_of
 from tvmops.schedules.cuda.words import c_call, do
 
 _READ_PARTIAL = """
-__device__ __forceinline__ void tvmops_add_partial(float* sums, const void* mine, int rank) {
+__device__ __forceinline__ void tvmops_add_partial({kind}* sums, const void* mine, int rank) {{
   unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(mine)), remote;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
-  for (int half = 0; half < 2; ++half) {
-    float x, y, z, w;
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(x), "=f"(y), "=f"(z), "=f"(w) : "r"(remote + 16 * half) : "memory");
+  for (int half = 0; half < 2; ++half) {{
+    {kind} x, y, z, w;
+    asm volatile("ld.shared::cluster.v4.{ptx} {{%0, %1, %2, %3}}, [%4];"
+                 : "={c}"(x), "={c}"(y), "={c}"(z), "={c}"(w) : "r"(remote + 16 * half) : "memory");
     sums[4 * half] += x; sums[4 * half + 1] += y; sums[4 * half + 2] += z; sums[4 * half + 3] += w;
-  }
-}
+  }}
+}}
 """
+_KINDS = {
+    "float32": {"kind": "float", "ptx": "f32", "c": "f"},
+    "uint32": {"kind": "unsigned", "ptx": "u32", "c": "r"},
+}
 _STORE_APART = """
 __forceinline__ __device__ void store_apart_{dtype}(void* array, int row, int pitch, int column, const float* sums) {{
   {kind}* at = static_cast<{kind}*>(array) + static_cast<long long>(row) * pitch + column;
@@ -43,6 +48,7 @@ class PartialSums:
     def __init__(self, results: Results, tiles: Tiles, memory: Any, rank: Any) -> None:
         self.results, self.form, self.at = results, results.form, results.at
         self.memory, self.rank = memory, rank
+        self.dtype = memory.dtype
         self.tiles, self.m, self.n, self.c = tiles, results.m, results.n, results.c
         self.runs = tiles.bn // 8  # of 16 bytes in a row
         self.rounding = rounding_of(self.form.result)
@@ -53,7 +59,7 @@ class PartialSums:
         """Leave this thread's sums, of `nothing` 0, where the other blocks find them."""
         if nothing:
             for i in T.unroll(self.results.blocks * self.results.sums):
-                self.at.acc[i] = T.float32(0)
+                self.at.acc[i] = tirx.const(0, self.dtype)
         for w in T.unroll(self.results.blocks):
             for i in T.unroll(self.results.sums):
                 self.memory[self.at.group * (64 * self.results.blocks) + w * 64 + self.at.warp * 16 + self.at.lane // 4 + (i // 2 % 2) * 8, i // 4 * 8 + self.at.lane % 4 * 2 + i % 2] = self.at.acc[w * self.results.sums + i]
@@ -62,7 +68,7 @@ class PartialSums:
     def add(self):
         """Add up what all blocks left, of this block's stretch of the tile, and store it."""
         at: T.int32 = (self.rank * self.tiles.consumers + self.at.group) * 128 + self.at.warp * 32 + self.at.lane
-        total = T.alloc_local((8,), "float32")
+        total = T.alloc_local((8,), self.dtype)
         halves = T.alloc_local((4,), "uint32")
         while at < self.tiles.bm * self.runs:
             r: T.int32 = T.truncdiv(at, self.runs)
@@ -70,15 +76,17 @@ class PartialSums:
             target: T.int32 = self.at.tm * self.tiles.bm + r
             if (target < self.m) & (self.at.tn * self.tiles.bn + column < self.n):
                 for i in T.unroll(8):
-                    total[i] = T.float32(0)
+                    total[i] = tirx.const(0, self.dtype)
                 for source in T.unroll(self.tiles.split_k):
-                    T.cuda.func_call("tvmops_add_partial", T.address_of(total[0]), self.memory.ptr_to([r, column]), source, source_code=_READ_PARTIAL)
+                    T.cuda.func_call("tvmops_add_partial", T.address_of(total[0]), self.memory.ptr_to([r, column]), source, source_code=_READ_PARTIAL.format(**_KINDS[self.dtype]))
                 if self.form.finishes or self.form.scales != "":
                     for e in T.unroll(8):
                         self.results.finish(total, e, self.at.item * self.m + target, T.min(self.at.tn * self.tiles.bn + column + e, self.n - 1))
                 place = T.meta_var([self.at.item, target] if self.form.batched else [target])
                 if self.form.loose:
                     self._store_apart(self.at.item * self.m + target, self.at.tn * self.tiles.bn + column, total)
+                elif self.dtype != "float32":
+                    self.results.store_eight(self.at.item * self.m + target, self.at.tn * self.tiles.bn + column, total)
                 elif self.form.stores_directly:
                     for half in T.unroll(2):
                         T.ptx["st.global.v4.f32"](self.c.ptr_to([*place, self.at.tn * self.tiles.bn + column + half * 4]), total[half * 4], total[half * 4 + 1], total[half * 4 + 2], total[half * 4 + 3])

@@ -152,7 +152,7 @@ class Results:
                                 for e in T.unroll(2):
                                     self.finish(self.at.acc, w * self.sums + j * 4 + half * 2 + e, self.at.item * self.m + r, T.min(column + e, self.n - 1))
                             if self.form.stores_directly:
-                                self._store_two(self.at.item * self.m + r, column, self._sum(w * self.sums + j * 4 + half * 2), self._sum(w * self.sums + j * 4 + half * 2 + 1))
+                                self.store_two(self.at.item * self.m + r, column, self._sum(w * self.sums + j * 4 + half * 2), self._sum(w * self.sums + j * 4 + half * 2 + 1))
 
     @T.inline
     def store(self, tile, view):
@@ -199,7 +199,12 @@ class Results:
         first = self.at.tn * self.bn
         return first + part * 64, T.min(first + T.min(self.bn, part * 64 + 64), self.n)
 
-    def _store_two(self, row: Any, column: Any, x: Any, y: Any) -> None:
+    def store_eight(self, row: Any, column: Any, sums: Any) -> None:
+        """Store eight results of other dtypes than the sums."""
+        for i in range(0, 8, 2):
+            self.store_two(row, column + i, sums[i], sums[i + 1])
+
+    def store_two(self, row: Any, column: Any, x: Any, y: Any) -> None:
         loose = self.form.loose
         name, source = ("store_two_apart", _STORE_TWO_APART) if loose else ("store_two", _STORE_TWO)
         do(c_call("void", name, self.c.data, row, self.n, column, x, y, source=source))

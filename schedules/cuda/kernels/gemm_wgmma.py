@@ -26,7 +26,14 @@ from tvm.script import tirx as T
 
 from tvmops.schedules.cuda.gemm_tiles import PARTIAL_PAD, Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
-from tvmops.schedules.cuda.kernels.gemm_operands import Operand, product_of
+from tvmops.schedules.cuda.kernels.gemm_integers import (
+    Int8Form,
+    IntegerArrays,
+    IntegerResults,
+    ZeroPoints,
+)
+from tvmops.schedules.cuda.kernels.gemm_operands import Operand
+from tvmops.schedules.cuda.kernels.gemm_operands import multiply as multiply_one
 from tvmops.schedules.cuda.kernels.gemm_partials import PartialSums
 from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results, factor_of
 from tvmops.schedules.cuda.kernels.gemm_sums import add_up
@@ -34,9 +41,10 @@ from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH
 
 
 def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
-    """Return `main(a, b, [bias], [residual], c)`, float32 inside."""
-    arrays_of = Arrays(form)
-    M, N, K, BATCH = arrays_of.m, arrays_of.n, arrays_of.pairs, arrays_of.batch
+    """Return `main(a, b, [bias], [residual], c)`, float32 inside; of integers what their signature says."""
+    integers = isinstance(form, Int8Form)
+    arrays_of = IntegerArrays(form) if isinstance(form, Int8Form) else Arrays(form)
+    M, N, K, BATCH = arrays_of.m, arrays_of.n, arrays_of.k, arrays_of.batch
     DT = arrays_of.dtype
     BM, BN, BK, STAGES = tiles.bm, tiles.bn, tiles.bk, tiles.stages
     CONSUMERS, WM, BUFFERS = tiles.consumers, tiles.blocks_a_group, tiles.store_buffers
@@ -45,20 +53,17 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     sums_form = form if PARTS == 1 else form.sums
     BY_TMA = sums_form.stores_by_tma and BN % 64 == 0
     NACC = BN // 2
+    STEP = BK * 2 // form.item  # of k, of a stage
     a_of = Operand(arrays_of, "a", not form.trans_a, BM, tiles)
     b_of = Operand(arrays_of, "b", form.trans_b, BN, tiles, sharers=SHARE)
-    MMA, MAJOR = product_of(form, BN)
 
     def blocks_for(m: Any, n: Any, batch: Any) -> Any:
         """Return how many blocks are launched: for each share of a sum, or as many as stay."""
         if SPLIT == 1 and not CHAINED:
-            return (tiles.blocks // SHARE) * CLUSTER
+            return tiles.blocks // SHARE * CLUSTER
         rows, columns = BM * SHARE, BN
         items = T.truncdiv(m + (rows - 1), rows) * T.truncdiv(n + (columns - 1), columns) * batch * PARTS
-        return (items if SPLIT > 1 else T.min(items, (tiles.blocks // SHARE))) * CLUSTER
-
-    def accumulators(acc: Any, block: int) -> list[Any]:
-        return [acc[block * NACC + i] for i in range(NACC)]
+        return (items if SPLIT > 1 else T.min(items, tiles.blocks // SHARE)) * CLUSTER
 
     # fmt: off
     @T.prim_func
@@ -80,11 +85,12 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             lane = T.lane_id([32])
 
             pool = T.SMEMPool()
-            partial = pool.alloc((BM if SPLIT > 1 else 1, BN + PARTIAL_PAD), "float32", align=16)
+            partial = pool.alloc((BM if SPLIT > 1 else 1, BN + PARTIAL_PAD), arrays_of.sums, align=16)
             pool.move_base_to(0)  # it takes the place of the ring, when that has been read
             As = pool.alloc(a_of.shape, DT, align=1024)
             Bs = pool.alloc(b_of.shape, DT, align=1024)
             Cs = pool.alloc((CONSUMERS, BUFFERS, 64, 64) if SPLIT == PARTS == 1 else (1, 1, 1, 8), DT, align=1024)
+            zeros = T.meta_var(ZeroPoints(form, arrays, tiles, pool) if isinstance(form, Int8Form) else None)
             full = pool.alloc((STAGES,), "uint64", align=8)
             empty = pool.alloc((STAGES,), "uint64", align=8)
             pool.commit()
@@ -92,7 +98,9 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             if (group == 0) & (warp == 0) & (lane == 0):
                 for i in T.unroll(STAGES):
                     T.ptx.mbarrier.init.shared.b64(full.ptr_to([i]), T.uint32(1))
-                    T.ptx.mbarrier.init.shared.b64(empty.ptr_to([i]), T.uint32(CONSUMERS * SHARE))
+                    T.ptx.mbarrier.init.shared.b64(empty.ptr_to([i]), zeros.arrivals(CONSUMERS * SHARE) if integers else T.uint32(CONSUMERS * SHARE))
+                if integers:
+                    zeros.init()
                 if CHAINED:
                     T.ptx.prefetch.tensormap(T.address_of(a_map))
                     T.ptx.prefetch.tensormap(T.address_of(b_map))
@@ -107,7 +115,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             ROWS: T.int32 = T.truncdiv(m + (BM * SHARE - 1), BM * SHARE)  # of tiles, as clusters see them
             COLUMNS: T.int32 = T.truncdiv(n + (BN - 1), BN)
             TILES: T.int32 = ROWS * COLUMNS * BATCH * PARTS
-            DEPTH: T.int32 = T.truncdiv(K + (BK - 1), BK)
+            DEPTH: T.int32 = T.truncdiv(K + (STEP - 1), STEP)
             stage: T.int32 = 0
             phase: T.int32 = 0
             tile: T.int32 = T.truncdiv(bx, CLUSTER)
@@ -152,6 +160,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             if CHAINED:
                 T.ptx.griddepcontrol.launch_dependents()
                 T.ptx.griddepcontrol.wait()
+            if integers:
+                zeros.begin((warp - 1) * 32 + lane)
 
             if group == CONSUMERS:
                 T.ptx.setmaxnreg.dec.sync.aligned.u32(tiles.producer_registers)
@@ -165,13 +175,24 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                                 a_of.load(As, stage, a_map, tm * BM, (first + kt) * BK, 0, item, full.ptr_to([stage]))
                                 b_of.load(Bs, stage, b_map, tn * BN, (first + kt) * BK, part, item, full.ptr_to([stage]))
                                 advance()
-                            tile = tile + (TILES if SPLIT > 1 else (tiles.blocks // SHARE))
+                            tile = tile + (TILES if SPLIT > 1 else tiles.blocks // SHARE)
+                if integers:
+                    if (warp > 0) & zeros.needed:
+                        while tile < TILES:
+                            zeros.clear()
+                            for _ in T.serial(last - first):
+                                T.cuda.mbarrier_wait(full.ptr_to([stage]), phase)
+                                zeros.add(As, Bs, stage)
+                                zeros.leave(empty, stage, lane)
+                                advance()
+                            zeros.publish()
+                            tile = tile + (TILES if SPLIT > 1 else tiles.blocks // SHARE)
                 if SPLIT > 1:  # until partial sums are there, and until they are read
                     T.cuda.cluster_sync()
                     T.cuda.cluster_sync()
             else:
                 T.ptx.setmaxnreg.inc.sync.aligned.u32(tiles.consumer_registers)
-                acc = T.alloc_local((WM * NACC,), "float32")
+                acc = T.alloc_local((WM * NACC,), arrays_of.sums)
                 packed = T.alloc_local((4,), "uint32")
                 factor = T.alloc_local((1,), "float32")
                 if sums_form.has_factor:
@@ -184,7 +205,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     T.ptx.mapa.shared__cluster.u32(e_base, T.cuda.cvta_generic_to_shared(empty.ptr_to([0])), T.Cast("uint32", warp % SHARE))
                 row: T.let = warp * 16 + lane % 16
                 before: T.int32 = 0
-                results = T.meta_var(Results(sums_form, arrays_of, arrays, tiles, Consumer(group, warp, lane, tm, tn, item, row, acc, packed, factor if sums_form.has_factor else None)))
+                consumer = T.meta_var(Consumer(group, warp, lane, tm, tn, item, row, acc, packed, factor if sums_form.has_factor else None))
+                results = T.meta_var(IntegerResults(arrays_of, arrays, tiles, consumer, zeros) if isinstance(arrays_of, IntegerArrays) else Results(sums_form, arrays_of, arrays, tiles, consumer))
                 partials = T.meta_var(PartialSums(results, tiles, partial, rank))
 
                 @T.inline
@@ -202,8 +224,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                         T.ptx.wgmma.fence.sync.aligned()
                         for step in T.unroll(BK // 16):
                           for w in T.unroll(WM):
-                            T.ptx[MMA](*accumulators(acc, w), a_of.view(a_base, stage, step, w), b_of.view(b_base, stage, step),
-                                       T.Not((kt == 0) & (step == 0)), 1, 1, *MAJOR)
+                            multiply_one(form, BN, acc, w * NACC, a_of.view(a_base, stage, step, w), b_of.view(b_base, stage, step), T.Not((kt == 0) & (step == 0)))
                         T.ptx.wgmma.commit_group.sync.aligned()
                         T.ptx.wgmma.wait_group.sync.aligned(1)
                         if kt > 0:
@@ -217,6 +238,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     locate()
                     if first < last:
                         multiply()
+                        if integers:
+                            results.put_right()
                     T.ptx.bar.sync(T.uint32(1), T.uint32(128 * CONSUMERS))  # others may still read the ring
                     partials.share(first == last)
                     T.cuda.cluster_sync()
@@ -226,13 +249,15 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     while tile < TILES:
                         locate()
                         multiply()
+                        if integers:
+                            results.put_right()
                         if sums_form.finishes or sums_form.stores_directly:
                             results.finish_all()
                         if BY_TMA:
                             results.store(Cs, c_map)
                         elif not sums_form.stores_directly:
                             results.store_by_warps(Cs)
-                        tile = tile + (TILES if SPLIT > 1 else (tiles.blocks // SHARE))
+                        tile = tile + (TILES if SPLIT > 1 else tiles.blocks // SHARE)
                     if BY_TMA:
                         if (warp == 0) & (lane == 0):
                             T.ptx.cp.async_.bulk.wait_group(0)
