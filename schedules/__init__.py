@@ -34,6 +34,7 @@ from tvmops.schedules.cuda.gemm_mma import MmaGemm
 from tvmops.schedules.cuda.gemm_padded import PaddedGemm
 from tvmops.schedules.cuda.gemm_simt import SimtGemm
 from tvmops.schedules.cuda.gemm_stream import StreamGemm
+from tvmops.schedules.cuda.gemm_swapped import SwappedGemm
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.cuda.rows import CudaRows
 from tvmops.schedules.cuda.weight_only import WeightOnlyMma
@@ -64,6 +65,7 @@ TEMPLATES: tuple[Template, ...] = (
     CpuNorm(),
     CpuElementwise(),
     StreamGemm(),
+    SwappedGemm(),
     WgmmaGemm(),
     ChainedGemm(),
     PaddedGemm(),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from tvmops.schedules.cuda.descriptors import depth_by_columns, rows_by_depth
 from tvmops.schedules.cuda.kernels.attention_softmax import Registers
 from tvmops.schedules.cuda.kernels.attention_tiles import COLUMNS, ROWS
 from tvmops.schedules.cuda.words import PTX_TYPES, Scalar, do, ptx, shared_address, when
@@ -44,8 +45,8 @@ class Products:
             block, inside = part // 4, part % 4 * 32
             ptx(
                 product, *(self.held.scores[i] for i in range(bn // 2)),
-                _rows_by_depth(self.q_at + T.uint32(block * ROWS * 2 * COLUMNS + inside)),
-                _rows_by_depth(self.k_at + start + T.uint32(block * bn * 2 * COLUMNS + inside)),
+                rows_by_depth(self.q_at + T.uint32(block * ROWS * 2 * COLUMNS + inside)),
+                rows_by_depth(self.k_at + start + T.uint32(block * bn * 2 * COLUMNS + inside)),
                 tirx.const(part > 0, "bool"), 1, 1, 0, 0,
             )  # fmt: skip
         ptx("wgmma.commit_group.sync.aligned")
@@ -59,26 +60,7 @@ class Products:
             ptx(
                 product, *(self.held.out[i] for i in range(depth // 2)),
                 *(self.held.weights[part * 4 + i] for i in range(4)),
-                _depth_by_columns(self.v_at + start + T.uint32(part * 16 * 2 * COLUMNS), bn),
+                depth_by_columns(self.v_at + start + T.uint32(part * 16 * 2 * COLUMNS), bn),
                 tirx.const(True, "bool"), 1, 1, 1,
             )  # fmt: skip
         ptx("wgmma.commit_group.sync.aligned")
-
-
-# Descriptors of matrices in shared memory, 128-byte swizzle; offsets in units of 16 bytes.
-
-
-def _rows_by_depth(address: Any) -> Any:
-    """Rows whose 64 columns are the sum's axis: 8 rows are 1024 bytes."""
-    return _descriptor(address, leading=1, stride=64)
-
-
-def _depth_by_columns(address: Any, rows: int) -> Any:
-    """Rows are the sum's axis; the next 64 columns are `rows` rows on."""
-    return _descriptor(address, leading=rows * 8, stride=64)
-
-
-def _descriptor(address: Any, leading: int, stride: int) -> Any:
-    swizzle_128 = 1 << 62
-    fixed = T.uint64(swizzle_128 | stride << 32 | leading << 16)
-    return fixed | T.Cast("uint64", (address >> T.uint32(4)) & T.uint32(0x3FFF))

@@ -1,0 +1,139 @@
+"""Few rows of a by a 16-bit b on Hopper, at the speed of memory; `kernels.gemm_swapped` says how."""
+
+from __future__ import annotations
+
+import math
+
+from tvm import IRModule
+
+from tvmops.schedules.cuda.extents import known
+from tvmops.schedules.cuda.gemm_mma import product_of
+from tvmops.schedules.cuda.kernels.gemm_swapped import SwappedKernel, SwappedTiles
+from tvmops.schedules.cuda.pieces import PIECE
+from tvmops.schedules.template import GenericKernel, Template
+from tvmops.signatures import ANY
+from tvmops.signatures.layouts import PLAIN
+from tvmops.signatures.matmul import SAME
+from tvmops.space import Config, Knob, Space
+from tvmops.targets import Target
+from tvmops.workloads import Workload
+
+_MOST_ROWS = 64  # of a: more are a product like others
+_BLOCK_RATE = 5e10  # bytes a second that one multiprocessor takes at most
+_LATENCY = 1.0e-6  # seconds until a stage has come
+_SHARE = 0.92  # of the bandwidth that a stream reaches
+_START_SECONDS = 2.5e-6
+_MEETING_SECONDS = 0.9e-6  # of the blocks of a cluster
+_WAVE_SECONDS = 1.0e-6
+_CHAINED_SECONDS = 1.0e-6  # gained by an early launch
+
+
+class SwappedGemm(Template):
+    """float16 or bfloat16, no batch, rows that begin at multiples of 16 bytes; any epilogue."""
+
+    name = "cuda.gemm_swapped"
+    version = 1
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        if workload.op != "matmul" or target.gpu is None or target.gpu.code != "sm_90a":
+            return False
+        m, n, k = (workload[name] for name in "mnk")
+        return (
+            workload["dtype"] in ("float16", "bfloat16")
+            and workload["packed"] == PLAIN
+            and workload["out_dtype"] == workload["bias_dtype"] == SAME
+            and workload["batch"] == 1
+            and not workload["trans_a"]
+            and (m == ANY or (isinstance(m, int) and m <= _MOST_ROWS))
+            and isinstance(k, int)
+            and k % PIECE == 0
+            and (workload["trans_b"] is True or (isinstance(n, int) and n % PIECE == 0))
+        )
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        m, n, k = (known(workload, name) for name in "mnk")
+        rows = min(-(-m // 8) * 8, _MOST_ROWS)
+        knobs = (
+            Knob("rows", (rows,)),
+            Knob("bn", tuple(bn for bn in (64, 128, 256) if bn < 2 * max(n, 64))),
+            Knob("bk", (64, 128, 256)),
+            Knob("stages", (2, 3, 4, 6, 8, 12)),
+            Knob("splits", tuple(splits for splits in (1, 2, 4, 8) if splits <= max(1, k // 64))),
+            Knob("chained", (0, 1, 2)),
+            Knob("ahead", (0, 1, 2, 4, 8, 16)),
+        )
+        return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        space = self.space(workload, target)
+        choices = [config for config in _choices(workload) if config in space]
+        return min(choices, key=lambda config: self.estimate(workload, target, config))
+
+    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        return []
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        """Guess: the slower of memory and of what is on its way, waves of blocks, their meeting."""
+        assert target.gpu is not None
+        m, n, k = (known(workload, name) for name in "mnk")
+        tiles = tiles_of(config)
+        blocks = math.ceil(m / tiles.rows) * math.ceil(n / tiles.bn) * tiles.splits
+        beside = max(1, target.gpu.shared_bytes // (tiles.shared_bytes + 1024))
+        busy = min(blocks, beside * target.cores)
+        nbytes = 2.0 * n * k
+        depth = min(tiles.stages, math.ceil(k / tiles.bk / tiles.splits))
+        rates = (
+            _SHARE * target.gpu.bandwidth,
+            busy * depth * tiles.bn * tiles.bk * 2 / _LATENCY,
+            min(blocks, target.cores) * _BLOCK_RATE,
+        )
+        waves = math.ceil(blocks / busy) - 1
+        meeting = _MEETING_SECONDS if tiles.splits > 1 else 0.0
+        early = _CHAINED_SECONDS * (tiles.chained > 0) * (0.5 + 0.5 * min(tiles.ahead / 8, 1.0))
+        return nbytes / min(rates) + _START_SECONDS + waves * _WAVE_SECONDS + meeting - early
+
+    def kernel_workload(self, workload: Workload) -> Workload:
+        return workload.replace(m=ANY, n=ANY, k=ANY)
+
+    def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
+        return SwappedKernel(product_of(self.kernel_workload(workload)), tiles_of(config)).module()
+
+
+def tiles_of(config: Config) -> SwappedTiles:
+    return SwappedTiles(**{name: int(value) for name, value in config.items})
+
+
+def is_legal(config: Config, workload: Workload, target: Target) -> bool:
+    """Say whether `config` fits the machine; the only statement of the template's limits."""
+    assert target.gpu is not None
+    tiles, k = tiles_of(config), known(workload, "k")
+    steps = -(-k // tiles.bk)
+    return (
+        tiles.shared_bytes <= target.gpu.shared_bytes
+        and tiles.bn // 64 * tiles.rows // 2 <= 128  # registers of a thread for sums
+        and tiles.splits <= steps
+        and (tiles.bk == 64 or tiles.bk <= k)
+        and (tiles.stages == 2 or tiles.stages <= -(-steps // tiles.splits))
+        and (tiles.chained > 0 or tiles.ahead == 0)
+        and tiles.ahead <= max(1, -(-steps // tiles.splits))
+    )
+
+
+def _choices(workload: Workload) -> list[Config]:
+    """Return what the default is chosen from."""
+    rows = min(-(-known(workload, "m") // 8) * 8, _MOST_ROWS)
+    return [Config.of(rows=rows, **knobs) for knobs in _DEFAULTS]
+
+
+def _knobs(bn: int, bk: int, stages: int, splits: int, ahead: int) -> dict[str, int]:
+    return {"bn": bn, "bk": bk, "stages": stages, "splits": splits, "chained": 2, "ahead": ahead}
+
+
+_DEFAULTS = (
+    _knobs(64, 64, 2, 1, 1),
+    _knobs(64, 128, 4, 1, 4),
+    _knobs(64, 128, 4, 2, 4),
+    _knobs(64, 128, 4, 4, 4),
+    _knobs(64, 128, 4, 8, 4),
+    _knobs(128, 128, 3, 1, 4),
+)
