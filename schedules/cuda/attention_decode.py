@@ -29,7 +29,7 @@ _MEETING = 2.5e-6  # of the blocks of a cluster, and what comes before the first
 
 class DecodeAttention(Template):
     name = "cuda.attention_decode"
-    version = 2
+    version = 3
 
     def covers(self, workload: Workload, target: Target) -> bool:
         if target.gpu is None or target.gpu.compute < _AMPERE or not is_plain(workload, _ALIGNED):
@@ -51,6 +51,8 @@ class DecodeAttention(Template):
             Knob("warps", (2, 4, 8)),
             Knob("keys", (16, 32)),
             Knob("stages", (2, 3, 4, 6)),
+            Knob("chained", (0, 1, 2) if clusters else (0,)),
+            Knob("ahead", (0, 2, 4, 8, 16)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
@@ -61,7 +63,10 @@ class DecodeAttention(Template):
         blocks = _pairs(workload)
         enough = [each for each in splits if blocks * each >= _BUSY * target.cores]
         wanted = min(enough, default=max(splits))
-        choices = [Config.of(splits=wanted, **knobs) for knobs in _DEFAULTS]
+        early = {"chained": 2 if 2 in space.knobs[4].values else 0, "ahead": 0}
+        if early["chained"] and _is_known(workload):
+            early["ahead"] = 4
+        choices = [Config.of(splits=wanted, **knobs, **early) for knobs in _DEFAULTS]
         return next(config for config in choices if config in space)
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
@@ -100,7 +105,13 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and accumulators <= _ACCUMULATORS
         and (split.keys * head_dim // 8) % 32 == 0
         and workload.dims("page_size")[0] % split.keys == 0  # a chunk lies in one page
+        and (split.ahead == 0 or (split.chained > 0 and _is_known(workload)))
     )
+
+
+def _is_known(workload: Workload) -> bool:
+    """Say whether the arguments alone tell where keys lie: lengths and pages may still be written."""
+    return not workload["lengths"] and workload["page_size"] == 0
 
 
 def cache_of(workload: Workload) -> Cache:

@@ -120,12 +120,17 @@ __forceinline__ __device__ void tie_{count}(float* r) {{
 PROGRAMMATIC_LAUNCH = ("tirx.kernel_launch_params", ["tirx.use_programtic_dependent_launch"])
 
 
+def let_next_kernel_begin() -> None:
+    """Let the next kernel be launched when all blocks have come here."""
+    ptx("griddepcontrol.launch_dependents")
+
+
 def wait_for_kernels_before() -> None:
     """Let the next kernel be launched, and wait until those before this one are done.
 
     For kernels of a function with the attribute `PROGRAMMATIC_LAUNCH`; before any access of memory.
     """
-    ptx("griddepcontrol.launch_dependents")
+    let_next_kernel_begin()
     ptx("griddepcontrol.wait")
 
 

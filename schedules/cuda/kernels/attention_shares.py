@@ -17,6 +17,8 @@ class Split:
     warps: int  # of a block
     keys: int  # of a chunk
     stages: int  # chunks of a warp's ring
+    chained: int = 0  # 1: launched while the kernel before it ends; 2: as late as that pays
+    ahead: int = 0  # chunks that a warp asks the L2 for meanwhile
 
     @property
     def threads(self) -> int:

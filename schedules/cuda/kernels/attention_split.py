@@ -29,7 +29,15 @@ from tvmops.schedules.cuda.kernels.attention_copies import Copies
 from tvmops.schedules.cuda.kernels.attention_meeting import Meeting
 from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, PAD, Cache, Split, pitch
 from tvmops.schedules.cuda.kernels.attention_tiles import Heads, mask_argument
-from tvmops.schedules.cuda.words import Scalar, c_call, do, ptx, when
+from tvmops.schedules.cuda.words import (
+    PROGRAMMATIC_LAUNCH,
+    Scalar,
+    c_call,
+    do,
+    let_next_kernel_begin,
+    ptx,
+    when,
+)
 
 _PAIR = """
 __forceinline__ __device__ unsigned load_pair(const void* pointer) {
@@ -77,7 +85,9 @@ class SplitKernel:
             T.device_entry()
             with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
                 self._body()
-        return IRModule({"main": builder.get().with_attr("global_symbol", "main")})
+        function = builder.get().with_attr("global_symbol", "main")
+        chained = self.split.chained > 0
+        return IRModule({"main": function.with_attr(*PROGRAMMATIC_LAUNCH) if chained else function})
 
     def _array(self, name: str, outer: Any, heads: Any, rows: Any) -> Any:
         beside = self.cache.beside and name != "out"
@@ -93,16 +103,28 @@ class SplitKernel:
         self.pair = T.truncdiv(block, split.splits)  # the key and value head, counted over the batch
         self.sequence, self.head = T.truncdiv(self.pair, s.kv_heads), T.truncmod(self.pair, s.kv_heads)
         self.length = s.kv_len
+        where_is_read = s.lengths or self.cache.page_size > 0  # kernels before may write it
+        if where_is_read:
+            self._await_kernels_before()
         if s.lengths:
             self.length = T.Bind(tirx.max(tirx.min(self.lengths[self.sequence], self.most_keys), 0))
         self._shared_memory()
         meeting = Meeting(self)
         copies = Copies(self)
+        if not where_is_read:
+            copies.ask_ahead()
+            self._await_kernels_before()
         copies.begin()
         self._load_q()
         chunk = Chunk(self, copies)
         self._walk(copies, chunk)
         meeting.hold(chunk)
+
+    def _await_kernels_before(self) -> None:
+        if self.split.chained == 1:
+            let_next_kernel_begin()
+        if self.split.chained:
+            ptx("griddepcontrol.wait")
 
     def _shared_memory(self) -> None:
         split, dim = self.split, self.sizes.head_dim
@@ -140,10 +162,16 @@ class SplitKernel:
     def _walk(self, copies: Copies, chunk: Chunk) -> None:
         split, stages = self.split, self.split.stages
         use, fill = Scalar(0), Scalar(stages - 1)
+        if split.chained == 2:
+            with when(copies.count < stages):
+                let_next_kernel_begin()
         with T.serial(copies.count) as step:
             ptx("cp.async.wait_group", stages - 2)
             do(T.cuda.warp_sync())
             copies.go_on(step, fill())
+            if split.chained == 2:
+                with when(step + stages == copies.count):  # the last copy is on its way
+                    let_next_kernel_begin()
             chunk.consume(use(), (copies.first + step * split.warps) * split.keys)
             for at in (use, fill):
                 at.set(tirx.Select(at() == stages - 1, 0, at() + 1))

@@ -33,6 +33,7 @@ from tvmops.schedules.cuda.words import (
     Scalar,
     c_call,
     do,
+    let_next_kernel_begin,
     pack,
     ptx,
     shared_address,
@@ -162,7 +163,7 @@ class SwappedKernel:
                 with when(step < self.count):
                     self._each_box(step, self._ask)
         if t.chained == 1:
-            ptx("griddepcontrol.launch_dependents")
+            let_next_kernel_begin()
         if t.chained:
             ptx("griddepcontrol.wait")
         with T.serial(self.count) as step:
@@ -175,7 +176,7 @@ class SwappedKernel:
                 self._copy(to, self.a_map, k + panel * PANEL, self.row)
             at.advance()
         if t.chained == 2:
-            ptx("griddepcontrol.launch_dependents")
+            let_next_kernel_begin()
 
     def _each_box(self, step: Any, use: Any) -> None:
         """Call `use(number, column, row)` for the boxes of a step of b, as the copy engine sees them."""

@@ -332,6 +332,10 @@ static inline void load_streamed_if(unsigned* out, const void* memory, int there
   std::memset(out, 0, 16);
   if (there) std::memcpy(out, memory, 16);
 }
+static inline void ask_for_row(const void* from, int row, int pitch, int rows, int nbytes) {
+  if (row < rows && nbytes > 0)  // what is asked for can be read
+    (void)*(volatile const char*)(static_cast<const char*>(from) + static_cast<long long>(row) * pitch + nbytes - 1);
+}
 static inline void ask_for(const void* memory, int there) {
   volatile char c = there ? *static_cast<const char*>(memory) : 0;
 }

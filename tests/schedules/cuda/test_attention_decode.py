@@ -77,14 +77,14 @@ def test_without_clusters_a_head_is_not_split() -> None:
     assert TEMPLATE.default(attention(), ampere)["splits"] == 1
 
 
-def config(splits: int, warps: int, keys: int, stages: int) -> Config:
-    return Config.of(splits=splits, warps=warps, keys=keys, stages=stages)
+def config(splits: int, warps: int, keys: int, stages: int, chained: int = 0, ahead: int = 0) -> Config:
+    return Config.of(splits=splits, warps=warps, keys=keys, stages=stages, chained=chained, ahead=ahead)
 
 
 CASES = [
     (attention(), config(4, 2, 16, 3)),  # 4 heads share, half a product's columns
-    (attention(), config(8, 2, 16, 2)),  # half of the blocks have no head to finish
-    (attention(heads=64, head_dim=64, dtype="float16"), config(1, 4, 32, 2)),  # one block: no cluster
+    (attention(), config(8, 2, 16, 2, 1, 2)),  # half of the blocks have no head to finish
+    (attention(heads=64, head_dim=64, dtype="float16"), config(1, 4, 32, 2, 2, 8)),  # one block: no cluster
     (attention(heads=12, kv_heads=1, head_dim=80), config(2, 2, 16, 4)),  # 12 share: two products
 ]
 LENGTHS = [
@@ -124,7 +124,7 @@ def run(call: Callable[..., None], work: Workload, split: Config, scale: float) 
 
 
 CACHES = [
-    ({"lengths": True}, config(4, 2, 16, 3)),  # some blocks of a short sequence have nothing
+    ({"lengths": True}, config(4, 2, 16, 3, 2)),  # some blocks of a short sequence have nothing
     ({"layout": "blhd"}, config(2, 2, 16, 2)),
     ({"lengths": True, "pages": 40, "page_size": 16}, config(2, 2, 16, 3)),
     ({"lengths": True, "pages": 12, "page_size": 64, "layout": "blhd"}, config(1, 2, 32, 2)),  # as vLLM's
