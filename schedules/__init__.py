@@ -30,6 +30,7 @@ from tvmops.schedules.cuda.gemm_chained import ChainedGemm, ChainedMma
 from tvmops.schedules.cuda.gemm_float32 import Float32Gemm
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
 from tvmops.schedules.cuda.gemm_int8 import Int8Gemm
+from tvmops.schedules.cuda.gemm_loose import LooseGemm
 from tvmops.schedules.cuda.gemm_mma import MmaGemm
 from tvmops.schedules.cuda.gemm_padded import PaddedGemm
 from tvmops.schedules.cuda.gemm_simt import SimtGemm
@@ -66,6 +67,7 @@ TEMPLATES: tuple[Template, ...] = (
     CpuElementwise(),
     StreamGemm(),
     SwappedGemm(),
+    LooseGemm(),
     WgmmaGemm(),
     ChainedGemm(),
     PaddedGemm(),

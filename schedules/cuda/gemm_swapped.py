@@ -35,16 +35,9 @@ class SwappedGemm(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        if workload.op != "matmul" or target.gpu is None or target.gpu.code != "sm_90a":
-            return False
-        m, n, k = (workload[name] for name in "mnk")
+        n, k = workload["n"], workload["k"]
         return (
-            workload["dtype"] in ("float16", "bfloat16")
-            and workload["packed"] == PLAIN
-            and workload["out_dtype"] == workload["bias_dtype"] == SAME
-            and workload["batch"] == 1
-            and not workload["trans_a"]
-            and (m == ANY or (isinstance(m, int) and m <= _MOST_ROWS))
+            is_sixteen_bit(workload, target)
             and isinstance(k, int)
             and k % PIECE == 0
             and (workload["trans_b"] is True or (isinstance(n, int) and n % PIECE == 0))
@@ -97,6 +90,21 @@ class SwappedGemm(Template):
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         return SwappedKernel(product_of(self.kernel_workload(workload)), tiles_of(config)).module()
+
+
+def is_sixteen_bit(workload: Workload, target: Target) -> bool:
+    """Say whether this is a product of few rows, of types and forms that the kernels take."""
+    if workload.op != "matmul" or target.gpu is None or target.gpu.code != "sm_90a":
+        return False
+    m = workload["m"]
+    return (
+        workload["dtype"] in ("float16", "bfloat16")
+        and workload["packed"] == PLAIN
+        and workload["out_dtype"] == workload["bias_dtype"] == SAME
+        and workload["batch"] == 1
+        and not workload["trans_a"]
+        and (m == ANY or (isinstance(m, int) and m <= _MOST_ROWS))
+    )
 
 
 def tiles_of(config: Config) -> SwappedTiles:

@@ -198,11 +198,11 @@ class Position:
 
 
 class Ring:
-    """Stages of shared memory that one producer fills and `consumers` empty."""
+    """Stages of shared memory that `producers` fill and `consumers` empty."""
 
-    def __init__(self, pool: Any, stages: int, consumers: int) -> None:
+    def __init__(self, pool: Any, stages: int, consumers: int, producers: int = 1) -> None:
         self.stages = stages
-        self.full, self.empty = Barriers(pool, stages, 1), Barriers(pool, stages, consumers)
+        self.full, self.empty = Barriers(pool, stages, producers), Barriers(pool, stages, consumers)
 
     def init(self) -> None:
         self.full.init()
@@ -210,21 +210,30 @@ class Ring:
 
 
 def tensor_map(
-    array: Any, dtype: str, dims: list[Extent], box: list[int], steps: list[int] | None = None
+    memory: Any,
+    dtype: str,
+    dims: list[Extent],
+    box: list[int],
+    steps: list[int] | None = None,
+    pitch: Extent | None = None,
 ) -> Any:
     """Describe a row-major array to the copy engine, for boxes of rows of 128 bytes, swizzled.
 
     Parameters
     ----------
+    memory
+        A buffer, or an address.
     dims
         Sizes, innermost first. What a box has beyond them is read as 0 and not written.
     box
         Sizes of one copy; `box[0]` elements are 128 bytes.
     steps
         From one element of a copy to the next, along each dimension; a box counts those between.
+    pitch
+        Elements from one row to the next, where not `dims[0]`.
     """
     item = 2
-    strides: list[Extent] = [dims[0] * item]
+    strides: list[Extent] = [(dims[0] if pitch is None else pitch) * item]
     for size in dims[1:-1]:
         strides.append(_wide(strides[-1]) * size)
     rank = len(dims)
@@ -232,7 +241,7 @@ def tensor_map(
     interleave, swizzle_128, l2_256, zeros = 0, 3, 2, 0
     do(
         T.call_packed(
-            "runtime.cuTensorMapEncodeTiled", var, dtype, rank, array.data, *dims, *strides, *box,
+            "runtime.cuTensorMapEncodeTiled", var, dtype, rank, getattr(memory, "data", memory), *dims, *strides, *box,
             *(steps or [1] * rank), interleave, swizzle_128, l2_256, zeros,
         )
     )  # fmt: skip
