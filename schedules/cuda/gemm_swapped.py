@@ -24,6 +24,7 @@ _LATENCY = 1.0e-6  # seconds until a stage has come
 _SHARE = 0.92  # of the bandwidth that a stream reaches
 _START_SECONDS = 2.5e-6
 _MEETING_SECONDS = 0.9e-6  # of the blocks of a cluster
+_FILLED = 0.8  # of the columns that are loaded, at least
 _WAVE_SECONDS = 1.0e-6
 _CHAINED_SECONDS = 1.0e-6  # gained by an early launch
 
@@ -48,12 +49,12 @@ class SwappedGemm(Template):
         rows = min(-(-m // 8) * 8, _MOST_ROWS)
         knobs = (
             Knob("rows", (rows,)),
-            Knob("bn", tuple(bn for bn in (64, 128, 256) if bn < 2 * max(n, 64))),
+            Knob("bn", _widths(n, target.cores)),
             Knob("bk", (64, 128, 256)),
-            Knob("stages", (2, 3, 4, 6, 8, 12)),
+            Knob("stages", (2, 3, 4, 6, 8, 10, 12)),
             Knob("splits", tuple(splits for splits in (1, 2, 4, 8) if splits <= max(1, k // 64))),
             Knob("chained", (0, 1, 2)),
-            Knob("ahead", (0, 1, 2, 4, 8, 16)),
+            Knob("ahead", (0, 1, 2, 4)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
@@ -118,13 +119,21 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     steps = -(-k // tiles.bk)
     return (
         tiles.shared_bytes <= target.gpu.shared_bytes
-        and tiles.bn // 64 * tiles.rows // 2 <= 128  # registers of a thread for sums
+        and tiles.lines // 64 * tiles.rows // 2 <= 128  # registers of a thread for sums
         and tiles.splits <= steps
         and (tiles.bk == 64 or tiles.bk <= k)
         and (tiles.stages == 2 or tiles.stages <= -(-steps // tiles.splits))
         and (tiles.chained > 0 or tiles.ahead == 0)
         and tiles.ahead <= max(1, -(-steps // tiles.splits))
     )
+
+
+def _widths(n: int, cores: int) -> tuple[int, ...]:
+    """Return widths of a tile: what wgmma takes, and those that give each multiprocessor as much."""
+    whole = [bn for bn in (64, 128, 256) if bn < 2 * max(n, 64)]
+    even = [-(-n * splits // cores // 8) * 8 for splits in (1, 2, 4, 8)]
+    filled = [bn for bn in even if bn <= 256 and bn % 64 and bn >= _FILLED * (-(-bn // 64) * 64)]
+    return tuple(sorted({*whole, *filled}))
 
 
 def _choices(workload: Workload) -> list[Config]:

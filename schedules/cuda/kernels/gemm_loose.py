@@ -17,7 +17,6 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cpu.emit import ceildiv
 from tvmops.schedules.cuda.kernels.gemm_mma import Product
 from tvmops.schedules.cuda.kernels.gemm_swapped import CONSUMERS, PANEL, SwappedKernel, SwappedTiles
 from tvmops.schedules.cuda.words import Position, Scalar, c_call, do, ptx, tensor_map, when
@@ -72,7 +71,7 @@ class LooseKernel(SwappedKernel):
             return
         p, t = self.product, self.tiles
         rows, columns = (p.n, p.k) if p.trans_b else (p.k, p.n)
-        box = [PANEL, (t.bn if p.trans_b else t.bk) // EIGHT]
+        box = [PANEL, (t.lines if p.trans_b else t.bk) // EIGHT]
         self.b_map = tensor_map(self.b, p.dtype, [columns * EIGHT, T.truncdiv(rows, EIGHT)], box)
         begin = (rows - EIGHT) * columns  # of the last eight
         first = begin - T.truncmod(begin, EIGHT)
@@ -85,8 +84,8 @@ class LooseKernel(SwappedKernel):
     def _tiles_along(self, n: Any) -> Any:
         if not self.turns_n:
             return super()._tiles_along(n)
-        whole = T.truncdiv(n, EIGHT) * EIGHT
-        return ceildiv(whole, self.tiles.bn) + T.truncdiv(n - whole + (EIGHT - 1), EIGHT)
+        of_whole_eights = T.truncdiv(n + (self.tiles.bn - EIGHT), self.tiles.bn)
+        return of_whole_eights + T.truncdiv(T.truncmod(n, EIGHT) + (EIGHT - 1), EIGHT)
 
     def _sizes(self) -> None:
         super()._sizes()
@@ -109,7 +108,7 @@ class LooseKernel(SwappedKernel):
     def _column_of(self, line: Any) -> Any:
         if not self.turns_n:
             return line
-        of_one = self.tiles.bn // EIGHT
+        of_one = self.tiles.lines // EIGHT
         return T.truncmod(line, of_one) * EIGHT + T.truncdiv(line, of_one)
 
     # What is loaded.
@@ -130,9 +129,9 @@ class LooseKernel(SwappedKernel):
         length = self.k if self.turns_n else self.n  # of a row
         rows = self.n if self.turns_n else self.k
         inside = T.truncmod((rows - EIGHT) * length, EIGHT) if is_last else 0
-        lines = (t.bn if self.turns_n else t.bk) // EIGHT
+        lines = (t.lines if self.turns_n else t.bk) // EIGHT
         first_row = 0 if is_last else T.truncdiv(self.column if self.turns_n else k, EIGHT)
-        panels, along = (t.bk, k) if self.turns_n else (t.bn, self.column)
+        panels, along = (t.bk, k) if self.turns_n else (t.lines, self.column)
         for panel in range(panels // PANEL):
             for number in range(EIGHT):
                 column = inside + number * length + along + panel * PANEL
@@ -174,9 +173,9 @@ class LooseKernel(SwappedKernel):
             return
         t, end = self.tiles, (self.first + step + 1) * self.tiles.bk
         with when(end > self.k):
-            source = _CLEAR_ENDS.format(rows=t.bn, depth=t.bk)
+            source = _CLEAR_ENDS.format(rows=t.lines, depth=t.bk)
             stage_at = self.b_stages.ptr_to([stage, 0, 0, 0])
             valid, thread = self.k - (end - t.bk), self.warp * 32 + self.lane
-            do(c_call("void", f"clear_ends_{t.bn}_{t.bk}", stage_at, valid, thread, source=source))
+            do(c_call("void", f"clear_ends_{t.lines}_{t.bk}", stage_at, valid, thread, source=source))
             ptx("fence.proxy.async.shared::cta")
             do(T.cuda.warpgroup_sync(1))

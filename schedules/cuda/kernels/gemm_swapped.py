@@ -58,7 +58,7 @@ __forceinline__ __device__ void ask_for_box(unsigned long long map, int column, 
 @dataclass(frozen=True)
 class SwappedTiles:
     rows: int  # of a, a multiple of 8
-    bn: int  # columns of b, a multiple of 64
+    bn: int  # columns of b, a multiple of 8
     bk: int  # of a stage, a multiple of 64
     stages: int
     splits: int  # blocks of a cluster, which share k
@@ -66,12 +66,17 @@ class SwappedTiles:
     ahead: int = 0  # stages that the L2 is asked for meanwhile
 
     @property
+    def lines(self) -> int:
+        """Columns of b that are multiplied: a multiple of what a wgmma takes."""
+        return -(-self.bn // 64) * 64
+
+    @property
     def stage_bytes(self) -> int:
-        return (self.rows + self.bn) * self.bk * 2
+        return (self.rows + self.lines) * self.bk * 2
 
     @property
     def shared_bytes(self) -> int:
-        sums = self.rows * (self.bn + _PAD) * 4
+        sums = self.rows * (self.lines + _PAD) * 4
         return self.stages * self.stage_bytes + sums + 16 * self.stages
 
 
@@ -107,7 +112,7 @@ class SwappedKernel:
         p, t = self.product, self.tiles
         self.a_map = tensor_map(self.a, p.dtype, [p.k, p.m], [PANEL, t.rows])
         if p.trans_b:
-            self.b_map = tensor_map(self.b, p.dtype, [p.k, p.n], [PANEL, t.bn])
+            self.b_map = tensor_map(self.b, p.dtype, [p.k, p.n], [PANEL, t.lines])
         else:
             self.b_map = tensor_map(self.b, p.dtype, [p.n, p.k], [PANEL, t.bk])
 
@@ -164,10 +169,10 @@ class SwappedKernel:
         p, t = self.product, self.tiles
         panels = t.bk // PANEL
         pool = SMEMPool()
-        of_b = (panels, t.bn, PANEL) if p.trans_b else (t.bn // PANEL, t.bk, PANEL)
+        of_b = (panels, t.lines, PANEL) if p.trans_b else (t.lines // PANEL, t.bk, PANEL)
         self.b_stages = pool.alloc((t.stages, *of_b), p.dtype, align=1024)
         self.a_stages = pool.alloc((t.stages, panels, t.rows, PANEL), p.dtype, align=1024)
-        self.sums = pool.alloc((t.rows, t.bn + _PAD), "float32", align=16)
+        self.sums = pool.alloc((t.rows, t.lines + _PAD), "float32", align=16)
         self.ring = Ring(pool, t.stages, consumers=1, producers=1 + self.loaders)
         pool.commit()
 
@@ -185,7 +190,7 @@ class SwappedKernel:
             ptx("griddepcontrol.wait")
         with T.serial(self.count) as step:
             self.ring.empty.wait(at.stage, at.phase ^ 1)
-            self.ring.full.expect(at.stage, t.bn * t.bk * 2 if self.loaders else t.stage_bytes)
+            self.ring.full.expect(at.stage, t.lines * t.bk * 2 if self.loaders else t.stage_bytes)
             self.at = at
             self._each_box(step, self._load)
             if not self.loaders:
@@ -206,7 +211,7 @@ class SwappedKernel:
             for panel in range(t.bk // PANEL):
                 use(panel, 0, self.b_map, k + panel * PANEL, self.column)
         else:
-            for panel in range(t.bn // PANEL):
+            for panel in range(t.lines // PANEL):
                 use(panel, 0, self.b_map, self.column + panel * PANEL, k)
 
     def _ask(self, panel: int, line: int, view: Any, column: Any, row: Any) -> None:
@@ -225,7 +230,7 @@ class SwappedKernel:
 
     def _multiply(self) -> None:
         t, at = self.tiles, Position(self.tiles.stages)
-        self.blocks, each = t.bn // 64, t.rows // 2
+        self.blocks, each = t.lines // 64, t.rows // 2
         self.held = T.alloc_local((self.blocks * each,), "float32")
         for i in range(self.blocks * each):
             T.buffer_store(self.held, T.float32(0), [i])
@@ -238,7 +243,7 @@ class SwappedKernel:
             self._mend(step, at.stage)
             ptx("wgmma.fence.sync.aligned")
             a = Scalar(a_base() + T.Cast("uint32", at.stage * (t.rows * t.bk * 2)), "uint32")()
-            b = Scalar(b_base() + T.Cast("uint32", at.stage * (t.bn * t.bk * 2)), "uint32")()
+            b = Scalar(b_base() + T.Cast("uint32", at.stage * (t.lines * t.bk * 2)), "uint32")()
             for part in range(t.bk // 16):
                 for number in range(self.blocks):
                     self._product(number, part, a, b)
@@ -260,7 +265,7 @@ class SwappedKernel:
         kind = PTX_TYPES[p.dtype]
         panel, inside = part // 4, part % 4 * 32
         if p.trans_b:
-            columns = rows_by_depth(b + T.uint32(panel * t.bn * 128 + number * 8192 + inside))
+            columns = rows_by_depth(b + T.uint32(panel * t.lines * 128 + number * 8192 + inside))
         else:
             columns = depth_by_columns(b + T.uint32(number * t.bk * 128 + part * 2048), t.bk)
         ptx(
