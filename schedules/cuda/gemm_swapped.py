@@ -36,13 +36,10 @@ class SwappedGemm(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        n, k = workload["n"], workload["k"]
-        return (
-            is_sixteen_bit(workload, target)
-            and isinstance(k, int)
-            and k % PIECE == 0
-            and (workload["trans_b"] is True or (isinstance(n, int) and n % PIECE == 0))
-        )
+        if not is_sixteen_bit(workload, target):
+            return False
+        rows = ("k",) if workload["trans_b"] else ("n", "k")
+        return all(isinstance(size, int) and size % PIECE == 0 for size in map(workload.__getitem__, rows))
 
     def space(self, workload: Workload, target: Target) -> Space:
         m, n, k = (known(workload, name) for name in "mnk")
