@@ -34,8 +34,7 @@ class LooseGemm(SwappedGemm):
             self.name,
             whole.knobs,
             lambda config: (
-                whole.is_legal(config)
-                and config.number("rows") * config.number("bk") // 128 <= _MOST_RAW
+                whole.is_legal(config) and config.number("rows") * config.number("bk") // 128 <= _MOST_RAW
             ),
         )
 
@@ -43,7 +42,7 @@ class LooseGemm(SwappedGemm):
         """Return the workload with `*` for sizes, but those along rows that TMA takes."""
         rows = ("k",) if workload["trans_b"] else ("n", "k")
         aligned = [dim for dim in rows if workload[dim] != ANY and known(workload, dim) % EIGHT == 0]
-        return workload.replace(**{"m": ANY, "n": ANY, "k": ANY, **dict.fromkeys(aligned, EIGHT)})
+        return super().kernel_workload(workload).replace(**dict.fromkeys(aligned, EIGHT))
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         shared = self.kernel_workload(workload)

@@ -236,12 +236,12 @@ def tensor_map(
     strides: list[Extent] = [(dims[0] if pitch is None else pitch) * item]
     for size in dims[1:-1]:
         strides.append(_wide(strides[-1]) * size)
-    rank = len(dims)
+    rank, first = len(dims), getattr(memory, "data", memory)
     var = T.Bind(T.tvm_stack_alloca("tensormap", 1), T.handle("tensormap"))
     interleave, swizzle_128, l2_256, zeros = 0, 3, 2, 0
     do(
         T.call_packed(
-            "runtime.cuTensorMapEncodeTiled", var, dtype, rank, getattr(memory, "data", memory), *dims, *strides, *box,
+            "runtime.cuTensorMapEncodeTiled", var, dtype, rank, first, *dims, *strides, *box,
             *(steps or [1] * rank), interleave, swizzle_128, l2_256, zeros,
         )
     )  # fmt: skip

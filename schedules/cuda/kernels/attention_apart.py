@@ -64,7 +64,10 @@ class SumsApart:
                 [self._get(begin + column) for begin in begins],
             )
             write(
-                kernel.out, [T.truncdiv(row, sizes.heads), T.truncmod(row, sizes.heads), 0, column], total, value
+                kernel.out,
+                [T.truncdiv(row, sizes.heads), T.truncmod(row, sizes.heads), 0, column],
+                total,
+                value,
             )
 
     def _begin(self, row: Any, rank: Any) -> Any:

@@ -88,7 +88,9 @@ class SplitKernel:
         with IRBuilder() as builder, T.prim_func():
             T.func_name("main_workspace")
             self._declare()
-            nbytes = workspace_bytes(self.sizes.batch * self.sizes.heads, self.split.splits, self.sizes.head_dim)
+            nbytes = workspace_bytes(
+                self.sizes.batch * self.sizes.heads, self.split.splits, self.sizes.head_dim
+            )
             T.Return(nbytes)
         function: tirx.PrimFunc = builder.get().with_attr("global_symbol", "main_workspace")
         return function

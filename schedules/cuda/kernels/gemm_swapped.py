@@ -306,7 +306,9 @@ class SwappedKernel:
             column = T.Bind(self.column + inside)
             with when((row < present) & (column < self.end_column) & (column + _FOUR > self.from_column)):
                 address = T.Bind(shared_address(self.sums, row, inside))
-                sums = add_four([(address, rank) for rank in range(t.splits)] if t.splits > 1 else [(address,)])
+                sums = add_four(
+                    [(address, rank) for rank in range(t.splits)] if t.splits > 1 else [(address,)]
+                )
                 self._store(self.row + row, column, sums)
 
     def _store(self, row: Any, column: Any, sums: list[Any]) -> None:
@@ -324,4 +326,3 @@ class SwappedKernel:
                 for i in range(_FOUR):
                     with when((column + i < self.end_column) & (column + i >= self.from_column)):
                         T.buffer_store(self.c, T.Cast(p.dtype, done[i]), [row, column + i])
-

@@ -29,9 +29,7 @@ def config(
     rows: int, bn: int, bk: int, stages: int, splits: int, ahead: int | None = None, late: bool = False
 ) -> Config:
     chained = 0 if ahead is None else 1 + late
-    return Config.of(
-        rows=rows, bn=bn, bk=bk, stages=stages, splits=splits, chained=chained, ahead=ahead or 0
-    )
+    return Config.of(rows=rows, bn=bn, bk=bk, stages=stages, splits=splits, chained=chained, ahead=ahead or 0)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +93,7 @@ CASES = [
     (matmul(1, 24, 24), config(8, 64, 64, 2, 1, 1)),
     (matmul(17, 136, 136), config(8, 64, 64, 2, 1)),  # several bands of rows
     (matmul(1, 37, 512, trans_b=True), config(8, 64, 128, 2, 4, 1)),  # odd n
-    (matmul(14, 72, 136, dtype="float16", trans_b=True, bias=True, activation="gelu"), config(16, 128, 64, 3, 1)),
+    (matmul(14, 72, 136, dtype="float16", trans_b=True, activation="gelu"), config(16, 128, 64, 3, 1)),
     (matmul(40, 76, 520, trans_b=True, residual=True), config(40, 64, 256, 2, 2, 2)),
     (matmul(24, 264, 72), config(24, 256, 64, 2, 2)),  # as many blocks as steps
     (matmul(8, 232, 136), config(8, 112, 64, 3, 1)),  # tiles narrower than what is loaded
