@@ -7,13 +7,13 @@ from tvm import IRModule
 from tvmops.schedules.cuda.extents import known
 from tvmops.schedules.cuda.gemm_mma import product_of
 from tvmops.schedules.cuda.gemm_swapped import SwappedGemm, is_sixteen_bit, tiles_of
-from tvmops.schedules.cuda.kernels.gemm_loose import EIGHT, LooseKernel
+from tvmops.schedules.cuda.kernels.gemm_loose import MOST_VECTORS, LooseKernel, vectors_of
 from tvmops.signatures import ANY
 from tvmops.space import Config, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-_MOST_RAW = 64  # elements of a that a thread holds at a time
+_MOST_ROWS = 32  # of a: more would be loaded by more warps
 
 
 class LooseGemm(SwappedGemm):
@@ -23,29 +23,21 @@ class LooseGemm(SwappedGemm):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        if not is_sixteen_bit(workload, target) or super().covers(workload, target):
-            return False
-        n, k = workload["n"], workload["k"]
-        return isinstance(n, int) and isinstance(k, int) and min(n, k) >= EIGHT
+        few = workload.op == "matmul" and (workload["m"] == ANY or known(workload, "m") <= _MOST_ROWS)
+        return few and is_sixteen_bit(workload, target) and not super().covers(workload, target)
 
     def space(self, workload: Workload, target: Target) -> Space:
         whole = super().space(workload, target)
-        return Space(
-            self.name,
-            whole.knobs,
-            lambda config: (
-                whole.is_legal(config) and config.number("rows") * config.number("bk") // 128 <= _MOST_RAW
-            ),
-        )
 
-    def kernel_workload(self, workload: Workload) -> Workload:
-        """Return the workload with `*` for sizes, but those along rows that TMA takes."""
-        rows = ("k",) if workload["trans_b"] else ("n", "k")
-        aligned = [dim for dim in rows if workload[dim] != ANY and known(workload, dim) % EIGHT == 0]
-        return super().kernel_workload(workload).replace(**dict.fromkeys(aligned, EIGHT))
+        def is_legal(config: Config) -> bool:
+            tiles = tiles_of(config)
+            vectors = vectors_of(tiles.rows, tiles.lines, tiles.bk)
+            return whole.is_legal(config) and tiles.ahead == 0 and vectors <= MOST_VECTORS
+
+        return Space(self.name, whole.knobs, is_legal)
+
+    def choices(self, workload: Workload) -> list[Config]:
+        return [config.replace(ahead=0) for config in super().choices(workload)]
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
-        shared = self.kernel_workload(workload)
-        loose_b = shared["k" if workload["trans_b"] else "n"] == ANY
-        product = product_of(super().kernel_workload(workload))
-        return LooseKernel(product, tiles_of(config), loose_b).module()
+        return LooseKernel(product_of(self.kernel_workload(workload)), tiles_of(config)).module()

@@ -57,8 +57,13 @@ class SwappedGemm(Template):
 
     def default(self, workload: Workload, target: Target) -> Config:
         space = self.space(workload, target)
-        choices = [config for config in _choices(workload) if config in space]
+        choices = [config for config in self.choices(workload) if config in space]
         return min(choices, key=lambda config: self.estimate(workload, target, config))
+
+    def choices(self, workload: Workload) -> list[Config]:
+        """Return what the default is chosen from, by the estimate."""
+        rows = min(-(-known(workload, "m") // 8) * 8, _MOST_ROWS)
+        return [Config.of(rows=rows, **knobs) for knobs in _DEFAULTS]
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         return []
@@ -131,12 +136,6 @@ def _widths(n: int, cores: int) -> tuple[int, ...]:
     even = [-(-n * splits // cores // 8) * 8 for splits in (1, 2, 4, 8)]
     filled = [bn for bn in even if bn <= 256 and bn % 64 and bn >= _FILLED * (-(-bn // 64) * 64)]
     return tuple(sorted({*whole, *filled}))
-
-
-def _choices(workload: Workload) -> list[Config]:
-    """Return what the default is chosen from."""
-    rows = min(-(-known(workload, "m") // 8) * 8, _MOST_ROWS)
-    return [Config.of(rows=rows, **knobs) for knobs in _DEFAULTS]
 
 
 def _knobs(bn: int, bk: int, stages: int, splits: int, ahead: int) -> dict[str, int]:

@@ -210,38 +210,29 @@ class Ring:
 
 
 def tensor_map(
-    memory: Any,
-    dtype: str,
-    dims: list[Extent],
-    box: list[int],
-    steps: list[int] | None = None,
-    pitch: Extent | None = None,
+    array: Any, dtype: str, dims: list[Extent], box: list[int], steps: list[int] | None = None
 ) -> Any:
     """Describe a row-major array to the copy engine, for boxes of rows of 128 bytes, swizzled.
 
     Parameters
     ----------
-    memory
-        A buffer, or an address.
     dims
         Sizes, innermost first. What a box has beyond them is read as 0 and not written.
     box
         Sizes of one copy; `box[0]` elements are 128 bytes.
     steps
         From one element of a copy to the next, along each dimension; a box counts those between.
-    pitch
-        Elements from one row to the next, where not `dims[0]`.
     """
     item = 2
-    strides: list[Extent] = [(dims[0] if pitch is None else pitch) * item]
+    strides: list[Extent] = [dims[0] * item]
     for size in dims[1:-1]:
         strides.append(_wide(strides[-1]) * size)
-    rank, first = len(dims), getattr(memory, "data", memory)
+    rank = len(dims)
     var = T.Bind(T.tvm_stack_alloca("tensormap", 1), T.handle("tensormap"))
     interleave, swizzle_128, l2_256, zeros = 0, 3, 2, 0
     do(
         T.call_packed(
-            "runtime.cuTensorMapEncodeTiled", var, dtype, rank, first, *dims, *strides, *box,
+            "runtime.cuTensorMapEncodeTiled", var, dtype, rank, array.data, *dims, *strides, *box,
             *(steps or [1] * rank), interleave, swizzle_128, l2_256, zeros,
         )
     )  # fmt: skip

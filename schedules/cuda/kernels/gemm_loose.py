@@ -1,181 +1,123 @@
-"""`gemm_swapped` where rows begin anywhere: the copy engine takes b all the same, eight rows at a time.
+"""`gemm_swapped` where rows begin anywhere: warps load what the copy engine can't.
 
-It needs 16 bytes from a row to the next, but a box may begin at any element. Eight rows of 2-byte
-elements are a multiple of 16 bytes whatever their length: seen as one long row, each of the eight
-begins somewhere inside, and a box takes every eighth row of b. A stage so holds its rows in
-another order, the first of each eight first, and what is multiplied or stored follows it.
-
-Rows behind the last whole eight come by a second view, of the last eight rows of all. Behind the
-end of a row the next one begins: where that is along k, it is cleared in shared memory. The rows
-of a, few, are loaded element by element by warps of their own.
+The copy engine takes rows, and begins inside them, at multiples of 16 bytes alone. So warps of
+their own make each 16 bytes of a stage from the two aligned vectors that hold them, shifted, on
+the way through their registers: b is read once and written nowhere but to shared memory.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cuda.kernels.gemm_mma import Product
-from tvmops.schedules.cuda.kernels.gemm_swapped import CONSUMERS, PANEL, SwappedKernel, SwappedTiles
-from tvmops.schedules.cuda.words import Position, Scalar, c_call, do, ptx, tensor_map, when
+from tvmops.schedules.cuda.kernels.gemm_swapped import CONSUMERS, SwappedKernel
+from tvmops.schedules.cuda.kernels.pad_rows import SHIFTED, VECTOR
+from tvmops.schedules.cuda.words import Position, c_call, do, let_next_kernel_begin, ptx, when
 
-EIGHT = 8  # rows that are together a multiple of 16 bytes
-_LOADERS = 4  # warps
+A_WARPS, B_WARPS = 2, 8  # that load
+MOST_VECTORS = 4  # that a thread has on their way
 
-# A thread's part of `rows` rows of a at `depth` values of k from `begin` on, to swizzled rows of 64;
-# those outside low..end become 0.
+# A thread's part of `rows` rows of `columns` elements, to panels of swizzled rows of 64; what lies beyond
+# the array is 0. All its loads are on their way together. What is behind the last whole vector of an array
+# is read by element: nothing else is there. The last three arguments are constants.
 _PLACE_ROWS = """
-__forceinline__ __device__ void place_rows_{rows}_{depth}_{turned}(
-    void* stage, const void* a, int row, int m, int pitch, int begin, int low, int end, int thread) {{
-  unsigned short raw[{rows} * {depth} / 128];
+__forceinline__ __device__ void place_rows(void* stage, const void* array, int row, int column, int row_count,
+                                           int column_count, int thread, int rows, int columns, int threads) {
+  const int pieces = columns / 8, all = rows * pieces;
+  const long long size = static_cast<long long>(row_count) * column_count;
+  uint4 x[4], y[4];
 #pragma unroll
-  for (int i = 0; i < {rows} * {depth} / 128; ++i) {{
-    const int at = i * 128 + thread, own = row + at / {depth}, k = begin + at % {depth};
-    const unsigned short* from = static_cast<const unsigned short*>(a) + static_cast<long long>(own) * pitch + k;
-    raw[i] = own < m && low <= k && k < end ? __ldg(from) : 0;
-  }}
+  for (int i = 0; i < 4; ++i) {
+    const int at = i * threads + thread, line = row + at / pieces, inside = column + at % pieces * 8;
+    const long long begin = static_cast<long long>(line) * column_count + inside;
+    if (i * threads < all) x[i] = y[i] = uint4{0, 0, 0, 0};
+    if (i * threads < all && at < all && line < row_count && inside < column_count) {
+      const uint4* from = static_cast<const uint4*>(array) + begin / 8;
+      if (begin + 16 <= size) {
+        x[i] = __ldg(from), y[i] = __ldg(from + 1);
+      } else {
+        x[i] = by_element(array, begin, size);
+      }
+    }
+  }
 #pragma unroll
-  for (int i = 0; i < {rows} * {depth} / 128; ++i) {{
-    const int at = i * 128 + thread, own = at / {depth}, inside = at % {depth};
-    const int place = {turned} ? inside % 8 * ({depth} / 8) + inside / 8 : inside;
-    const int offset = place / 64 * ({rows} * 128) + own * 128 + ((place / 8 % 8 ^ own % 8) * 16) + place % 8 * 2;
-    *reinterpret_cast<unsigned short*>(static_cast<char*>(stage) + offset) = raw[i];
-  }}
-}}
+  for (int i = 0; i < 4; ++i) {
+    const int at = i * threads + thread, own = at / pieces, place = at % pieces;
+    const int inside = column + place * 8;
+    const long long begin = static_cast<long long>(row + own) * column_count + inside;
+    if (i * threads < all && at < all) {
+      uint4 v = begin + 16 <= size ? shifted(x[i], y[i], begin % 8) : x[i];
+      keep_first(v, column_count - inside);
+      char* to = static_cast<char*>(stage) + place / 8 * (rows * 128) + own * 128 + (place % 8 ^ own % 8) * 16;
+      *reinterpret_cast<uint4*>(to) = v;
+    }
+  }
+}
 """
-# Behind `valid` of `depth` values of k, of `rows` swizzled rows: one thread of 128.
-_CLEAR_ENDS = """
-__forceinline__ __device__ void clear_ends_{rows}_{depth}(void* stage, int valid, int thread) {{
-  for (int own = thread; own < {rows}; own += 128)
-    for (int place = valid; place < {depth}; ++place) {{
-      const int offset = place / 64 * ({rows} * 128) + own * 128 + ((place / 8 % 8 ^ own % 8) * 16) + place % 8 * 2;
-      *reinterpret_cast<unsigned short*>(static_cast<char*>(stage) + offset) = 0;
-    }}
-}}
+_KEEP_FIRST = """
+__forceinline__ __device__ void keep_first(uint4& v, int count) {
+  if (count >= 8) return;
+  unsigned* words[4] = {&v.x, &v.y, &v.z, &v.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    *words[i] = 2 * i + 1 < count ? *words[i] : 2 * i < count ? *words[i] & 0xFFFF : 0;
+}
 """
 
 
 class LooseKernel(SwappedKernel):
-    loaders = _LOADERS
-
-    def __init__(self, product: Product, tiles: SwappedTiles, loose_b: bool) -> None:
-        super().__init__(product, tiles)
-        self.turns_k = loose_b and not product.trans_b  # k, in a stage, is in the order of eights
-        self.turns_n = loose_b and product.trans_b
+    loaders = A_WARPS + B_WARPS
+    beside = 2
 
     def _maps(self) -> None:
-        if not (self.turns_k or self.turns_n):
-            super()._maps()
-            return
-        p, t = self.product, self.tiles
-        rows, columns = (p.n, p.k) if p.trans_b else (p.k, p.n)
-        box = [PANEL, (t.lines if p.trans_b else t.bk) // EIGHT]
-        self.b_map = tensor_map(self.b, p.dtype, [columns * EIGHT, T.truncdiv(rows, EIGHT)], box)
-        begin = (rows - EIGHT) * columns  # of the last eight
-        first = begin - T.truncmod(begin, EIGHT)
-        memory = T.address_of(self.b[T.truncdiv(first, columns), T.truncmod(first, columns)])
-        dims = [columns * EIGHT + T.truncmod(begin, EIGHT), 1]
-        self.last_map = tensor_map(memory, p.dtype, dims, box, pitch=columns * EIGHT)
+        """The copy engine has nothing to do."""
 
-    # Where tiles and steps are: behind those of whole eights is one more of the last eight rows.
-
-    def _tiles_along(self, n: Any) -> Any:
-        if not self.turns_n:
-            return super()._tiles_along(n)
-        of_whole_eights = T.truncdiv(n + (self.tiles.bn - EIGHT), self.tiles.bn)
-        return of_whole_eights + T.truncdiv(T.truncmod(n, EIGHT) + (EIGHT - 1), EIGHT)
-
-    def _sizes(self) -> None:
-        super()._sizes()
-        p, t = self.product, self.tiles
-        self.k = T.Bind(Scalar(p.k)())
-        if self.turns_n:
-            whole = T.Bind(T.truncdiv(self.n, EIGHT) * EIGHT)
-            self.is_last = T.Bind(self.column >= T.truncdiv(whole + (t.bn - 1), t.bn) * t.bn)
-            self.column = T.Bind(tirx.Select(self.is_last, self.n - EIGHT, self.column))
-            self.from_column = T.Bind(tirx.Select(self.is_last, whole, 0))
-            self.end_column = T.Bind(tirx.Select(self.is_last, self.n, whole))
-        self.whole_k = T.Bind(T.truncdiv(self.k, EIGHT) * EIGHT) if self.turns_k else self.k
-
-    def _step_count(self) -> Any:
-        if not self.turns_k:
-            return super()._step_count()
-        self.whole_steps = T.Bind(T.truncdiv(self.whole_k + (self.tiles.bk - 1), self.tiles.bk))
-        return self.whole_steps + T.truncdiv(self.k - self.whole_k + (EIGHT - 1), EIGHT)
-
-    def _column_of(self, line: Any) -> Any:
-        if not self.turns_n:
-            return line
-        of_one = self.tiles.lines // EIGHT
-        return T.truncmod(line, of_one) * EIGHT + T.truncdiv(line, of_one)
-
-    # What is loaded.
-
-    def _each_box(self, step: Any, use: Any) -> None:
-        if not (self.turns_k or self.turns_n):
-            super()._each_box(step, use)
-            return
-        last = self.is_last if self.turns_n else self.first + step >= self.whole_steps
-        with T.If(last):
+    def _load_all(self) -> None:
+        t, first = self.tiles, CONSUMERS
+        if t.chained == 1:
+            let_next_kernel_begin()
+        if t.chained:
+            ptx("griddepcontrol.wait")
+        with T.If(self.warp < first + A_WARPS):
             with T.Then():
-                self._boxes_of(self.last_map, True, step, use)
+                self._fill((self.warp - first) * 32 + self.lane, self._place_a)
             with T.Else():
-                self._boxes_of(self.b_map, False, step, use)
+                self._fill((self.warp - (first + A_WARPS)) * 32 + self.lane, self._place_b)
+        if t.chained == 2:
+            let_next_kernel_begin()
 
-    def _boxes_of(self, view: Any, is_last: bool, step: Any, use: Any) -> None:
-        t, k = self.tiles, (self.first + step) * self.tiles.bk
-        length = self.k if self.turns_n else self.n  # of a row
-        rows = self.n if self.turns_n else self.k
-        inside = T.truncmod((rows - EIGHT) * length, EIGHT) if is_last else 0
-        lines = (t.lines if self.turns_n else t.bk) // EIGHT
-        first_row = 0 if is_last else T.truncdiv(self.column if self.turns_n else k, EIGHT)
-        panels, along = (t.bk, k) if self.turns_n else (t.lines, self.column)
-        for panel in range(panels // PANEL):
-            for number in range(EIGHT):
-                column = inside + number * length + along + panel * PANEL
-                use(panel, number * lines, view, column, first_row)
-
-    def _load_rows(self) -> None:
-        t, at = self.tiles, Position(self.tiles.stages)
-        with when(self.warp > CONSUMERS):
-            if t.chained:
-                ptx("griddepcontrol.wait")
-            with T.serial(self.count) as step:
-                self.ring.empty.wait(at.stage, at.phase ^ 1)
-                self._place_rows(self.first + step, at.stage)
-                ptx("fence.proxy.async.shared::cta")
-                do(T.cuda.warp_sync())
-                with when(self.lane == 0):
-                    self.ring.full.arrive(at.stage)
-                at.advance()
-
-    def _place_rows(self, step: Any, stage: Any) -> None:
-        t, begin, low, end = self.tiles, step * self.tiles.bk, 0, self.whole_k
-        if self.turns_k:
-            last = step >= self.whole_steps
-            begin = tirx.Select(last, self.k - EIGHT, begin)
-            low, end = (tirx.Select(last, *pair) for pair in ((self.whole_k, 0), (self.k, self.whole_k)))
-        turned = int(self.turns_k)
-        thread = (self.warp - (CONSUMERS + 1)) * 32 + self.lane
-        source = _PLACE_ROWS.format(rows=t.rows, depth=t.bk, turned=turned)
-        do(
-            c_call(
-                "void", f"place_rows_{t.rows}_{t.bk}_{turned}", self.a_stages.ptr_to([stage, 0, 0, 0]),
-                self.a.data, self.row, self.product.m, self.k, begin, low, end, thread, source=source,
-            )
-        )  # fmt: skip
-
-    def _mend(self, step: Any, stage: Any) -> None:
-        """Clear what the stage has of the next rows of b."""
-        if not self.turns_n:
-            return
-        t, end = self.tiles, (self.first + step + 1) * self.tiles.bk
-        with when(end > self.k):
-            source = _CLEAR_ENDS.format(rows=t.lines, depth=t.bk)
-            stage_at = self.b_stages.ptr_to([stage, 0, 0, 0])
-            valid, thread = self.k - (end - t.bk), self.warp * 32 + self.lane
-            do(c_call("void", f"clear_ends_{t.lines}_{t.bk}", stage_at, valid, thread, source=source))
+    def _fill(self, thread: Any, place: Any) -> None:
+        at = Position(self.tiles.stages)
+        with T.serial(self.count) as step:
+            self.ring.empty.wait(at.stage, at.phase ^ 1)
+            place(at.stage, (self.first + step) * self.tiles.bk, thread)
             ptx("fence.proxy.async.shared::cta")
-            do(T.cuda.warpgroup_sync(1))
+            do(T.cuda.warp_sync())
+            with when(self.lane == 0):
+                self.ring.full.arrive(at.stage)
+            at.advance()
+
+    def _place_a(self, stage: Any, k: Any, thread: Any) -> None:
+        p, t = self.product, self.tiles
+        to = self.a_stages.ptr_to([stage, 0, 0, 0])
+        self._place((t.rows, t.bk), A_WARPS * 32, to, self.a, self.row, k, p.m, p.k, thread)
+
+    def _place_b(self, stage: Any, k: Any, thread: Any) -> None:
+        p, t = self.product, self.tiles
+        to = self.b_stages.ptr_to([stage, 0, 0, 0])
+        if p.trans_b:
+            self._place((t.lines, t.bk), B_WARPS * 32, to, self.b, self.column, k, p.n, p.k, thread)
+        else:
+            self._place((t.bk, t.lines), B_WARPS * 32, to, self.b, k, self.column, p.k, p.n, thread)
+
+    def _place(self, shape: tuple[int, int], threads: int, to: Any, array: Any, *place: Any) -> None:
+        rows, columns = shape
+        source = SHIFTED + _KEEP_FIRST + _PLACE_ROWS
+        do(c_call("void", "place_rows", to, array.data, *place, rows, columns, threads, source=source))
+
+
+def vectors_of(rows: int, lines: int, depth: int) -> int:
+    """Return how many vectors of 16 bytes a thread has on their way, at most."""
+    a, b = (size * depth // VECTOR for size in (rows, lines))
+    return max(-(-a // (A_WARPS * 32)), -(-b // (B_WARPS * 32)))

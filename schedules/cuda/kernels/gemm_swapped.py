@@ -83,7 +83,8 @@ class SwappedTiles:
 class SwappedKernel:
     """`main(a, b, [bias], [residual], c)` of two dimensions each; rows of multiples of 16 bytes."""
 
-    loaders = 0  # warps that load a, where the copy engine can't
+    loaders = 1  # warps that load
+    beside = 1  # blocks that share a multiprocessor, for which registers are left
 
     def __init__(self, product: Product, tiles: SwappedTiles) -> None:
         self.product, self.tiles = product, tiles
@@ -99,7 +100,7 @@ class SwappedKernel:
             self.c = self._array("c", p.m, p.n)
             self._maps()
             T.device_entry()
-            with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
+            with T.attr({"tirx.launch_bounds_min_blocks_per_sm": self.beside}):
                 self._body()
         function = builder.get().with_attr("global_symbol", "main")
         chained = self.tiles.chained > 0
@@ -118,10 +119,9 @@ class SwappedKernel:
 
     def _body(self) -> None:
         p, t = self.product, self.tiles
-        bands = ceildiv(p.m, t.rows)
-        block = T.cta_id([bands * self._tiles_along(p.n) * t.splits])
+        block = T.cta_id([ceildiv(p.m, t.rows) * ceildiv(p.n, t.bn) * t.splits])
         self.rank = T.cta_id_in_cluster([t.splits]) if t.splits > 1 else 0
-        self.warp, self.lane = T.warp_id([CONSUMERS + 1 + self.loaders]), T.lane_id([32])
+        self.warp, self.lane = T.warp_id([CONSUMERS + self.loaders]), T.lane_id([32])
         self._shared_memory()
         with when((self.warp == 0) & (self.lane == 0)):
             self.ring.init()
@@ -132,8 +132,8 @@ class SwappedKernel:
         tile = T.Bind(T.truncdiv(block, t.splits))
         self.column = T.Bind(T.truncdiv(tile, band_count) * t.bn)  # bands of rows that share b are neighbours
         self.row = T.Bind(T.truncmod(tile, band_count) * t.rows)
-        self._sizes()
-        steps = T.Bind(self._step_count())
+        self.n = T.Bind(Scalar(p.n)())
+        steps = T.Bind(T.truncdiv(Scalar(p.k)() + (t.bk - 1), t.bk))
         self.first = T.Bind(T.truncdiv(steps * self.rank, t.splits)) if t.splits > 1 else 0
         self.count = T.Bind(T.truncdiv(steps * (self.rank + 1), t.splits) - self.first)
         with T.If(self.warp < CONSUMERS):
@@ -145,25 +145,10 @@ class SwappedKernel:
                 self._meet()
                 self._finish()
             with T.Else():
-                with when(self.warp == CONSUMERS), when(T.cuda.elect_sync()):
-                    self._produce()
-                self._load_rows()
+                self._load_all()
                 self._meet()
         if t.splits > 1:
             do(T.cuda.cluster_sync())  # no block leaves while its memory is read
-
-    def _tiles_along(self, n: Any) -> Any:
-        """Count the tiles along b's columns."""
-        return ceildiv(n, self.tiles.bn)
-
-    def _sizes(self) -> None:
-        """Find what all threads want to know."""
-        self.n = T.Bind(Scalar(self.product.n)())
-        self.from_column: Any = 0
-        self.end_column: Any = self.n  # what lies outside is of other tiles
-
-    def _step_count(self) -> Any:
-        return T.truncdiv(Scalar(self.product.k)() + (self.tiles.bk - 1), self.tiles.bk)
 
     def _shared_memory(self) -> None:
         p, t = self.product, self.tiles
@@ -173,10 +158,14 @@ class SwappedKernel:
         self.b_stages = pool.alloc((t.stages, *of_b), p.dtype, align=1024)
         self.a_stages = pool.alloc((t.stages, panels, t.rows, PANEL), p.dtype, align=1024)
         self.sums = pool.alloc((t.rows, t.lines + _PAD), "float32", align=16)
-        self.ring = Ring(pool, t.stages, consumers=1, producers=1 + self.loaders)
+        self.ring = Ring(pool, t.stages, consumers=1, producers=self.loaders)
         pool.commit()
 
     # One thread loads.
+
+    def _load_all(self) -> None:
+        with when(T.cuda.elect_sync()):
+            self._produce()
 
     def _produce(self) -> None:
         t, at = self.tiles, Position(self.tiles.stages)
@@ -190,41 +179,34 @@ class SwappedKernel:
             ptx("griddepcontrol.wait")
         with T.serial(self.count) as step:
             self.ring.empty.wait(at.stage, at.phase ^ 1)
-            self.ring.full.expect(at.stage, t.lines * t.bk * 2 if self.loaders else t.stage_bytes)
+            self.ring.full.expect(at.stage, t.stage_bytes)
             self.at = at
             self._each_box(step, self._load)
-            if not self.loaders:
-                for panel in range(t.bk // PANEL):
-                    to, k = self.a_stages.ptr_to([at.stage, panel, 0, 0]), (self.first + step) * t.bk
-                    self._copy(to, self.a_map, k + panel * PANEL, self.row)
+            for panel in range(t.bk // PANEL):
+                to, k = self.a_stages.ptr_to([at.stage, panel, 0, 0]), (self.first + step) * t.bk
+                self._copy(to, self.a_map, k + panel * PANEL, self.row)
             at.advance()
         if t.chained == 2:
             let_next_kernel_begin()
 
     def _each_box(self, step: Any, use: Any) -> None:
-        """Call `use(panel, line, view, column, row)` for the boxes of a step of b.
-
-        They begin at a line of a panel of the stage; `view`, `column` and `row` are the copy engine's.
-        """
+        """Call `use(panel, column, row)` for the boxes of a step of b, as the copy engine sees them."""
         t, k = self.tiles, (self.first + step) * self.tiles.bk
         if self.product.trans_b:
             for panel in range(t.bk // PANEL):
-                use(panel, 0, self.b_map, k + panel * PANEL, self.column)
+                use(panel, k + panel * PANEL, self.column)
         else:
             for panel in range(t.lines // PANEL):
-                use(panel, 0, self.b_map, self.column + panel * PANEL, k)
+                use(panel, self.column + panel * PANEL, k)
 
-    def _ask(self, panel: int, line: int, view: Any, column: Any, row: Any) -> None:
-        do(c_call("void", "ask_for_box", T.address_of(view), column, row, source=_ASK_FOR_BOX))
+    def _ask(self, panel: int, column: Any, row: Any) -> None:
+        do(c_call("void", "ask_for_box", T.address_of(self.b_map), column, row, source=_ASK_FOR_BOX))
 
-    def _load(self, panel: int, line: int, view: Any, column: Any, row: Any) -> None:
-        self._copy(self.b_stages.ptr_to([self.at.stage, panel, line, 0]), view, column, row)
+    def _load(self, panel: int, column: Any, row: Any) -> None:
+        self._copy(self.b_stages.ptr_to([self.at.stage, panel, 0, 0]), self.b_map, column, row)
 
     def _copy(self, to: Any, view: Any, column: Any, row: Any) -> None:
         ptx(_LOAD, to, T.address_of(view), column, row, self.ring.full.at(self.at.stage))
-
-    def _load_rows(self) -> None:
-        """Load what the copy engine does not, by the warps behind its own."""
 
     # Four warps multiply.
 
@@ -240,7 +222,6 @@ class SwappedKernel:
         before = Scalar(0)
         with T.serial(self.count) as step:
             self.ring.full.wait(at.stage, at.phase)
-            self._mend(step, at.stage)
             ptx("wgmma.fence.sync.aligned")
             a = Scalar(a_base() + T.Cast("uint32", at.stage * (t.rows * t.bk * 2)), "uint32")()
             b = Scalar(b_base() + T.Cast("uint32", at.stage * (t.lines * t.bk * 2)), "uint32")()
@@ -255,9 +236,6 @@ class SwappedKernel:
             at.advance()
         ptx("wgmma.wait_group.sync.aligned", 0)
         tie(self.held, self.blocks * each)
-
-    def _mend(self, step: Any, stage: Any) -> None:
-        """Clear what a stage holds too much."""
 
     def _product(self, number: int, part: int, a: Any, b: Any) -> None:
         """Add to 64 columns of b the products of 16 values of k."""
@@ -283,12 +261,8 @@ class SwappedKernel:
         for number in range(self.blocks):
             for i in range(each):
                 row = i // 4 * 8 + self.lane % 4 * 2 + i % 2
-                line = number * 64 + self.warp * 16 + i // 2 % 2 * 8 + T.truncdiv(self.lane, 4)
-                T.buffer_store(self.sums, self.held[number * each + i], [row, self._column_of(line)])
-
-    def _column_of(self, line: Any) -> Any:
-        """Return which column of the tile a line of wgmma's is."""
-        return line
+                column = number * 64 + self.warp * 16 + i // 2 % 2 * 8 + T.truncdiv(self.lane, 4)
+                T.buffer_store(self.sums, self.held[number * each + i], [row, column])
 
     def _meet(self) -> None:
         do(T.cuda.cluster_sync() if self.tiles.splits > 1 else T.cuda.cta_sync())
@@ -304,7 +278,7 @@ class SwappedKernel:
             at = T.Bind(first + turn * threads)
             row, inside = T.truncdiv(at, fours), T.truncmod(at, fours) * _FOUR
             column = T.Bind(self.column + inside)
-            with when((row < present) & (column < self.end_column) & (column + _FOUR > self.from_column)):
+            with when((row < present) & (column < self.n)):
                 address = T.Bind(shared_address(self.sums, row, inside))
                 sums = add_four(
                     [(address, rank) for rank in range(t.splits)] if t.splits > 1 else [(address,)]
@@ -324,5 +298,5 @@ class SwappedKernel:
                 do(c_call("void", "store_four", self.c.ptr_to([row, column]), *halves, source=STORE_FOUR))
             with T.Else():
                 for i in range(_FOUR):
-                    with when((column + i < self.end_column) & (column + i >= self.from_column)):
+                    with when(column + i < n):
                         T.buffer_store(self.c, T.Cast(p.dtype, done[i]), [row, column + i])
