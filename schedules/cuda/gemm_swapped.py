@@ -131,9 +131,9 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
 
 
 def _widths(n: int, cores: int) -> tuple[int, ...]:
-    """Return widths of a tile: what wgmma takes, and those that give each multiprocessor as much."""
+    """Return widths of a tile: what wgmma takes, and those that give multiprocessors as much each."""
     whole = [bn for bn in (64, 128, 256) if bn < 2 * max(n, 64)]
-    even = [-(-n * splits // cores // 8) * 8 for splits in (1, 2, 4, 8)]
+    even = [-(-n * splits // (beside * cores) // 8) * 8 for splits in (1, 2, 4, 8) for beside in (1, 2)]
     filled = [bn for bn in even if bn <= 256 and bn % 64 and bn >= _FILLED * (-(-bn // 64) * 64)]
     return tuple(sorted({*whole, *filled}))
 

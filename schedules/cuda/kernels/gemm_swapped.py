@@ -172,7 +172,8 @@ class SwappedKernel:
         if t.chained:
             for step in range(t.ahead):
                 with when(step < self.count):
-                    self._each_box(step, self._ask)
+                    self._each_box_of_b(step, self._ask)
+                    self._each_box_of_a(step, self._ask)
         if t.chained == 1:
             let_next_kernel_begin()
         if t.chained:
@@ -181,32 +182,36 @@ class SwappedKernel:
             self.ring.empty.wait(at.stage, at.phase ^ 1)
             self.ring.full.expect(at.stage, t.stage_bytes)
             self.at = at
-            self._each_box(step, self._load)
-            for panel in range(t.bk // PANEL):
-                to, k = self.a_stages.ptr_to([at.stage, panel, 0, 0]), (self.first + step) * t.bk
-                self._copy(to, self.a_map, k + panel * PANEL, self.row)
+            self._each_box_of_b(step, self._load)
+            self._each_box_of_a(step, self._load)
             at.advance()
         if t.chained == 2:
             let_next_kernel_begin()
 
-    def _each_box(self, step: Any, use: Any) -> None:
-        """Call `use(panel, column, row)` for the boxes of a step of b, as the copy engine sees them."""
+    def _each_box_of_b(self, step: Any, use: Any) -> None:
+        """Call `use(stages, panel, view, column, row)` for the boxes of a step of b, in the engine's terms."""
         t, k = self.tiles, (self.first + step) * self.tiles.bk
         if self.product.trans_b:
             for panel in range(t.bk // PANEL):
-                use(panel, k + panel * PANEL, self.column)
+                use(self.b_stages, panel, self.b_map, k + panel * PANEL, self.column)
         else:
             for panel in range(t.lines // PANEL):
-                use(panel, self.column + panel * PANEL, k)
+                use(self.b_stages, panel, self.b_map, self.column + panel * PANEL, k)
 
-    def _ask(self, panel: int, column: Any, row: Any) -> None:
-        do(c_call("void", "ask_for_box", T.address_of(self.b_map), column, row, source=_ASK_FOR_BOX))
+    def _each_box_of_a(self, step: Any, use: Any) -> None:
+        k = (self.first + step) * self.tiles.bk
+        for panel in range(self.tiles.bk // PANEL):
+            use(self.a_stages, panel, self.a_map, k + panel * PANEL, self.row)
 
-    def _load(self, panel: int, column: Any, row: Any) -> None:
-        self._copy(self.b_stages.ptr_to([self.at.stage, panel, 0, 0]), self.b_map, column, row)
+    def _ask(self, _: Any, panel: int, view: Any, column: Any, row: Any) -> None:
+        do(c_call("void", "ask_for_box", T.address_of(view), column, row, source=_ASK_FOR_BOX))
 
-    def _copy(self, to: Any, view: Any, column: Any, row: Any) -> None:
-        ptx(_LOAD, to, T.address_of(view), column, row, self.ring.full.at(self.at.stage))
+    def _load(self, stages: Any, panel: int, view: Any, column: Any, row: Any) -> None:
+        stage = self.at.stage
+        ptx(
+            _LOAD, stages.ptr_to([stage, panel, 0, 0]), T.address_of(view), column, row,
+            self.ring.full.at(stage),
+        )  # fmt: skip
 
     # Four warps multiply.
 
