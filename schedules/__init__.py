@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tvmops.errors import NoTemplateError
+from tvmops.errors import NoTemplateError, WorkloadError
 from tvmops.schedules.cpu.attention import CpuAttention
 from tvmops.schedules.cpu.attention_decode import CpuDecode
 from tvmops.schedules.cpu.attention_dot import CpuAttentionDot
@@ -30,18 +30,21 @@ from tvmops.schedules.cuda.gemm_chained import ChainedGemm, ChainedMma
 from tvmops.schedules.cuda.gemm_float32 import Float32Gemm
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
 from tvmops.schedules.cuda.gemm_int8 import Int8Gemm
+from tvmops.schedules.cuda.gemm_int8_wgmma import Int8WgmmaGemm
 from tvmops.schedules.cuda.gemm_loose import LooseGemm
 from tvmops.schedules.cuda.gemm_mma import MmaGemm
 from tvmops.schedules.cuda.gemm_padded import PaddedGemm
 from tvmops.schedules.cuda.gemm_simt import SimtGemm
 from tvmops.schedules.cuda.gemm_stream import StreamGemm
 from tvmops.schedules.cuda.gemm_swapped import SwappedGemm
+from tvmops.schedules.cuda.gemm_tf32 import Tf32Gemm, Tf32Mma
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.cuda.rows import CudaRows
 from tvmops.schedules.cuda.weight_only import WeightOnlyMma
 from tvmops.schedules.cuda.weight_only_stream import WeightOnlyStream
 from tvmops.schedules.sketch import Sketch
 from tvmops.schedules.template import GenericKernel, Template
+from tvmops.signatures.matmul import FULL
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
@@ -65,16 +68,19 @@ TEMPLATES: tuple[Template, ...] = (
     CpuSoftmaxColumns(),
     CpuNorm(),
     CpuElementwise(),
-    StreamGemm(),
     SwappedGemm(),
     LooseGemm(),
+    StreamGemm(),
     WgmmaGemm(),
     ChainedGemm(),
     PaddedGemm(),
     Fp8Gemm(),
     MmaGemm(),
     ChainedMma(),
+    Int8WgmmaGemm(),
     Int8Gemm(),
+    Tf32Gemm(),
+    Tf32Mma(),
     Float32Gemm(),
     SimtGemm(),
     DecodeAttention(),
@@ -97,8 +103,18 @@ def templates_for(workload: Workload, target: Target) -> list[Template]:
     ------
     NoTemplateError
         There is none.
+    WorkloadError
+        There is none that keeps fewer bits of factors than all, as the workload lets it.
     """
-    fitting = [template for template in TEMPLATES if template.covers(workload, target)]
+    precision = workload["precision"] if workload.op == "matmul" else FULL
+    fitting = [
+        template
+        for template in TEMPLATES
+        if precision == template.precision and template.covers(workload, target)
+    ]
+    if not fitting and precision != FULL:
+        expected = f"{FULL} on {target.name}, whose kernels know no other"
+        raise WorkloadError(op=workload.op, field="precision", value=precision, expected=expected)
     if not fitting:
         raise NoTemplateError(workload=workload, target=target.name)
     return fitting

@@ -3,8 +3,8 @@
 A config is a trace: the steps of a schedule and the decisions drawn for them, as JSON text.
 Replayed on the expression it gives the same program again, so a record needs nothing else.
 
-The rules are those for any LLVM target (L. Zheng et al., Ansor, OSDI 2020, section 4; J. Shao
-et al., Tensor Program Optimization with Probabilistic Programs, NeurIPS 2022).
+The rules are TVM's for CPUs and for CUDA cores (L. Zheng et al., Ansor, OSDI 2020, section 4;
+J. Shao et al., Tensor Program Optimization with Probabilistic Programs, NeurIPS 2022).
 """
 
 from __future__ import annotations
@@ -25,11 +25,16 @@ from tvmops.errors import KnobError
 from tvmops.ops import op_of
 from tvmops.schedules.cpu.emit import refuse_overlap
 from tvmops.schedules.cpu.plain import plain_schedule
+from tvmops.schedules.cuda import plain as cuda_plain
 from tvmops.schedules.template import GenericKernel, Template
-from tvmops.signatures.dtypes import stored
+from tvmops.signatures import SIGNATURES
+from tvmops.signatures.dtypes import FLOAT8, stored
 from tvmops.space import Config, KnobValue, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
+
+_VECTOR_BYTES = 16  # that a thread of a GPU reads at once
+_SHARED_BYTES = 48 << 10  # of a block: more must be asked for at a launch
 
 
 @dataclass(frozen=True)
@@ -55,24 +60,35 @@ class Sketch(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        # of attention the rules would make kernels that hold all scores; of what NumPy does not
-        # have, kernels that do not take its bits
-        if target.kind != "cpu" or workload.is_generic or workload.ranges or workload.op == "attention":
+        # of attention the rules would make kernels that hold all scores; and they take no scalars
+        if workload.is_generic or workload.ranges or workload.op == "attention":
             return False
         op = op_of(workload)
-        return all(s.dtype == stored(s.dtype) for s in (*op.inputs(workload), *op.outputs(workload)))
+        if SIGNATURES[workload.op].scalars(workload):
+            return False
+        dtypes = {spec.dtype for spec in (*op.inputs(workload), *op.outputs(workload))}
+        if target.gpu is not None:
+            return not dtypes & {*FLOAT8}
+        return all(dtype == stored(dtype) for dtype in dtypes)  # they don't take bits
 
     def space(self, workload: Workload, target: Target) -> TraceSpace:
-        return TraceSpace(self.name, (), lambda config: True, tensor_program(workload), target)
+        module = _program(workload, target)
+        return TraceSpace(self.name, (), lambda config: True, module, target)
 
     def default(self, workload: Workload, target: Target) -> Config:
-        return config_of(plain_schedule(tensor_program(workload), target.vector_width("float32")).trace)
+        module = _program(workload, target)
+        if target.gpu is not None:
+            return config_of(cuda_plain.plain_schedule(module).trace)
+        return config_of(plain_schedule(module, target.vector_width("float32")).trace)
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         return []  # the rules need known sizes
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
-        function = replay(tensor_program(workload), config).mod["main"]
+        module = replay(_program(workload, target), config).mod
+        if target.gpu is not None:
+            return module
+        function = module["main"]
         *inputs, output = filter(is_buffer_var, function.params)
         with IRBuilder() as builder, T.prim_func(s_tir=True):
             T.func_name("main")
@@ -81,19 +97,36 @@ class Sketch(Template):
         return IRModule({"main": function.with_body(tirx.SeqStmt([checks, function.body]))})
 
 
-def tensor_program(workload: Workload) -> IRModule:
-    """Return the op's tensor expression as a function `main` of plain loops over blocks."""
+def tensor_program(workload: Workload, alignment: int = 1) -> IRModule:
+    """Return the op's tensor expression as a function `main` of plain loops over blocks.
+
+    Arrays may start at any element whose address is a multiple of `alignment`.
+    """
     function = te.create_prim_func(op_of(workload).expression(workload))
-    # a caller's array may start at any element
     unaligned = {
         buffer: tirx.decl_buffer(
-            buffer.shape, buffer.dtype, buffer.name, data_alignment=DataType(buffer.dtype).itemsize
+            buffer.shape,
+            buffer.dtype,
+            buffer.name,
+            data_alignment=max(alignment, DataType(buffer.dtype).itemsize),
         )
         for buffer in function.params
         if is_buffer_var(buffer)
     }
     function = tvm_ffi.structural_map(function, (tvm.ir.Var, lambda var: unaligned.get(var, var)))
     return IRModule({"main": function.with_attr("global_symbol", "main")})
+
+
+def _program(workload: Workload, target: Target) -> IRModule:
+    return tensor_program(workload, _VECTOR_BYTES if target.gpu is not None else 1)
+
+
+def needs_workspace(schedule: s_tir.Schedule, target: Target) -> bool:
+    """True if a kernel leaves results for a later one in a GPU's memory, of which none is allocated."""
+    if target.gpu is None:
+        return False
+    root = schedule.get(schedule.get_sblock("root"))
+    return any(buffer.scope() == "global" for buffer in root.alloc_buffers)
 
 
 def tune_context(
@@ -110,25 +143,33 @@ def tune_context(
     It is made without `TuneContext`'s own constructor, which imports the tensor intrinsics of
     every machine TVM knows: 10 s and more, and these rules use none. It logs nothing.
     """
+    kind = "cuda" if target.gpu is not None else "llvm"
     rules = meta_schedule.space_generator.PostOrderApply(
-        sch_rules=_rules(), postprocs="llvm", mutator_probs="llvm"
+        sch_rules=_rules(kind), postprocs=kind, mutator_probs=kind
     )
-    machine = tvm.target.Target({**target.tvm, "num-cores": target.cores})
     make = tvm.get_global_func("s_tir.meta_schedule.TuneContext")
-    context = make(module, machine, rules, search, "main", threads, seed + 1, lambda *message: None)
+    context = make(module, _machine(target), rules, search, "main", threads, seed + 1, lambda *message: None)
     tvm.get_global_func("s_tir.meta_schedule.TuneContextInitialize")(context)
     return context
 
 
-def _rules() -> list[meta_schedule.ScheduleRule]:
-    """Return TVM's rules for LLVM targets, but unroll to 256 steps at most, not to 512.
+def _machine(target: Target) -> tvm.target.Target:
+    if target.gpu is not None:
+        return tvm.target.Target({**target.tvm, "max_shared_memory_per_block": _SHARED_BYTES})
+    return tvm.target.Target({**target.tvm, "num-cores": target.cores})
+
+
+def _rules(kind: str) -> list[meta_schedule.ScheduleRule]:
+    """Return TVM's rules, but for LLVM unroll to 256 steps at most, not to 512.
 
     512 steps of 64 lanes take seconds to compile, do not fit the instruction cache and never win.
     """
+    rules = list(meta_schedule.ScheduleRule.create(kind))
+    if kind != "llvm":
+        return rules
     unroll = meta_schedule.schedule_rule.ParallelizeVectorizeUnroll(
         max_jobs_per_core=16, max_vectorize_extent=64, unroll_max_steps=[0, 16, 64, 256], unroll_explicit=True
     )
-    rules = meta_schedule.ScheduleRule.create("llvm")
     return [unroll if isinstance(rule, type(unroll)) else rule for rule in rules]
 
 

@@ -10,6 +10,7 @@ from typing import ClassVar
 from tvm import IRModule
 
 from tvmops.schedules.lowered import code_features
+from tvmops.signatures.matmul import FULL
 from tvmops.space import Config, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
@@ -29,6 +30,7 @@ class Template(ABC):
 
     name: ClassVar[str]  # "cpu.gemm"
     version: ClassVar[int]  # raised when a config comes to mean other code; older records are stale then
+    precision: ClassVar[str] = FULL  # of a matmul's factors, that a workload must ask for
 
     @property
     def label(self) -> str:

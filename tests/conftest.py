@@ -7,6 +7,12 @@ import os
 import pytest
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--library", metavar="FOLDER", help="what tests.device.library exported, for the tests marked device"
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep measured peaks of a test run to that run."""

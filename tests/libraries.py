@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tvmops.library import export as library_export
 from tvmops.library.export import export
 from tvmops.machine import this_machine
 from tvmops.records import LogWriter, Record
-from tvmops.schedules import templates_for
+from tvmops.schedules import Template, templates_for
 from tvmops.schedules.cpu.gemm import CpuGemm
 from tvmops.targets import Target
 from tvmops.workloads import Workload, workload
@@ -32,9 +33,14 @@ def matmul(m: int, n: int, k: int) -> Workload:
 
 
 def default_record(work: Workload, target: Target, **changes: object) -> Record:
-    """Return a record of the template's default config, as if it had been measured."""
-    template = templates_for(work, target)[0]
-    record = Record(
+    """Return a record of the default config of the usual template, as if it had been measured."""
+    record = record_by(templates_for(work, target)[0], work, target)
+    return dataclasses.replace(record, **changes)  # type: ignore[arg-type]
+
+
+def record_by(template: Template, work: Workload, target: Target) -> Record:
+    """Return a record of the default config of `template`."""
+    return Record(
         workload=str(work),
         target=target.name,
         machine=this_machine().fingerprint,
@@ -45,7 +51,6 @@ def default_record(work: Workload, target: Target, **changes: object) -> Record:
         error=1e-7,
         when="2026-01-02T03:04:05+00:00",
     )
-    return dataclasses.replace(record, **changes)  # type: ignore[arg-type]
 
 
 def write_log(path: Path, *records: Record) -> Path:
@@ -61,6 +66,14 @@ def one_generic_kernel() -> Iterator[None]:
     every = CpuGemm.generic
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CpuGemm, "generic", lambda *given: every(*given)[-1:])
+        yield
+
+
+@contextmanager
+def no_generic_kernels() -> Iterator[None]:
+    """Compile none: libraries that answer what they were tuned for alone are made soonest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library_export, "_answerable", lambda pattern, target: [])
         yield
 
 

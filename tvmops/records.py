@@ -41,6 +41,8 @@ class Record:
     stage: str = "search"  # "final": compared turn by turn with the other leaders; "verify": later, again
     seconds: tuple[float, ...] = ()
     cold_seconds: tuple[float, ...] = ()  # of a final: on arrays that no cache holds
+    sustained_seconds: tuple[float, ...] = ()  # of a final: of a call among many, for seconds a sample
+    sustained_megahertz: tuple[float, ...] = ()  # of the device's clock meanwhile
     rank: int | None = None  # of a final: place in its comparison, 0 for the winner
     error: float | None = None  # largest absolute one against float64
     detail: str = ""  # of a failure
@@ -102,7 +104,7 @@ class Record:
         table = json.loads(line)
         known = {f.name for f in dataclasses.fields(cls)}
         table = {name: value for name, value in table.items() if name in known}
-        for name in ("seconds", "cold_seconds"):
+        for name in ("seconds", "cold_seconds", "sustained_seconds", "sustained_megahertz"):
             table[name] = tuple(table.get(name, ()))
         return cls(**table)
 

@@ -14,8 +14,9 @@ from tvm.tirx.script.builder import ir as T
 from tvmops.schedules.cpu.emit import Extent, ceildiv, refuse_overlap
 from tvmops.schedules.cpu.epilogue import Epilogue
 from tvmops.signatures.conv2d import weight_sizes
-from tvmops.signatures.layouts import PANEL, PLAIN, layout_of
+from tvmops.signatures.layouts import PANEL, PLAIN, Layout, layout_of
 from tvmops.signatures.windows import Window, windows
+from tvmops.signatures.winograd import CHANNELS, WinogradWeights
 from tvmops.workloads import Workload
 
 
@@ -44,7 +45,8 @@ class ConvShape:
         packed: tuple[Extent, ...] | None = None
         if workload["packed"] != PLAIN:
             known = isinstance(co, int) and isinstance(ci, int)
-            packed = layout_of(workload).shape(*weight_sizes(workload)) if known else _unknown_panels()
+            layout = layout_of(workload)
+            packed = layout.shape(*weight_sizes(workload)) if known else _unknown_shape(layout, ci)
         return cls(n, h, w, ci, co, down, across, groups, channels_last, Epilogue.of(workload), packed)
 
     @cached_property
@@ -127,14 +129,19 @@ class ConvKernel:
     def _refuse_other_panels(self) -> None:
         """Make the kernel fail where packed weights of unknown sizes do not fit the channels."""
         shape, (panels, depth, *_) = self.shape, self.w.shape
-        taps = shape.down.size * shape.across.size
-        fit = tirx.all(panels == ceildiv(shape.co, PANEL), depth == shape.ci_each * taps)
+        fit = panels == ceildiv(shape.co, PANEL)
+        if isinstance(depth, tirx.Var):
+            fit = tirx.all(fit, depth == shape.ci_each * (shape.down.size * shape.across.size))
         with T.Assert(fit, "argument 'w' was packed for other channels", "ValueError"):
             pass
 
 
-def _unknown_panels() -> tuple[Extent, ...]:
-    return tirx.Var("panels", "int32"), tirx.Var("depth", "int32"), PANEL
+def _unknown_shape(layout: Layout, ci: Extent) -> tuple[Extent, ...]:
+    """Return the shape of packed weights of an unknown number of channels."""
+    panels = tirx.Var("panels", "int32")
+    if isinstance(layout, WinogradWeights):
+        return panels, (layout.m + 2) ** 2, ci, CHANNELS
+    return panels, tirx.Var("depth", "int32"), PANEL
 
 
 def _extent(workload: Workload, name: str) -> Extent:

@@ -13,9 +13,11 @@ from tvm.tirx.script.builder import ir as T
 from tvmops.schedules.cpu.dot import Dot, functions_of
 from tvmops.schedules.cpu.dot_pack_a import PackedA
 from tvmops.schedules.cpu.dot_pack_b import GivenB, PackedB
+from tvmops.schedules.cpu.dot_stretch import Carried, Place, Stretch
 from tvmops.schedules.cpu.dot_sums import Sums
 from tvmops.schedules.cpu.dot_tile import Tile
 from tvmops.schedules.cpu.emit import (
+    ALL,
     Extent,
     Span,
     branch,
@@ -46,6 +48,8 @@ class DotBlocking:
     split_n: int
     split_batch: int = 1
     dot: str = ""  # its name, where the target has several
+    kc: int = ALL
+    ahead: bool = False
 
     @classmethod
     def of(cls, config: Config) -> DotBlocking:
@@ -180,13 +184,17 @@ class DotNest(ABC):
         with T.serial(chunks(panels, blocking.nc)) as column_block:
             block = chunk(panels, column_block, blocking.nc)
             packed_b = PackedB(self, block) if blocking.pack_b else None
-            with T.serial(tiles.count) as tile:
-                first_row = (tiles.start + tile) * blocking.mr
-                packed_a = PackedA(self, first_row)
-                row_sums = packed_a.sums() if self.with_row_sums else None
-                with T.serial(block.count) as panel:
-                    column = (block.start + panel) * self.nr
-                    Tile(self, first_row, column, panel, packed_a, packed_b, row_sums).emit()
+            carried = Carried(self) if blocking.kc else None
+            with T.serial(chunks(Span(0, self.steps), blocking.kc)) as index:
+                stretch = Stretch.of(self, index)
+                with T.serial(tiles.count) as tile:
+                    first_row = (tiles.start + tile) * blocking.mr
+                    packed_a = PackedA(self, first_row, stretch)
+                    row_sums = packed_a.sums() if self.with_row_sums else None
+                    with T.serial(block.count) as panel:
+                        column = (block.start + panel) * self.nr
+                        place = Place(first_row, column, tile, panel)
+                        Tile(self, place, stretch, packed_a, packed_b, row_sums, carried).emit()
 
     def row(self, row: Extent) -> Extent:
         """Return `row`, or the last row of a where it lies beyond."""

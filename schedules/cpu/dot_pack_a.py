@@ -12,6 +12,7 @@ from tvmops.schedules.cpu.dot import Value, bits_of, constant, lane_of, lanes_of
 from tvmops.schedules.cpu.dot_sums import ONES
 from tvmops.schedules.cpu.emit import (
     Extent,
+    Span,
     broadcast,
     ceildiv,
     divides,
@@ -24,42 +25,49 @@ from tvmops.schedules.cpu.emit import (
 
 if TYPE_CHECKING:
     from tvmops.schedules.cpu.dot_nest import DotNest
+    from tvmops.schedules.cpu.dot_stretch import Stretch
 
 
 class PackedA:
     """The words, split in parts, as [part][group of rows][side words of each of its rows, and so on]."""
 
-    def __init__(self, nest: DotNest, first_row: Extent) -> None:
+    def __init__(self, nest: DotNest, first_row: Extent, stretch: Stretch) -> None:
         self.nest, self.first_row = nest, first_row
+        kc = nest.blocking.kc
+        self.words = stretch.steps if kc else Span(0, nest.words)
         self.rows, self.side = nest.dot.rows, nest.dot.side
         self.groups = -(-nest.blocking.mr // self.rows)
         # Groups lie a cache line apart from a multiple of their length: multiples of 4 KiB would
         # fall into the same few cache lines.
-        pitch = ceildiv(nest.words * self.rows, 16) * 16 + 16
+        pitch = ceildiv((kc or nest.words) * self.rows, 16) * 16 + 16
         self.buffer = T.alloc_buffer((nest.dot.parts, self.groups, pitch), "int32")
         if nest.operands.trans_a:  # neighbours in memory are rows
-            with T.serial(nest.words) as at, T.serial(nest.blocking.mr) as i:
-                self._store(i, at, self._last_word(nest.row(first_row + i), at))
+            with T.serial(self.words.count) as at, T.serial(nest.blocking.mr) as i:
+                word = self._last_word(nest.row(first_row + i), self.words.start + at)
+                self._store(i, at, word)
         else:
             self._pack()
 
     def _pack(self) -> None:
         nest = self.nest
         each, width = nest.each, nest.width
+        start = self.words.start
         whole = nest.k // (each * width)
+        if nest.blocking.kc:
+            whole = minimum(nest.k // each - start, self.words.count) // width
         with T.serial(self.groups) as group:
             rows = [self._row(group, i) for i in range(self.rows)]
             with T.serial(whole) as kv:
-                place = lanes(kv * width * each, width * each)
+                place = lanes((start + kv * width) * each, width * each)
                 vectors = [
                     T.reinterpret(f"int32x{width}", nest.a[tuple(nest.at("a", row, place))]) for row in rows
                 ]
                 self._store_square(group, kv * width, vectors)
             if not divides(each * width, nest.k):
-                with T.serial(nest.words - whole * width) as rest:
+                with T.serial(self.words.count - whole * width) as rest:
                     for i, row in enumerate(rows):
                         at = whole * width + rest
-                        self._store(group * self.rows + i, at, self._last_word(row, at))
+                        self._store(group * self.rows + i, at, self._last_word(row, start + at))
 
     def _row(self, group: Extent, i: int) -> Extent:
         """Return a row of a group, the last one of the tile or of a in place of those beyond."""

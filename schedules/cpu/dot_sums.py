@@ -39,6 +39,9 @@ class Accumulators:
             at = [first + i, self._lanes(v)]
             T.buffer_store(self._buffer, self.dot.add(self._buffer[tuple(at)], left, right), at)
 
+    def set(self, i: int, v: int, sums: Value) -> None:
+        T.buffer_store(self._buffer, sums, [i, self._lanes(v)])
+
     def add_columns(self, first: int, v: int, words: Sequence[Value]) -> None:
         """Add the columns themselves."""
         dot, ones = self.dot, tirx.const(ONES, "int32")

@@ -9,28 +9,30 @@ from tvm.tirx.script.builder import ir as T
 from tvmops.schedules.cpu.dot import Value
 from tvmops.schedules.cpu.dot_pack_a import PackedA
 from tvmops.schedules.cpu.dot_pack_b import PackedB
+from tvmops.schedules.cpu.dot_stretch import Carried, Place, Stretch
 from tvmops.schedules.cpu.dot_sums import Accumulators, Sums
-from tvmops.schedules.cpu.emit import Extent, divides
+from tvmops.schedules.cpu.emit import Extent, branch, divides
 
 if TYPE_CHECKING:
     from tvmops.schedules.cpu.dot_nest import DotNest
 
 
 class Tile:
-    """Sums over all of k in registers, each row handed to the nest's `finish`."""
+    """Sums over a stretch of k in registers; after the last each row is handed to the nest's `finish`."""
 
     def __init__(
         self,
         nest: DotNest,
-        first_row: Extent,
-        column: Extent,
-        panel: Extent,
+        place: Place,
+        stretch: Stretch,
         packed_a: PackedA,
         packed_b: PackedB | None,
         row_sums: Any | None,
+        carried: Carried | None,
     ) -> None:
         self.nest, self.row_sums = nest, row_sums
-        self.first_row, self.column, self.panel = first_row, column, panel
+        self.place, self.stretch, self.carried = place, stretch, carried
+        self.first_row, self.column, self.panel = place.first_row, place.column, place.panel
         self.packed_a, self.packed_b = packed_a, packed_b
         # where b is read once, as it lies, its columns' sums are more rows of the tile
         self.sums_here = nest.with_sums and packed_b is None and not nest.is_packed
@@ -42,13 +44,26 @@ class Tile:
             nest.at_columns(self.column, lambda limit: self._finish(self._sum(limit), limit))
         else:  # what was packed is full; the edge shows only when c is stored
             accumulators = self._sum(None)
-            nest.at_columns(self.column, lambda limit: self._finish(accumulators, limit))
+
+            def finish() -> None:
+                nest.at_columns(self.column, lambda limit: self._finish(accumulators, limit))
+
+            if self.carried is None:
+                finish()
+            else:
+                carried = self.carried
+                branch(self.stretch.is_last, finish, lambda: carried.store(accumulators, self.place))
 
     def _sum(self, limit: Extent | None) -> Accumulators:
         nest, ku = self.nest, self.nest.blocking.ku
         accumulators = Accumulators(nest.dot, self.rows, nest.blocking.nv, nest.width)
         full = nest.given_b.whole if self.packed_b is None else nest.steps
+        if self.carried is not None:
+            self.carried.load(accumulators, self.place, self.stretch)
+            full = self.stretch.steps.count
         with T.serial(full // ku) as block:
+            if self.carried is not None and nest.blocking.ahead:
+                self.carried.ask_ahead(self.place, self.stretch, block * ku, ku)
             for u in range(ku):
                 self._step(accumulators, block * ku + u, limit, is_last=False)
         if not divides(ku, full):
@@ -81,6 +96,7 @@ class Tile:
         if self.packed_b is not None:
             return self.packed_b.vectors(self.panel, step, v)
         nest = self.nest
+        step = self.stretch.steps.start + step
         return nest.given_b.vectors(step, self.column + v * nest.width, limit, is_last)
 
     def _column_sums(self, accumulators: Accumulators, v: int) -> Value | None:

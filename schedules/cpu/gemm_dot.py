@@ -4,19 +4,23 @@ The nest, outermost first, with the knob that sets each block:
 
     task            split_m x split_n   run side by side; they share nothing
       column block  nc panels           of nr = nv vectors; words of b are packed here  (pack_b)
+        stretch     kc words            of k; all of it where b is not packed beforehand
         tile        mr rows             of a, whose words are packed here
           panel     mr x nr             accumulators in registers, summed over all of k, by ku words
 
-All of k is summed in one go: a word holds two or four values, so that a panel of b for thousands
-of k fits the L2 cache. Where b is not packed, its words are put together as it is read, which
-serves few rows. A b that is given as (n, k) is transposed where it is packed, in squares of vectors.
-Where b was packed beforehand, words are read as they lie, at the speed of memory; for a matrix
-instruction they are put side by side, in passing or, for many rows, once for a column block.
+A word holds two or four values, so that a panel of b for a thousand k fits the L2 cache, and k is
+summed in one go. A longer one, of a b that was packed beforehand, is summed in stretches (kc) while
+the words of the next are asked for (ahead). Where b is not packed, its words are put together as it
+is read, which serves few rows. A b that is given as (n, k) is transposed where it is packed, in
+squares of vectors. Where b was packed beforehand, words are read as they lie, at the speed of
+memory; for a matrix instruction they are put side by side, in passing or, for many rows, once for a
+column block.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from math import ceil
 
 from tvm import IRModule
@@ -25,6 +29,7 @@ from tvmops.schedules.cpu.dot import Dot
 from tvmops.schedules.cpu.dot_nest import DotBlocking, DotNest
 from tvmops.schedules.cpu.emit import ALL
 from tvmops.schedules.template import GenericKernel, Template
+from tvmops.signatures import ANY
 from tvmops.signatures.layouts import PLAIN
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
@@ -65,7 +70,16 @@ class GemmDot(Template):
             knobs.append(Knob("split_batch", splits))
         if len(dots := self.dots(target)) > 1:
             knobs.append(Knob("dot", tuple(dot.name for dot in dots)))
+        if self._may_stretch(workload, target):
+            knobs += [Knob("kc", (256, 512, 1024, ALL)), Knob("ahead", (False, True))]
         return Space(self.name, tuple(knobs), lambda config: self._is_legal(config, workload, target))
+
+    def _may_stretch(self, workload: Workload, target: Target) -> bool:
+        """Say whether k may be summed in stretches: b lies packed, in many panels that are long."""
+        m, n, k = workload.dims("m", "n", "k")
+        packed = workload["packed"] != PLAIN and all(dot.side == dot.rows == 1 for dot in self.dots(target))
+        plain_sums = dict(workload.items).get("b_zero_points", "none") == "none"
+        return packed and plain_sums and m > _FEW_ROWS and n >= 512 and k >= 512 * self.each
 
     def _is_legal(self, config: Config, workload: Workload, target: Target) -> bool:
         """Say whether `config` fits the machine; the only statement of the template's limits."""
@@ -78,6 +92,8 @@ class GemmDot(Template):
             knobs.mr * knobs.nv + knobs.nv * dot.parts + 1 <= target.vector_registers
             and knobs.mr % dot.side == 0
             and (dot.side > 1 or not knobs.pack_b or workload["packed"] == PLAIN)
+            and (knobs.kc == ALL or knobs.nc != ALL)
+            and (knobs.kc != ALL or not knobs.ahead)
             and knobs.split_m <= -(-m // knobs.mr)
             and knobs.split_n <= panels
             and knobs.split_batch <= _batch(workload)
@@ -88,12 +104,11 @@ class GemmDot(Template):
 
     def default(self, workload: Workload, target: Target) -> Config:
         m, n, k = workload.dims("m", "n", "k")
-        wanted = self._wanted(m, n, k, target, self._pack_b(workload, target), _batch(workload))
-        space = self.space(workload, target)
-        values = {knob.name: knob.values for knob in space.knobs}
-        return Config(
-            tuple((name, _fit(values[name], value)) for name, value in wanted.items if name in values)
-        )
+        wanted = self._wanted(m, n, k, target, self._pack_b(workload, target), _batch(workload)).as_dict()
+        if self._may_stretch(workload, target):
+            wanted |= {"kc": 512, "ahead": True, "nc": 4}
+        values = {knob.name: knob.values for knob in self.space(workload, target).knobs}
+        return Config.of(**{name: _fit(values[name], wanted[name]) for name in wanted if name in values})
 
     def _wanted(self, m: int, n: int, k: int, target: Target, pack_b: tuple[bool, ...], batch: int) -> Config:
         dots = self.dots(target)
@@ -138,6 +153,13 @@ class GemmDot(Template):
             )
         ]
 
+    def symbolic_space(self, space: Space, pattern: Workload) -> Space:
+        if ANY not in (pattern["m"], pattern["k"]):
+            return space
+        return replace(
+            space, is_legal=lambda config: not DotBlocking.of(config).kc and space.is_legal(config)
+        )
+
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Count cycles of the busiest core: multiplications or loads, packing, edges, starting threads."""
         knobs = DotBlocking.of(config)
@@ -150,9 +172,7 @@ class GemmDot(Template):
         step = max(products, parts * knobs.mr + knobs.nv, 5) + 2 / knobs.ku
         if workload["packed"] == PLAIN and not knobs.pack_b:
             step += knobs.nv * 3 * self.each
-        row_bytes = 4 * width * knobs.nv
-        from_memory = 4 * words * n > target.l3_bytes and knobs.mr >= m
-        step = max(step, row_bytes / (4 if from_memory else 24))
+        step = max(step, 4 * width * knobs.nv / self._bytes_a_cycle(workload, target, knobs))
         cycles = tiles * panels * (words * step + 4 * knobs.mr * knobs.nv + 20)
         blocks = -(-panels // (knobs.nc or panels))
         cycles += tiles * blocks * knobs.mr * (words * parts / width * 2 + 20)
@@ -160,6 +180,17 @@ class GemmDot(Template):
         tasks = knobs.split_m * knobs.split_n * knobs.split_batch
         cycles *= -(-tasks // target.cores) * ceil(_batch(workload) / knobs.split_batch)
         return cycles + (tasks > 1) * _LAUNCH_CYCLES
+
+    def _bytes_a_cycle(self, workload: Workload, target: Target, knobs: DotBlocking) -> float:
+        """Guess how fast words of b arrive: from memory, the L3 cache, or the L2 cache of a core."""
+        m, n, k = workload.dims("m", "n", "k")
+        words = -(-k // self.each)
+        if 4 * words * n > target.l3_bytes and knobs.mr >= m:
+            return 4
+        if not self._may_stretch(workload, target):
+            return 24
+        block_bytes = 4 * (knobs.kc or words) * (knobs.nc * knobs.nv * target.vector_width("int32") or n)
+        return (14 if block_bytes > target.l2_bytes else 24) + 2 * knobs.ahead
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         knobs = DotBlocking.of(config)

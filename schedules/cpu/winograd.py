@@ -17,6 +17,7 @@ channels, of whose weights each core then reads only its share.
 
 from __future__ import annotations
 
+from itertools import count
 from math import ceil, sqrt
 from typing import ClassVar
 
@@ -31,12 +32,14 @@ from tvmops.schedules.cpu.winograd_cost import cost
 from tvmops.schedules.cpu.winograd_grid import Grid
 from tvmops.schedules.cpu.winograd_nest import Blocking, WinogradNest
 from tvmops.schedules.template import GenericKernel, Template
+from tvmops.signatures import ANY
 from tvmops.signatures.layouts import PLAIN
-from tvmops.signatures.winograd import CHANNELS, transforms
+from tvmops.signatures.winograd import CHANNELS, TAPS, transforms
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
+_UNBOUNDED = 2**31 - 1
 _SMALL = 1_000_000  # operations; for fewer, starting threads costs more than it saves
 
 
@@ -54,7 +57,7 @@ class _Winograd(Template):
     error seen, of 10**5 outputs, is three, for each m and for ci from 16 to 512.
 
     Where that is beyond the tolerance of conv2d, the template does not apply: F(2) is always
-    within it, F(4) from 16 channels on, F(6) never. That is no matter of a strict bound: in units
+    within it, F(4) from 10 channels on, F(6) never. That is no matter of a strict bound: in units
     of u, the largest errors of F(6) that were seen for ci of 16, 64, 256 and 512 are 1671, 5646,
     21943 and 39049, where conv2d allows 588, 2316, 9228 and 18444; F(4) has 222, 887, 2937, 8099.
 
@@ -70,11 +73,16 @@ class _Winograd(Template):
             workload.op == "conv2d"
             and target.kind == "cpu"
             and workload["dtype"] == "float32"
-            and not workload.is_generic
             and workload["packed"] in (PLAIN, f"winograd{self.m}")
+            and (workload["packed"] != PLAIN or ANY not in (workload["ci"], workload["co"]))
             and suits_winograd(workload)
-            and self.bound(workload) <= op_of(workload).tolerance(workload)
+            and (workload["ci"] == ANY or self._is_exact(workload))
         )
+
+    def _is_exact(self, workload: Workload) -> bool:
+        """Say whether the error of so many channels is within what conv2d allows."""
+        known = workload.replace(n=1, h=TAPS, w=TAPS, co=1)
+        return self.bound(known) <= op_of(known).tolerance(known)
 
     def bound(self, workload: Workload) -> float:
         """Return how large the error of an output may be, of inputs within [-1, 1)."""
@@ -86,14 +94,14 @@ class _Winograd(Template):
         return self.bound(workload)
 
     def space(self, workload: Workload, target: Target) -> Space:
-        grid = Grid.of(workload, self.m, ALL, ALL)
+        grid = Grid.of(ConvShape.of(workload), self.m, ALL, ALL)
         (co,) = workload.dims("co")
         tiles, blocks = grid.tiles, ceil(co / CHANNELS)
         knobs = (
             Knob("mr", tuple(mr for mr in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 16) if mr <= tiles)),
             Knob("nb", tuple(nb for nb in (1, 2, 3, 4) if nb <= blocks)),
-            Knob("rows", _up_to(grid.down, (1, 2, 3, 4, 7, 8))),
-            Knob("columns", _up_to(grid.across, (4, 7, 8, 14, 16, 28))),
+            Knob("rows", _up_to(int(grid.down), (1, 2, 3, 4, 7, 8))),
+            Knob("columns", _up_to(int(grid.across), (4, 7, 8, 14, 16, 28))),
             Knob("panels", _up_to(blocks, (1, 2, 4, 8))),
             Knob("ku", (1, 2, 4)),
             Knob("shared", (False, True)),
@@ -127,14 +135,37 @@ class _Winograd(Template):
         return min(legal, key=lambda config: self.estimate(workload, target, config))
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        return []  # the blocks follow from the sizes
+        """Of weights that are transformed already: to do that in each call would cost what tiles save.
+
+        Small images have a few blocks of tiles, which all cores share.
+        """
+        if workload["packed"] == PLAIN:
+            return []
+        wide = target.vector_registers >= 32
+        config = Config.of(
+            mr=4 if wide else 5,
+            nb=4 if wide else 1,
+            rows=4,
+            columns=8,
+            panels=2 if wide else 4,
+            ku=1,
+            shared=False,
+            parallel=True,
+        )
+        least = next(ci for ci in count(1) if self._is_exact(workload.replace(ci=ci)))
+        channels = {"ci": (least, _UNBOUNDED)} if least > 1 else {}
+        small = {"n": (1, 4), "h": (1, 32), "w": (1, 32)}
+        return [
+            GenericKernel({**small, **channels}, config.replace(shared=True)),
+            GenericKernel(channels, config),
+        ]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         return cost(workload, target, self.m, Blocking.of(config))
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         width = target.vector_width("float32")
-        return WinogradNest(workload, ConvShape.of(workload), self.m, width, Blocking.of(config)).module()
+        return WinogradNest(ConvShape.of(workload), self.m, width, Blocking.of(config)).module()
 
 
 class Winograd2(_Winograd):
@@ -155,14 +186,14 @@ class Winograd6(_Winograd):
 def is_legal(config: Config, workload: Workload, target: Target, m: int) -> bool:
     """Say whether `config` fits the machine; the only statement of the templates' limits."""
     blocking = Blocking.of(config)
-    grid = Grid.of(workload, m, blocking.rows, blocking.columns)
+    grid = Grid.of(ConvShape.of(workload), m, blocking.rows, blocking.columns)
     ci, co = workload.dims("ci", "co")
     vectors = blocking.nb * CHANNELS // target.vector_width("float32")
     spare = 4 if target.vector_registers >= 32 else 1  # more, and LLVM keeps accumulators in memory
     tiles = -(-grid.tiles // blocking.mr) * blocking.mr
     panels = min(blocking.panels or ceil(co / CHANNELS), ceil(co / (blocking.nb * CHANNELS)))
     products = tiles * panels * blocking.nb * CHANNELS
-    image = tiles * ci * (grid.blocks if blocking.shared else 1)
+    image = tiles * ci * (int(grid.blocks) if blocking.shared else 1)
     return (
         blocking.mr * vectors + vectors + spare <= target.vector_registers
         and blocking.mr <= grid.tiles

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import ceil
 
+from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cpu.winograd_grid import Grid
 from tvmops.schedules.cpu.winograd_nest import Blocking
 from tvmops.signatures.winograd import CHANNELS
@@ -22,7 +23,8 @@ _TRANSFORM_CYCLES = {2: 70, 4: 170, 6: 330}
 
 def cost(workload: Workload, target: Target, m: int, blocking: Blocking) -> float:
     """Estimate the cycles of `blocking`."""
-    grid = Grid.of(workload, m, blocking.rows, blocking.columns)
+    grid = Grid.of(ConvShape.of(workload), m, blocking.rows, blocking.columns)
+    blocks = int(grid.blocks)
     ci, co = workload.dims("ci", "co")
     width = target.vector_width("float32")
     places = (m + 2) ** 2
@@ -30,15 +32,15 @@ def cost(workload: Workload, target: Target, m: int, blocking: Blocking) -> floa
     panels = ceil(co / (blocking.nb * CHANNELS))
     groups = ceil(panels / (blocking.panels or panels))
     vectors = ceil(ci / width)
-    tiles = grid.blocks * grid.tiles
+    tiles = blocks * grid.tiles
     image = _TRANSFORM_CYCLES[m] * tiles * vectors
     result = _TRANSFORM_CYCLES[m] * tiles * ceil(co / width)
-    products = grid.blocks * places * panels * _panel(target, blocking, grid, ci, co, places)
+    products = blocks * places * panels * _panel(target, blocking, grid, ci, co, places)
     if not blocking.shared:
-        busiest = (image + products + result) * _share(grid.blocks, cores)
+        busiest = (image + products + result) * _share(blocks, cores)
     else:
-        busiest = image * _share(grid.blocks * vectors, cores)
-        busiest += (products + result) * _share(grid.blocks * groups, cores)
+        busiest = image * _share(blocks * vectors, cores)
+        busiest += (products + result) * _share(blocks * groups, cores)
     return busiest + blocking.parallel * (1 + blocking.shared) * _LAUNCH_CYCLES
 
 

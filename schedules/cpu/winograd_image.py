@@ -42,15 +42,15 @@ class Image:
 
     def __init__(self, x: Any, shape: ConvShape, grid: Grid, width: int) -> None:
         self._x, self._grid, self._width = x, grid, width
-        self._h, self._w, self._ci = shape.h, shape.w, int(shape.ci)
+        self._h, self._w, self._ci = shape.h, shape.w, shape.ci
         self._channels_last = shape.channels_last
         self._t = grid.m + 2
         self._matrix = transforms(grid.m).input
 
     @property
-    def vectors(self) -> int:
+    def vectors(self) -> Extent:
         """How many vectors the channels of a pixel fill."""
-        return -(-self._ci // self._width)
+        return ceildiv(self._ci, self._width)
 
     def transform(self, block: Block, vector: Extent, v: Any, at: Extent) -> None:
         """Store v[at, place, tile, channel] for one vector of channels of all tiles of `block`."""
@@ -97,7 +97,7 @@ class Image:
             self._down(pixel, begin, end, partly)
 
         last = self._grid.down * m + 2 - self._grid.top  # one row beyond the lowest tile
-        if self._grid.top == 0 and last <= self._h:
+        if self._grid.top == 0 and isinstance(last, int) and isinstance(self._h, int) and last <= self._h:
             inner()
         else:
             inside = tirx.all(first >= 0, first + t <= self._h)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import IRModule
+from tvm import IRModule, tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.conv2d import ConvKernel, ConvShape
@@ -29,7 +30,6 @@ from tvmops.schedules.cpu.winograd_result import Result
 from tvmops.schedules.cpu.winograd_weight import transform_weight
 from tvmops.signatures.winograd import CHANNELS
 from tvmops.space import Config
-from tvmops.workloads import Workload
 
 _DTYPE = "float32"
 _WAY = 1024  # floats after which addresses share a set of the first cache
@@ -60,14 +60,14 @@ class WinogradNest:
     v[tile, ci], to be multiplied by the transformed weights of that place, u[ci, co].
     """
 
-    def __init__(self, workload: Workload, shape: ConvShape, m: int, width: int, blocking: Blocking) -> None:
+    def __init__(self, shape: ConvShape, m: int, width: int, blocking: Blocking) -> None:
         self.kernel = ConvKernel(shape, _DTYPE, width)
         self.shape, self.m, self.width, self.blocking = shape, m, width, blocking
         self.places = (m + 2) ** 2
-        self.ci, self.co = workload.dims("ci", "co")
-        self.grid = Grid.of(workload, m, blocking.rows, blocking.columns)
-        self.blocks_of_co = -(-self.co // CHANNELS)
-        self.panels = -(-self.blocks_of_co // blocking.nb)
+        self.ci, self.co = shape.ci, shape.co
+        self.grid = Grid.of(shape, m, blocking.rows, blocking.columns)
+        self.blocks_of_co = ceildiv(self.co, CHANNELS)
+        self.panels = ceildiv(self.blocks_of_co, blocking.nb)
 
     def module(self) -> IRModule:
         return self.kernel.module(self._run)
@@ -109,14 +109,14 @@ class WinogradNest:
             transform_weight(self.kernel.w, u, block, sizes, self.shape.channels_last, self.m, self.width)
         return u
 
-    def _alloc_v(self, blocks: int) -> Any:
+    def _alloc_v(self, blocks: Extent) -> Any:
         """Allocate v[block, place, tile, channel].
 
         Rows of tiles beyond the last, up to a whole register tile, are multiplied as they are
         and the products not read.
         """
         tiles = self._capacity
-        pitch = -(-self.ci // self.width) * self.width + CHANNELS
+        pitch = ceildiv(self.ci, self.width) * self.width + CHANNELS
         return T.alloc_buffer((blocks, self.places, tiles, _uneven(pitch, tiles)), _DTYPE)
 
     @property
@@ -127,7 +127,7 @@ class WinogradNest:
         """Multiply one block of tiles by one group of panels of weights, and write what results."""
         blocking, width = self.blocking, self.width
         panels = chunk(Span(0, self.panels), group, blocking.panels)
-        most = min(blocking.panels or self.panels, self.panels) * blocking.nb * CHANNELS
+        most = self._most_panels * blocking.nb * CHANNELS
         products = T.alloc_buffer(
             (self.places, self._capacity, _uneven(most + CHANNELS, self._capacity)), _DTYPE
         )
@@ -143,19 +143,38 @@ class WinogradNest:
                             value = sums[i, lanes(k * width, width)]
                             T.buffer_store(products, value, [place, step * blocking.mr + i, column])
 
-            rest = self.blocks_of_co % blocking.nb
-            if rest == 0:
-                tiles(blocking.nb)
-            elif self.panels == 1:
-                tiles(rest)
-            else:
-                branch(panel < self.panels - 1, lambda: tiles(blocking.nb), lambda: tiles(rest))
+            self._in_whole_blocks(panel, tiles)
         first = panels.start * (blocking.nb * CHANNELS)
         vectors = ceildiv(self.co - first, width)
-        if most < self.co:
+        if not isinstance(self.co, int) or most < self.co:
             vectors = minimum(vectors, panels.count * (blocking.nb * CHANNELS // width))
         with T.serial(vectors) as vector:
             result.transform(block, first + vector * width, products, vector * width)
+
+    @property
+    def _most_panels(self) -> int:
+        """Of a group."""
+        most = self.blocking.panels
+        return min(most or self.panels, self.panels) if isinstance(self.panels, int) else most
+
+    def _in_whole_blocks(self, panel: Extent, multiply: Callable[[int], None]) -> None:
+        """Call `multiply` with the number of blocks that `panel` has; the last may have fewer."""
+        nb, blocks = self.blocking.nb, self.blocks_of_co
+        if not isinstance(blocks, int):
+            self._as_many_as(blocks - panel * nb, nb, multiply)
+        elif blocks % nb == 0:
+            multiply(nb)
+        elif blocks < nb:
+            multiply(blocks)
+        else:
+            branch(panel < self.panels - 1, lambda: multiply(nb), lambda: multiply(blocks % nb))
+
+    def _as_many_as(self, left: tirx.Expr, most: int, multiply: Callable[[int], None]) -> None:
+        """Call `multiply` with `left`, from 1 to `most`, as a number that is known."""
+        if most == 1:
+            multiply(1)
+        else:
+            branch(left >= most, lambda: multiply(most), lambda: self._as_many_as(left, most - 1, multiply))
 
     def _sums(
         self, u: Any, v: Any, at: Extent, place: Extent, tile: Extent, first: Extent, blocks: int
@@ -188,6 +207,8 @@ class WinogradNest:
         return sums
 
 
-def _uneven(pitch: int, rows: int) -> int:
+def _uneven(pitch: Extent, rows: int) -> Extent:
     """Return `pitch`, or a little more, so that matrices of `rows` rows do not share sets of a cache."""
-    return pitch if pitch * rows % _WAY else pitch + CHANNELS
+    if isinstance(pitch, int):
+        return pitch if pitch * rows % _WAY else pitch + CHANNELS
+    return pitch + tirx.Select(pitch * rows % _WAY == 0, CHANNELS, 0)

@@ -53,8 +53,10 @@ class Float32Gemm(SimtGemm):
         return min(legal, key=lambda config: self.estimate(workload, target, config))
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        # addresses take more registers where sizes are not known: no second block has room beside one
         small, large = (
-            Config.of(**{**knobs, "a_vector": 1, "b_vector": 1}) for knobs in (_DEFAULTS[0], _DEFAULTS[-1])
+            Config.of(**{**knobs, "a_vector": 1, "b_vector": 1, "beside": 1})
+            for knobs in (_DEFAULTS[0], _DEFAULTS[-1])
         )
         return [GenericKernel({"m": (1, 32)}, small), GenericKernel({}, large)]
 

@@ -19,19 +19,21 @@ class Fp8Gemm(WgmmaGemm):
 
     name = "cuda.gemm_fp8"
     version = 1
+    op = "matmul_fp8"
+    may_split = False  # sums that are split were verified for 16 bits and for integers
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        if workload.op != "matmul_fp8" or target.gpu is None or target.gpu.code != "sm_90a":
+        if workload.op != self.op or target.gpu is None or target.gpu.code != "sm_90a":
             return False
         return all(
             workload[dim] == ANY or workload.dims(dim)[0] % size == 0 for dim, size in _MULTIPLES.items()
         )
 
     def space(self, workload: Workload, target: Target) -> Space:
-        """Return the space of that product; sums that are split were verified for 16 bits alone."""
+        """Return the space of that product."""
         whole = super().space(_in_pairs(workload), target)
         knobs = (*whole.knobs, Knob("chained", (0, 1)))
-        return Space(self.name, knobs, lambda c: c["split_k"] == 1 and whole.is_legal(c))
+        return Space(self.name, knobs, lambda c: (self.may_split or c["split_k"] == 1) and whole.is_legal(c))
 
     def choices(self, workload: Workload) -> list[Config]:
         return [_chained(config) for config in super().choices(workload)]

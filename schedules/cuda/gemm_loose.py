@@ -36,8 +36,8 @@ class LooseGemm(SwappedGemm):
 
         return Space(self.name, whole.knobs, is_legal)
 
-    def choices(self, workload: Workload) -> list[Config]:
-        return [config.replace(ahead=0) for config in super().choices(workload)]
+    def choices(self, workload: Workload, target: Target) -> list[Config]:
+        return [config.replace(ahead=0) for config in super().choices(workload, target)]
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         return LooseKernel(product_of(self.kernel_workload(workload)), tiles_of(config)).module()

@@ -41,14 +41,15 @@ class MmaGemm(Template):
         )
 
     def space(self, workload: Workload, target: Target) -> Space:
+        a, b = (_vectors(workload[dim]) for dim in row_dims(workload))
         knobs = (
             Knob("bm", (16, 32, 64, 128, 256)),
             Knob("bn", (32, 64, 128, 256)),
             Knob("warps_m", (1, 2, 4)),
             Knob("warps_n", (1, 2, 4)),
             Knob("stages", (2, 3, 4, 5, 6)),
-            Knob("a_vector", _vectors(_row_of_a(workload))),
-            Knob("b_vector", _vectors(_row_of_b(workload))),
+            Knob("a_vector", a),
+            Knob("b_vector", b),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
@@ -64,7 +65,7 @@ class MmaGemm(Template):
         return _DEFAULTS
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        rows = sorted({_dim_of(workload, "a"), _dim_of(workload, "b")})
+        rows = sorted(set(row_dims(workload)))
         few, many = _DEFAULTS[0], _DEFAULTS[3]
         kernels = []
         for vector in (8, 1):
@@ -140,19 +141,9 @@ def product_of(workload: Workload) -> Product:
     )
 
 
-def _dim_of(workload: Workload, operand: str) -> str:
-    """Return the dimension along which the rows of a, or b, lie."""
-    if operand == "a":
-        return "m" if workload["trans_a"] else "k"
-    return "k" if workload["trans_b"] else "n"
-
-
-def _row_of_a(workload: Workload) -> object:
-    return workload[_dim_of(workload, "a")]
-
-
-def _row_of_b(workload: Workload) -> object:
-    return workload[_dim_of(workload, "b")]
+def row_dims(workload: Workload) -> tuple[str, str]:
+    """Return the dimensions along which the rows of a and of b lie."""
+    return "m" if workload["trans_a"] else "k", "k" if workload["trans_b"] else "n"
 
 
 def _vectors(row: object) -> tuple[int, ...]:

@@ -21,15 +21,17 @@ from tvmops.workloads import Workload
 _MOST_ROWS = 64  # of a: more are a product like others
 
 # Of the guess, fitted to what an H200 took for 380 configs of 18 shapes.
-_SHARE = 1.05  # of the bandwidth that the target states
-_FROM_L2 = 1.3  # times that bandwidth
-_BLOCK_RATE = 6e10  # bytes a second that one multiprocessor takes at most
+_SHARE = 1.08  # of the bandwidth that the target states
+_FROM_L2 = 1.5  # times that bandwidth
+_BLOCK_RATE = 5e10  # bytes a second that one multiprocessor takes at most
 _LATENCY = 1.0e-6  # seconds until a stage has come
 _SHARPNESS = 4.0  # of the bend where one limit takes over from another
 _PLACES = 0.91  # of the machine: clusters of 4 and more don't find room everywhere
 _CROWDED = (1.1, 1.03)
 _START_SECONDS = 2.6e-6
-_MEETING_SECONDS = 0.5e-6  # of the blocks of a cluster
+_WAVE_SECONDS = 0.5e-6
+_MEETING_SECONDS = 0.3e-6  # of the blocks of a cluster, and
+_SUM_SECONDS = 1.5e-8  # for each of its blocks, each row
 _CHAINED_SECONDS = 0.9e-6  # gained by an early launch
 _WORTH_ASKING = 5e6  # bytes: more are gone again
 _FILLED = 0.8  # of the columns that are loaded, at least
@@ -63,13 +65,15 @@ class SwappedGemm(Template):
 
     def default(self, workload: Workload, target: Target) -> Config:
         space = self.space(workload, target)
-        choices = [config for config in self.choices(workload) if config in space]
+        choices = [config for config in self.choices(workload, target) if config in space]
         return min(choices, key=lambda config: self.estimate(workload, target, config))
 
-    def choices(self, workload: Workload) -> list[Config]:
+    def choices(self, workload: Workload, target: Target) -> list[Config]:
         """Return what the default is chosen from, by the estimate."""
         rows = min(-(-known(workload, "m") // 8) * 8, _MOST_ROWS)
-        return [Config.of(rows=rows, **knobs) for knobs in _DEFAULTS]
+        even = [bn for bn in _widths(known(workload, "n"), target.cores) if bn % 64]
+        wide = [_knobs(bn, 64, 8 if bn <= 128 else 4, 1, 2) for bn in even]
+        return [Config.of(rows=rows, **knobs) for knobs in (*_DEFAULTS, *wide)]
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         return []
@@ -95,8 +99,9 @@ class SwappedGemm(Template):
         stream: float = sum(limit**_SHARPNESS for limit in limits) ** (1 / _SHARPNESS)
         if tiles.chained and beside > 1:  # the next kernel's blocks take places unevenly
             stream *= _CROWDED[tiles.chained - 1]
-        waves = (blocks > busy) * own / _BLOCK_RATE
-        meeting = _MEETING_SECONDS if tiles.splits > 1 else 0.0
+        meeting = _MEETING_SECONDS + tiles.rows * tiles.splits * _SUM_SECONDS if tiles.splits > 1 else 0.0
+        more = math.ceil(blocks / busy) - 1  # waves
+        waves = more * (_WAVE_SECONDS + meeting) + (more > 0) * own / _BLOCK_RATE
         asked = min(tiles.ahead, depth) * busy * tiles.bn * tiles.bk * 2
         early = _CHAINED_SECONDS if tiles.chained else 0.0
         worth = (min(asked, _WORTH_ASKING) - max(0, asked - 2 * _WORTH_ASKING)) / bandwidth / 4
@@ -156,11 +161,15 @@ def _knobs(bn: int, bk: int, stages: int, splits: int, ahead: int) -> dict[str, 
     return {"bn": bn, "bk": bk, "stages": stages, "splits": splits, "chained": 2, "ahead": ahead}
 
 
+# Those that were fastest somewhere, and one that is always legal.
 _DEFAULTS = (
-    _knobs(64, 64, 2, 1, 1),
-    _knobs(64, 128, 4, 1, 4),
-    _knobs(64, 128, 4, 2, 4),
+    _knobs(64, 64, 2, 1, 0),
+    _knobs(64, 128, 4, 1, 2),
+    _knobs(64, 128, 8, 1, 2),
+    _knobs(64, 128, 8, 2, 2),
     _knobs(64, 128, 4, 4, 4),
-    _knobs(64, 128, 4, 8, 4),
-    _knobs(128, 128, 3, 1, 4),
+    _knobs(64, 64, 4, 4, 4),
+    _knobs(64, 64, 8, 8, 4),
+    _knobs(128, 64, 6, 1, 2),
+    _knobs(128, 64, 6, 8, 4),
 )

@@ -61,3 +61,17 @@ class Tiles:
         one = (self.bm + self.bn) * self.bk * 2 + 16
         room = (self.shared_bytes + _RESERVED) // self.beside - _RESERVED
         return min((room - stores - partial - 1024) // one, _MOST_STAGES)
+
+
+FEWER_SUMS = 96  # of a thread: what leaves room for more than a plain epilogue
+
+
+def sums_of(config: Config) -> int:
+    """Return the sums of a thread that multiplies."""
+    bm, bn, consumers = (int(config[name]) for name in ("bm", "bn", "consumers"))
+    return bm // (64 * consumers) * bn // 2
+
+
+def narrowed(config: Config) -> Config:
+    """Return `config`, or one of fewer sums that resembles it."""
+    return config if sums_of(config) <= FEWER_SUMS else config.replace(bn=128)

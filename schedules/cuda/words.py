@@ -103,14 +103,15 @@ def shuffle_xor(x: Any, mask: int) -> Any:
     return c_call("float32", "shuffle_xor", x, mask, source=_SHUFFLE)
 
 
-def tie(registers: Any, count: int) -> None:
+def tie(registers: Any, count: int, kind: str = "f") -> None:
     """Keep code that uses `registers` on its side of this point.
 
-    wgmma writes them behind the compiler's back; waiting alone says nothing about them.
+    wgmma writes them behind the compiler's back; waiting alone says nothing about them. They hold
+    floats, or integers: `kind` "r".
     """
-    operands = ", ".join(f'"+f"(r[{i}])' for i in range(count))
+    operands = ", ".join(f'"+{kind}"(r[{i}])' for i in range(count))
     source = f"""
-__forceinline__ __device__ void tie_{count}(float* r) {{
+__forceinline__ __device__ void tie_{count}({"float" if kind == "f" else "unsigned"}* r) {{
   asm volatile("" : {operands} :: "memory");
 }}
 """
@@ -137,6 +138,17 @@ def wait_for_kernels_before() -> None:
 def shared_address(buffer: Any, *indices: Any) -> Any:
     """Return the 32-bit shared-memory address of an element."""
     return T.cuda.cvta_generic_to_shared(buffer.ptr_to(list(indices)))
+
+
+def swizzled(address: Any, leading: int = 1) -> Any:
+    """Return wgmma's view of shared memory: columns of 64 elements of 16 bits, 128-byte swizzle.
+
+    8 rows of a column are 1024 bytes. Where rows lie across what is summed, `leading` is the
+    distance of neighbouring columns, in units of 16 bytes; otherwise it says nothing.
+    """
+    swizzle_128, eight_rows = 1 << 62, 64 << 32
+    fixed = T.uint64(swizzle_128 | eight_rows | leading << 16)
+    return fixed | T.Cast("uint64", (address >> T.uint32(4)) & T.uint32(0x3FFF))
 
 
 class Barriers:

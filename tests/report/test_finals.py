@@ -50,6 +50,32 @@ def test_the_best_kernel_meets_the_best_peer_by_medians(folder: Path) -> None:
     assert second.workload == ALONE.workload and math.isinf(second.speedup)
 
 
+def sustained(entry: Entry | str, seconds: float, *megahertz: float) -> Result:
+    return dataclasses.replace(final(entry, seconds, seconds), stage="sustained", megahertz=megahertz)
+
+
+def test_sustained_rates_are_told_apart(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(
+        folder,
+        *(final(ENTRY, 1.0), final("peer", 2.0), final(ALONE, 5.0)),
+        *(sustained(ENTRY, 2.0, 1500, 1700, 1900), sustained("peer", 3.0, 1980)),
+    )
+    first, second = finals(folder)
+    assert (first.speedup, first.sustained_speedup) == (2.0, 1.5)
+    assert (first.megahertz, first.peer_megahertz) == (1700, 1980)
+    assert math.isnan(second.sustained_speedup) and math.isnan(second.megahertz)
+    assert main(["bundle", "show", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "the same, sustained: geometric mean 1.500" in shown
+    assert shown.splitlines()[-3].split()[-4:] == ["-", "-", "-", "-"]
+
+
+def test_results_of_earlier_bundles_are_read(folder: Path) -> None:
+    line = {**dataclasses.asdict(final(ENTRY, 1.0)), "sustained": [1.1]}
+    (folder / RESULTS).write_text(json.dumps(line) + "\n")
+    assert finals(folder)[0].seconds == 1.0
+
+
 def test_a_bundle_that_was_not_run_is_refused(folder: Path) -> None:
     with pytest.raises(BundleError, match="no comparisons"):
         finals(folder)

@@ -9,7 +9,8 @@ import pytest
 
 import tvmops
 from tvmops.errors import CallError
-from tvmops.runtime import load
+from tvmops.runtime import arrays, known, load
+from tvmops.runtime.arrays import bounds
 from tvmops.runtime.known import KnownCalls
 from tvmops.workloads import Workload
 
@@ -18,8 +19,8 @@ A, B, OUT = (np.ones((8, 8), "float32") for _ in range(3))
 
 def made_up(places: list[tuple[Any, str]]) -> Any:
     """Return a `device_of` by which these arrays lie in these places, and all others on the CPU."""
-    known = {array.ctypes.data: place for array, place in places}
-    return lambda array: known.get(array.ctypes.data, "cpu")
+    known = {bounds(array)[0]: place for array, place in places}
+    return lambda array: known.get(bounds(array)[0], "cpu")
 
 
 def test_a_cpu_library_refuses_a_gpu(lib: tvmops.Library, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,6 +57,53 @@ def test_arrays_of_each_device_go_to_its_own_kernels(
         lib.matmul(A, B, bias=B[0].copy())
 
 
+def at_element(first: int, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return three tensors, on a GPU as it seems, each `first` elements behind a cache line."""
+    torch = pytest.importorskip("torch")
+    tensors = []
+    for _ in range(3):
+        memory = torch.ones(8 * 8 + 32)
+        start = next(i for i in range(16) if memory[i:].data_ptr() % 64 == 0) + first
+        tensors.append(memory[start : start + 64].view(8, 8))
+    for module in (load, known, arrays):
+        monkeypatch.setattr(module, "device_of", lambda array: "cuda:0")
+    return tensors
+
+
+@pytest.mark.parametrize("first, is_copied", [(1, True), (2, True), (4, False)])
+def test_inputs_that_begin_where_a_gpu_reads_no_vectors_are_copied(
+    lib: tvmops.Library, first: int, is_copied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Any] = []
+
+    class Kernels:
+        def find(self, workload: Workload) -> Any:
+            return lambda *given: taken.append(given)
+
+    monkeypatch.setitem(lib._dispatchers, "cuda", Kernels())
+    a, b, _ = at_element(first, monkeypatch)
+    for _ in range(2):  # the second time, the call is known
+        lib.matmul(a, b)
+    for a_taken, b_taken, _ in taken:
+        assert (a_taken.data_ptr() != a.data_ptr()) is (b_taken.data_ptr() != b.data_ptr()) is is_copied
+        assert a_taken.data_ptr() % 16 == b_taken.data_ptr() % 16 == 0
+        assert (a_taken == a).all() and (b_taken == b).all()
+
+
+def test_results_that_begin_so_are_refused(lib: tvmops.Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(lib._dispatchers, "cuda", Recorder())
+    a, b, out = at_element(1, monkeypatch)
+    refused = "'out' is at an address that is no multiple of 16; expected a tensor that begins at one"
+    for _ in range(2):
+        with pytest.raises(CallError, match=refused):
+            lib.matmul(a.clone(), b.clone(), out=out)
+    step = lib.prepare("matmul", a.clone(), b.clone())
+    with pytest.raises(CallError, match="'a' is at an address that is no multiple of 16"):
+        step(a, b.clone())
+    with pytest.raises(CallError, match=refused):
+        step(a.clone(), b.clone(), out=out)
+
+
 @pytest.mark.parametrize(
     "places, message",
     [
@@ -72,3 +120,17 @@ def test_a_gpu_library_takes_arrays_of_one_gpu(
     with pytest.raises(CallError) as caught:
         lib.matmul(A, B, out=OUT)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_what_is_known_of_products_on_cpus_is_not_asked_for_those_of_another_device(is_packed: bool) -> None:
+    """A kernel would refuse them, but that takes long."""
+    torch = pytest.importorskip("torch")
+    called: list[Any] = []
+    product = known._careful(lambda *given: called.append(given), is_packed)
+    here, elsewhere = torch.empty(8, 8), torch.empty(8, 8, device="meta")
+    product(here, here, here)
+    assert len(called) == 1
+    with pytest.raises(ValueError, match="on a GPU"):
+        product(elsewhere, elsewhere, elsewhere)
+    assert len(called) == 1

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tvmops.errors import ArgumentError, BundleError
 from tvmops.measure.bundle.content import FILE, RESULTS, Bundle, read_results
+from tvmops.measure.bundle.on_cpu import Cpu
+from tvmops.measure.bundle.run import Run
 from tvmops.records import read_log
+from tvmops.runtime.backend import load_backend
 from tvmops.schedules import templates_for
 from tvmops.targets import target
 from tvmops.tuner.bundles import _shared, import_bundle, make_bundle
@@ -92,6 +99,56 @@ def test_its_results_become_records_once_and_the_next_round_knows_them(ran: Path
     again = make_bundle([W], HERE, tmp_path / "next", log, trials=2)
     fresh = [entry for entry in again.entries if json.dumps(dict(entry.config), sort_keys=True) not in known]
     assert len(fresh) == 2 and any(entry.default for entry in again.entries)
+
+
+class Hot(Cpu):
+    """Tells what was asked of it; its clock falls with each call."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, float]] = []
+        self.clock_megahertz = 2000.0
+
+    def clock(self, call: Any, sets: Any) -> Any:
+        name, run = ("peer" if call is product else "kernel"), super().clock(call, sets)
+
+        def timed(seconds: float) -> float:
+            self.asked.append((name, seconds))
+            if seconds < 1:
+                return float(run(1e-6)) + (1.0 if name == "peer" else 0.0)
+            time.sleep(0.15)  # as long as it takes to be asked for the clock
+            self.clock_megahertz -= 10
+            return 1.0 if name == "kernel" else 1.5
+
+        return timed
+
+    def megahertz(self) -> float:
+        return self.clock_megahertz
+
+    def peers(self, workload: Workload) -> dict[str, Any]:
+        return {"peer": product, "copy": lambda a, b, c: None}
+
+
+def product(a: Any, b: Any, c: Any) -> None:
+    c[...] = a @ b
+
+
+def test_the_best_two_are_timed_for_seconds_by_turns(made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    shutil.copytree(made, folder)
+    (folder / RESULTS).unlink(missing_ok=True)
+    load_backend(folder)
+    for turns in (3, 0):  # the second time, all is known
+        device = Hot()
+        assert Run(folder, Bundle.read(folder), math.inf, device, sustained=12.0).all() == 0
+        assert [name for name, seconds in device.asked if seconds >= 1] == ["kernel", "peer"] * turns
+    kernel, peer = [r for r in read_results(folder) if r.stage == "sustained"]
+    assert (kernel.seconds, peer.key, peer.seconds) == ([1.0, 1.0], "peer", [1.5, 1.5])
+    assert len(kernel.megahertz) == 2 and max(kernel.megahertz) < 2000
+    log = tmp_path / "log.jsonl"
+    import_bundle(folder, log)
+    (winner,) = [record for record in read_log(log) if record.sustained_seconds]
+    assert f"{winner.template} {winner.config_key}" == kernel.key
+    assert winner.sustained_seconds == (1.0, 1.0) and len(winner.sustained_megahertz) == 2
 
 
 def test_a_machine_that_lacks_something_is_told(made: Path, tmp_path: Path) -> None:

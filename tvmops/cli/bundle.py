@@ -82,12 +82,19 @@ def _show(arguments: argparse.Namespace) -> int:
     from tvmops.report.finals import finals, geometric_mean
 
     found = finals(Path(arguments.folder))
+    head = ["workload", "time", "times as fast", "as the best peer", "of a copy's rate"]
     rows = [
         [f.workload, duration(f.seconds), _ratio(f.speedup), f.peer or "-", _ratio(f.of_copy)] for f in found
     ]
-    print(columns(["workload", "time", "times as fast", "as the best peer", "of a copy's rate"], rows))
+    if any(math.isfinite(f.sustained_seconds) for f in found):
+        head += ["sustained", "times as fast", "MHz", "of the peer"]
+        for row, f in zip(rows, found):
+            row += [duration(f.sustained_seconds) if math.isfinite(f.sustained_seconds) else "-"]
+            row += [_ratio(f.sustained_speedup), _whole(f.megahertz), _whole(f.peer_megahertz)]
+    print(columns(head, rows))
     for name, ratios in (
         ("times as fast as the best peer", [f.speedup for f in found]),
+        ("the same, sustained", [f.sustained_speedup for f in found]),
         ("of a copy's rate", [f.of_copy for f in found]),
     ):
         known = [ratio for ratio in ratios if math.isfinite(ratio)]
@@ -96,6 +103,10 @@ def _show(arguments: argparse.Namespace) -> int:
                 f"{name}: geometric mean {geometric_mean(known):.3f}, worst {min(known):.3f} of {len(known)}"
             )
     return 0
+
+
+def _whole(value: float) -> str:
+    return f"{value:.0f}" if math.isfinite(value) else "-"
 
 
 def _ratio(value: float) -> str:

@@ -14,6 +14,7 @@ import tvm
 from tvm import IRModule, s_tir, tirx
 
 from tvmops.measure import cuda
+from tvmops.measure.blocks import has_blocks
 from tvmops.measure.link import link
 from tvmops.targets import Target
 
@@ -63,13 +64,6 @@ def compile_module(module: IRModule, target: Target, checked: bool = True) -> tv
     generate = tvm.get_global_func(f"target.build.{machine.kind.name}")
     built: tvm.runtime.Module = generate(_finish(checked)(loops), machine)
     return built
-
-
-def has_blocks(function: tirx.PrimFunc) -> bool:
-    """True if `function` is made of schedule blocks: it ends with the one at their root."""
-    body = function.body
-    last = body.seq[-1] if isinstance(body, tirx.SeqStmt) else body
-    return isinstance(last, s_tir.SBlockRealize)
 
 
 def _lower_loops() -> tvm.transform.Pass:

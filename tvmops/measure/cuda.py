@@ -24,8 +24,10 @@ import tvm
 import tvm.support.nvcc
 import tvm_ffi
 from tvm import IRModule, tirx
+from tvm.tirx import compilation_pipeline
 
 from tvmops.errors import CudaError, NoCudaCompilerError
+from tvmops.measure.blocks import has_blocks
 from tvmops.measure.link import link
 from tvmops.runtime.backend import CUDA_RUNTIME_FILE
 from tvmops.targets import Target
@@ -200,10 +202,29 @@ def compile_module(module: IRModule, target: Target) -> tuple[tvm.runtime.Execut
     made: list[Cubin] = []
     code_token, made_token = _code.set(target.gpu.code), _made.set(made)
     try:
-        return tvm.compile(module, target=machine, tir_pipeline="tirx"), made
+        return tvm.compile(module, target=machine, tir_pipeline=_PIPELINE), made
     finally:
         _code.reset(code_token)
         _made.reset(made_token)
+
+
+def _lowering() -> tuple[tvm.transform.Pass, tvm.transform.Pass, tvm.transform.Pass]:
+    """Return passes that lower a module: functions made of schedule blocks by TVM's own for these."""
+    loops, *finish = compilation_pipeline.get_tir_pipeline("tirx")
+    blocks = compilation_pipeline.get_tir_pipeline("s_tir")[0]
+
+    def lower(module: IRModule, context: tvm.transform.PassContext) -> IRModule:
+        lowered = loops(tirx.transform.Filter(lambda function: not has_blocks(function))(module))
+        # its pass would let arrays of 16 and of 32 bits share shared memory, which does not compile
+        with tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
+            lowered.update(blocks(tirx.transform.Filter(has_blocks)(module)))
+        return lowered
+
+    return tvm.transform.module_pass(lower, opt_level=0), *finish
+
+
+_PIPELINE = "tvmops.cuda"
+compilation_pipeline.register_tir_pipeline(_PIPELINE, _lowering)
 
 
 def build_library(module: IRModule, target: Target, path: Path, bare: bool) -> list[Cubin]:

@@ -10,11 +10,13 @@ import numpy as np
 from tvmops.ops.activations import STEEPEST, activated, expression
 from tvmops.ops.base import Array, Exact, Op
 from tvmops.signatures.layouts import PLAIN, layout_of
+from tvmops.signatures.matmul import TF32
 from tvmops.signatures.words import COLUMNS
 from tvmops.workloads import Workload
 
 UNIT_ROUNDOFF = 2.0**-24  # of float32
 SUM = "float32"  # the dtype of accumulation
+TF32_ROUNDING = 2.0**-9  # of a product of two factors without their last 13 bits
 ROUNDING = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of a result kept in 16 bits
 
 
@@ -31,6 +33,10 @@ class MatMul(Op):
     steepest slope at most. It adds 8 u of its argument, of which 2 sqrt(k) is six standard
     deviations, and of one: the error of a polynomial or a quotient is a few roundings. A
     result of 16 bits is rounded once more.
+
+    With `precision=tf32` kernels may keep 10 bits of a factor's mantissa (PTX ISA, alternate
+    floating-point data formats). Leaving out the others costs less than 2**-10 of it, and less than
+    2**-9 of a product, towards zero: of a sum, as above, 2**-9 (2 sqrt(k) + 1).
     """
 
     name = "matmul"
@@ -100,9 +106,11 @@ class MatMul(Op):
     def tolerance(self, workload: Workload) -> float:
         (k,) = workload.dims("k")
         terms = k + len(self.inputs(workload)) - 2
+        largest = min(terms, 2 * sqrt(terms) + 1)  # of a result
         product = 4 * (terms + 1) * UNIT_ROUNDOFF
+        product += TF32_ROUNDING * largest if workload["precision"] == TF32 else 0.0
         activation = str(workload["activation"])
-        rounding = ROUNDING[self.outputs(workload)[0].dtype] * min(terms, 2 * sqrt(terms) + 1)
+        rounding = ROUNDING[self.outputs(workload)[0].dtype] * largest
         if activation == "none":
             return product + rounding
         return STEEPEST[activation] * product + rounding + 8 * UNIT_ROUNDOFF * (1 + 2 * sqrt(terms))

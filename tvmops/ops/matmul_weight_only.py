@@ -12,8 +12,10 @@ from tvmops.ops.base import Array, Exact, Op
 from tvmops.ops.matmul import ROUNDING, UNIT_ROUNDOFF
 from tvmops.signatures.dtypes import encode
 from tvmops.signatures.matmul_weight_only import groups_of
+from tvmops.signatures.words import COLUMNS
 from tvmops.workloads import Workload
 
+_AT_ONCE = 2**20  # weights; those of a vocabulary would fill the memory, all in float64
 # The largest integer that stands for a value of x, by x_bits: all its digits are 127 at most.
 MOST = {"24": 8_355_000, "16": 32_600, "8": 127}
 
@@ -80,7 +82,7 @@ class MatMulWeightOnly(Op):
 
     def reference(self, workload: Workload, *inputs: Array) -> tuple[Exact, ...]:
         x, w, *bias = inputs
-        product = x.astype(np.float64) @ groups_of(workload).unpack(w, *workload.dims("n", "k")).T
+        product = _product(workload, x.astype(np.float64), w)
         for each in bias:
             product = product + each.astype(np.float64)
         return (activated(str(workload["activation"]), product),)
@@ -105,7 +107,7 @@ class MatMulWeightOnly(Op):
         m, n, k = workload.dims("m", "n", "k")
         layout = groups_of(workload)
         x = rng.random((m, k), dtype=np.float32) * 2 - 1
-        offsets = rng.integers(0, 1 << layout.bits, (n, k))
+        offsets = rng.integers(0, 1 << layout.bits, (n, k), np.uint8)
         shape = (n, -(-k // layout.group))
         scales = (rng.random(shape, dtype=np.float32) + np.float32(0.5)) / layout.zero
         zeros = rng.integers(layout.zero - 1, layout.zero + 2, shape) if layout.has_zero_points else None
@@ -113,3 +115,15 @@ class MatMulWeightOnly(Op):
         if workload["bias"]:
             arrays.append(encode(rng.random(n, dtype=np.float32) * 2 - 1, str(workload["dtype"])))
         return arrays
+
+
+def _product(workload: Workload, x: Exact, packed: Array) -> Exact:
+    """Return x @ w.T, a few panels of w at a time."""
+    layout, (n, k) = groups_of(workload), workload.dims("n", "k")
+    panels = max(1, _AT_ONCE // (COLUMNS * k))
+    product = np.empty((len(x), n))
+    for first in range(0, len(packed), panels):
+        begin, end = first * COLUMNS, min((first + panels) * COLUMNS, n)
+        weights = layout.unpack(packed[first : first + panels], end - begin, k)
+        product[:, begin:end] = (weights @ x.T).T
+    return product

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tvmops.errors import BundleError
-from tvmops.measure.bundle.content import Bundle, Result, read_results
-
-COPY = "copy"  # a peer that only moves the bytes: a bound, not a competitor
+from tvmops.measure.bundle.content import COPY, Bundle, Result, read_results
 
 
 @dataclass(frozen=True)
@@ -24,11 +22,20 @@ class Final:
     peer: str
     peer_seconds: float
     copy_seconds: float
+    sustained_seconds: float  # by turns of seconds each, as hot as that makes a GPU
+    sustained_peer_seconds: float  # of the same peer, so
+    megahertz: float  # of the clock meanwhile, and
+    peer_megahertz: float  # NaN where it is not known
 
     @property
     def speedup(self) -> float:
         """How many times as fast as the best peer."""
         return self.peer_seconds / self.seconds
+
+    @property
+    def sustained_speedup(self) -> float:
+        """The same where both are run for seconds."""
+        return self.sustained_peer_seconds / self.sustained_seconds
 
     @property
     def of_copy(self) -> float:
@@ -56,8 +63,16 @@ def finals(folder: Path) -> list[Final]:
         peer, peer_seconds = _best([r for r in here if r.key not in own and r.key != COPY])
         _, copy_seconds = _best([r for r in here if r.key == COPY])
         if kernel:
-            found.append(Final(text, kernel, seconds, peer, peer_seconds, copy_seconds))
+            long = [r for r in results if (r.workload, r.stage, r.status) == (text, "sustained", "ok")]
+            hot, hot_peer = ([r for r in long if (r.key in own) is is_own] for is_own in (True, False))
+            sustained = _best(hot)[1], _best(hot_peer)[1], _megahertz(hot), _megahertz(hot_peer)
+            found.append(Final(text, kernel, seconds, peer, peer_seconds, copy_seconds, *sustained))
     return found
+
+
+def _megahertz(results: Sequence[Result]) -> float:
+    samples = [sample for result in results for sample in result.megahertz]
+    return statistics.median(samples) if samples else math.nan
 
 
 def _best(results: Sequence[Result]) -> tuple[str, float]:

@@ -16,6 +16,8 @@ import tvm_ffi
 from tvmops.errors import CallError, CallTypeError
 from tvmops.signatures.dtypes import FLOAT8, stored
 
+VECTOR_BYTES = 16  # what a thread of a GPU moves at once, from a multiple of it
+
 
 def view(op: str, name: str, array: Any) -> Any:
     """Return `array` as a torch tensor if it is one, else as a NumPy array; nothing is copied.
@@ -137,6 +139,27 @@ def as_argument(array: Any, dtype: str) -> Any:
         return tvm_ffi.from_dlpack(array.__dlpack__(max_version=(1, 0)))
     except TypeError:  # NumPy before 2.1
         return array.copy()
+
+
+def is_aligned(array: Any) -> bool:
+    """True if what `view` gave begins where a GPU's kernels can read it, vector by vector."""
+    return bounds(array)[0] % VECTOR_BYTES == 0
+
+
+def aligned(array: Any) -> Any:
+    """Return a dense array on a GPU, copied if it begins where kernels can't read it."""
+    return array if is_aligned(array) else array.clone()
+
+
+def check_aligned(op: str, name: str, array: Any) -> None:
+    """Refuse an array on a GPU that begins where kernels can't read or write it."""
+    if not is_aligned(array):
+        raise CallError(
+            op=op,
+            argument=name,
+            value=f"at an address that is no multiple of {VECTOR_BYTES}",
+            expected="a tensor that begins at one, such as one of its own",
+        )
 
 
 def overlap(first: Any, second: Any) -> bool:

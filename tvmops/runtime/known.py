@@ -20,7 +20,16 @@ from numpy import ascontiguousarray as _dense_copy
 from numpy import empty as _empty
 from numpy import ndarray as _ndarray
 
-from tvmops.runtime.arrays import argument_dtype, bounds, device_of, dtype_of, is_dense, new_output, overlap
+from tvmops.runtime.arrays import (
+    argument_dtype,
+    bounds,
+    device_of,
+    dtype_of,
+    is_aligned,
+    is_dense,
+    new_output,
+    overlap,
+)
 from tvmops.runtime.calls.base import Call
 from tvmops.runtime.packed import PackedWeight
 from tvmops.signatures import SIGNATURES, TensorSpec
@@ -100,24 +109,33 @@ class KnownCalls:
             self.products[key] = kernel
         elif _is_tensor(a) and a.numel() > 1 and (is_packed or b.numel() > 1):
             # tensors that are to be negated lie strided, but for a single element
-            self.products[key] = _without_gradients(kernel)
+            self.products[key] = _careful(kernel, is_packed)
 
 
 def _product_key(a: Any, b: Any, flags: tuple[Any, ...]) -> Key:
     return type(a), a.shape, b.layout if type(b) is PackedWeight else None, b.shape, *flags
 
 
-def _without_gradients(kernel: Callable[..., None]) -> Callable[..., None]:
-    """Return `kernel`, of three tensors, which refuses those that need a gradient."""
+def _careful(kernel: Callable[..., None], is_packed: bool) -> Callable[..., None]:
+    """Return `kernel`, of three tensors, which refuses those that need a gradient or lie on a GPU.
+
+    It would refuse the latter itself, but that takes long. A packed b may be an array of NumPy.
+    """
     is_grad_enabled = sys.modules["torch"].is_grad_enabled
 
     def checked(a: Any, b: Any, out: Any) -> None:
-        # b may be what a packed weight holds: an array of NumPy
-        if is_grad_enabled() and (a.requires_grad or out.requires_grad or getattr(b, "requires_grad", False)):
-            raise ValueError("a tensor requires grad")
+        if not a.is_cpu or (is_grad_enabled() and (a.requires_grad or out.requires_grad or b.requires_grad)):
+            raise ValueError("a tensor requires grad, or is on a GPU")
         kernel(a, b, out)
 
-    return checked
+    def checked_packed(a: Any, b: Any, out: Any) -> None:
+        if not a.is_cpu or (
+            is_grad_enabled() and (a.requires_grad or out.requires_grad or getattr(b, "requires_grad", False))
+        ):
+            raise ValueError("a tensor requires grad, or is on a GPU")
+        kernel(a, b, out)
+
+    return checked_packed if is_packed else checked
 
 
 def key_of(op: str, arrays: Arrays, attributes: tuple[Any, ...]) -> Key:
@@ -190,7 +208,7 @@ class Plan:
     outputs: tuple[tuple[Shape, str, Form], ...]  # shape and dtype, and how it goes
     is_direct: bool  # True if all arrays go as they are, in the order of the arguments
     is_packed: bool  # True if one of them is a packed weight, of which the kernel takes the array
-    checks_overlap: bool  # True if the kernel does
+    on_cpu: bool  # where kernels check overlap themselves, and take arrays that begin at any element
 
     @property
     def is_dense(self) -> bool:
@@ -208,10 +226,12 @@ class Plan:
                 out = _empty(seen, stored(dtype)) if numpy else new_output(arrays[0], seen, dtype)
             elif form is not _AS_IT_IS and (out.shape != seen or not is_dense(out)):
                 return None  # reshaping would copy it
-            elif not self.checks_overlap and any(overlap(out, other) for other in (*inputs, *made)):
+            elif not self.on_cpu and any(overlap(out, other) for other in (*inputs, *made)):
                 return None
             made.append(out)
             given.append(out if form is _AS_IT_IS else form(out))
+        if not self.on_cpu and not all(map(is_aligned, (*inputs, *made))):
+            return None
         self.kernel(*given)
         return tuple(made)
 
@@ -242,7 +262,7 @@ def plan_of(arrays: Arrays, call: Call, kernel: Callable[..., None]) -> Plan | N
         and inputs == [Passing(index, _AS_IT_IS) for index in in_order]
         and all(form is _AS_IT_IS for _, _, form in outputs),
         is_packed=any(type(array) is PackedWeight for array in arrays),
-        checks_overlap=on_cpu,
+        on_cpu=on_cpu,
     )
 
 

@@ -15,7 +15,7 @@ from tvmops.machine import this_machine
 from tvmops.manifest import FILE, Manifest, Variant
 from tvmops.runtime import backend
 from tvmops.runtime.archive import unpacked
-from tvmops.runtime.arrays import as_argument, as_output, device_of, new_output
+from tvmops.runtime.arrays import aligned, as_argument, as_output, check_aligned, device_of, new_output
 from tvmops.runtime.calls import CALLS, Call
 from tvmops.runtime.dispatch import Dispatcher
 from tvmops.runtime.explanation import Explanation
@@ -224,13 +224,16 @@ class Library(Operators):
         for name, given, out in zip(_out_names(outs), outs, made):
             if given is not None:
                 refuse_overlap(op, name, out, named)
+                if device != "cpu":
+                    check_aligned(op, name, out)
             named.append((name, out))
         if call.is_empty:
             for out in made:
                 out[...] = 0
             return made
         kernel = self._kernel(device, call.workload)
-        inputs = [as_argument(array, spec.dtype) for array, spec in zip(call.inputs, specs)]
+        taken = call.inputs if device == "cpu" else map(aligned, call.inputs)
+        inputs = [as_argument(array, spec.dtype) for array, spec in zip(taken, specs)]
         outputs = [
             as_argument(array.reshape(spec.shape), spec.dtype) for array, spec in zip(made, call.outputs)
         ]

@@ -56,6 +56,7 @@ class Operators(ABC):
         residual: Any = None,
         out: Any = None,
         out_dtype: str | None = None,
+        precision: str | None = None,
     ) -> Any:
         """Return activation(a @ b + bias + residual), summed in float32.
 
@@ -64,6 +65,8 @@ class Operators(ABC):
         a, b
             Arrays of shape (..., m, k) and (..., k, n), both float32 or both bfloat16. Batch
             dimensions broadcast as those of `numpy.matmul` do. b may be what `pack` returned.
+            CPUs that multiply pairs of bfloat16 take numbers of that below 2**-126 (1.2e-38,
+            denormal ones) for zeros.
         bias
             Array of shape (n,), of the dtype of a and b, or float32.
         activation
@@ -75,6 +78,8 @@ class Operators(ABC):
             Array of the result's shape and dtype, added before the activation.
         out_dtype
             "float32": a result that is not rounded to bfloat16. By default it is as a and b.
+        precision
+            "tf32": of float32 operands 10 bits of the mantissas are enough. By default all count.
         out
             Where to write the result, of shape (..., m, n): dense, not overlapping an input.
             Without it a new array is made.
@@ -91,7 +96,7 @@ class Operators(ABC):
         if (
             kind is type(out)
             and (is_packed or kind is type(b))
-            and bias is activation is residual is out_dtype is None
+            and bias is activation is residual is out_dtype is precision is None
         ):
             try:
                 layout = b.layout if is_packed else None
@@ -102,8 +107,8 @@ class Operators(ABC):
             except REFUSALS:
                 pass  # the careful way says why, or copies
         arrays = (a, b, bias, residual)
-        arguments = (a, b, bias, activation, trans_a, trans_b, residual, out_dtype)
-        attributes = (activation, trans_a, trans_b, out_dtype)
+        arguments = (a, b, bias, activation, trans_a, trans_b, residual, out_dtype, precision)
+        attributes = (activation, trans_a, trans_b, out_dtype, precision)
         return self._call("matmul", arrays, attributes, arguments, (out,))[0]
 
     def pack(self, op: str, weight: Any, **attributes: Any) -> PackedWeight:
@@ -119,7 +124,8 @@ class Operators(ABC):
         packed
             The layout, by its name, where an op has several: for conv2d "panels-nchw",
             "panels-nhwc", or "winograd4" and "winograd2", of kernels of 3x3 with stride and
-            dilation 1. By default one that this library has tuned kernels for, if any.
+            dilation 1. By default one that this library has tuned kernels for, if any. Each serves
+            images of any size; "winograd4" is unpacked for fewer than 10 channels of x.
 
         Raises
         ------
@@ -286,6 +292,8 @@ class Operators(ABC):
         ----------
         q
             Array of shape (batch, heads, q_len, head_dim), float32 or bfloat16; computed in float32.
+            CPUs that multiply pairs of bfloat16 may take numbers of that below 2**-126 (1.2e-38,
+            denormal ones) for zeros.
         k, v
             Arrays of shape (batch, kv_heads, kv_len, head_dim); kv_heads divides heads, and
             as many neighbouring heads of q share a head of k and v. Where q, k and v are all views

@@ -10,7 +10,7 @@ from typing import Any
 from numpy import ndarray as _ndarray
 
 from tvmops.errors import CallError, CallTypeError
-from tvmops.runtime.arrays import as_output, bounds, dtype_of, is_dense, overlap, view
+from tvmops.runtime.arrays import as_output, bounds, check_aligned, dtype_of, is_dense, overlap, view
 from tvmops.runtime.calls import CALLS, Call
 from tvmops.runtime.known import REFUSALS, Plan, held, plan_of
 from tvmops.signatures.dtypes import stored
@@ -85,6 +85,8 @@ class Prepared:
                 raise CallError(op=op, argument=name, value=value, expected=f"shape {shape}, {_LIKE}")
             if not is_dense(found):
                 raise CallError(op=op, argument=name, value="strided", expected="a dense row-major array")
+            if not self.plan.on_cpu:
+                check_aligned(op, name, found)
         if out is not None:
             self.check_out(arrays, out)
 
@@ -96,6 +98,8 @@ class Prepared:
             place = "out" if self._outs == 1 else f"out[{index}]"
             as_output(op, place, each, seen_shape, dtype)
             refuse_overlap(op, place, each, seen)
+            if not self.plan.on_cpu:
+                check_aligned(op, place, each)
 
 
 def prepared_call(

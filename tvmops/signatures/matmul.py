@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tvmops.workloads import Workload
 
 SAME = "same"  # as the operands
+FULL, TF32 = "full", "tf32"  # precisions
 
 
 class MatMul(Signature):
@@ -23,6 +24,7 @@ class MatMul(Signature):
     of the batch and has two in any case. `trans_a` and `trans_b` say that a is given as
     (k, m), b as (n, k). `packed` names the layout of a b that was packed beforehand. Of operands
     of bfloat16 the result and the residual may be float32 (`out_dtype`), and so may the bias.
+    `precision=tf32` lets a kernel keep 10 bits of the mantissas of float32 operands.
     """
 
     fields = (
@@ -40,6 +42,7 @@ class MatMul(Signature):
         Field("packed", Choice(layout_names("matmul")), PLAIN),
         Field("out_dtype", Choice((SAME, "float32")), SAME),
         Field("bias_dtype", Choice((SAME, "float32")), SAME),
+        Field("precision", Choice((FULL, TF32)), FULL),
     )
 
     def inputs(self, workload: Workload) -> tuple[TensorSpec, ...]:
@@ -73,6 +76,10 @@ class MatMul(Signature):
             wrong = "trans_b", "false where b is packed: its layout says how it lies"
         elif workload["bias_dtype"] != SAME and not workload["bias"]:
             wrong = "bias_dtype", f"{SAME} where there is no bias"
+        elif workload["precision"] != FULL and workload["dtype"] != "float32":
+            wrong = "precision", f"{FULL} where dtype is not float32"
+        elif workload["precision"] != FULL and workload["packed"] != PLAIN:
+            wrong = "precision", f"{FULL} where b is packed"
         for field in ("out_dtype", "bias_dtype"):
             if workload[field] != SAME and workload["dtype"] != "bfloat16":
                 wrong = field, f"{SAME} where dtype is not bfloat16"

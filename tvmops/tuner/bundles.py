@@ -233,6 +233,7 @@ def import_bundle(path: str | os.PathLike[str], log: str | os.PathLike[str]) -> 
 def _records(bundle: Bundle, results: Sequence[Result]) -> list[Record]:
     """Return results of candidates as records; of finals the winner first."""
     entries = {(entry.workload, entry.key): entry for entry in bundle.entries}
+    sustained = {(r.workload, r.key): r for r in results if (r.stage, r.status) == ("sustained", "ok")}
     records = [
         _record(bundle, entries[r.workload, r.key], r)
         for r in results
@@ -240,7 +241,7 @@ def _records(bundle: Bundle, results: Sequence[Result]) -> list[Record]:
     ]
     for workload in bundle.workloads():
         finals = [
-            _record(bundle, entries[r.workload, r.key], r)
+            _sustained(_record(bundle, entries[r.workload, r.key], r), sustained.get((r.workload, r.key)))
             for r in results
             if r.stage == "final" and r.workload == workload and (r.workload, r.key) in entries
         ]
@@ -250,6 +251,14 @@ def _records(bundle: Bundle, results: Sequence[Result]) -> list[Record]:
         finals.sort(key=lambda record: (record is not winner, record.time, record.config_key))
         records += [replace(record, rank=rank) for rank, record in enumerate(finals)]
     return records
+
+
+def _sustained(record: Record, result: Result | None) -> Record:
+    if result is None:
+        return record
+    return replace(
+        record, sustained_seconds=tuple(result.seconds), sustained_megahertz=tuple(result.megahertz)
+    )
 
 
 def _record(bundle: Bundle, entry: Entry, result: Result) -> Record:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cuda.descriptors import depth_by_columns, rows_by_depth
 from tvmops.schedules.cuda.kernels.attention_softmax import Registers
 from tvmops.schedules.cuda.kernels.attention_tiles import COLUMNS, ROWS
-from tvmops.schedules.cuda.words import PTX_TYPES, Scalar, do, ptx, shared_address, when
+from tvmops.schedules.cuda.words import PTX_TYPES, Scalar, do, ptx, shared_address, swizzled, when
 
 if TYPE_CHECKING:
     from tvmops.schedules.cuda.kernels.attention_flash import FlashKernel
@@ -45,8 +44,8 @@ class Products:
             block, inside = part // 4, part % 4 * 32
             ptx(
                 product, *(self.held.scores[i] for i in range(bn // 2)),
-                rows_by_depth(self.q_at + T.uint32(block * ROWS * 2 * COLUMNS + inside)),
-                rows_by_depth(self.k_at + start + T.uint32(block * bn * 2 * COLUMNS + inside)),
+                swizzled(self.q_at + T.uint32(block * ROWS * 2 * COLUMNS + inside)),
+                swizzled(self.k_at + start + T.uint32(block * bn * 2 * COLUMNS + inside)),
                 tirx.const(part > 0, "bool"), 1, 1, 0, 0,
             )  # fmt: skip
         ptx("wgmma.commit_group.sync.aligned")
@@ -60,7 +59,7 @@ class Products:
             ptx(
                 product, *(self.held.out[i] for i in range(depth // 2)),
                 *(self.held.weights[part * 4 + i] for i in range(4)),
-                depth_by_columns(self.v_at + start + T.uint32(part * 16 * 2 * COLUMNS), bn),
+                swizzled(self.v_at + start + T.uint32(part * 16 * 2 * COLUMNS), leading=bn * 8),
                 tirx.const(True, "bool"), 1, 1, 1,
             )  # fmt: skip
         ptx("wgmma.commit_group.sync.aligned")

@@ -41,7 +41,7 @@ from tvmops.schedules.cuda.words import (
 )
 
 _PAIR = """
-__forceinline__ __device__ unsigned load_pair(const void* pointer) {
+__forceinline__ __device__ unsigned load_query_pair(const void* pointer) {
   return *static_cast<const unsigned*>(pointer);
 }
 """
@@ -180,7 +180,7 @@ class SplitKernel:
                     own = self.head * self.group + head
                     place = [0, own] if self.cache.beside else [own, 0]
                     at = self.q.ptr_to([self.sequence, *place, i * 8 + self.lane % 4 * 2])
-                    pair = c_call("uint32", "load_pair", at, source=_PAIR) ^ sign
+                    pair = c_call("uint32", "load_query_pair", at, source=_PAIR) ^ sign
                     T.buffer_store(self.queries, pair, [tile * self.parts * 2 + i])
 
     def _walk(self, copies: Copies, chunk: Chunk) -> None:

@@ -21,6 +21,7 @@ from tvmops.schedules.cuda.words import (
     pack,
     ptx,
     shared_address,
+    swizzled,
     tie,
     when,
 )
@@ -58,8 +59,8 @@ __forceinline__ __device__ void add_partials_{count}(float* sums, const void* mi
   }}
 }}
 """
-_STORE_TWO = """
-__forceinline__ __device__ void store_two(void* to, float x, float y) {
+_STORE_NEIGHBOURS = """
+__forceinline__ __device__ void store_neighbours(void* to, float x, float y) {
   *static_cast<float2*>(to) = make_float2(x, y);
 }
 """
@@ -221,8 +222,8 @@ class Consumer:
                 a_inside = T.uint32(patch * ROWS * _ROW_BYTES + part * 32)
                 ptx(
                     product, *(self.sums[patch * self.each + i] for i in range(self.each)),
-                    _swizzled(self.a_at + a_stage + a_inside),
-                    _swizzled(self.b_at + b_stage + T.uint32(part * 32)),
+                    swizzled(self.a_at + a_stage + a_inside),
+                    swizzled(self.b_at + b_stage + T.uint32(part * 32)),
                     step > 0 if part == 0 else tirx.const(True, "bool"), 1, 1, 0, 0,
                 )  # fmt: skip
 
@@ -328,7 +329,7 @@ class Consumer:
             for i in range(0, self.each, 2):
                 place = kernel.partial.ptr_to([row + i // 2 % 2 * 8, i // 4 * 8 + kernel.lane % 4 * 2])
                 low, high = (self.sums[patch * self.each + i + e] for e in range(2))
-                do(c_call("void", "store_two", place, low, high, source=_STORE_TWO))
+                do(c_call("void", "store_neighbours", place, low, high, source=_STORE_NEIGHBOURS))
 
 
 class ClusterSum:
@@ -376,9 +377,3 @@ class ClusterSum:
         unpack(self.more, 0, self.words, 0, self.kernel.dtype, _RUN)
         for i in range(_RUN):
             T.buffer_store(self.sums, self.sums[i] + self.more[i], [i])
-
-
-def _swizzled(address: Any) -> Any:
-    """Return wgmma's view of rows of 64 elements: 128-byte swizzle, 8 rows are 1024 bytes."""
-    fixed = T.uint64(1 << 62 | 64 << 32 | 1 << 16)
-    return fixed | T.Cast("uint64", (address >> T.uint32(4)) & T.uint32(0x3FFF))

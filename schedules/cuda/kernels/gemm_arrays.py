@@ -17,6 +17,7 @@ _TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
 _SWIZZLED = (0, 3, 2, 0)
 _STORED = (0, 3, 0, 0)
 _ITEM = 2  # bytes of an element, as the copy engine sees them
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # of an element; others have one
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ class Form:
     @property
     def item(self) -> int:
         """Bytes of an element of a and b."""
-        return 1 if self.dtype.startswith("float8") else 2
+        return _BYTES.get(self.dtype, 1)
 
     @property
     def stores_directly(self) -> bool:
-        return self.result == "float32"
+        return self.result not in ("float16", "bfloat16")
 
     @property
     def stores_by_tma(self) -> bool:
@@ -61,13 +62,15 @@ class Form:
 class Arrays:
     """The arrays of a product, sizes as variables; and copies of operands in a workspace."""
 
+    sums = "float32"  # their dtype
+
     def __init__(self, form: Form) -> None:
         self.form = form
         self.m, self.n, self.k = (tirx.Var(name, "int32") for name in "mnk")
         self.batch: Any = tirx.Var("batch", "int32") if form.batched else 1
-        # Elements of 8 bits travel in pairs, and k counts these: rows of 128 bytes are what is multiplied.
+        # All travel as elements of 16 bits, and `pairs` counts these: rows of 128 bytes are what is multiplied.
         self.dtype = form.dtype if form.item == 2 else "bfloat16"
-        self.pairs = self.k if form.item == 2 else T.truncdiv(self.k, 2)
+        self.pairs = {1: T.truncdiv(self.k, 2), 2: self.k, 4: self.k * 2}[form.item]
         self.matrices = {
             "a": (self.pairs, self.m) if form.trans_a else (self.m, self.pairs),
             "b": (self.n, self.pairs) if form.trans_b else (self.pairs, self.n),
@@ -88,6 +91,9 @@ class Arrays:
             shapes: dict[str, Any] = {"a": ("uint8", (self.m, self.k)), "b": ("uint8", (self.n, self.k))}
             rows, columns = ((self.m,), (self.n,)) if form.scales == "rows" else ((1,), (1,))
             shapes |= {"a_scale": ("float32", rows), "b_scale": ("float32", columns)}
+        elif form.item == 4:
+            shapes = {"a": ("float32", (*self.items["a"], self.m, self.k))}
+            shapes |= {"b": ("float32", (*self.items["b"], self.n, self.k))}
         else:
             shapes = {name: (form.dtype, (*self.items[name], *self.matrices[name])) for name in "ab"}
         shapes |= {"bias": (form.bias, (self.n,))} if form.bias else {}

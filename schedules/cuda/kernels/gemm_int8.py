@@ -24,7 +24,7 @@ from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.byte_pieces import BYTES, copy_bytes, fetch_bytes
 from tvmops.schedules.cuda.kernels.gemm_mma import BK, MmaKernel, MmaTiles, Operand, Product
 from tvmops.schedules.cuda.pieces import place_words
-from tvmops.schedules.cuda.words import c_call, do, ptx, when
+from tvmops.schedules.cuda.words import c_call, do, when
 
 _DEPTH = 2 * BK  # bytes of k in a stage
 _PTX = {"uint8": "u8", "int8": "s8"}
@@ -63,7 +63,13 @@ __forceinline__ __device__ int quantize(float value, float scale, float zero, fl
   return static_cast<int>(fminf(fmaxf(rintf(value / scale) + zero, least), most));
 }
 """
-_LIMITS = {"uint8": (0.0, 255.0), "int8": (-128.0, 127.0)}
+LIMITS = {"uint8": (0.0, 255.0), "int8": (-128.0, 127.0)}
+
+
+def quantize(dtype: str, value: Any, scale: Any, zero: Any) -> Any:
+    """Return `value` as the int32 that it becomes in `dtype`."""
+    limits = map(T.float32, LIMITS[dtype])
+    return c_call("int32", "quantize", value, scale, zero, *limits, source=_QUANTIZE)
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,7 @@ class Int8Kernel(MmaKernel):
             names = ["a_zero_point"]
             names += ["b_zero_point"] if p.b_zero_points == "tensor" else []
             names += ["scale"] if p.out_dtype != "int32" else []
-            names += ["out_scale", "out_zero_point"] if p.out_dtype in _LIMITS else []
+            names += ["out_scale", "out_zero_point"] if p.out_dtype in LIMITS else []
             self.scalars = {name: T.arg(name, T.float32()) for name in names}
             self.c = self._argument("c", p.out_dtype, p.m, p.n)
             T.device_entry()
@@ -219,16 +225,8 @@ class Int8Kernel(MmaKernel):
         total = c_call("int32", f"add_four_{dtype}", four, sums[at], source=_ADD_FOUR[dtype])
         T.buffer_store(sums, total, [at])
 
-    def _multiply(self) -> None:
-        kind = _PTX[self.own.dtype]
-        for i in range(self.m_parts):
-            for j in range(self.n_parts):
-                own = [self.sums[(i * self.n_parts + j) * 4 + x] for x in range(4)]
-                ptx(
-                    f"mma.sync.aligned.m16n8k32.row.col.s32.{kind}.s8.s32",
-                    *own, *(self.a_parts[i * 4 + x] for x in range(4)),
-                    self.b_parts[j * 2], self.b_parts[j * 2 + 1], *own,
-                )  # fmt: skip
+    def _instruction(self) -> str:
+        return f"mma.sync.aligned.m16n8k32.row.col.s32.{_PTX[self.own.dtype]}.s8.s32"
 
     # The end: zero points, scales, results.
 
@@ -284,9 +282,7 @@ class Int8Kernel(MmaKernel):
         value = activate(p.activation, value)
         if p.out_dtype == "float32":
             return value
-        how = (
-            self.scalars["out_scale"],
-            self.scalars["out_zero_point"],
-            *map(T.float32, _LIMITS[p.out_dtype]),
+        return T.Cast(
+            p.out_dtype,
+            quantize(p.out_dtype, value, self.scalars["out_scale"], self.scalars["out_zero_point"]),
         )
-        return T.Cast(p.out_dtype, c_call("int32", "quantize", value, *how, source=_QUANTIZE))

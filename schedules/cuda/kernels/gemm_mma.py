@@ -373,15 +373,19 @@ class MmaKernel:
         ptx(f"ldmatrix.sync.aligned.m8n8.x4{how}.shared.b16", *(registers[at + i] for i in range(4)), address)
 
     def _multiply(self) -> None:
-        kind = PTX_TYPES[self.product.dtype]
+        instruction = self._instruction()
         for i in range(self.m_parts):
             for j in range(self.n_parts):
                 own = [self.sums[(i * self.n_parts + j) * 4 + x] for x in range(4)]
                 ptx(
-                    f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32",
+                    instruction,
                     *own, *(self.a_parts[i * 4 + x] for x in range(4)),
                     self.b_parts[j * 2], self.b_parts[j * 2 + 1], *own,
                 )  # fmt: skip
+
+    def _instruction(self) -> str:
+        kind = PTX_TYPES[self.product.dtype]
+        return f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32"
 
     # The end: sums in registers, two neighbours of a row at a time.
 

@@ -22,7 +22,6 @@ from tvm.tirx.lang.alloc_pool import SMEMPool
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import ceildiv
-from tvmops.schedules.cuda.descriptors import depth_by_columns, rows_by_depth
 from tvmops.schedules.cuda.kernels.column_sums import STORE_FOUR, add_four
 from tvmops.schedules.cuda.kernels.gemm_mma import Product, finished
 from tvmops.schedules.cuda.words import (
@@ -37,6 +36,7 @@ from tvmops.schedules.cuda.words import (
     pack,
     ptx,
     shared_address,
+    swizzled,
     tensor_map,
     tie,
     when,
@@ -248,14 +248,14 @@ class SwappedKernel:
         kind = PTX_TYPES[p.dtype]
         panel, inside = part // 4, part % 4 * 32
         if p.trans_b:
-            columns = rows_by_depth(b + T.uint32(panel * t.lines * 128 + number * 8192 + inside))
+            columns = swizzled(b + T.uint32(panel * t.lines * 128 + number * 8192 + inside))
         else:
-            columns = depth_by_columns(b + T.uint32(number * t.bk * 128 + part * 2048), t.bk)
+            columns = swizzled(b + T.uint32(number * t.bk * 128 + part * 2048), leading=t.bk * 8)
         ptx(
             f"wgmma.mma_async.sync.aligned.m64n{t.rows}k16.f32.{kind}.{kind}",
             *(self.held[number * each + i] for i in range(each)),
             columns,
-            rows_by_depth(a + T.uint32(panel * t.rows * 128 + inside)),
+            swizzled(a + T.uint32(panel * t.rows * 128 + inside)),
             tirx.const(True, "bool"), 1, 1, int(not p.trans_b), 0,
         )  # fmt: skip
 

@@ -69,6 +69,16 @@ def test_the_generic_kernels(name: str) -> None:
                 check(kernel, matmul(shape, **form))
 
 
+@pytest.mark.parametrize("kc, ahead", [(256, True), (512, False), (1024, True)])
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_a_long_k_is_summed_in_stretches(name: str, kc: int, ahead: bool) -> None:
+    """Of 1125 words: the last stretch is short, and the last word is not full."""
+    work, machine = matmul((14, 530, 2249), packed="words", bias=True), target(name)
+    config = TEMPLATE.default(work, machine).replace(kc=kc, ahead=ahead, nc=2)
+    assert TEMPLATE.space(work, machine).is_legal(config)
+    check(compiled(TEMPLATE, work, machine, config), work, offset=3)
+
+
 @settings(max_examples=14, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     st.tuples(st.integers(1, 40), st.integers(1, 100), st.integers(1, 140)),

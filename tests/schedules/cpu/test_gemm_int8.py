@@ -77,6 +77,16 @@ def test_every_form(form: str, name: str) -> None:
         check(compiled(TEMPLATE, work, machine, TEMPLATE.default(work, machine)), work)
 
 
+@pytest.mark.parametrize("kc, ahead", [(256, True), (512, False), (1024, True)])
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_a_long_k_is_summed_in_stretches(name: str, kc: int, ahead: bool) -> None:
+    """Of 1125 words: the last stretch is short, and the last word is not full."""
+    work, machine = matmul((14, 530, 4497), packed="words", dtype="int8", out_dtype="float32"), MACHINES[name]
+    config = TEMPLATE.default(work, machine).replace(kc=kc, ahead=ahead, nc=2)
+    assert TEMPLATE.space(work, machine).is_legal(config)
+    check(compiled(TEMPLATE, work, machine, config), work, offset=3)
+
+
 @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     st.tuples(st.integers(1, 40), st.integers(1, 100), st.integers(1, 140)),

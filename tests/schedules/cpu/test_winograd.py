@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.libraries import default_record, write_log
+from tests.schedules.cpu.convs import check, compiled
 from tests.schedules.cpu.kernels import SENTINEL, Banded
 from tvmops.errors import CallError, CallTypeError
 from tvmops.library.export import export
@@ -115,6 +116,48 @@ def test_packed_weights_are_right(template: Winograd, machine: Target, layout: s
     assert_right(template, work, machine)
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("machine", TARGETS, ids=lambda each: each.name)
+@pytest.mark.parametrize("template", FAMILY[:2], ids=lambda each: each.name)
+def test_generic_kernels_take_transformed_weights_at_any_size(
+    template: Winograd, machine: Target, layout: str
+) -> None:
+    """Each at every shape: ranges say what a kernel is meant for, not what it can do."""
+    for padding in (1, "5x0x1x4"):
+        form = _(layout=layout, packed=f"winograd{template.m}", padding=padding, bias=True, residual=True)
+        pattern = conv(**form).generic()
+        for generic in template.generic(pattern, machine):
+            kernel = compiled(template, pattern, machine, generic.config)
+            for sizes, _why in SHAPES:
+                work = conv(**{**sizes, **form})
+                check(kernel, work, offset=1)
+
+
+def test_generic_kernels_are_for_channels_whose_error_is_within_the_ops() -> None:
+    def least(template: Winograd) -> int:
+        pattern = conv(packed=f"winograd{template.m}", activation="gelu").generic()
+        *_others, widest = template.generic(pattern, WIDEST)
+        return widest.ranges["ci"][0] if widest.ranges else 1
+
+    assert least(Winograd2()) == 1
+    assert Winograd4().covers(conv(ci=least(Winograd4())), WIDEST)
+    assert not Winograd4().covers(conv(ci=least(Winograd4()) - 1), WIDEST)
+    assert Winograd4().generic(conv().generic(), WIDEST) == []  # in each call, transforms cost too much
+
+
+def test_a_generic_kernel_refuses_weights_transformed_for_other_channels() -> None:
+    work = conv(ci=16, co=40, packed="winograd4")
+    pattern, template = work.generic(), Winograd4()
+    kernel = compiled(template, pattern, WIDEST, template.generic(pattern, WIDEST)[-1].config)
+    x, w = op_of(work).random_inputs(work, seed=1)
+    y = np.full((1, 40, 13, 15), np.nan, "float32")
+    with pytest.raises(ValueError, match="packed for other channels"):
+        kernel(x, w[:2], y)
+    with pytest.raises(ValueError, match=r"Mismatched .* on argument #1"):
+        kernel(x, w[:, :, :8].copy(), y)
+    assert np.isnan(y).all()
+
+
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("panels", [1, 0])
 def test_both_orders_of_the_loops_are_right(shared: bool, panels: int) -> None:
@@ -159,7 +202,7 @@ def test_tiles_whose_bound_is_beyond_the_ops_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [_(stride=2), _(dilation=2), _(kh=1, kw=1), _(kw=5), _(groups=2), _(h="*")]
+    "fields", [_(stride=2), _(dilation=2), _(kh=1, kw=1), _(kw=5), _(groups=2), _(h="*", ci="*")]
 )
 def test_other_convolutions_are_refused(fields: dict[str, Any]) -> None:
     assert not Winograd2().covers(conv(**fields), WIDEST)
@@ -224,11 +267,16 @@ def test_a_library_takes_packed_weights(packed: str, layout: str, tmp_path: Path
     y = library.conv2d(x, weight, **attributes)
     assert np.abs(y - op_of(plain).reference(plain, x, w)[0]).max() <= op_of(plain).tolerance(plain)
 
-    small = np.ascontiguousarray(x[:, :, :8] if layout == "NCHW" else x[:, :8])
-    other = conv(h=8, layout=layout, activation="relu")
-    with pytest.warns(UserWarning, match="was not tuned"):
-        y = library.conv2d(small, weight, **attributes)
-    assert np.abs(y - op_of(other).reference(other, small, w)[0]).max() <= op_of(other).tolerance(other)
+    too_few = packed if packed == "winograd2" else "none"  # channels, that is, for F(4)
+    for sizes, answered in ((_(h=8), packed), (_(n=2, h=3, w=41, ci=18, co=7), packed), (_(ci=9), too_few)):
+        other = conv(**sizes, layout=layout, activation="relu")
+        x, w = op_of(other).random_inputs(other, seed=6)
+        weight = library.pack("conv2d", w, packed=packed, layout=layout)
+        explanation = library.explain("conv2d", x, weight, **attributes)
+        assert (explanation.tier, explanation.workload["packed"]) == ("generic", answered)
+        with pytest.warns(UserWarning, match="was not tuned"):
+            y = library.conv2d(x, weight, **attributes)
+        assert np.abs(y - op_of(other).reference(other, x, w)[0]).max() <= op_of(other).tolerance(other)
 
 
 def test_a_weight_that_can_not_be_packed_is_refused() -> None:

@@ -84,6 +84,8 @@ _MACROS = (
     "async_bulk_wait_group_",
     "add_partials_",
     "mma_async_sync_aligned_m64n",
+    "multiply_s8_",
+    "multiply_u8_",
 )
 
 

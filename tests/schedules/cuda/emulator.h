@@ -418,6 +418,34 @@ static inline void multiply(float* d, const uint32_t* a, const uint32_t* b, cons
 MULTIPLY(bf16, from_bfloat16)
 MULTIPLY(f16, from_half)
 
+// Of tf32: words are floats, whose last 13 bits are not read.
+static inline float as_tf32(uint32_t word) {
+  word &= 0xFFFFE000u;
+  float value;
+  std::memcpy(&value, &word, 4);
+  return value;
+}
+static inline void tvm_builtin_ptx_mma_sync_aligned_m16n8k8_row_col_f32_tf32_tf32_f32(
+    float& d0, float& d1, float& d2, float& d3, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+    uint32_t b1, float c0, float c1, float c2, float c3) {
+  auto& warp = emulator::warp();
+  const int lane = emulator::lane();
+  const uint32_t own[6] = {a0, a1, a2, a3, b0, b1};
+  const float c[4] = {c0, c1, c2, c3};
+  for (int i = 0; i < 6; ++i) warp.words[lane][i] = own[i];
+  emulator::meet(warp.group);
+  float result[4];
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4, column = lane % 4 * 2 + i % 2, below = i / 2;
+    result[i] = c[i];
+    for (int k = 0; k < 8; ++k)
+      result[i] += as_tf32(warp.words[row * 4 + k % 4][below + k / 4 * 2]) * as_tf32(warp.words[column * 4 + k % 4][4 + k / 4]);
+  }
+  emulator::meet(warp.group);
+  d0 = result[0]; d1 = result[1]; d2 = result[2]; d3 = result[3];
+}
+static inline uint32_t load_word(uint32_t from) { return emulator::word(from); }
+
 // Of bytes: words hold four along k.
 template <typename Byte>
 static inline void multiply_bytes(uint32_t* d, const uint32_t* a, const uint32_t* b, const uint32_t* c) {

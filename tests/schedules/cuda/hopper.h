@@ -90,32 +90,38 @@ static void finish(std::deque<std::vector<Work>>& groups, size_t left) {
   for (; groups.size() > left + 1; groups.pop_front())
     for (auto& work : groups.front()) work();
 }
-// Rows of 64 elements along k, swizzled, 8 rows in 1024 bytes: all that kernels use of descriptors.
-template <float (*to_float)(uint16_t)> static float of_matrix(uint64_t descriptor, int row, int k) {
+// Rows of 128 bytes along k, swizzled, 8 rows in 1024 bytes: all that kernels use of descriptors.
+static unsigned in_matrix(uint64_t descriptor, int row, int bytes) {
   const unsigned base = (descriptor & 0x3FFF) << 4, stride = (descriptor >> 32 & 0x3FFF) << 4;
   if (descriptor >> 62 != 1) fail("a descriptor without 128-byte swizzle");
-  return to_float(half_word(swizzled(base + row / 8 * stride + row % 8 * 128 + 2 * k)));
+  return swizzled(base + row / 8 * stride + row % 8 * 128 + bytes);
+}
+template <float (*to_float)(uint16_t)> static float half_of_matrix(uint64_t descriptor, int row, int k) {
+  return to_float(half_word(in_matrix(descriptor, row, 2 * k)));
+}
+static float tf32_of_matrix(uint64_t descriptor, int row, int k) {
+  return as_tf32(word(in_matrix(descriptor, row, 4 * k)));
 }
 // Rows of 64 elements across k, swizzled, 8 values of k in as many bytes as the descriptor's stride says.
-template <float (*to_float)(uint16_t)> static float of_turned_matrix(uint64_t descriptor, int row, int k) {
-  const unsigned base = (descriptor & 0x3FFF) << 4, stride = (descriptor >> 32 & 0x3FFF) << 4;
-  if (descriptor >> 62 != 1) fail("a descriptor without 128-byte swizzle");
-  return to_float(half_word(swizzled(base + k / 8 * stride + k % 8 * 128 + 2 * row)));
+template <float (*to_float)(uint16_t)> static float half_of_turned(uint64_t descriptor, int row, int k) {
+  return to_float(half_word(in_matrix(descriptor, k, 2 * row)));
 }
-template <float (*to_float)(uint16_t), bool turned>
+typedef float (*OfMatrix)(uint64_t, int, int);
+// `depth` elements are 32 bytes.
+template <OfMatrix of_a, OfMatrix of_b, int depth>
 static void multiply_warpgroup(float** sums, int columns, uint64_t a, uint64_t b, bool adds) {
   std::vector<float*> own(sums, sums + columns / 2);
   now->products.back().push_back([=] {
     const int first = now->number / 32 % 4 * 16 + lane() / 4;
-    float rows[2][16];
+    float rows[2][depth];
     for (int half = 0; half < 2; ++half)
-      for (int k = 0; k < 16; ++k) rows[half][k] = (turned ? of_turned_matrix<to_float> : of_matrix<to_float>)(a, first + half * 8, k);
+      for (int k = 0; k < depth; ++k) rows[half][k] = of_a(a, first + half * 8, k);
     for (int i = 0; i < columns / 2; i += 4)
       for (int e = 0; e < 2; ++e) {
         const int column = i * 2 + lane() % 4 * 2 + e;
         float sum[2] = {adds ? *own[i + e] : 0, adds ? *own[i + 2 + e] : 0};
-        for (int k = 0; k < 16; ++k) {
-          const float x = of_matrix<to_float>(b, column, k);
+        for (int k = 0; k < depth; ++k) {
+          const float x = of_b(b, column, k);
           sum[0] += rows[0][k] * x;
           sum[1] += rows[1][k] * x;
         }
@@ -186,27 +192,31 @@ static inline void tvm_builtin_ptx_bar_sync_count_sync(uint32_t name, uint32_t t
 }
 static inline void tvm_builtin_cuda_warpgroup_sync(int name) { tvm_builtin_ptx_bar_sync_count_sync(name, 128); }
 // The sums, two descriptors, and whether to add.
-template <float (*to_float)(uint16_t), bool turned, int columns, typename... Rest>
+using emulator::OfMatrix;
+template <OfMatrix of_a, OfMatrix of_b, int depth, int columns, typename... Rest>
 static inline void multiply_warpgroup(float** sums, int count, float& sum, Rest&&... rest);
-template <float (*to_float)(uint16_t), bool turned, int columns>
+template <OfMatrix of_a, OfMatrix of_b, int depth, int columns>
 static inline void multiply_warpgroup(float** sums, int, uint64_t a, uint64_t b, int adds) {
-  emulator::multiply_warpgroup<to_float, turned>(sums, columns, a, b, adds != 0);
+  emulator::multiply_warpgroup<of_a, of_b, depth>(sums, columns, a, b, adds != 0);
 }
-template <float (*to_float)(uint16_t), bool turned, int columns, typename... Rest>
+template <OfMatrix of_a, OfMatrix of_b, int depth, int columns, typename... Rest>
 static inline void multiply_warpgroup(float** sums, int count, float& sum, Rest&&... rest) {
   sums[count] = &sum;
-  multiply_warpgroup<to_float, turned, columns>(sums, count + 1, rest...);
+  multiply_warpgroup<of_a, of_b, depth, columns>(sums, count + 1, rest...);
 }
-#define MULTIPLY_WARPGROUP(kind, to_float, columns, turned)                                                       \
+#define MULTIPLY_WARPGROUP(kind, of_a, of_b, depth, columns, ends)                                                \
   template <typename... All>                                                                                      \
   static inline void                                                                                              \
-  tvm_builtin_ptx_wgmma_##kind##_ss_mma_async_sync_aligned_m64n##columns##k16_f32_##kind##_##kind##_1_1_##turned##_0(All&&... all) { \
+  tvm_builtin_ptx_wgmma_##kind##_ss_mma_async_sync_aligned_m64n##columns##k##depth##_f32_##kind##_##kind##_##ends(All&&... all) { \
     float* sums[columns / 2];                                                                                     \
-    multiply_warpgroup<to_float, turned, columns>(sums, 0, all...);                                               \
+    multiply_warpgroup<of_a, of_b, depth, columns>(sums, 0, all...);                                              \
   }
+#define MULTIPLY_HALVES(kind, to_float, columns)                                                                  \
+  MULTIPLY_WARPGROUP(kind, emulator::half_of_matrix<to_float>, emulator::half_of_matrix<to_float>, 16, columns, 1_1_0_0) \
+  MULTIPLY_WARPGROUP(kind, emulator::half_of_turned<to_float>, emulator::half_of_matrix<to_float>, 16, columns, 1_1_1_0)
 #define MULTIPLY_WARPGROUPS(columns)                                                                              \
-  MULTIPLY_WARPGROUP(bf16, from_bfloat16, columns, 0) MULTIPLY_WARPGROUP(f16, from_half, columns, 0)               \
-  MULTIPLY_WARPGROUP(bf16, from_bfloat16, columns, 1) MULTIPLY_WARPGROUP(f16, from_half, columns, 1)
+  MULTIPLY_HALVES(bf16, from_bfloat16, columns) MULTIPLY_HALVES(f16, from_half, columns)                           \
+  MULTIPLY_WARPGROUP(tf32, emulator::tf32_of_matrix, emulator::tf32_of_matrix, 8, columns, 1_1)
 MULTIPLY_WARPGROUPS(8) MULTIPLY_WARPGROUPS(16) MULTIPLY_WARPGROUPS(24) MULTIPLY_WARPGROUPS(40)
 MULTIPLY_WARPGROUPS(32) MULTIPLY_WARPGROUPS(64) MULTIPLY_WARPGROUPS(128) MULTIPLY_WARPGROUPS(192) MULTIPLY_WARPGROUPS(256)
 static inline void ask_for_box(uint64_t, int, int) {}
@@ -221,6 +231,36 @@ static inline void tvm_builtin_ptx_stmatrix_sync_aligned_m8n8_x4_shared_b16(
   for (int matrix = 0; matrix < 4; ++matrix)
     std::memcpy(emulator::shared(warp.words[matrix * 8 + row][0] + 2 * column, 4), &in[matrix], 4);
   emulator::meet(warp.group);
+}
+// Of bytes: the sums lie in a row, of registers.
+template <typename Byte>
+static inline void multiply_bytes_of_warpgroup(unsigned* sums, int columns, uint64_t a, uint64_t b, bool adds) {
+  auto byte_of = [](uint64_t matrix, int row, int k) { return *emulator::shared(emulator::in_matrix(matrix, row, k), 1); };
+  emulator::now->products.back().push_back([=] {
+    const int first = emulator::now->number / 32 % 4 * 16 + emulator::lane() / 4;
+    for (int i = 0; i < columns / 2; ++i) {
+      const int row = first + i / 2 % 2 * 8, column = i / 4 * 8 + emulator::lane() % 4 * 2 + i % 2;
+      if (!adds) sums[i] = 0;
+      for (int k = 0; k < 32; ++k)
+        sums[i] += static_cast<Byte>(byte_of(a, row, k)) * static_cast<int8_t>(byte_of(b, column, k));
+    }
+  });
+}
+#define MULTIPLY_BYTES_OF_WARPGROUP(columns)                                                                  \
+  static inline void multiply_s8_##columns(unsigned* sums, uint64_t a, uint64_t b, int adds) {                \
+    multiply_bytes_of_warpgroup<int8_t>(sums, columns, a, b, adds);                                           \
+  }                                                                                                           \
+  static inline void multiply_u8_##columns(unsigned* sums, uint64_t a, uint64_t b, int adds) {                \
+    multiply_bytes_of_warpgroup<uint8_t>(sums, columns, a, b, adds);                                          \
+  }
+MULTIPLY_BYTES_OF_WARPGROUP(64) MULTIPLY_BYTES_OF_WARPGROUP(128) MULTIPLY_BYTES_OF_WARPGROUP(192) MULTIPLY_BYTES_OF_WARPGROUP(256)
+template <typename Sum> static inline void tvmops_add_partial(Sum* sums, const void* mine, int rank) {
+  const auto offset = tvm_builtin_cuda_cvta_generic_to_shared(mine);
+  for (int i = 0; i < 8; ++i) {
+    Sum value;
+    std::memcpy(&value, (*emulator::cluster)[rank]->memory.data() + offset + 4 * i, 4);
+    sums[i] += value;
+  }
 }
 static inline void add_partials(float* sums, const void* mine, int count) {
   const auto offset = tvm_builtin_cuda_cvta_generic_to_shared(mine);
@@ -238,3 +278,4 @@ static inline void add_partials(float* sums, const void* mine, int count) {
 ADD_PARTIALS(2) ADD_PARTIALS(3) ADD_PARTIALS(4) ADD_PARTIALS(6) ADD_PARTIALS(8)
 struct alignas(8) float2 { float x, y; };
 static inline float2 make_float2(float x, float y) { return {x, y}; }
+static inline uint2 make_uint2(uint x, uint y) { return {x, y}; }

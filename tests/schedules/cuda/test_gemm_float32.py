@@ -69,6 +69,15 @@ def test_generic_kernels_answer_every_shape() -> None:
     assert (last.config["a_vector"], last.config["b_vector"]) == (1, 1)
 
 
+@needs_nvcc
+@pytest.mark.parametrize("machine", ["nvidia-h200", "nvidia-a100"])
+def test_generic_kernels_compile(machine: str) -> None:
+    """Where sizes are not known, addresses take more registers; one that spilled can't be exported."""
+    pattern, there = matmul(1, 1, 1).generic(), target(machine)
+    for kernel in TEMPLATE.generic(pattern, there):
+        assert compiled(TEMPLATE, pattern, there, kernel.config).report.spilled_bytes == 0
+
+
 def config(bm: int, bn: int, bk: int, tm: int, tn: int, stages: int, a: int, b: int) -> Config:
     return Config.of(bm=bm, bn=bn, bk=bk, tm=tm, tn=tn, stages=stages, a_vector=a, b_vector=b, beside=1)
 

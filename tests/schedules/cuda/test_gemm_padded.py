@@ -17,7 +17,7 @@ from tvmops.measure.cuda import Cubin, compile_module
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.gemm_padded import PaddedGemm, pads_of
 from tvmops.schedules.cuda.kernels.gemm_arrays import Form, workspace_function
-from tvmops.schedules.cuda.kernels.gemm_wgmma import store_rows
+from tvmops.schedules.cuda.kernels.gemm_results import store_rows
 from tvmops.schedules.cuda.kernels.pad_rows import Padded, pad_rows
 from tvmops.schedules.cuda.words import c_call, do
 from tvmops.targets import target

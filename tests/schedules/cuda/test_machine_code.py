@@ -15,7 +15,8 @@ from tvmops.workloads import Workload
 AMPERE_ON = ("nvidia-a100", "rtx-3090", "rtx-4090", "nvidia-h100")  # sm_80, sm_86, sm_89, sm_90a
 HOPPER = ("nvidia-h100",)
 ANY_GPU = ("cuda-sm75", "nvidia-a100", "nvidia-h100")
-# LDGSTS is cp.async, LDSM ldmatrix, HMMA mma.sync; HGMMA and QGMMA are wgmma of 16 and 8 bits, UTMALDG
+# LDGSTS is cp.async, LDSM ldmatrix, HMMA mma.sync, IMMA that of integers, IDP dp4a; HGMMA, QGMMA and IGMMA
+# are wgmma of 16 bits, of 8 and of integers, UTMALDG
 # and UTMASTG the copy engine, STSM stmatrix, USETMAXREG setmaxnreg; MUFU computes exponentials.
 KERNELS = [
     ("cuda.gemm_mma", "matmul m=512 n=512 k=512 dtype=float16", AMPERE_ON, {"LDGSTS", "LDSM", "HMMA"}),
@@ -60,6 +61,24 @@ KERNELS = [
         {"QGMMA", "UTMALDG", "UTMASTG", "STSM", "USETMAXREG"},
     ),
     (
+        "cuda.gemm_int8",
+        "matmul_int8 m=512 n=512 k=512 dtype=int8",
+        AMPERE_ON,
+        {"LDGSTS", "LDSM", "IMMA", "IDP"},
+    ),
+    (
+        "cuda.gemm_int8_wgmma",
+        "matmul_int8 m=4096 n=4096 k=4096 dtype=uint8 trans_b=true out_dtype=int8 scales=channel bias=true",
+        HOPPER,
+        {"IGMMA", "UTMALDG", "IDP", "USETMAXREG"},
+    ),
+    (
+        "cuda.gemm_int8_wgmma",
+        "matmul_int8 m=16 n=4096 k=4096 dtype=int8 trans_b=true b_zero_points=channel",
+        HOPPER,
+        {"IGMMA", "UTMALDG", "IDP", "USETMAXREG"},
+    ),
+    (
         "cuda.attention_wgmma",
         "attention batch=2 heads=8 kv_heads=8 q_len=1024 kv_len=1024 head_dim=128 causal=true dtype=bfloat16",
         HOPPER,
@@ -71,7 +90,7 @@ CASES = [
     for number, (name, text, machines, meant) in enumerate(KERNELS)
     for machine in machines
 ]
-OTHER_PRODUCTS = {"HMMA", "HGMMA", "QGMMA"}
+OTHER_PRODUCTS = {"HMMA", "HGMMA", "QGMMA", "IMMA", "IGMMA"}
 LOCAL_MEMORY = {"STL", "LDL"}
 
 

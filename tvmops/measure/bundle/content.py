@@ -21,6 +21,7 @@ from tvmops.errors import BundleError
 SCHEMA = 1
 FILE = "bundle.json"
 RESULTS = "results.jsonl"
+COPY = "copy"  # a peer that only moves the bytes: a bound, not a competitor
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,19 @@ class Result:
 
     workload: str
     key: str  # of the entry, or the name of a peer
-    stage: str  # "search", or "final": turn by turn with others
+    stage: (
+        str  # "search"; "final": turn by turn with others; "sustained": the best two, for seconds each turn
+    )
     status: str
-    seconds: Sequence[float] = ()  # of short bursts
-    sustained: Sequence[float] = ()  # of a long one, under which a GPU lowers its clocks
+    seconds: Sequence[float] = ()  # of a call, a number a burst; of a sustained one, a number a turn
+    megahertz: Sequence[float] = ()  # at which the device ran in each turn, where it tells
     error: float | None = None
     detail: str = ""
     machine: str = ""
     when: str = ""
+
+
+_FIELDS = {field.name for field in dataclasses.fields(Result)}  # earlier bundles had others, too
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -111,5 +117,5 @@ def read_results(folder: Path) -> list[Result]:
         except ValueError:
             continue
         if "key" in table:
-            results.append(Result(**table))
+            results.append(Result(**{name: value for name, value in table.items() if name in _FIELDS}))
     return results

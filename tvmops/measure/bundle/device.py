@@ -10,7 +10,8 @@ from tvmops.signatures.dtypes import decode
 from tvmops.workloads import Workload
 
 Call = Callable[..., object]
-_MOST_CALLS = 400  # in a sample
+_MOST_CALLS = 400  # in a sample, or as many as last for a long one
+_LONG = 0.1  # seconds
 
 
 class Device(Protocol):
@@ -39,13 +40,19 @@ class Device(Protocol):
         """
         ...
 
+    def megahertz(self) -> float | None:
+        """Return how fast its clock runs now, where it tells."""
+        ...
+
     def peers(self, workload: Workload) -> dict[str, Call]:
         """Return what else computes `workload` here, by name, called as kernels are."""
         ...
 
 
 def calls_for(once: float, seconds: float) -> int:
-    return max(1, min(_MOST_CALLS, round(seconds / max(once, 1e-7))))
+    """Return how many calls, of `once` seconds each, to time for about `seconds`."""
+    count = max(1, round(seconds / max(once, 1e-7)))
+    return count if seconds >= _LONG else min(_MOST_CALLS, count)
 
 
 def decoded(op: Op, workload: Workload, inputs: Sequence[Any]) -> list[Any]:

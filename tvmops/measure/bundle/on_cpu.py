@@ -45,5 +45,8 @@ class Cpu:
 
         return run
 
+    def megahertz(self) -> float | None:
+        return None
+
     def peers(self, workload: Workload) -> dict[str, Call]:
         return {}

@@ -10,7 +10,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tvmops.measure.bundle.clocks import gpu_clock
 from tvmops.measure.bundle.device import Call, calls_for, decoded
+from tvmops.measure.bundle.torch_compiled import compiled_peers
 from tvmops.measure.bundle.torch_exact import DRAWN, EXACT, SCALES
 from tvmops.measure.bundle.torch_peers import PEERS
 from tvmops.ops import Op, op_of
@@ -22,17 +24,21 @@ _CAPTURED_SECONDS = 1e-3  # of work in a graph
 
 
 class TorchCuda:
-    """Tensors on PyTorch's current CUDA device."""
+    """Tensors on PyTorch's current CUDA device.
 
-    def __init__(self) -> None:
+    With `compile_seconds`, what `torch.compile` makes of an op in so many is one of its peers.
+    """
+
+    def __init__(self, compile_seconds: float = 0.0) -> None:
         import torch
 
-        self._torch = torch
+        self._torch, self._compile_seconds = torch, compile_seconds
         properties = torch.cuda.get_device_properties(0)
         self.machine = (
             f"{properties.name}, compute {properties.major}.{properties.minor}, "
             f"{properties.multi_processor_count} multiprocessors"
         )
+        self._gpu_clock = gpu_clock(str(properties.uuid))
 
     def draw(self, workload: Workload, seed: int) -> list[Any]:
         op, torch = op_of(workload), self._torch
@@ -111,9 +117,15 @@ class TorchCuda:
         torch.cuda.synchronize()
         return float(begin.elapsed_time(end)) * 1e-3 / times
 
+    def megahertz(self) -> float | None:
+        return self._gpu_clock()
+
     def peers(self, workload: Workload) -> dict[str, Call]:
         make = PEERS.get(workload.op)
-        return make(self._torch, workload) if make else {}
+        peers = make(self._torch, workload) if make else {}
+        if self._compile_seconds:
+            peers |= compiled_peers(self._torch, workload, self._compile_seconds)
+        return peers
 
     def _dtype(self, name: str) -> Any:
         return getattr(self._torch, name)

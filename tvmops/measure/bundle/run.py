@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -20,7 +21,8 @@ from typing import Any
 
 from tvmops.gpu import runs
 from tvmops.machine import this_machine
-from tvmops.measure.bundle.content import RESULTS, Bundle, Entry, Result, read_results
+from tvmops.measure.bundle.clocks import ClockSamples
+from tvmops.measure.bundle.content import COPY, RESULTS, Bundle, Entry, Result, read_results
 from tvmops.measure.bundle.device import Device
 from tvmops.measure.bundle.on_cpu import Cpu
 from tvmops.ops import op_of
@@ -32,12 +34,12 @@ _SAMPLES = 5
 _TURNS = 9  # of a final comparison
 _FINALISTS = 3  # besides the default
 _BURST = 1e-3  # seconds of a sample
-_SUSTAINED = 0.2
-_SUSTAINED_TURNS = 3
-_WORTH_SUSTAINING = 50e-6  # seconds of a call: shorter ones leave no GPU without breath
+_STRETCH = 2.0  # seconds of a sustained turn
+_SUSTAINED = 16.0  # seconds of all of a workload's
 _SLOW = 2.0  # times the best: such a candidate is timed once
 _MOST_SETS = 64
 _STALL = 60.0  # seconds without a line from the worker
+_COMPILING = 60.0  # of a peer
 _INPUTS = "inputs"
 _POISONED = 3  # exit code: the device's state is unknown
 
@@ -47,13 +49,34 @@ def main(folder: Path) -> int:
     parser = argparse.ArgumentParser(description="Verify and time the candidates of this bundle.")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after as many")
+    parser.add_argument(
+        "--compile",
+        type=float,
+        nargs="?",
+        const=_COMPILING,
+        default=0.0,
+        metavar="SECONDS",
+        help=f"torch.compile as a peer, too; given up after as many a workload ({_COMPILING:g})",
+    )
+    parser.add_argument(
+        "--sustained",
+        type=float,
+        nargs="?",
+        const=_SUSTAINED,
+        default=0.0,
+        metavar="SECONDS",
+        help="then run the best kernel and the best peer by turns of "
+        f"{_STRETCH:g} s each, for as many a workload ({_SUSTAINED:g})",
+    )
     arguments = parser.parse_args()
     if arguments.worker:
-        return Run(folder, Bundle.read(folder), arguments.seconds).all()
-    return supervise(folder, arguments.seconds)
+        bundle = Bundle.read(folder)
+        device = open_device(bundle.kind, folder, arguments.compile)
+        return Run(folder, bundle, arguments.seconds, device, arguments.sustained).all()
+    return supervise(folder, arguments.seconds, arguments.compile, arguments.sustained)
 
 
-def supervise(folder: Path, seconds: float) -> int:
+def supervise(folder: Path, seconds: float, compiling: float = 0.0, sustained: float = 0.0) -> int:
     """Start workers until all is done or the time is over."""
     bundle = Bundle.read(folder)
     missing = [need for need in bundle.needs if need not in this_machine().features and not runs(need)]
@@ -63,7 +86,7 @@ def supervise(folder: Path, seconds: float) -> int:
     deadline = time.monotonic() + seconds
     while True:
         left = deadline - time.monotonic()
-        code, blamed = _watch(folder, left)
+        code, blamed = _watch(folder, left, compiling, sustained)
         if code == 0 or left <= 0:
             return _summary(folder, bundle)
         if blamed is None:
@@ -77,14 +100,19 @@ def _blame(folder: Path, blamed: tuple[str, str], code: int) -> None:
     workload, key = blamed
     known = {(r.key, r.stage) for r in read_results(folder) if r.workload == workload}
     stage = "final" if (key, "search") in known or key == _INPUTS else "search"
+    stage = "sustained" if (key, "final") in known else stage
     if code != _POISONED or stage == "search":  # else its crash is written already
         status, detail = "timeout" if code == -9 else "crash", f"the worker ended with {code}"
         _append(folder, Result(workload, key, stage, status, detail=detail))
 
 
-def _watch(folder: Path, seconds: float) -> tuple[int, tuple[str, str] | None]:
+def _watch(
+    folder: Path, seconds: float, compiling: float, sustained: float
+) -> tuple[int, tuple[str, str] | None]:
     """Run one worker; return its exit code and what it was at."""
-    command = [sys.executable, str(folder / "run.py"), "--worker", f"--seconds={seconds}"]
+    limits = {"seconds": seconds, "compile": compiling, "sustained": sustained}
+    options = [f"--{name}={value}" for name, value in limits.items()]
+    command = [sys.executable, str(folder / "run.py"), "--worker", *options]
     worker = subprocess.Popen(command, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     marker, heard = folder / "at.json", time.monotonic()
     marker.unlink(missing_ok=True)
@@ -94,20 +122,20 @@ def _watch(folder: Path, seconds: float) -> tuple[int, tuple[str, str] | None]:
         now = marker.read_text() if marker.is_file() else ""
         if now != seen:
             seen, heard = now, time.monotonic()
-        if time.monotonic() - heard > _STALL:
+        if time.monotonic() - heard > _STALL + compiling:
             worker.kill()
     return worker.wait(), tuple(json.loads(seen)[:2]) if seen else None
 
 
-def open_device(kind: str, folder: Path) -> Device:
-    """Return the device of this machine for targets of `kind`."""
+def open_device(kind: str, folder: Path, compiling: float = 0.0) -> Device:
+    """Return the device of this machine for targets of `kind`; see `TorchCuda` for `compiling`."""
     load_backend(folder)
     if kind == "cpu":
         return Cpu()
     from tvmops.measure.bundle.on_torch import TorchCuda
 
     load_cuda_backend(folder)
-    return TorchCuda()
+    return TorchCuda(compiling)
 
 
 def _append(folder: Path, result: Result) -> None:
@@ -151,7 +179,9 @@ class Problem:
     def check(self, call: Callable[..., object]) -> tuple[float, str]:
         """Run `call` on poisoned outputs; return its error and what is wrong with it, or ""."""
         outputs = self._device.poison(self.workload, self._expected)
-        call(*self._inputs, *self._scalars, *outputs)
+        made = call(*self._inputs, *self._scalars, *outputs)
+        if isinstance(made, tuple):  # a peer that can't write in place
+            outputs = list(made)
         errors = [
             self._device.error(output, right, spec.dtype)
             for output, right, spec in zip(outputs, self._expected, self._specs)
@@ -164,8 +194,15 @@ class Problem:
 class Run:
     """The work of one worker process."""
 
-    def __init__(self, folder: Path, bundle: Bundle, seconds: float, device: Device | None = None) -> None:
-        self._folder, self._bundle = folder, bundle
+    def __init__(
+        self,
+        folder: Path,
+        bundle: Bundle,
+        seconds: float,
+        device: Device | None = None,
+        sustained: float = 0.0,
+    ) -> None:
+        self._folder, self._bundle, self._sustained = folder, bundle, sustained
         self._deadline = time.monotonic() + seconds
         self._device = device or open_device(bundle.kind, folder)
         self._kernels: dict[str, Callable[..., object]] = {}
@@ -176,19 +213,34 @@ class Run:
     def all(self) -> int:
         """Do what is not done yet; return an exit code."""
         for text, entries in self._bundle.workloads().items():
-            known = {(r.key, r.stage) for r in self._results(text)}
-            missing = [entry for entry in entries if (entry.key, "search") not in known]
-            compared = any(stage == "final" for _, stage in known)
-            if compared or time.monotonic() > self._deadline:
-                continue
-            self._at(text, _INPUTS)
-            problem = Problem(Workload.parse(text), self._device, self._bundle)
-            for entry in missing:
-                if time.monotonic() > self._deadline:
+            code = 0 if self._is_over() else self._one(text, entries)
+            if code:
+                return code
+        return 0
+
+    def _is_over(self) -> bool:
+        return time.monotonic() > self._deadline
+
+    def _one(self, text: str, entries: Sequence[Entry]) -> int:
+        """Do what is left of one workload."""
+        known = {(r.key, r.stage) for r in self._results(text)}
+        stages = {stage for _, stage in known}
+        is_left = self._sustained and "sustained" not in stages
+        if "final" in stages and not is_left:
+            return 0
+        self._at(text, _INPUTS)
+        problem = Problem(Workload.parse(text), self._device, self._bundle)
+        if "final" not in stages:
+            for entry in entries:
+                if (entry.key, "search") in known:
+                    continue
+                if self._is_over():
                     return 0
                 if self._search(problem, entry).status == "crash" and self._bundle.kind == "cuda":
                     return _POISONED
             self._compare(problem, entries)
+        if is_left and not self._is_over():
+            self._sustain(problem, entries)
         return 0
 
     def _at(self, workload: str, key: str) -> None:
@@ -255,20 +307,46 @@ class Run:
                 if key in calls:
                     raise
                 self._write(
-                    Result(text, key, "final", "crash", detail=f"{type(failure).__name__}: {failure}"[:500])
+                    Result(text, key, "final", "skipped", detail=f"{type(failure).__name__}: {failure}"[:500])
                 )
         calls |= {key: call for key, call in peers.items() if key in clocks}
         bursts = _turns(clocks, _TURNS, _BURST)
-        sustained: dict[str, list[float]] = {key: [] for key in clocks}
-        if min(map(min, bursts.values())) > _WORTH_SUSTAINING:
-            leader = min((entry.key for entry in chosen), key=lambda key: min(bursts[key]))
-            few = {key: clock for key, clock in clocks.items() if key == leader or key not in times}
-            sustained |= _turns(few, _SUSTAINED_TURNS, _SUSTAINED)
         for key, call in calls.items():
-            error = problem.check(call)[0]
-            self._write(
-                Result(text, key, "final", "ok", tuple(bursts[key]), tuple(sustained[key]), _finite(error))
-            )
+            error = _finite(problem.check(call)[0])
+            self._write(Result(text, key, "final", "ok", tuple(bursts[key]), error=error))
+
+    def _sustain(self, problem: Problem, entries: Sequence[Entry]) -> None:
+        """Time the best kernel and the best peer by turns so long that a GPU lowers its clock."""
+        text, own = str(problem.workload), {entry.key: entry for entry in entries}
+        finals = {
+            r.key: statistics.median(r.seconds)
+            for r in self._results(text)
+            if (r.stage, r.status) == ("final", "ok") and r.seconds and r.key != COPY
+        }
+        ranked = sorted(finals, key=lambda key: finals[key])
+        kernels, peers = [k for k in ranked if k in own], [k for k in ranked if k not in own]
+        if not kernels:
+            return
+        calls = {kernels[0]: self._kernel(own[kernels[0]])}
+        if peers:
+            calls[peers[0]] = self._device.peers(problem.workload)[peers[0]]
+        clocks = {}
+        for key, call in calls.items():
+            self._at(text, key)
+            clocks[key] = self._device.clock(call, problem.sets)
+        turns = max(1, round(self._sustained / (_STRETCH * len(clocks))) - 1)  # the first is to get hot
+        seconds: dict[str, list[float]] = {key: [] for key in clocks}
+        megahertz: dict[str, list[float]] = {key: [] for key in clocks}
+        for turn in range(1 + turns):
+            for key, clock in clocks.items():
+                self._at(text, key)
+                with ClockSamples(self._device.megahertz) as samples:
+                    mean = clock(_STRETCH)
+                if turn:
+                    seconds[key].append(mean)
+                    megahertz[key] += [samples.median] if samples.median is not None else []
+        for key in clocks:
+            self._write(Result(text, key, "sustained", "ok", tuple(seconds[key]), tuple(megahertz[key])))
 
     def _results(self, workload: str) -> list[Result]:
         return self._known.get(workload, [])

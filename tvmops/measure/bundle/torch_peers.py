@@ -13,6 +13,7 @@ from tvmops.measure.bundle.device import Call
 from tvmops.measure.bundle.torch_weights import unpacked
 from tvmops.signatures import SIGNATURES
 from tvmops.signatures.attention import NO_MASK
+from tvmops.signatures.matmul import TF32
 from tvmops.signatures.matmul_fp8 import ROWS
 from tvmops.signatures.windows import sizes
 from tvmops.workloads import Workload
@@ -26,6 +27,13 @@ def _matmul(torch: Any, workload: Workload) -> dict[str, Call]:
         left, right = (a.mT if workload["trans_a"] else a), (b.mT if workload["trans_b"] else b)
         torch.matmul(left, right, out=c)
 
+    def matmul_tf32(a: Any, b: Any, c: Any) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        matmul(a, b, c)
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+    if workload["precision"] == TF32:
+        return {f"torch {torch.__version__} matmul, allow_tf32": matmul_tf32}
     return {f"torch {torch.__version__} matmul": matmul}
 
 

@@ -14,7 +14,11 @@ from tvmops.workloads import Workload
 
 
 def matmul_int8(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any]) -> Call | None:
-    """`_int_mm` for sums; oneDNN's linear, as its compiler calls it, for the rest, with a constant b."""
+    """`_int_mm` for sums; oneDNN's linear, as its compiler calls it, for the rest, with a constant b.
+
+    For rows of int8 oneDNN has nothing but its reference, a thousand times slower: linear gets them
+    as uint8, as PyTorch itself quantises what weights of int8 are to multiply.
+    """
     if workload["activation"] != "none":
         return None
     torch.set_num_threads(physical_cores())
@@ -27,7 +31,8 @@ def matmul_int8(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any
     weight = torch.ops.onednn.qlinear_prepack(b.T.contiguous(), None)
     scales, zeros = torch.from_numpy(given.b_scales), torch.zeros(b.shape[1], dtype=torch.int32)
     bias = None if given.bias is None else torch.from_numpy(given.bias)
-    left = a, given.a_scale, given.a_zero_point
+    rows, zero_point = _unsigned(a, given.a_zero_point)
+    left = rows, given.a_scale, zero_point
     right = weight, scales, zeros, bias
     result = given.out_scale, given.out_zero_point, out.dtype
 
@@ -37,6 +42,13 @@ def matmul_int8(workload: Workload, inputs: Sequence[Any], outputs: Sequence[Any
             return made
 
     return reporting(compute, out.copy_)
+
+
+def _unsigned(a: torch.Tensor, zero_point: int) -> tuple[torch.Tensor, int]:
+    """Return `a` and its zero point as uint8, 128 more where they are int8."""
+    if a.dtype == torch.uint8:
+        return a, zero_point
+    return (a.int() + 128).to(torch.uint8), zero_point + 128
 
 
 def _sums(given: Integers, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> Call:

@@ -15,7 +15,7 @@ from tvmops.signatures import Value
 from tvmops.signatures.activations import NONE
 from tvmops.signatures.dtypes import BFLOAT16, stored
 from tvmops.signatures.layouts import LAYOUTS
-from tvmops.signatures.matmul import SAME
+from tvmops.signatures.matmul import FULL, SAME
 from tvmops.workloads import Workload
 
 OP = "matmul"
@@ -31,6 +31,7 @@ def call(
     trans_b: bool = False,
     residual: Any = None,
     out_dtype: str | None = None,
+    precision: str | None = None,
 ) -> Call:
     """Return the call that `Library.matmul` makes of its arguments.
 
@@ -47,7 +48,11 @@ def call(
     batch = _broadcast(left.shape[:-2], right.shape[:-2])
     shape = (*batch, left.shape[-2], right.shape[-1])
     epilogue = _Epilogue.of(bias, activation, residual, shape, left.dtype, out_dtype)
-    return _made(left, right, epilogue, shape)
+    wanted = str(parsed(OP, "precision", precision or FULL))
+    if wanted != FULL and (left.dtype != "float32" or isinstance(right, _Packed)):
+        expected = f"{FULL}, unless a and b are float32, b not packed"
+        raise CallError(op=OP, argument="precision", value=repr(precision), expected=expected)
+    return _made(left, right, epilogue, shape, wanted)
 
 
 def arguments(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any]:
@@ -59,6 +64,8 @@ def arguments(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any]:
         given["activation"] = workload["activation"]
     if workload["out_dtype"] != SAME:
         given["out_dtype"] = workload["out_dtype"]
+    if workload["precision"] != FULL:
+        given["precision"] = workload["precision"]
     if workload["packed"] != "none":
         layout, dtype = str(workload["packed"]), str(workload["dtype"])
         given["b"] = PackedWeight(OP, workload.dims("k", "n"), dtype, layout, given["b"])
@@ -190,7 +197,9 @@ class _Epilogue:
         return cls(bias, parsed(OP, "activation", activation or NONE), residual, *kinds)
 
 
-def _made(left: _Operand, right: _Operand | _Packed, epilogue: _Epilogue, shape: Shape) -> Call:
+def _made(
+    left: _Operand, right: _Operand | _Packed, epilogue: _Epilogue, shape: Shape, precision: str
+) -> Call:
     *batch, m, n = shape
     k, dtype = left.shape[-1], left.dtype
     count = prod(batch)
@@ -209,7 +218,7 @@ def _made(left: _Operand, right: _Operand | _Packed, epilogue: _Epilogue, shape:
         inputs["residual"] = epilogue.residual.reshape((m, n) if count == 1 else (count, m, n))
 
     def copied() -> Call:
-        return _made(left.upright(), right.upright(), epilogue, shape)
+        return _made(left.upright(), right.upright(), epilogue, shape, precision)
 
     return Call.of(
         OP,
@@ -230,6 +239,7 @@ def _made(left: _Operand, right: _Operand | _Packed, epilogue: _Epilogue, shape:
         packed=right.weight.layout if isinstance(right, _Packed) else "none",
         out_dtype=epilogue.out_dtype,
         bias_dtype=epilogue.bias_dtype,
+        precision=precision,
     )
 
 

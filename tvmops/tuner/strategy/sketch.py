@@ -19,7 +19,8 @@ from tvm.s_tir import meta_schedule
 from tvm.s_tir.meta_schedule.cost_model import PyCostModel, XGBModel
 from tvm.s_tir.meta_schedule.cost_model.xgb_model import XGBConfig
 
-from tvmops.schedules.sketch import TraceSpace, config_of, replay, tune_context
+from tvmops.machine import physical_cores
+from tvmops.schedules.sketch import TraceSpace, config_of, needs_workspace, replay, tune_context
 from tvmops.space import Config
 from tvmops.tuner.strategy.base import SearchSpace, Strategy, Trial
 
@@ -74,15 +75,17 @@ class _Evolution:
     """MetaSchedule's search: its population, its model, and what it was told."""
 
     def __init__(self, space: TraceSpace, seed: int) -> None:
-        self._module, target = space.module, space.target
+        self._module, self._target = space.module, space.target
         evolution = meta_schedule.search_strategy.EvolutionarySearch(
             population_size=_POPULATION,
             init_min_unmeasured=_POPULATION // 2,
             genetic_num_iters=_ROUNDS,
             eps_greedy=_CHANCE,
         )
-        self._context = tune_context(self._module, target, seed, evolution)
-        self._model = SeededModel(seed, tune_context(self._module, target, seed, threads=target.cores))
+        self._context = tune_context(self._module, self._target, seed, evolution)
+        self._model = SeededModel(
+            seed, tune_context(self._module, self._target, seed, threads=physical_cores())
+        )
         self._database = meta_schedule.database.MemoryDatabase()
         self._context.pre_tuning(
             _UNLIMITED, _GENERATION, None, database=self._database, cost_model=self._model
@@ -91,7 +94,11 @@ class _Evolution:
 
     def next_generation(self) -> list[Config]:
         candidates = self._context.generate_measure_candidates() or []
-        return [config_of(candidate.sch.trace) for candidate in candidates]
+        return [
+            config_of(candidate.sch.trace)
+            for candidate in candidates
+            if not needs_workspace(candidate.sch, self._target)
+        ]
 
     def learn(self, trials: Sequence[Trial]) -> None:
         """Take results, all of traces that it drew."""

@@ -1,0 +1,130 @@
+"""Products of float32 with 10 bits of mantissa (tf32), for those who ask for them: wgmma, or mma.sync."""
+
+from __future__ import annotations
+
+from tvm import IRModule
+
+from tvmops.schedules.cuda.gemm_mma import (
+    MmaGemm,
+    is_chained,
+    is_legal,
+    product_of,
+    row_dims,
+    tiles_of,
+)
+from tvmops.schedules.cuda.gemm_tiles import FEWER_SUMS, narrowed, sums_of
+from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
+from tvmops.schedules.cuda.kernels.gemm_tf32 import Tf32Kernel
+from tvmops.schedules.template import GenericKernel
+from tvmops.signatures import ANY
+from tvmops.signatures.matmul import FULL, TF32
+from tvmops.space import Config, Knob, Space
+from tvmops.targets import Target
+from tvmops.workloads import Workload
+
+_AMPERE = 80
+_ALIGNED = 4  # elements of 16 bytes
+_VECTORS = (16, 8, 4)  # bytes of a copy
+
+
+class Tf32Gemm(WgmmaGemm):
+    """To the machine a product of 16 bits and twice the k. wgmma takes floats that lie along k alone."""
+
+    name = "cuda.gemm_tf32"
+    version = 1
+    precision = TF32
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        if workload.op != "matmul" or target.gpu is None or target.gpu.code != "sm_90a":
+            return False
+        return (
+            workload["precision"] == TF32
+            and workload["trans_b"] is True
+            and workload["trans_a"] is False
+            and all(workload[dim] == ANY or workload.dims(dim)[0] % _ALIGNED == 0 for dim in "nk")
+        )
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        whole = super().space(_in_halves(workload), target)
+        knobs = (*whole.knobs, Knob("chained", (0, 1)))
+        if not workload["residual"]:
+            return Space(self.name, knobs, whole.is_legal)
+        return Space(self.name, knobs, lambda c: sums_of(c) <= FEWER_SUMS and whole.is_legal(c))
+
+    def choices(self, workload: Workload) -> list[Config]:
+        return [_chained(config) for config in super().choices(workload)]
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        return super().estimate(_in_halves(workload), target, config)
+
+    def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
+        return super().features(_in_halves(workload), target, config)
+
+    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        multiples = {"n": _ALIGNED, "k": _ALIGNED}
+        kernels = super().generic(_in_halves(workload), target)
+        configs = [_chained(kernel.config) for kernel in kernels]
+        configs = [narrowed(config) for config in configs] if workload["residual"] else configs
+        return [GenericKernel(kernel.ranges, c, multiples) for kernel, c in zip(kernels, configs)]
+
+
+class Tf32Mma(MmaGemm):
+    """Any m, n, k, batch, transposes and epilogue."""
+
+    name = "cuda.gemm_tf32_mma"
+    version = 1
+    precision = TF32
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        return (
+            workload.op == "matmul"
+            and target.gpu is not None
+            and target.gpu.compute >= _AMPERE
+            and workload["precision"] == TF32
+        )
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        halves = _in_halves(workload)
+        a, b = (_vectors(workload[dim]) for dim in row_dims(workload))
+        knobs = (
+            *(knob for knob in super().space(halves, target).knobs if "vector" not in knob.name),
+            Knob("a_vector", a),
+            Knob("b_vector", b),
+        )
+        return Space(self.name, knobs, lambda config: is_legal(config, halves, target))
+
+    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        rows, kernels = sorted(set(row_dims(workload))), []
+        for vector in (_VECTORS[0], _VECTORS[-1]):
+            multiples = dict.fromkeys(rows, vector // 4) if vector > 4 else {}
+            for kernel in super().generic(_in_halves(workload), target)[:2]:
+                config = kernel.config.replace(a_vector=vector, b_vector=vector)
+                kernels.append(GenericKernel(kernel.ranges, config, multiples))
+        return kernels
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        return super().estimate(_in_halves(workload), target, config)
+
+    def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
+        product = product_of(self.kernel_workload(workload))
+        return Tf32Kernel(product, tiles_of(config), is_chained(target)).module()
+
+
+def _chained(config: Config) -> Config:
+    """Return `config`, launched while the kernel before it ends."""
+    return Config.of(**config.as_dict(), chained=1)
+
+
+def _vectors(row: object) -> tuple[int, ...]:
+    """Return the bytes that copies can take at once of rows of `row` floats: both ends if unknown."""
+    if not isinstance(row, int):
+        return (_VECTORS[0], _VECTORS[-1])
+    return (next(vector for vector in _VECTORS if row * 4 % vector == 0),)
+
+
+def _in_halves(workload: Workload) -> Workload:
+    """Return the product of 16 bits that moves the same bytes, but for those of the result."""
+    if workload["precision"] == FULL:
+        return workload
+    k = workload["k"]
+    return workload.replace(dtype="bfloat16", precision=FULL, k=2 * k if isinstance(k, int) else k)

@@ -1,0 +1,194 @@
+"""The end of a wgmma product: the epilogue in registers, and the ways of results to memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script import tirx as T
+
+from tvmops.schedules.cuda.activation import activate
+from tvmops.schedules.cuda.gemm_tiles import Tiles
+from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays
+from tvmops.schedules.cuda.words import PTX_TYPES, c_call, do
+
+_STORE = "cp.async.bulk.tensor.{rank}d.global.shared::cta.tile.bulk_group"
+_ELEMENT = """
+__forceinline__ __device__ float element_{dtype}(const void* array, int row, int pitch, int column) {{
+  const unsigned {kind}* at = static_cast<const unsigned {kind}*>(array);
+  const unsigned {kind} bits = __ldg(at + static_cast<long long>(row) * pitch + column);
+  return {value};
+}}
+"""
+_VALUES = {
+    "bfloat16": ("short", "__uint_as_float(static_cast<unsigned>(bits) << 16)"),
+    "float16": ("short", "__half2float(__ushort_as_half(bits))"),
+    "float32": ("int", "__uint_as_float(bits)"),
+}
+_STORE_TWO = """
+__forceinline__ __device__ void store_two(float* array, int row, int pitch, int column, float x, float y) {
+  *reinterpret_cast<float2*>(array + static_cast<long long>(row) * pitch + column) = make_float2(x, y);
+}
+"""
+_STORE_TWO_APART = """
+__forceinline__ __device__ void store_two_apart(float* array, int row, int pitch, int column, float x, float y) {
+  float* at = array + static_cast<long long>(row) * pitch + column;
+  at[0] = x;
+  if (column + 1 < pitch) at[1] = y;
+}
+"""
+# A warp stores 16 rows of 64 elements of a swizzled tile, from row `first` on, `height` rows of it, to rows
+# that begin anywhere: words where they are aligned, and what is left at both ends.
+_STORE_ROWS = """
+__forceinline__ __device__ void store_rows(void* array, int row, int height, int pitch, int column,
+                                           const void* tile, int first, int lane) {
+  const char* from = static_cast<const char*>(tile) + 128 * first + 4 * (lane & 3);
+  unsigned words[16];
+#pragma unroll
+  for (int i = 0; i < 16; ++i)
+    words[i] = *reinterpret_cast<const unsigned*>(from + 128 * i + ((lane >> 2 ^ (i & 7)) << 4));
+  const int left = min(pitch - column, 64);
+  unsigned short* to = static_cast<unsigned short*>(array) + static_cast<long long>(row + first) * pitch + column;
+#pragma unroll
+  for (int i = 0; i < 16; ++i, to += pitch) {
+    const int before = __shfl_up_sync(0xFFFFFFFFu, static_cast<int>(words[i]), 1);
+    const int odd = static_cast<int>(reinterpret_cast<unsigned long long>(to) >> 1 & 1);
+    const unsigned word = odd ? static_cast<unsigned>(before) >> 16 | words[i] << 16 : words[i];
+    const int low = 2 * lane - odd;
+    if (first + i < height) {
+      if (low >= 0 && low + 1 < left) *reinterpret_cast<unsigned*>(to + low) = word;
+      else if (low >= 0 && low < left) to[low] = word;
+      else if (low < 0 && left > 0) to[0] = word >> 16;
+      if (odd && lane == 31 && left == 64) to[63] = words[i] >> 16;
+    }
+  }
+}
+"""
+
+
+def store_rows(
+    array: Any, row: Any, height: Any, pitch: Any, column: Any, tile: Any, warp: Any, lane: Any
+) -> None:
+    """Let a warp store its 16 rows of a tile, whose first is `row` of the array, `height` before the last."""
+    do(
+        c_call(
+            "void", "store_rows", array, row, height, pitch, column, tile, warp * 16, lane, source=_STORE_ROWS
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """Where a thread that multiplies stands, and its registers."""
+
+    group: Any  # its warpgroup
+    warp: Any
+    lane: Any
+    tm: Any  # of the tile
+    tn: Any
+    item: Any
+    row: Any  # of 64, that its stmatrix writes
+    acc: Any  # the sums
+    packed: Any  # four registers
+
+
+class Results:
+    """What becomes of the sums of one thread."""
+
+    def __init__(self, arrays_of: Arrays, arrays: dict[str, Any], tiles: Tiles, at: Consumer) -> None:
+        self.form, self.m, self.n = arrays_of.form, arrays_of.m, arrays_of.n
+        self.arrays, self.c, self.at = arrays, arrays["c"], at
+        self.bm, self.bn, self.buffers = tiles.bm, tiles.bn, tiles.store_buffers
+        self.blocks = tiles.blocks_a_group  # of 64 rows
+        self.parts = tiles.bn // 64
+        self.sums = tiles.bn // 2  # of a thread, for 64 rows
+        # Stores that may still read: none if the next tile begins with the buffer that this one ends with.
+        self.unread = self.buffers - 1 if self.blocks * self.parts % self.buffers == 0 else 0
+        self.rounding = rounding_of(self.form.result)
+
+    def finish(self, sums: Any, at: Any, row: Any, column: Any) -> None:
+        """Apply the epilogue to one sum, of row `row` of all matrices."""
+        form, arrays, value = self.form, self.arrays, sums[at]
+        if form.scales:
+            by_rows = form.scales == "rows"
+            value = value * _element("float32", arrays["a_scale"].data, 0, 0, row if by_rows else 0)
+            value = value * _element("float32", arrays["b_scale"].data, 0, 0, column if by_rows else 0)
+        if form.bias:
+            value = value + _element(form.bias, arrays["bias"].data, 0, self.n, column)
+        if form.residual:
+            value = value + _element(form.result, arrays["residual"].data, row, self.n, column)
+        T.buffer_store(sums, activate(form.activation, value), [at])
+
+    # fmt: off
+    @T.inline
+    def finish_all(self):
+        """Apply the epilogue to all sums; where they go directly, store them."""
+        for w in T.unroll(self.blocks):
+            for half in T.unroll(2):
+                r: T.int32 = self.at.tm * self.bm + self.at.group * (64 * self.blocks) + w * 64 + self.at.warp * 16 + half * 8 + T.truncdiv(self.at.lane, 4)
+                if r < self.m:
+                    for j in T.unroll(self.bn // 8):
+                        column: T.int32 = self.at.tn * self.bn + j * 8 + self.at.lane % 4 * 2
+                        if column < self.n:
+                            if self.form.finishes:
+                                for e in T.unroll(2):
+                                    self.finish(self.at.acc, w * self.sums + j * 4 + half * 2 + e, self.at.item * self.m + r, T.min(column + e, self.n - 1))
+                            if self.form.stores_directly:
+                                self.store_two(self.at.item * self.m + r, column, self.at.acc[w * self.sums + j * 4 + half * 2], self.at.acc[w * self.sums + j * 4 + half * 2 + 1])
+
+    @T.inline
+    def store(self, tile, view):
+        """Store by TMA what `view` describes, 64 columns at a time, through the buffers of `tile`."""
+        for w in T.unroll(self.blocks):
+            for s in T.unroll(self.parts):
+                if (self.at.warp == 0) & (self.at.lane == 0):
+                    T.ptx.cp.async_.bulk.wait_group.read(self.unread)
+                T.cuda.warpgroup_sync(self.at.group + 1)
+                self._round_to(tile, (w * self.parts + s) % self.buffers, w, s)
+                T.ptx.fence.proxy.async_.shared__cta()
+                T.cuda.warpgroup_sync(self.at.group + 1)
+                if (self.at.warp == 0) & (self.at.lane == 0):
+                    T.ptx[_STORE.format(rank=3 if self.form.batched else 2)](T.address_of(view), self.at.tn * self.bn + s * 64, self.at.tm * self.bm + self.at.group * (64 * self.blocks) + w * 64, *([self.at.item] if self.form.batched else []), tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, 0, 0]))
+                    T.ptx.cp.async_.bulk.commit_group()
+
+    @T.inline
+    def store_loosely(self, tile):
+        """Store rows that begin anywhere, each warp those that it rounded."""
+        for w in T.unroll(self.blocks):
+            for s in T.unroll(self.parts):
+                self._round_to(tile, (w * self.parts + s) % self.buffers, w, s)
+                T.cuda.warp_sync()
+                store_rows(self.c.data, self.at.item * self.m + self.at.tm * self.bm + self.at.group * (64 * self.blocks) + w * 64, self.m - (self.at.tm * self.bm + self.at.group * (64 * self.blocks) + w * 64), self.n, self.at.tn * self.bn + s * 64, tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, 0, 0]), self.at.warp, self.at.lane)
+                T.cuda.warp_sync()
+
+    @T.inline
+    def _round_to(self, tile, buffer, w, s):
+        """Round 64 columns of sums to swizzled shared memory."""
+        for p in T.unroll(4):
+            for q in T.unroll(4):
+                T.ptx[self.rounding](self.at.packed[q], self.at.acc[w * self.sums + s * 32 + p * 8 + q * 2 + 1], self.at.acc[w * self.sums + s * 32 + p * 8 + q * 2])
+            T.ptx["stmatrix.sync.aligned.m8n8.x4.shared.b16"](
+                tile.ptr_to([self.at.group, buffer, self.at.row, ((p * 2 + self.at.lane // 16) ^ (self.at.lane % 8)) * 8]),
+                self.at.packed[0], self.at.packed[1], self.at.packed[2], self.at.packed[3])
+    # fmt: on
+
+    def store_eight(self, row: Any, column: Any, sums: Any) -> None:
+        """Store eight results of other dtypes than the sums."""
+        for i in range(0, 8, 2):
+            self.store_two(row, column + i, sums[i], sums[i + 1])
+
+    def store_two(self, row: Any, column: Any, x: Any, y: Any) -> None:
+        loose = self.form.loose
+        name, source = ("store_two_apart", _STORE_TWO_APART) if loose else ("store_two", _STORE_TWO)
+        do(c_call("void", name, self.c.data, row, self.n, column, x, y, source=source))
+
+
+def _element(dtype: str, array: Any, row: Any, pitch: Any, column: Any) -> Any:
+    kind, value = _VALUES[dtype]
+    source = _ELEMENT.format(dtype=dtype, kind=kind, value=value)
+    return c_call("float32", f"element_{dtype}", array, row, pitch, column, source=source)
+
+
+def rounding_of(dtype: str) -> str:
+    """Return the instruction that rounds two sums to `dtype`, one register."""
+    return f"cvt.rn.{PTX_TYPES.get(dtype, 'bf16')}x2.f32"

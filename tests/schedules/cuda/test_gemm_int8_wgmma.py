@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tvm import IRModule
+
+from tests.schedules.cuda.compiled import compiled, needs_nvcc
+from tests.schedules.cuda.emulated import TensorMap, emulated, needs_emulator
+from tvmops.measure import cuda
+from tvmops.ops import op_of
+from tvmops.schedules import templates_for
+from tvmops.schedules.cuda.gemm_int8_wgmma import Int8WgmmaGemm
+from tvmops.schedules.cuda.gemm_tiles import Tiles
+from tvmops.schedules.cuda.kernels.gemm_wgmma import gemm
+from tvmops.signatures import SIGNATURES
+from tvmops.space import Config
+from tvmops.targets import target
+from tvmops.workloads import Workload, workload
+
+TEMPLATE = Int8WgmmaGemm()
+H200 = target("nvidia-h200")
+GUARD = 64  # bytes
+
+
+def product(m: int, n: int, k: int, **fields: object) -> Workload:
+    return workload("matmul_int8", m=m, n=n, k=k, **{"trans_b": True, **fields})
+
+
+def config(
+    bm: int, bn: int, bk: int, consumers: int, cluster: int = 1, split_k: int = 1, group: int = 1
+) -> Config:
+    return Config.of(
+        bm=bm, bn=bn, bk=bk, consumers=consumers, cluster=cluster, split_k=split_k, group=group, beside=1,
+        chained=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "work, machine, covered",
+    [
+        (product(7, 8, 16), "nvidia-h200", True),
+        (product(7, 8, 16, dtype="int8", b_zero_points="channel"), "nvidia-h100", True),
+        (product(7, 8, 16).generic(), "nvidia-h200", True),
+        (product(7, 8, 16, trans_b=False), "nvidia-h200", False),  # bytes that do not lie along k
+        (product(7, 12, 16), "nvidia-h200", False),  # results are stored eight at a time
+        (product(7, 8, 24), "nvidia-h200", False),  # rows that TMA can't take
+        (product(7, 8, 16, trans_b=False, packed="words"), "nvidia-h200", False),
+        (product(7, 8, 16), "nvidia-a100", False),
+        (product(7, 8, 16), "znver4", False),
+    ],
+)
+def test_what_it_covers(work: Workload, machine: str, covered: bool) -> None:
+    assert TEMPLATE.covers(work, target(machine)) is covered
+
+
+def test_mma_covers_the_rest() -> None:
+    names = [template.name for template in templates_for(product(64, 64, 64), H200)]
+    assert names == [TEMPLATE.name, "cuda.gemm_int8"]
+    assert [t.name for t in templates_for(product(64, 64, 64, trans_b=False), H200)] == ["cuda.gemm_int8"]
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 16), (16, 4096, 4096), (4096, 28672, 8192)])
+@pytest.mark.parametrize("zero_points", ["none", "channel"])
+def test_the_default_is_legal(shape: tuple[int, int, int], zero_points: str) -> None:
+    work = product(*shape, b_zero_points=zero_points)
+    assert TEMPLATE.default(work, H200) in TEMPLATE.space(work, H200)
+
+
+@pytest.mark.parametrize("zero_points, most", [("none", 256), ("tensor", 128)])
+def test_generic_kernels_have_room_for_zero_points(zero_points: str, most: int) -> None:
+    kernels = TEMPLATE.generic(product(1, 1, 1, b_zero_points=zero_points).generic(), H200)
+    assert kernels[-1].ranges == {} and max(int(kernel.config["bn"]) for kernel in kernels) == most
+    assert all(kernel.multiples == {"n": 8, "k": 16} for kernel in kernels)
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"b_zero_points": "channel", "out_dtype": "int8", "scales": "channel", "activation": "gelu"},
+        {"dtype": "int8", "out_dtype": "float32", "bias": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("m", [16, 4096])
+def test_the_code_is_what_was_meant(m: int, fields: dict[str, object]) -> None:
+    work = product(m, 4096, 4096, **fields)
+    kind = "s8" if work["dtype"] == "int8" else "u8"
+    for knobs in (TEMPLATE.default(work, H200), *(k.config for k in TEMPLATE.generic(work.generic(), H200))):
+        cubin = compiled(TEMPLATE, work, H200, knobs)
+        assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
+        assert f"k32.s32.{kind}.s8" in cubin.source
+
+
+CASES = [
+    (product(70, 136, 304, dtype="int8"), config(64, 64, 64, 1)),
+    (product(130, 72, 528, b_zero_points="channel"), config(128, 64, 128, 2)),
+    (product(200, 264, 144, dtype="int8", b_zero_points="tensor"), config(64, 128, 64, 1, cluster=2)),
+    (product(33, 104, 1040), config(64, 64, 64, 1, split_k=2)),
+    (
+        product(
+            65, 200, 400, out_dtype="int8", scales="channel", bias=True, b_zero_points="channel",
+            activation="relu",
+        ),
+        config(128, 192, 64, 2),
+    ),
+    (
+        product(20, 72, 800, dtype="int8", out_dtype="uint8", b_zero_points="tensor"),
+        config(64, 64, 64, 1, split_k=4),
+    ),
+    (product(40, 40, 80, out_dtype="float32", scales="channel"), config(64, 64, 128, 1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("work, knobs", CASES, ids=[str(work) for work, _ in CASES])
+class TestRunHere:
+    pytestmark = needs_emulator
+
+    def test_it_computes_the_product(self, work: Workload, knobs: Config, tmp_path: Path) -> None:
+        tiles = replace(Tiles.of(knobs, H200), multiprocessors=2)
+        form = TEMPLATE.form_of(work, knobs)
+        _, (cubin,) = cuda.compile_module(IRModule({"main": gemm(form, tiles)}), H200)
+        assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
+        op = op_of(work)
+        inputs = op.random_inputs(work, seed=1)
+        (right,) = op.reference(work, *inputs)
+        m, n, k = work.dims("m", "n", "k")
+        dtype = np.dtype(str(work["out_dtype"]))
+        memory = np.full(right.size * dtype.itemsize + 2 * GUARD, 0xA5, np.uint8)
+        found = memory[GUARD:-GUARD].view(dtype).reshape(right.shape)
+        arguments: dict[str, object] = dict(zip((spec.name for spec in op.inputs(work)), inputs))
+        arguments |= dict(zip(SIGNATURES[work.op].scalars(work), op.scalars(work)))
+        a, b = (inputs[i].view(np.uint16) for i in range(2))
+        boxes = [
+            TensorMap.of(a, (k // 2, m), (64, tiles.bm)),
+            TensorMap.of(b, (k // 2, n), (64, tiles.bn // tiles.cluster)),
+        ]
+        arguments |= {"c": found, "m": m, "n": n, "k": k, "v": boxes[0], "v_1": boxes[1]}
+        count = -(-m // tiles.bm) * -(-n // tiles.bn)
+        grid = count * tiles.split_k if tiles.split_k > 1 else 2
+        emulated(cubin, tmp_path)(
+            grid, arguments, tiles.cluster * tiles.split_k, shared_bytes=H200.gpu.shared_bytes
+        )
+        assert (memory[:GUARD] == 0xA5).all() and (memory[-GUARD:] == 0xA5).all()
+        assert np.abs(found.astype(np.float64) - right).max() <= op.tolerance(work)

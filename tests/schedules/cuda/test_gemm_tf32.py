@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tvm import IRModule
+
+from tests.schedules.cuda.compiled import compiled, needs_nvcc
+from tests.schedules.cuda.emulated import TensorMap, emulated, needs_emulator
+from tvmops.errors import WorkloadError
+from tvmops.measure import cuda
+from tvmops.ops import op_of
+from tvmops.schedules import templates_for
+from tvmops.schedules.cuda.gemm_mma import tiles_of
+from tvmops.schedules.cuda.gemm_tf32 import Tf32Gemm, Tf32Mma
+from tvmops.schedules.cuda.gemm_tiles import Tiles
+from tvmops.schedules.cuda.kernels.gemm_wgmma import gemm
+from tvmops.space import Config
+from tvmops.targets import target
+from tvmops.workloads import Workload, workload
+
+WGMMA, MMA = Tf32Gemm(), Tf32Mma()
+H200 = target("nvidia-h200")
+GUARD = 64  # elements
+
+
+def product(m: int, n: int, k: int, **fields: object) -> Workload:
+    return workload("matmul", m=m, n=n, k=k, **{"precision": "tf32", **fields})
+
+
+LAST = "cuda.gemm_tf32_mma"
+
+
+@pytest.mark.parametrize(
+    "work, machine, names",
+    [
+        (product(7, 8, 12, trans_b=True), "nvidia-h200", ["cuda.gemm_tf32", LAST]),
+        (product(7, 8, 12, trans_b=True, batch=3, bias=True), "nvidia-h100", ["cuda.gemm_tf32", LAST]),
+        (product(7, 8, 12), "nvidia-h200", [LAST]),  # b does not lie along k
+        (product(8, 8, 12, trans_a=True, trans_b=True), "nvidia-h200", [LAST]),
+        (product(7, 8, 11, trans_b=True), "nvidia-h200", [LAST]),  # rows that TMA can't take
+        (
+            product(7, 9, 12, trans_b=True),
+            "nvidia-h200",
+            [LAST],
+        ),  # four results at a time
+        (product(7, 8, 12, trans_b=True), "nvidia-a100", [LAST]),
+        (product(1, 1, 1).generic(), "rtx-3090", [LAST]),
+    ],
+)
+def test_who_covers_what(work: Workload, machine: str, names: list[str]) -> None:
+    assert [template.name for template in templates_for(work, target(machine))] == names
+
+
+def test_nobody_leaves_bits_out_unasked() -> None:
+    full = [template.name for template in templates_for(workload("matmul", m=64, n=64, k=64), H200)]
+    assert not any("tf32" in name for name in full)
+
+
+@pytest.mark.parametrize("machine", ["cuda-sm75", "znver4", "x86-64-v3"])
+def test_machines_without_it_say_so(machine: str) -> None:
+    with pytest.raises(WorkloadError, match=f"'precision' is 'tf32'; expected full on {machine}"):
+        templates_for(product(64, 64, 64), target(machine))
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 4), (16, 4096, 4096), (8192, 8192, 8192)])
+@pytest.mark.parametrize("fields", [{}, {"residual": True}, {"batch": 5}], ids=str)
+def test_defaults_are_legal(shape: tuple[int, int, int], fields: dict[str, object]) -> None:
+    work = product(*shape, trans_b=True, **fields)
+    for template in templates_for(work, H200):
+        assert template.default(work, H200) in template.space(work, H200)
+        assert template.generic(work.generic(), H200)[-1].ranges == {}
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    "fields", [{}, {"batch": 3, "residual": True}, {"bias": True, "activation": "gelu"}], ids=str
+)
+def test_the_code_is_what_was_meant(fields: dict[str, object]) -> None:
+    work = product(4096, 4096, 4096, trans_b=True, **fields)
+    configs = [WGMMA.default(work, H200), *(kernel.config for kernel in WGMMA.generic(work.generic(), H200))]
+    for config in configs:
+        cubin = compiled(WGMMA, work, H200, config)
+        assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
+        assert "k8.f32.tf32.tf32" in cubin.source
+
+
+def wgmma_config(
+    bm: int, bn: int, bk: int, consumers: int, cluster: int = 1, split_k: int = 1, chained: int = 0
+) -> Config:
+    return Config.of(
+        bm=bm, bn=bn, bk=bk, consumers=consumers, cluster=cluster, split_k=split_k, group=1, beside=1,
+        chained=chained,
+    )  # fmt: skip
+
+
+WGMMA_CASES = [
+    (product(70, 132, 76, trans_b=True), wgmma_config(64, 64, 64, 1)),  # short last tiles
+    (product(130, 72, 132, trans_b=True, bias=True, activation="gelu"), wgmma_config(128, 64, 128, 2)),
+    (product(200, 264, 36, trans_b=True, residual=True), wgmma_config(64, 128, 64, 1, cluster=2)),
+    (product(33, 104, 260, trans_b=True, bias=True), wgmma_config(64, 64, 64, 1, split_k=2)),
+    (product(65, 40, 8, trans_b=True, batch=3), wgmma_config(64, 64, 64, 1)),  # less k than a step
+]
+
+
+def mma_config(bm: int, bn: int, warps_m: int, warps_n: int, stages: int, a: int, b: int) -> Config:
+    return Config.of(bm=bm, bn=bn, warps_m=warps_m, warps_n=warps_n, stages=stages, a_vector=a, b_vector=b)
+
+
+MMA_CASES = [
+    (product(70, 72, 76), mma_config(64, 64, 2, 2, 3, 16, 16)),
+    (product(37, 61, 35), mma_config(32, 32, 2, 1, 2, 4, 4)),  # rows begin at any element
+    (product(38, 62, 34, trans_a=True), mma_config(32, 64, 1, 2, 2, 8, 8)),
+    (product(17, 33, 99, trans_a=True, trans_b=True, bias=True), mma_config(16, 128, 1, 4, 2, 4, 4)),
+    (
+        product(20, 36, 40, trans_b=True, residual=True, activation="relu"),
+        mma_config(16, 32, 1, 1, 2, 16, 16),
+    ),
+    (product(33, 35, 3, batch=3, shared="b"), mma_config(64, 32, 2, 2, 2, 4, 4)),  # less k than a step
+]
+
+
+def run_here(
+    work: Workload,
+    cubin: cuda.Cubin,
+    launch: tuple[int, int, int],
+    folder: Path,
+    boxes: Callable[[dict[str, NDArray[Any]]], dict[str, object]] = lambda arrays: {},
+) -> None:
+    """Run a kernel on `launch`: blocks, their cluster, bytes. Hold it to the reference and to its place."""
+    assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
+    op = op_of(work)
+    inputs = op.random_inputs(work, seed=1)
+    (right,) = op.reference(work, *inputs)
+    memory = np.full(right.size + 2 * GUARD, np.nan, np.float32)
+    found = memory[GUARD:-GUARD].reshape(right.shape)
+    arguments = dict(zip((spec.name for spec in op.inputs(work)), inputs)) | {"c": found}
+    arguments |= dict(zip(("m", "n", "k", "batch"), work.dims("m", "n", "k", "batch")))
+    grid, cluster, shared = launch
+    emulated(cubin, folder)(grid, arguments | boxes(arguments), cluster, shared_bytes=shared)
+    assert np.isnan(memory[:GUARD]).all() and np.isnan(memory[-GUARD:]).all()
+    error = np.abs(found - right).max()
+    full = op_of(work).tolerance(work.replace(precision="full"))
+    assert full < error <= op.tolerance(work)  # bits were left out, and no more than that
+
+
+class TestRunHere:
+    pytestmark = needs_emulator
+
+    @pytest.mark.parametrize("work, knobs", WGMMA_CASES, ids=[str(work) for work, _ in WGMMA_CASES])
+    def test_wgmma_computes_the_product(self, work: Workload, knobs: Config, tmp_path: Path) -> None:
+        tiles = replace(Tiles.of(knobs, H200), multiprocessors=2)
+        _, (cubin,) = cuda.compile_module(IRModule({"main": gemm(WGMMA.form_of(work, knobs), tiles)}), H200)
+        m, n, k, batch = work.dims("m", "n", "k", "batch")
+        items = (batch,) if batch > 1 else ()
+        ones = (1,) * len(items)
+        blocks = tiles.bn // tiles.cluster
+
+        def boxes(arrays: dict[str, NDArray[Any]]) -> dict[str, object]:
+            a, b = (arrays[name].view(np.uint16) for name in "ab")
+            return {
+                "v": TensorMap.of(a, (2 * k, m, *items), (64, tiles.bm, *ones)),
+                "v_1": TensorMap.of(b, (2 * k, n, *items), (64, blocks, *ones)),
+            }
+
+        count = -(-m // tiles.bm) * -(-n // tiles.bn)
+        grid = count * tiles.split_k if tiles.split_k > 1 else 2
+        assert H200.gpu is not None
+        launch = grid, tiles.cluster * tiles.split_k, H200.gpu.shared_bytes
+        run_here(work, cubin, launch, tmp_path, boxes)
+
+    @pytest.mark.parametrize("work, knobs", MMA_CASES, ids=[str(work) for work, _ in MMA_CASES])
+    def test_mma_computes_the_product(self, work: Workload, knobs: Config, tmp_path: Path) -> None:
+        tiles = tiles_of(knobs)
+        cubin = compiled(MMA, work, H200, knobs)
+        assert "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32" in cubin.source
+        m, n, batch = work.dims("m", "n", "batch")
+        grid = -(-m // tiles.bm) * -(-n // tiles.bn) * batch
+        run_here(work, cubin, (grid, 1, tiles.shared_bytes), tmp_path)
+
+
+@needs_nvcc
+@pytest.mark.parametrize("machine", ["nvidia-a100", "rtx-3090", "rtx-4090", "nvidia-h200"])
+@pytest.mark.parametrize("fields", [{}, {"trans_a": True, "trans_b": True}], ids=str)
+def test_mma_spills_nothing(machine: str, fields: dict[str, object]) -> None:
+    work = product(1024, 1024, 1024, **fields)
+    cubin = compiled(MMA, work, target(machine), MMA.default(work, target(machine)))
+    assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
