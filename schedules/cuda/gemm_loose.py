@@ -23,8 +23,10 @@ class LooseGemm(SwappedGemm):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        few = workload.op == "matmul" and (workload["m"] == ANY or known(workload, "m") <= _MOST_ROWS)
-        return few and is_sixteen_bit(workload, target) and not super().covers(workload, target)
+        if not is_sixteen_bit(workload, target) or super().covers(workload, target):
+            return False
+        few = workload["m"] == ANY or known(workload, "m") <= _MOST_ROWS
+        return few and ANY not in (workload["n"], workload["k"])
 
     def space(self, workload: Workload, target: Target) -> Space:
         whole = super().space(workload, target)

@@ -41,6 +41,7 @@ def config(rows: int, bn: int, bk: int, stages: int, splits: int, chained: int =
         (matmul(16, 4097, 4096, trans_b=True), "nvidia-h200", False),
         (matmul(33, 4097, 4095), "nvidia-h200", False),
         (matmul(16, 7, 4095), "nvidia-h200", True),
+        (matmul(16, 7, 4095).generic(), "nvidia-h200", False),
         (matmul(16, 4097, 4095), "nvidia-a100", False),  # no wgmma
         (matmul(16, 4097, 4095, dtype="float32"), "nvidia-h200", False),
     ],
