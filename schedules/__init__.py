@@ -31,11 +31,13 @@ from tvmops.schedules.cuda.gemm_float32 import Float32Gemm
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
 from tvmops.schedules.cuda.gemm_int8 import Int8Gemm
 from tvmops.schedules.cuda.gemm_int8_wgmma import Int8WgmmaGemm
+from tvmops.schedules.cuda.gemm_loose import LooseGemm
 from tvmops.schedules.cuda.gemm_mma import MmaGemm
 from tvmops.schedules.cuda.gemm_padded import PaddedGemm
 from tvmops.schedules.cuda.gemm_simt import SimtGemm
 from tvmops.schedules.cuda.gemm_stream import StreamGemm
 from tvmops.schedules.cuda.gemm_summed import SummedGemm
+from tvmops.schedules.cuda.gemm_swapped import SwappedGemm
 from tvmops.schedules.cuda.gemm_tf32 import Tf32Gemm, Tf32Mma
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.cuda.rows import CudaRows
@@ -67,6 +69,8 @@ TEMPLATES: tuple[Template, ...] = (
     CpuSoftmaxColumns(),
     CpuNorm(),
     CpuElementwise(),
+    SwappedGemm(),
+    LooseGemm(),
     StreamGemm(),
     WgmmaGemm(),
     ChainedGemm(),

@@ -15,9 +15,11 @@ from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
+_LEAST_ROWS = 33  # of a: fewer are streamed
 _LEAST_DEPTH = 1024  # of k: less is not worth a second kernel
 _MOST_SUMS = 1 << 22  # partial sums: more leave the L2, or take as long as the product
 _START_SECONDS = 2e-6  # of the second kernel
+_CROWDED_SECONDS = 3e-6  # where kernels that follow each other find no room beside each other
 
 
 class SummedGemm(WgmmaGemm):
@@ -33,8 +35,11 @@ class SummedGemm(WgmmaGemm):
     def covers(self, workload: Workload, target: Target) -> bool:
         if not super().covers(workload, target) or workload.is_generic or workload["batch"] != 1:
             return False
-        m, n, k = workload.dims("m", "n", "k")
-        return k >= _LEAST_DEPTH and 2 * m * n <= _MOST_SUMS
+        m, k = workload.dims("m", "k")
+        if m < _LEAST_ROWS or k < _LEAST_DEPTH:
+            return False
+        space = self.space(workload, target)
+        return any(config in space for config in self.choices(workload))
 
     def space(self, workload: Workload, target: Target) -> Space:
         whole = super().space(workload, target)
@@ -46,7 +51,7 @@ class SummedGemm(WgmmaGemm):
             Config.of(bm=128, bn=128, bk=64, consumers=2, cluster=cluster, split_k=1, group=1, beside=1)
             for cluster in (2, 1)
         )
-        whole = [shared, alone, alone.replace(bm=64, consumers=1)]
+        whole = [shared, alone, alone.replace(bn=64, consumers=1), alone.replace(bm=64, bn=64, consumers=1)]
         return [
             Config.of(**config.as_dict(), parts=parts, chained=1) for config in whole for parts in (2, 4, 6, 8, 12, 16)
         ]
@@ -61,7 +66,9 @@ class SummedGemm(WgmmaGemm):
         parts = config.number("parts")
         items = workload.replace(batch=parts, k=max(8, math.ceil(k / parts)))
         sums = 8 * parts * m * n / target.gpu.bandwidth
-        return super().estimate(items, target, config) + sums + _START_SECONDS
+        blocks = tiles_of_c(workload, Tiles.of(config, target)) * parts
+        crowded = _CROWDED_SECONDS if 2 * blocks > target.cores else 0.0
+        return super().estimate(items, target, config) + sums + _START_SECONDS + crowded
 
     def form_of(self, workload: Workload, config: Config) -> Form:
         return replace(super().form_of(workload, config), parts=config.number("parts"))

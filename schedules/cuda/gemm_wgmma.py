@@ -22,8 +22,9 @@ _ALIGNED = 8  # elements: TMA takes rows of a multiple of 16 bytes
 _FULL_REUSE = 128 * 256 / (128 + 256)
 _TAKEN = 9e10  # bytes a second that one multiprocessor loads at most
 _FROM_L2 = 1.6  # times the bandwidth of memory
-_PLACES = 0.85  # of the machine: large clusters don't find room everywhere
+_PLACES = 0.91  # of the machine: clusters of four blocks and more don't find room everywhere
 _MEETING = 1e-6  # of the blocks of a cluster, each
+_UNEVEN = 1.08  # times as long, where a tile's columns end inside 64 that are loaded together
 _FILL_SECONDS = 2.5e-6  # until the first stage is there, and for what follows the last
 
 
@@ -77,12 +78,12 @@ class WgmmaGemm(Template):
         m, n, k = workload.dims("m", "n", "k")
         gpu, tiles = _gpu(target), self.tiles_of(config, target)
         count = tiles_of_c(workload, tiles) * tiles.split_k
-        places = tiles.blocks * (_PLACES if tiles.split_k > 4 * tiles.beside else 1.0)
+        places = tiles.blocks * (_PLACES if tiles.split_k > 2 else 1.0)
         waves = math.ceil(count / places)
         depth = math.ceil(math.ceil(k / tiles.bk) / tiles.split_k) * tiles.bk
         reuse = tiles.bm * tiles.bn / (tiles.bm + tiles.bn)  # of what is loaded; small tiles wait for it
         one = gpu.tensor_flops / tiles.blocks * min(1.0, 1.5 * reuse / _FULL_REUSE)
-        multiply = 2 * tiles.bm * tiles.bn * depth / one
+        multiply = 2 * tiles.bm * tiles.bn * depth / one * (_UNEVEN if tiles.bn % 64 else 1.0)
         rate = min(_TAKEN / tiles.beside, _FROM_L2 * gpu.bandwidth / min(count, tiles.blocks))
         load = 2 * (min(m, tiles.bm) + tiles.bn / tiles.cluster) * depth / rate
         fewest = 2 * _items(workload) * (m * k + k * n + m * n) / gpu.bandwidth
@@ -213,6 +214,12 @@ _DEFAULTS = (
     _config(64, 128, 128, 1, 1, 1, 1),
     _config(128, 128, 64, 2, 1, 1, 1),
     _config(128, 128, 64, 2, 1, 2, 1),
+    _config(64, 64, 64, 1, 1, 2, 1),
+    _config(128, 64, 64, 1, 1, 2, 1),
+    _config(64, 128, 64, 1, 1, 4, 1),
+    _config(64, 128, 64, 1, 2, 1, 1),
+    _config(128, 128, 64, 2, 2, 1, 1),
+    _config(128, 224, 64, 2, 2, 1, 1),
     _config(128, 256, 64, 2, 1, 1, 1),
-    _config(128, 256, 64, 2, 2, 1, 8),
+    _config(128, 256, 64, 2, 2, 1, 16),
 )

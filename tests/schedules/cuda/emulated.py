@@ -33,7 +33,7 @@ needs_emulator = [
 
 
 def emulated(cubin: Cubin, folder: Path, number: int = 0) -> Callable[..., None]:
-    """Return a function that runs the `number`-th kernel of `cubin`.
+    """Return a function that runs a kernel of `cubin`, the only one or that of this number.
 
     It takes the arguments by name, arrays and numbers, and `grid`, `cluster` and `shared_bytes`.
     """
@@ -46,7 +46,9 @@ def emulated(cubin: Cubin, folder: Path, number: int = 0) -> Callable[..., None]
         for match in _HELPER.finditer(cubin.source) if not re.search(rf"\b{match[1]}\b", declared)
         and not _is_named_by_macro(match[1])
     )  # fmt: skip
-    body = _SHARED.sub(r"uchar* \1 = emulator::now->block->memory.data();", cubin.source[kernels[0].start() :])
+    body = _SHARED.sub(
+        r"uchar* \1 = emulator::now->block->memory.data();", cubin.source[kernels[0].start() :]
+    )
     names = ", ".join(f"*{words[-1]}" if _TENSOR_MAP in words else words[-1] for words in parameters)
     taken = found[3].replace(f"__grid_constant__ {_TENSOR_MAP} ", f"{_TENSOR_MAP}* ")
     launch = f"""
