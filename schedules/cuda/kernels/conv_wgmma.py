@@ -21,7 +21,6 @@ from dataclasses import replace
 from typing import Any
 
 from tvm import IRModule
-from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.lang.alloc_pool import SMEMPool
 from tvm.tirx.script.builder import ir as T
 
@@ -29,6 +28,7 @@ from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cpu.emit import Extent
 from tvmops.schedules.cuda.conv_tiles import DEPTH, ROWS, ConvTiles
 from tvmops.schedules.cuda.gemm_tiles import PARTIAL_PAD
+from tvmops.schedules.cuda.kernels.conv_arrays import conv_module
 from tvmops.schedules.cuda.kernels.conv_wgmma_roles import ClusterSum, Consumer, Producer, Tile
 from tvmops.schedules.cuda.words import Barriers, Ring, Scalar, do, ptx, tensor_map, when
 
@@ -46,28 +46,9 @@ class WgmmaConvKernel:
         self.epilogue = shape.epilogue
 
     def module(self) -> IRModule:
-        with IRBuilder() as builder, T.prim_func():
-            T.func_name("main")
-            self._arguments()
-            T.device_entry()
-            with T.attr({"tirx.launch_bounds_min_blocks_per_sm": self.tiles.beside}):
-                self._body()
-        return IRModule({"main": builder.get().with_attr("global_symbol", "main")})
+        return conv_module(self.given, self.dtype, self._begin, self._body, self.tiles.beside)
 
-    def _arguments(self) -> None:
-        s = self.given
-        y = (s.n, s.oh, s.ow, s.co)
-        shapes = {
-            "x": (s.n, s.h, s.w, s.ci),
-            "w": (s.co, s.down.size, s.across.size, s.ci_each),
-            **({"bias": (s.co,)} if self.epilogue.bias else {}),
-            **({"residual": y} if self.epilogue.residual else {}),
-            "y": y,
-        }
-        arrays = {
-            name: T.arg(name, T.buffer(extents, self.dtype, align=16, buffer_name=name))
-            for name, extents in shapes.items()
-        }
+    def _begin(self, arrays: dict[str, Any]) -> None:
         self.bias, self.residual, self.y = (arrays.get(name) for name in ("bias", "residual", "y"))
         self.maps = self._tensor_maps(arrays)
 
