@@ -29,7 +29,10 @@ from tvmops.schedules.cpu.emit import Extent
 from tvmops.schedules.cuda.conv_tiles import DEPTH, ROWS, ConvTiles
 from tvmops.schedules.cuda.gemm_tiles import PARTIAL_PAD
 from tvmops.schedules.cuda.kernels.conv_arrays import conv_module
-from tvmops.schedules.cuda.kernels.conv_wgmma_roles import ClusterSum, Consumer, Producer, Tile
+from tvmops.schedules.cuda.kernels.conv_consumer import Consumer
+from tvmops.schedules.cuda.kernels.conv_partials import ClusterSum
+from tvmops.schedules.cuda.kernels.conv_producer import Producer, Tile
+from tvmops.schedules.cuda.kernels.conv_results import Results
 from tvmops.schedules.cuda.words import Barriers, Ring, Scalar, do, ptx, tensor_map, when
 
 
@@ -38,12 +41,15 @@ class WgmmaConvKernel:
 
     def __init__(self, shape: ConvShape, dtype: str, tiles: ConvTiles) -> None:
         self.given, self.dtype, self.tiles = shape, dtype, tiles
-        # of a 1x1 kernel all pixels are one row of one image
-        flat = shape.n * shape.h * shape.w
-        self.shape = replace(shape, n=1, h=1, w=flat) if shape.is_pointwise else shape
+        self.shape = self.multiplied(shape)
         self.grouped = shape.groups > 1
         self.rank = 5 if self.grouped else 4
         self.epilogue = shape.epilogue
+
+    def multiplied(self, shape: ConvShape) -> ConvShape:
+        """Return the convolution that is computed: of a 1x1 kernel all pixels are one row of one image."""
+        flat = shape.n * shape.h * shape.w
+        return replace(shape, n=1, h=1, w=flat) if shape.is_pointwise else shape
 
     def module(self) -> IRModule:
         return conv_module(self.given, self.dtype, self._begin, self._body, self.tiles.beside)
@@ -119,7 +125,7 @@ class WgmmaConvKernel:
         if t.split_k > 1:
             do(T.cuda.cluster_sync())
             with when(self.warpgroup < t.consumers):
-                ClusterSum(self).run()
+                self.cluster_sum().run()
         if t.meeting > 1:
             do(T.cuda.cluster_sync())  # no block leaves while others read its memory or wait at its barriers
 
@@ -181,6 +187,17 @@ class WgmmaConvKernel:
         image = Scalar(T.truncdiv(rest, self.down))()
         column, row = (patch - rest * self.across) * t.patch_w, (rest - image * self.down) * t.patch_h
         return Scalar(column)(), Scalar(row)(), Scalar(image * t.patch_n)()
+
+    def results_of(self, sums: Any) -> Results:
+        """Return what stores the sums of a warpgroup."""
+        return Results(self, sums)
+
+    def cluster_sum(self) -> ClusterSum:
+        return ClusterSum(self)
+
+    def place_in_image(self, channel: Any, group: Any, corner: tuple[Any, Any, Any]) -> tuple[Any, ...]:
+        """Return the coordinates of a box of x."""
+        return self.place(channel, group, corner)
 
     def place(self, channel: Any, group: Any, corner: tuple[Any, Any, Any]) -> tuple[Any, ...]:
         """Return the coordinates of a box, innermost first."""
