@@ -89,6 +89,13 @@ __forceinline__ __device__ void turn_weights(void* to, const void* from, int row
 
 
 @dataclass(frozen=True)
+class Place:
+    """An array as the copy engine needs it: where it begins."""
+
+    data: Any
+
+
+@dataclass(frozen=True)
 class Turned:
     """A copy in a workspace, with channels last: of images, or of weights, each output channel's one image."""
 
@@ -106,6 +113,9 @@ class Turned:
     def pitch(self) -> Any:
         """Elements of a pixel: channels, and zeros."""
         return whole_vectors(self.channels)
+
+    def place(self, workspace: Any) -> Place:
+        return Place(T.address_of(workspace[self.offset]))
 
     @property
     def end(self) -> Any:
@@ -135,7 +145,7 @@ def turn(workspace: Any, image: tuple[Any, Turned], weights: tuple[Any, Turned] 
             array, copy = weights
             do(
                 c_call(
-                    "void", "turn_weights", T.address_of(workspace[copy.offset]), array.data, copy.images,
+                    "void", "turn_weights", copy.place(workspace).data, array.data, copy.images,
                     copy.channels, copy.pitch, copy.h * copy.w, block * (_WARPS * 32) + thread,
                     blocks * _WARPS * 32, source=_TURN_WEIGHTS,
                 )
@@ -143,7 +153,7 @@ def turn(workspace: Any, image: tuple[Any, Turned], weights: tuple[Any, Turned] 
         array, copy = image
         do(
             c_call(
-                "void", "turn_images", T.address_of(workspace[copy.offset]), array.data, tile.ptr_to([0]),
+                "void", "turn_images", copy.place(workspace).data, array.data, tile.ptr_to([0]),
                 copy.images, copy.channels, copy.pitch, copy.h, copy.w, copy.oh, copy.ow, copy.down, copy.across,
                 block, blocks, thread, source=_TURN_IMAGES,
             )

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tvm import IRModule
+from tvm import IRModule, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.conv2d import ConvShape
+from tvmops.schedules.cpu.emit import Extent
 
 
 def conv_module(
@@ -18,8 +19,9 @@ def conv_module(
     begin: Callable[[dict[str, Any]], None],
     body: Callable[[], None],
     beside: int = 1,
+    workspace: bool = False,
 ) -> IRModule:
-    """Return a module with `main(x, w, [bias], [residual], y)`.
+    """Return a module with `main(x, w, [bias], [residual], y, [workspace])`.
 
     Parameters
     ----------
@@ -32,14 +34,14 @@ def conv_module(
     """
     with IRBuilder() as builder, T.prim_func():
         T.func_name("main")
-        begin(conv_arrays(shape, dtype))
+        begin(conv_arrays(shape, dtype, workspace))
         T.device_entry()
         with T.attr({"tirx.launch_bounds_min_blocks_per_sm": beside}):
             body()
     return IRModule({"main": builder.get().with_attr("global_symbol", "main")})
 
 
-def conv_arrays(shape: ConvShape, dtype: str) -> dict[str, Any]:
+def conv_arrays(shape: ConvShape, dtype: str, workspace: bool = False) -> dict[str, Any]:
     """Declare the arguments of a function, in calling order."""
     s, taps = shape, (shape.down.size, shape.across.size)
     y = (s.n, s.oh, s.ow, s.co) if s.channels_last else (s.n, s.co, s.oh, s.ow)
@@ -50,7 +52,11 @@ def conv_arrays(shape: ConvShape, dtype: str) -> dict[str, Any]:
         **({"residual": y} if s.epilogue.residual else {}),
         "y": y,
     }
-    return {
-        name: T.arg(name, T.buffer(extents, dtype, align=16, buffer_name=name))
-        for name, extents in shapes.items()
-    }
+    arrays = {name: _array(name, extents, dtype) for name, extents in shapes.items()}
+    if workspace:
+        arrays["workspace"] = _array("workspace", (tirx.Var("workspace_bytes", "int64"),), "uint8")
+    return arrays
+
+
+def _array(name: str, extents: tuple[Extent, ...], dtype: str) -> Any:
+    return T.arg(name, T.buffer(extents, dtype, align=16, buffer_name=name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cuda.activation import activate
@@ -64,17 +65,14 @@ class ClusterSum:
 
     def _finish(self, tile: Tile, row: Any, column: Any) -> None:
         kernel, s, t = self.kernel, self.kernel.shape, self.kernel.tiles
-        x, y, image = kernel.corner(tile.patch + T.truncdiv(row, ROWS))
+        corner = kernel.corner(tile.patch + T.truncdiv(row, ROWS))
         inside = Scalar(T.truncmod(row, ROWS))()
-        x, y = x + T.truncmod(inside, t.patch_w), y + T.truncmod(T.truncdiv(inside, t.patch_w), t.patch_h)
-        image = image + T.truncdiv(inside, t.patch_w * t.patch_h)
+        x, y, image = kernel.moved(corner, inside)
         within = (tile.channel + column < s.co_each) & (x < s.ow) & (y < s.oh) & (image < s.n)
         with when(tirx.all(inside < t.pixels, within)):
             mine, source = kernel.partial.ptr_to([row, column]), _ADD_PARTIALS.format(count=t.split_k)
             do(c_call("void", f"add_partials_{t.split_k}", T.address_of(self.sums[0]), mine, source=source))
             channel = Scalar(tile.group * s.co_each + tile.channel + column)()
-            if kernel.bias is not None:
-                self._add(element_at(kernel.bias, channel))
             self._end(x, y, image, channel)
 
     def _place_of(self, number: Any, runs: int) -> tuple[Any, Any]:
@@ -82,14 +80,19 @@ class ClusterSum:
         return Scalar(T.truncdiv(number, runs))(), Scalar(T.truncmod(number, runs))()
 
     def _end(self, x: Any, y: Any, image: Any, channel: Any) -> None:
-        """Finish the sums of a pixel, from `channel` on, but for the bias."""
+        """Finish the sums of a pixel, from `channel` on."""
         kernel, s = self.kernel, self.kernel.shape
         place = Scalar(((image * s.oh + y) * s.ow + x) * s.co + channel)()
+        self._add_bias(channel)
         if kernel.residual is not None:
             self._add(element_at(kernel.residual, place))
         for i in range(RUN):
             T.buffer_store(self.sums, activate(kernel.epilogue.activation, self.sums[i]), [i])
         store_vector(element_at(kernel.y, place), self.sums, 0, kernel.dtype, RUN)
+
+    def _add_bias(self, channel: Any) -> None:
+        if self.kernel.bias is not None:
+            self._add(element_at(self.kernel.bias, channel))
 
     def _add(self, pointer: Any) -> None:
         """Add 8 elements."""

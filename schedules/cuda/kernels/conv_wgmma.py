@@ -63,15 +63,23 @@ class WgmmaConvKernel:
         s, t = self.shape, self.tiles
         places = s.down.size * s.across.size
         maps = {
-            "x": self._image_map(arrays["x"], s.ci_each, (s.w, s.h, s.n), (s.across.stride, s.down.stride)),
+            "x": self._seen_map(arrays["x"]),
             "w": tensor_map(
                 arrays["w"], self.dtype, [s.ci_each, places, s.co], [DEPTH, 1, t.bn // t.cluster]
             ),
         }
-        if t.split_k == 1:
-            names = ("y", "residual") if self.epilogue.residual else ("y",)
-            maps |= {name: self._image_map(arrays[name], s.co_each, (s.ow, s.oh, s.n)) for name in names}
-        return maps
+        return maps | self._result_maps(arrays)
+
+    def _seen_map(self, x: Any) -> Any:
+        s = self.shape
+        return self._image_map(x, s.ci_each, (s.w, s.h, s.n), (s.across.stride, s.down.stride))
+
+    def _result_maps(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        s = self.shape
+        if self.tiles.split_k > 1:
+            return {}
+        names = ("y", "residual") if self.epilogue.residual else ("y",)
+        return {name: self._image_map(arrays[name], s.co_each, (s.ow, s.oh, s.n)) for name in names}
 
     def _image_map(
         self, array: Any, channels: Extent, image: tuple[Extent, ...], strides: tuple[int, int] = (1, 1)
@@ -100,7 +108,7 @@ class WgmmaConvKernel:
             for each in self.maps.values():
                 ptx("prefetch.tensormap", T.address_of(each))
             self.ring.init()
-            if self.waits_for_residual:
+            if self.counts_residual:
                 self.arrived.init()
             if t.alternate:
                 self.turns.init()
@@ -133,6 +141,11 @@ class WgmmaConvKernel:
     def waits_for_residual(self) -> bool:
         return self.epilogue.residual and self.tiles.split_k == 1
 
+    @property
+    def counts_residual(self) -> bool:
+        """Whether barriers count the bytes of it that the copy engine brings."""
+        return self.waits_for_residual
+
     def _count(self) -> None:
         """Count patches, tiles and steps."""
         s, t = self.shape, self.tiles
@@ -155,7 +168,7 @@ class WgmmaConvKernel:
         if t.split_k == 1:
             self.results = pool.alloc((t.consumers, t.store_buffers, ROWS, 64), self.dtype, align=1024)
         self.ring = Ring(pool, t.stages, t.sharers * t.cluster)
-        if self.waits_for_residual:
+        if self.counts_residual:
             self.arrived = Barriers(pool, t.consumers, 1)
         if t.alternate:
             self.turns = Barriers(pool, t.consumers, 1)
@@ -187,6 +200,15 @@ class WgmmaConvKernel:
         image = Scalar(T.truncdiv(rest, self.down))()
         column, row = (patch - rest * self.across) * t.patch_w, (rest - image * self.down) * t.patch_h
         return Scalar(column)(), Scalar(row)(), Scalar(image * t.patch_n)()
+
+    def moved(self, corner: tuple[Any, Any, Any], pixel: Any) -> tuple[Any, Any, Any]:
+        """Return the column, row and image of the `pixel`-th pixel of a patch."""
+        t, (x, y, image) = self.tiles, corner
+        return (
+            x + T.truncmod(pixel, t.patch_w),
+            y + T.truncmod(T.truncdiv(pixel, t.patch_w), t.patch_h),
+            image + T.truncdiv(pixel, t.patch_w * t.patch_h),
+        )
 
     def results_of(self, sums: Any) -> Results:
         """Return what stores the sums of a warpgroup."""

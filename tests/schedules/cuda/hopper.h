@@ -90,20 +90,24 @@ static void finish(std::deque<std::vector<Work>>& groups, size_t left) {
   for (; groups.size() > left + 1; groups.pop_front())
     for (auto& work : groups.front()) work();
 }
-// Rows of 64 elements along k, swizzled, 8 rows in 1024 bytes: all that kernels use of descriptors.
+// Rows of 64 elements along k, or columns of 64 of them, swizzled, 8 of either in 1024 bytes: all that kernels
+// use of descriptors.
 template <float (*to_float)(uint16_t)> static float of_matrix(uint64_t descriptor, int row, int k) {
   const unsigned base = (descriptor & 0x3FFF) << 4, stride = (descriptor >> 32 & 0x3FFF) << 4;
   if (descriptor >> 62 != 1) fail("a descriptor without 128-byte swizzle");
   return to_float(half_word(swizzled(base + row / 8 * stride + row % 8 * 128 + 2 * k)));
 }
 template <float (*to_float)(uint16_t)>
-static void multiply_warpgroup(float** sums, int columns, uint64_t a, uint64_t b, bool adds) {
+static void multiply_warpgroup(float** sums, int columns, uint64_t a, uint64_t b, bool adds, bool turned) {
   std::vector<float*> own(sums, sums + columns / 2);
   now->products.back().push_back([=] {
     const int first = now->number / 32 % 4 * 16 + lane() / 4;
     float rows[2][16];
     for (int half = 0; half < 2; ++half)
-      for (int k = 0; k < 16; ++k) rows[half][k] = of_matrix<to_float>(a, first + half * 8, k);
+      for (int k = 0; k < 16; ++k) {
+        const int row = first + half * 8;
+        rows[half][k] = turned ? of_matrix<to_float>(a, k, row) : of_matrix<to_float>(a, row, k);
+      }
     for (int i = 0; i < columns / 2; i += 4)
       for (int e = 0; e < 2; ++e) {
         const int column = i * 2 + lane() % 4 * 2 + e;
@@ -179,38 +183,49 @@ static inline void tvm_builtin_ptx_bar_sync_count_sync(uint32_t name, uint32_t t
 }
 static inline void tvm_builtin_cuda_warpgroup_sync(int name) { tvm_builtin_ptx_bar_sync_count_sync(name, 128); }
 // The sums, two descriptors, and whether to add.
-template <float (*to_float)(uint16_t), int columns, typename... Rest>
+template <float (*to_float)(uint16_t), int columns, bool turned, typename... Rest>
 static inline void multiply_warpgroup(float** sums, int count, float& sum, Rest&&... rest);
-template <float (*to_float)(uint16_t), int columns>
+template <float (*to_float)(uint16_t), int columns, bool turned>
 static inline void multiply_warpgroup(float** sums, int, uint64_t a, uint64_t b, int adds) {
-  emulator::multiply_warpgroup<to_float>(sums, columns, a, b, adds != 0);
+  emulator::multiply_warpgroup<to_float>(sums, columns, a, b, adds != 0, turned);
 }
-template <float (*to_float)(uint16_t), int columns, typename... Rest>
+template <float (*to_float)(uint16_t), int columns, bool turned, typename... Rest>
 static inline void multiply_warpgroup(float** sums, int count, float& sum, Rest&&... rest) {
   sums[count] = &sum;
-  multiply_warpgroup<to_float, columns>(sums, count + 1, rest...);
+  multiply_warpgroup<to_float, columns, turned>(sums, count + 1, rest...);
 }
-#define MULTIPLY_WARPGROUP(kind, to_float, columns)                                                               \
+#define MULTIPLY_WARPGROUP(kind, to_float, columns, turned)                                                       \
   template <typename... All>                                                                                      \
   static inline void                                                                                              \
-  tvm_builtin_ptx_wgmma_##kind##_ss_mma_async_sync_aligned_m64n##columns##k16_f32_##kind##_##kind##_1_1_0_0(All&&... all) { \
+  tvm_builtin_ptx_wgmma_##kind##_ss_mma_async_sync_aligned_m64n##columns##k16_f32_##kind##_##kind##_1_1_##turned##_0(All&&... all) { \
     float* sums[columns / 2];                                                                                     \
-    multiply_warpgroup<to_float, columns>(sums, 0, all...);                                                       \
+    multiply_warpgroup<to_float, columns, turned>(sums, 0, all...);                                               \
   }
-#define MULTIPLY_WARPGROUPS(columns) MULTIPLY_WARPGROUP(bf16, from_bfloat16, columns) MULTIPLY_WARPGROUP(f16, from_half, columns)
+#define MULTIPLY_WARPGROUPS(columns)                                                                              \
+  MULTIPLY_WARPGROUP(bf16, from_bfloat16, columns, 0) MULTIPLY_WARPGROUP(f16, from_half, columns, 0)              \
+  MULTIPLY_WARPGROUP(bf16, from_bfloat16, columns, 1) MULTIPLY_WARPGROUP(f16, from_half, columns, 1)
 MULTIPLY_WARPGROUPS(32) MULTIPLY_WARPGROUPS(64) MULTIPLY_WARPGROUPS(128) MULTIPLY_WARPGROUPS(192) MULTIPLY_WARPGROUPS(256)
-static inline void tvm_builtin_ptx_stmatrix_sync_aligned_m8n8_x4_shared_b16(
-    uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+static inline void save_matrices(uint32_t address, const uint32_t* in, bool transposed) {
   auto& warp = emulator::warp();
   emulator::shared(address, 16);
   warp.words[emulator::lane()][0] = address;
   emulator::meet(warp.group);
-  const uint32_t in[4] = {a, b, c, d};
   const int row = emulator::lane() / 4, column = emulator::lane() % 4 * 2;
-  for (int matrix = 0; matrix < 4; ++matrix)
-    std::memcpy(emulator::shared(warp.words[matrix * 8 + row][0] + 2 * column, 4), &in[matrix], 4);
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    auto at = [&](int r) { return warp.words[matrix * 8 + r][0]; };
+    if (!transposed) std::memcpy(emulator::shared(at(row) + 2 * column, 4), &in[matrix], 4);
+    for (int e = 0; e < 2 && transposed; ++e)
+      std::memcpy(emulator::shared(at(column + e) + 2 * row, 2), reinterpret_cast<const char*>(&in[matrix]) + 2 * e, 2);
+  }
   emulator::meet(warp.group);
 }
+#define SAVE_MATRICES(name, transposed)                                                                       \
+  static inline void name(uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {                 \
+    const uint32_t in[4] = {a, b, c, d};                                                                      \
+    save_matrices(address, in, transposed);                                                                   \
+  }
+SAVE_MATRICES(tvm_builtin_ptx_stmatrix_sync_aligned_m8n8_x4_shared_b16, false)
+SAVE_MATRICES(tvm_builtin_ptx_stmatrix_sync_aligned_m8n8_x4_trans_shared_b16, true)
 static inline void add_partials(float* sums, const void* mine, int count) {
   const auto offset = tvm_builtin_cuda_cvta_generic_to_shared(mine);
   for (int i = 0; i < 8; ++i) {
