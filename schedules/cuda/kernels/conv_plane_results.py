@@ -30,7 +30,7 @@ __forceinline__ __device__ void store_planes(void* y, const void* buffer, int ch
   asm volatile("" : "+r"(plane), "+r"(first), "+r"(second));  // what is computed of them is not kept between calls
   const char* from = static_cast<const char*>(buffer) + 2048 * warp + 4 * (lane & 3);
   unsigned short* to = static_cast<unsigned short*>(y) + static_cast<long long>(channel + 16 * warp) * plane;
-#pragma unroll
+#pragma unroll 1
   for (int begin = 0; begin < 16; begin += 8) {
     unsigned words[8];
 #pragma unroll
@@ -62,7 +62,7 @@ __forceinline__ __device__ void fetch_planes(void* buffer, unsigned address, con
   asm volatile("" : "+r"(plane), "+r"(first), "+r"(second));
   const unsigned short* from = static_cast<const unsigned short*>(residual) + static_cast<long long>(channel + 16 * warp) * plane;
   const int begin = 2048 * warp + 4 * (lane & 3);
-#pragma unroll
+#pragma unroll 4
   for (int i = 0; i < 16; ++i, from += plane) {
     const int place = begin + 128 * i + ((lane >> 2 ^ (i & 7)) << 4);
     if (16 * warp + i >= left) continue;
