@@ -23,7 +23,12 @@ from tvmops.schedules.cuda.kernels.conv_partials import ClusterSum
 from tvmops.schedules.cuda.kernels.conv_plane_results import PlaneClusterSum, PlaneResults
 from tvmops.schedules.cuda.kernels.conv_results import Results
 from tvmops.schedules.cuda.kernels.conv_wgmma import WgmmaConvKernel
-from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH, Scalar, tensor_map
+from tvmops.schedules.cuda.words import (
+    PROGRAMMATIC_LAUNCH,
+    Scalar,
+    tensor_map,
+    wait_for_kernels_before,
+)
 
 _COPYING_BLOCKS = 8  # a multiprocessor
 
@@ -121,6 +126,10 @@ class PlanesConvKernel(WgmmaConvKernel):
     @property
     def counts_residual(self) -> bool:
         return False  # threads fetch it
+
+    def await_arrays(self) -> None:
+        if self.copies is not None:
+            wait_for_kernels_before()
 
     def results_of(self, sums: Any) -> Results:
         return PlaneResults(self, sums)

@@ -114,6 +114,7 @@ class WgmmaConvKernel:
                 self.turns.init()
             ptx("fence.mbarrier_init.release.cluster")
         do(T.cuda.cluster_sync() if t.meeting > 1 else T.cuda.cta_sync())
+        self.await_arrays()
         self.first, self.last = Scalar(0), Scalar(self.steps)
         if t.split_k > 1:
             self.first.set(T.truncdiv(self.steps * self.cluster_rank, t.split_k))
@@ -209,6 +210,9 @@ class WgmmaConvKernel:
             y + T.truncmod(T.truncdiv(pixel, t.patch_w), t.patch_h),
             image + T.truncdiv(pixel, t.patch_w * t.patch_h),
         )
+
+    def await_arrays(self) -> None:
+        """Wait until what is read is there: another kernel may make it."""
 
     def results_of(self, sums: Any) -> Results:
         """Return what stores the sums of a warpgroup."""

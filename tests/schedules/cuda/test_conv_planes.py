@@ -166,6 +166,15 @@ def test_random_configs_compile_without_spills() -> None:
             assert ("turn_images(" in cubin.source) is not bool(drawn["direct"])
 
 
+@needs_nvcc
+@pytest.mark.parametrize("direct, waits", [(0, 2), (1, 0)])
+def test_what_is_copied_is_waited_for(direct: int, waits: int) -> None:
+    work = conv("n=8 h=16 w=16 ci=256 co=256 kh=1 kw=1 dtype=float16")
+    cubin = compiled(TEMPLATE, work, H100, config(FLAT, 1, 1, 0, 64, 1, 1, 1, direct))
+    calls = [line for line in cubin.source.splitlines() if line.endswith("griddepcontrol_wait();")]
+    assert len(calls) == waits  # the kernel that copies, for the caller's; the one that multiplies, for it
+
+
 def boxes(work: Workload, tiles: ConvTiles, x: NDArray[Any], w: NDArray[Any]) -> dict[str, TensorMap]:
     """Describe what is multiplied as the host's code does, in the order in which the kernel takes it."""
     n, h, width, ci, co, kh, kw, groups = work.dims("n", "h", "w", "ci", "co", "kh", "kw", "groups")
