@@ -9,7 +9,7 @@ from tvm import IRModule
 
 from tvmops.ops import op_of
 from tvmops.schedules.cpu.conv2d import ConvShape
-from tvmops.schedules.cuda.conv_patches import Patch, patch_count, patches_of
+from tvmops.schedules.cuda.conv_patches import Patch, patch_count, patches_of, steps_of
 from tvmops.schedules.cuda.conv_tiles import DEPTH, ROWS, ConvTiles
 from tvmops.schedules.cuda.kernels.conv_wgmma import WgmmaConvKernel
 from tvmops.schedules.template import GenericKernel, Template
@@ -85,7 +85,7 @@ class WgmmaConv(Template):
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Guess the seconds: of each wave of tiles the slower of multiplying and moving, and its end."""
         gpu, tiles = _gpu(target), tiles_of(workload, target, config)
-        count, steps = _tile_count(workload, tiles), math.ceil(_steps(workload) / tiles.split_k)
+        count, steps = _tile_count(workload, tiles), math.ceil(steps_of(workload) / tiles.split_k)
         places = tiles.blocks * (_PLACES if tiles.meeting > 2 else 1.0)
         blocks = min(count * tiles.meeting, tiles.blocks)
         waves = math.ceil(count * tiles.meeting / places)
@@ -110,7 +110,7 @@ class WgmmaConv(Template):
             **super().features(workload, target, config),
             "waves": count / tiles.blocks,
             "last_wave": count % tiles.blocks / tiles.blocks,
-            "steps": _steps(workload) / tiles.split_k,
+            "steps": steps_of(workload) / tiles.split_k,
             "stages": tiles.stages,
             "tile": tiles.all_patches * tiles.bn,
             "filled": tiles.pixels / ROWS,
@@ -148,7 +148,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and (tiles.cluster == 1 or tiles.split_k == tiles.beside == 1)
         and (tiles.cluster == 1 or tiles.cluster * tiles.all_patches < 2 * patch_count(workload, tiles))
         and (not tiles.alternate or (tiles.consumers > 1 and tiles.split_k == 1))
-        and (tiles.split_k == 1 or tiles.split_k <= _steps(workload) // 2)
+        and (tiles.split_k == 1 or tiles.split_k <= steps_of(workload) // 2)
         and (tiles.split_k == 1 or count * tiles.split_k <= 2 * tiles.blocks)
     )
 
@@ -158,11 +158,6 @@ def _tile_count(workload: Workload, tiles: ConvTiles) -> int:
     co, groups = workload.dims("co", "groups")
     rows = math.ceil(patch_count(workload, tiles) / (tiles.all_patches * tiles.cluster))
     return rows * groups * math.ceil(co // groups / tiles.bn)
-
-
-def _steps(workload: Workload) -> int:
-    ci, groups, kh, kw = workload.dims("ci", "groups", "kh", "kw")
-    return kh * kw * math.ceil(ci // groups / DEPTH)
 
 
 def _is_aligned(channels: object, groups: int) -> bool:

@@ -2,7 +2,8 @@
 
 A block turns 64 channels of 64 pixels at a time in shared memory: a thread brings two pixels of
 two channels, and neighbours write what is neighbours then. Weights are small, and gathered: those
-of 8 channels by one thread, places of the kernel by its neighbours, which the cache has by then.
+of 8 channels by one thread, and places of the kernel by neighbours, which the cache has by then;
+four threads write 64 bytes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tvmops.schedules.cuda.words import c_call, do, wait_for_kernels_before
 _VECTOR = 8  # elements: 16 bytes
 _WARPS = 8
 _TILE_WORDS = 64 * 32
+BESIDE = 5  # blocks of a multiprocessor
 
 _TURN_IMAGES = """
 __forceinline__ __device__ void turn_images(void* to, const void* from, unsigned* tile, int images, int channels,
@@ -72,9 +74,11 @@ __forceinline__ __device__ void turn_images(void* to, const void* from, unsigned
 _TURN_WEIGHTS = """
 __forceinline__ __device__ void turn_weights(void* to, const void* from, int rows, int channels, int pitch, int taps,
                                              int thread, int threads) {
-  const int pieces = pitch / 8;
-  for (int at = thread; at < rows * pieces * taps; at += threads) {
-    const int rest = at / taps, tap = at - rest * taps, row = rest / pieces, c = 8 * (rest - row * pieces);
+  const int pieces = pitch / 8, fours = (pieces + 3) / 4;
+  for (int at = thread; at < rows * fours * taps * 4; at += threads) {
+    const int tap = at / 4 % taps, rest = at / 4 / taps, row = rest / fours, piece = 4 * (rest - row * fours) + at % 4;
+    const int c = 8 * piece;
+    if (piece >= pieces) continue;
     const unsigned short* seen = static_cast<const unsigned short*>(from) + (static_cast<long long>(row) * channels + c) * taps + tap;
     unsigned short e[8];
 #pragma unroll
@@ -133,7 +137,7 @@ def whole_vectors(channels: Extent) -> Any:
 
 def turn(workspace: Any, image: tuple[Any, Turned], weights: tuple[Any, Turned] | None, blocks: int) -> None:
     """Emit a kernel of `blocks` blocks that copies arrays, each with its `Turned`."""
-    with T.attr(0, "tirx.device_entry", True):
+    with T.attr(0, "tirx.device_entry", True), T.attr({"tirx.launch_bounds_min_blocks_per_sm": BESIDE}):
         block = T.cta_id([blocks])
         warp, lane = T.warp_id([_WARPS]), T.lane_id([32])
         thread = T.Bind(warp * 32 + lane)

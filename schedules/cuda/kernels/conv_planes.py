@@ -17,7 +17,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cuda.conv_tiles import DEPTH, ROWS, ConvTiles
-from tvmops.schedules.cuda.kernels.channels_last import Place, Turned, turn, whole_vectors
+from tvmops.schedules.cuda.kernels.channels_last import BESIDE, Place, Turned, turn, whole_vectors
 from tvmops.schedules.cuda.kernels.conv_arrays import conv_arrays, conv_module
 from tvmops.schedules.cuda.kernels.conv_partials import ClusterSum
 from tvmops.schedules.cuda.kernels.conv_plane_results import PlaneClusterSum, PlaneResults
@@ -29,8 +29,6 @@ from tvmops.schedules.cuda.words import (
     tensor_map,
     wait_for_kernels_before,
 )
-
-_COPYING_BLOCKS = 8  # a multiprocessor
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class PlanesConvKernel(WgmmaConvKernel):
         super()._begin(arrays)
         if self.copies is not None:
             weights = (arrays["w"], self.copies.weights) if self.copies.weights else None
-            blocks = _COPYING_BLOCKS * self.tiles.multiprocessors
+            blocks = BESIDE * self.tiles.multiprocessors
             turn(arrays["workspace"], (arrays["x"], self.copies.image), weights, blocks)
 
     def _tensor_maps(self, arrays: dict[str, Any]) -> dict[str, Any]:
