@@ -167,6 +167,16 @@ def test_random_configs_compile_without_spills() -> None:
 
 
 @needs_nvcc
+@pytest.mark.parametrize("groups", ["ci=* co=*", "ci=96 co=96 groups=4"])
+def test_the_generic_kernel_compiles(groups: str) -> None:
+    work = conv(f"n=* h=* w=* {groups} kh=3 kw=3 dtype=float16 bias=true")
+    (kernel,) = TEMPLATE.generic(work, H100)
+    assert kernel.multiples == ({} if "groups" in groups else {"co": 8})
+    cubin = compiled(TEMPLATE, work, H100, kernel.config)
+    assert "turn_weights(" in cubin.source and "store_planes(" in cubin.source
+
+
+@needs_nvcc
 @pytest.mark.parametrize("direct, waits", [(0, 2), (1, 0)])
 def test_what_is_copied_is_waited_for(direct: int, waits: int) -> None:
     work = conv("n=8 h=16 w=16 ci=256 co=256 kh=1 kw=1 dtype=float16")
