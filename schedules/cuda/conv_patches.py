@@ -12,7 +12,7 @@ from tvmops.workloads import Workload
 
 _MOST_BOX = 256
 _MOST_PATCHES = 4  # shapes of a patch that are tried: those that fit the image best
-_RUN = 20  # of a patch's stores: what one that is all runs of one pixel takes, in steps of a sum
+_RUN = 200  # of a patch's stores: what one that is all runs of one pixel takes, in steps of a sum
 
 Patch = tuple[int, int, int]  # columns, rows, images
 
