@@ -25,6 +25,7 @@ from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
 from tvmops.schedules.cuda.conv_depthwise import DepthwiseConv
 from tvmops.schedules.cuda.conv_mma import MmaConv
 from tvmops.schedules.cuda.conv_narrow import NarrowConv
+from tvmops.schedules.cuda.conv_planes import PlanesConv
 from tvmops.schedules.cuda.conv_wgmma import WgmmaConv
 from tvmops.schedules.cuda.gemm_chained import ChainedGemm, ChainedMma
 from tvmops.schedules.cuda.gemm_float32 import Float32Gemm
@@ -92,6 +93,7 @@ TEMPLATES: tuple[Template, ...] = (
     WeightOnlyMma(),
     DepthwiseConv(),
     WgmmaConv(),
+    PlanesConv(),
     NarrowConv(),
     MmaConv(),
     Sketch(),

@@ -15,6 +15,7 @@ from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
+_PARTS = (2, 4, 6, 8, 12, 16)
 _LEAST_ROWS = 33  # of a: fewer are streamed
 _LEAST_DEPTH = 1024  # of k: less is not worth a second kernel
 _MOST_SUMS = 1 << 22  # partial sums: more leave the L2, or take as long as the product
@@ -43,7 +44,7 @@ class SummedGemm(WgmmaGemm):
 
     def space(self, workload: Workload, target: Target) -> Space:
         whole = super().space(workload, target)
-        knobs = (*whole.knobs, Knob("parts", (2, 4, 6, 8, 12, 16)), Knob("chained", (1,)))
+        knobs = (*whole.knobs, Knob("parts", _PARTS), Knob("chained", (1,)))
         return Space(self.name, knobs, lambda c: whole.is_legal(c) and _is_legal(c, workload, target))
 
     def choices(self, workload: Workload) -> list[Config]:
@@ -52,9 +53,7 @@ class SummedGemm(WgmmaGemm):
             for cluster in (2, 1)
         )
         whole = [shared, alone, alone.replace(bn=64, consumers=1), alone.replace(bm=64, bn=64, consumers=1)]
-        return [
-            Config.of(**config.as_dict(), parts=parts, chained=1) for config in whole for parts in (2, 4, 6, 8, 12, 16)
-        ]
+        return [Config.of(**one.as_dict(), parts=parts, chained=1) for one in whole for parts in _PARTS]
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         return []

@@ -34,8 +34,8 @@ __forceinline__ __device__ void add_{parts}_parts(float* sums, const void* works
 """
 
 
-def add_up(form: Form, arrays_of: Arrays, arrays: dict[str, Any]) -> None:
-    """Emit the kernel: a thread finishes and stores 8 neighbours."""
+def add_up(form: Form, arrays_of: Arrays, arrays: dict[str, Any]) -> int:
+    """Emit the kernel, in which a thread finishes and stores 8 neighbours; return how many parts it adds."""
     parts, threads = form.parts, _WARPS * 32
     runs = arrays_of.m * T.truncdiv(arrays_of.n, _RUN)
     with T.attr(0, "tirx.device_entry", True):
@@ -59,3 +59,4 @@ def add_up(form: Form, arrays_of: Arrays, arrays: dict[str, Any]) -> None:
             width = 4 if form.result == "float32" else _RUN
             for i in range(0, _RUN, width):
                 store_vector(arrays["c"].ptr_to([row, column + i]), sums, i, form.result, width)
+    return parts

@@ -9,11 +9,14 @@ the sums in registers. Results go through shared memory and TMA, float32 straigh
 A cluster of blocks serves one of two ends. With `cluster` > 1 its blocks, one above the
 other, each load a part of their common tile of b for all. With `split_k` > 1 its blocks add
 up one tile, each a stretch of k; the partial sums are exchanged through the cluster's shared
-memory and added in a fixed order, so that no workspace is needed and results repeat.
+memory and added in a fixed order, so that no workspace is needed and results repeat. They take the
+place of the ring. Large clusters leave a part of the machine idle: with `parts` > 1 blocks anywhere
+leave float32 sums of a stretch of k in a workspace, and a second kernel adds those (`gemm_sums`).
 
 TMA leaves out what lies beyond an array when it stores, and reads zeros there: no shape needs
-to divide. It needs rows of a multiple of 16 bytes: of an operand with others a kernel before this
-one makes a copy with such rows in a workspace, and results with others are stored row by row.
+to divide. Tiles whose columns end inside 64 that are loaded together are stored warp by warp.
+TMA needs rows of a multiple of 16 bytes: of an operand with others a kernel before this one makes
+a copy with such rows in a workspace, and results with others are stored row by row.
 m, n, k and the batch are known at run time alone: one kernel serves every such shape.
 """
 

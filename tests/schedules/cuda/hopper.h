@@ -225,18 +225,27 @@ MULTIPLY_WARPGROUPS(8) MULTIPLY_WARPGROUPS(16) MULTIPLY_WARPGROUPS(24) MULTIPLY_
 MULTIPLY_WARPGROUPS(32) MULTIPLY_WARPGROUPS(64) MULTIPLY_WARPGROUPS(128) MULTIPLY_WARPGROUPS(192) MULTIPLY_WARPGROUPS(224)
 MULTIPLY_WARPGROUPS(256)
 static inline void ask_for_box(uint64_t, int, int) {}
-static inline void tvm_builtin_ptx_stmatrix_sync_aligned_m8n8_x4_shared_b16(
-    uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+static inline void save_matrices(uint32_t address, const uint32_t* in, bool transposed) {
   auto& warp = emulator::warp();
   emulator::shared(address, 16);
   warp.words[emulator::lane()][0] = address;
   emulator::meet(warp.group);
-  const uint32_t in[4] = {a, b, c, d};
   const int row = emulator::lane() / 4, column = emulator::lane() % 4 * 2;
-  for (int matrix = 0; matrix < 4; ++matrix)
-    std::memcpy(emulator::shared(warp.words[matrix * 8 + row][0] + 2 * column, 4), &in[matrix], 4);
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    auto at = [&](int r) { return warp.words[matrix * 8 + r][0]; };
+    if (!transposed) std::memcpy(emulator::shared(at(row) + 2 * column, 4), &in[matrix], 4);
+    for (int e = 0; e < 2 && transposed; ++e)
+      std::memcpy(emulator::shared(at(column + e) + 2 * row, 2), reinterpret_cast<const char*>(&in[matrix]) + 2 * e, 2);
+  }
   emulator::meet(warp.group);
 }
+#define SAVE_MATRICES(name, transposed)                                                                       \
+  static inline void name(uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {                 \
+    const uint32_t in[4] = {a, b, c, d};                                                                      \
+    save_matrices(address, in, transposed);                                                                   \
+  }
+SAVE_MATRICES(tvm_builtin_ptx_stmatrix_sync_aligned_m8n8_x4_shared_b16, false)
+SAVE_MATRICES(tvm_builtin_ptx_stmatrix_sync_aligned_m8n8_x4_trans_shared_b16, true)
 // Of bytes: the sums lie in a row, of registers.
 template <typename Byte>
 static inline void multiply_bytes_of_warpgroup(unsigned* sums, int columns, uint64_t a, uint64_t b, bool adds) {

@@ -21,7 +21,7 @@ from tvmops.schedules.cuda.kernels.gemm_wgmma import gemm
 from tvmops.signatures.dtypes import decode
 from tvmops.space import Config
 from tvmops.targets import target
-from tvmops.workloads import Workload, workload
+from tvmops.workloads import Workload
 
 pytestmark = needs_emulator
 H200 = target("nvidia-h200")
