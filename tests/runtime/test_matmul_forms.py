@@ -107,6 +107,24 @@ def test_bias_residual_and_activation(forms: tvmops.Library) -> None:
     np.testing.assert_allclose(made, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["arrays", "tensors"])
+def test_a_product_of_nothing_is_what_is_added_to_it(forms: tvmops.Library, kind: str) -> None:
+    from tvmops.ops.activations import activated
+
+    a, b, bias, residual = random(M, 0), random(0, N), random(N), random(M, N)
+    expected = activated("gelu", (bias + residual).astype("float64"))
+    given = [a, b, bias, residual]
+    if kind == "tensors":
+        torch = pytest.importorskip("torch")
+        given = [torch.from_numpy(each) for each in given]
+    for left, right, is_turned in ((*given[:2], False), (given[0].T, given[1].T, True)):
+        flags = {"trans_a": is_turned, "trans_b": is_turned}
+        made = forms.matmul(left, right, given[2], "gelu", residual=given[3], **flags)
+        assert type(made) is type(given[0])
+        np.testing.assert_allclose(np.asarray(made), expected, atol=1e-6)
+    assert (np.asarray(forms.matmul(*given[:2])) == 0).all()
+
+
 def test_a_form_that_was_not_exported_is_named(forms: tvmops.Library) -> None:
     with pytest.raises(NotInLibraryError, match="activation=tanh"):
         forms.matmul(random(M, K), random(K, N), activation="tanh")
@@ -134,6 +152,10 @@ def test_what_can_not_be_packed_is_refused(forms: tvmops.Library) -> None:
         forms.pack("softmax", random(K, N))
     with pytest.raises(CallError, match=r"of shape \(20,\); expected two dimensions"):
         forms.pack("matmul", random(K))
+    with pytest.raises(CallError, match=r"of shape \(0, 40\); expected no size of 0"):
+        forms.pack("matmul", random(0, N))
+    with pytest.raises(CallError, match=r"of shape \(40, 0\); expected no size of 0"):
+        forms.pack("matmul_int8", np.zeros((N, 0), "int8"))
     with pytest.raises(CallTypeError, match="of dtype float64; expected dtype float32"):
         forms.pack("matmul", np.zeros((K, N)))
     with pytest.raises(CallError, match=r"'packed' is .*tiles.*expected one of panels"):
