@@ -103,3 +103,14 @@ def test_own_results_outweigh_earlier_ones_that_say_nothing() -> None:
     assert 0.3 < agreement(model, fresh) < 0.7
     model.fit(experience(200))
     assert agreement(model, fresh) > 0.75
+
+
+def test_earlier_searches_may_lack_a_knob_or_have_one_more() -> None:
+    """Knobs that make sense for some shapes alone are in those shapes' spaces."""
+    more = experience(100, seed=2)
+    more = Experience([row | {"d": 1.0} for row in more.features], more.seconds)
+    for prior, own in ((more, experience(100)), (experience(100), more)):
+        model = CostModel(seed=0, prior=[prior])
+        assert agreement(model, own) > 0.85
+        model.fit(own)
+        assert agreement(model, own) > 0.85

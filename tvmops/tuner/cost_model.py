@@ -82,7 +82,9 @@ class CostModel:
     def _matrix(
         self, features: Sequence[Mapping[str, float]]
     ) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-        return np.array([[row[name] for name in self._names] for row in features], dtype=np.float32)
+        """Return a row for each; NaN, a missing value to xgboost, for a knob that its workload lacks."""
+        rows = [[row.get(name, math.nan) for name in self._names] for row in features]
+        return np.array(rows, dtype=np.float32)
 
 
 def _levels(seconds: Sequence[float]) -> list[int]:
