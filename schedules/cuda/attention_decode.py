@@ -21,7 +21,6 @@ _ALIGNED = 16  # of head_dim: the sum's length of a product
 _MOST_GROUP = 2 * COLUMNS  # heads that share keys
 _AMPERE, _HOPPER = 80, 90  # mma.sync of 16 bits with cp.async; clusters
 _ACCUMULATORS = 160  # registers of a thread for out^T, q^T and scores
-_MOST_CLUSTER = 8  # blocks: of 16 not all find a place at once
 _BUSY = 0.9  # of the multiprocessors: 64 of 132 take all that memory gives, but 5% later
 _BLOCK_RATE = 1e11  # bytes a second that one multiprocessor takes at most
 _LATENCY = 1.2e-6  # seconds until a copy from memory has come
@@ -30,7 +29,7 @@ _MEETING = 2.5e-6  # of the blocks of a cluster, and what comes before the first
 
 class DecodeAttention(Template):
     name = "cuda.attention_decode"
-    version = 3
+    version = 2
 
     def covers(self, workload: Workload, target: Target) -> bool:
         if target.gpu is None or target.gpu.compute < _AMPERE or not is_plain(workload, _ALIGNED):
@@ -48,25 +47,21 @@ class DecodeAttention(Template):
     def space(self, workload: Workload, target: Target) -> Space:
         clusters = gpu_of(target).compute >= _HOPPER
         knobs = (
-            Knob("splits", (1, 2, 4, 8, 16, 32) if clusters else (1,)),
+            Knob("splits", (1, 2, 4, 8) if clusters else (1,)),  # of 16 not all find a place at once
             Knob("warps", (2, 4, 8)),
             Knob("keys", (16, 32)),
             Knob("stages", (2, 3, 4, 6)),
-            Knob("chained", (0, 1, 2) if clusters else (0,)),
-            Knob("ahead", (0, 1, 2, 4)),
-            Knob("apart", (0, 1) if clusters else (0,)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
     def default(self, workload: Workload, target: Target) -> Config:
         """Return the least split that keeps the machine busy, with as much in flight as fits."""
         space = self.space(workload, target)
-        splits = [splits for splits in (1, 2, 4, 8) if splits in space.knobs[0].values]
+        splits = [int(value) for value in space.knobs[0].values]
         blocks = _pairs(workload)
         enough = [each for each in splits if blocks * each >= _BUSY * target.cores]
         wanted = min(enough, default=max(splits))
-        early = {"chained": 0, "ahead": 0, "apart": 0}
-        choices = [Config.of(splits=wanted, **knobs, **early) for knobs in _DEFAULTS]
+        choices = [Config.of(splits=wanted, **knobs) for knobs in _DEFAULTS]
         return next(config for config in choices if config in space)
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
@@ -90,12 +85,7 @@ class DecodeAttention(Template):
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         general = self.kernel_workload(workload)
-        kernel = SplitKernel(sizes_of(general), split_of(config), cache_of(general))
-        module = kernel.module()
-        if kernel.split.apart:
-            again = SplitKernel(sizes_of(general), kernel.split, kernel.cache)  # of variables of its own
-            module["main_workspace"] = again.workspace_function()
-        return module
+        return SplitKernel(sizes_of(general), split_of(config), cache_of(general)).module()
 
 
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:
@@ -110,15 +100,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and accumulators <= _ACCUMULATORS
         and (split.keys * head_dim // 8) % 32 == 0
         and workload.dims("page_size")[0] % split.keys == 0  # a chunk lies in one page
-        and (split.splits <= _MOST_CLUSTER or split.apart == 1)
-        and (split.splits > 1 or split.apart == 0)
-        and (split.ahead == 0 or (split.chained > 0 and _is_known(workload)))
     )
-
-
-def _is_known(workload: Workload) -> bool:
-    """Say whether the arguments alone tell where keys lie: lengths and pages may still be written."""
-    return not workload["lengths"] and workload["page_size"] == 0
 
 
 def cache_of(workload: Workload) -> Cache:

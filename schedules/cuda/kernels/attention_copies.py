@@ -25,16 +25,6 @@ __forceinline__ __device__ void copy_row_piece(unsigned to, const void* from, in
 """
 
 
-# To the L2, where all that a kernel before this one may still write comes by.
-_ASK_FOR_ROW = """
-__forceinline__ __device__ void ask_for_row(const void* from, int row, int pitch, int rows, int nbytes) {
-  const char* at = static_cast<const char*>(from) + static_cast<long long>(row) * pitch;
-  if (row < rows)
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(at), "r"(nbytes) : "memory");
-}
-"""
-
-
 class Copies:
     """The chunks of one warp: every `warps`-th of its block's stretch, from `first`, `count` of them."""
 
@@ -53,24 +43,6 @@ class Copies:
             self._pages = [Scalar(self._page_of(stage)) for stage in range(split.stages)]
         else:
             self._rows = {name: T.Bind(self._rows_of(name, kernel.sequence)) for name in "kv"}
-
-    def ask_ahead(self) -> None:
-        """Have the first chunks brought to the L2, each lane a row: what they hold is read later."""
-        kernel, keys = self.kernel, self.kernel.split.keys
-        apart = kernel.sizes.kv_heads if kernel.cache.beside else 1
-        nbytes = 2 * kernel.sizes.head_dim
-        for step in range(kernel.split.ahead):
-            with when(step < self.count):
-                key = (self.first + step * kernel.split.warps) * keys
-                for name in "kv":
-                    row = key + T.truncmod(self.kernel.lane, keys)
-                    with when(self.kernel.lane < keys):
-                        do(
-                            c_call(
-                                "void", "ask_for_row", self._rows[name], row, nbytes * apart, kernel.length,
-                                nbytes, source=_ASK_FOR_ROW,
-                            )
-                        )  # fmt: skip
 
     def begin(self) -> None:
         """Fill the ring but for one stage."""

@@ -34,17 +34,17 @@ class Meeting:
 
     def __init__(self, kernel: SplitKernel) -> None:
         self.kernel = kernel
-        if kernel.split.cluster > 1:
+        if kernel.split.splits > 1:
             self._of_cluster("say_here", _ARRIVE.format(order="relaxed"))
 
     def hold(self, chunk: Chunk) -> None:
         """Add up what the warps and blocks have in their registers, and write it."""
         self.held = chunk
         split = self.kernel.split
-        if split.cluster > 1:
+        if split.splits > 1:
             self._of_cluster("await_all_here", _WAIT)  # memory of a block that has not begun is no place
         self._add_warps()
-        if split.cluster > 1:
+        if split.splits > 1:
             self._of_cluster("meet_cluster", _ARRIVE.format(order="release") + _WAIT)
             self._finish()
 
@@ -78,14 +78,11 @@ class Meeting:
 
     def _add_warps_at(self, head: Any, column: Any) -> None:
         warps = range(self.kernel.split.warps)
-        most, total, value = joined(
+        most, total, value = _joined(
             [self.kernel.mosts[w, head] for w in warps],
             [self.kernel.totals[w, head] for w in warps],
             [self.kernel.sums[w, head, column] for w in warps],
         )
-        if self.kernel.split.apart:
-            self.kernel.sums_apart.put(self.kernel.pair, self.kernel.rank, head, column, most, total, value)
-            return
         if self.kernel.split.splits == 1:
             self._write(head, column, total, value)
             return
@@ -111,7 +108,7 @@ class Meeting:
             head = place * split.splits + self.kernel.rank
             with when(tirx.all(at < size, head < self.kernel.group)):
                 ranks = range(split.splits)
-                _, total, value = joined(
+                _, total, value = _joined(
                     [self.kernel.received_mosts[rank, place] for rank in ranks],
                     [self.kernel.received_totals[rank, place] for rank in ranks],
                     [self.kernel.received[rank, place, column] for rank in ranks],
@@ -119,17 +116,12 @@ class Meeting:
                 self._write(head, column, total, value)
 
     def _write(self, head: Any, column: Any, total: Any, value: Any) -> None:
+        result = tirx.Select(total == 0, T.float32(0), value / total)
         at = [self.kernel.sequence, self.kernel.head * self.kernel.group + head, 0, column]
-        write(self.kernel.out, at, total, value)
+        T.buffer_store(self.kernel.out, T.Cast(self.kernel.sizes.dtype, result), at)
 
 
-def write(out: Any, at: list[Any], total: Any, value: Any) -> None:
-    """Store a weighted sum, divided by the sum of its weights: 0 where no key was seen."""
-    result = tirx.Select(total == 0, T.float32(0), value / total)
-    T.buffer_store(out, T.Cast(out.dtype, result), at)
-
-
-def joined(mosts: list[Any], totals: list[Any], values: list[Any]) -> tuple[Any, Any, Any]:
+def _joined(mosts: list[Any], totals: list[Any], values: list[Any]) -> tuple[Any, Any, Any]:
     """Return the common maximum of several sums, their total, and the sum of their values."""
     most = Scalar(mosts[0], "float32")
     for other in mosts[1:]:

@@ -13,21 +13,14 @@ PAD = 4  # floats behind each row of a sum
 
 @dataclass(frozen=True)
 class Split:
-    splits: int  # blocks that share the keys of a head: a cluster, unless they meet apart
+    splits: int  # blocks that share the keys of a head
     warps: int  # of a block
     keys: int  # of a chunk
     stages: int  # chunks of a warp's ring
-    chained: int = 0  # 1: launched while the kernel before it ends; 2: as late as that pays
-    ahead: int = 0  # chunks that a warp asks the L2 for meanwhile
-    apart: int = 0  # 1: the blocks' sums meet in a workspace, in a second kernel
 
     @property
     def threads(self) -> int:
         return 32 * self.warps
-
-    @property
-    def cluster(self) -> int:
-        return 1 if self.apart else self.splits
 
     def finished(self, group: int) -> int:
         """Return how many of a group's heads one block finishes, at most."""
@@ -52,5 +45,5 @@ def shared_bytes(head_dim: int, group: int, split: Split) -> int:
     columns = COLUMNS * -(-group // COLUMNS)
     ring = split.warps * split.stages * 2 * split.keys * pitch(head_dim)
     sums = split.warps * columns * (head_dim + PAD) * 4
-    received = split.splits * split.finished(group) * 4 * (head_dim + PAD + 2) if split.cluster > 1 else 0
+    received = split.splits * split.finished(group) * 4 * (head_dim + PAD + 2) if split.splits > 1 else 0
     return max(ring, sums) + 8 * columns * split.warps + received

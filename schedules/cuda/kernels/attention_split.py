@@ -24,21 +24,12 @@ from tvm.tirx.lang.alloc_pool import SMEMPool
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import ceildiv
-from tvmops.schedules.cuda.kernels.attention_apart import SumsApart, workspace_bytes
 from tvmops.schedules.cuda.kernels.attention_chunk import Chunk
 from tvmops.schedules.cuda.kernels.attention_copies import Copies
 from tvmops.schedules.cuda.kernels.attention_meeting import Meeting
 from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, PAD, Cache, Split, pitch
 from tvmops.schedules.cuda.kernels.attention_tiles import Heads, mask_argument
-from tvmops.schedules.cuda.words import (
-    PROGRAMMATIC_LAUNCH,
-    Scalar,
-    c_call,
-    do,
-    let_next_kernel_begin,
-    ptx,
-    when,
-)
+from tvmops.schedules.cuda.words import Scalar, c_call, do, ptx, when
 
 _PAIR = """
 __forceinline__ __device__ unsigned load_query_pair(const void* pointer) {
@@ -67,49 +58,26 @@ class SplitKernel:
         self.chunk = split.keys * pitch(sizes.head_dim)  # bytes of k, or of v
 
     def module(self) -> IRModule:
+        s = self.sizes
         with IRBuilder() as builder, T.prim_func():
             T.func_name("main")
-            self._declare()
-            if self.split.apart:
-                self.sums_apart = SumsApart(self)
-                with T.attr(0, "tirx.device_entry", True):
-                    self._body()
-                self.sums_apart.join(self)
-            else:
-                T.device_entry()
-                with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
-                    self._body()
-        function = builder.get().with_attr("global_symbol", "main")
-        chained = self.split.chained > 0
-        return IRModule({"main": function.with_attr(*PROGRAMMATIC_LAUNCH) if chained else function})
-
-    def workspace_function(self) -> tirx.PrimFunc:
-        """Return `main_workspace(...)`, of the arguments of `main`: the bytes of workspace that it needs."""
-        with IRBuilder() as builder, T.prim_func():
-            T.func_name("main_workspace")
-            self._declare()
-            nbytes = workspace_bytes(
-                self.sizes.batch * self.sizes.heads, self.split.splits, self.sizes.head_dim
-            )
-            T.Return(nbytes)
-        function: tirx.PrimFunc = builder.get().with_attr("global_symbol", "main_workspace")
-        return function
-
-    def _declare(self) -> None:
-        s = self.sizes
-        paged = self.cache.page_size > 0
-        of_kv = (self.cache.pages, self.cache.page_size) if paged else (s.batch, s.kv_len)
-        self.q = self._array("q", s.batch, s.heads, 1)
-        self.kv = {name: self._array(name, of_kv[0], s.kv_heads, of_kv[1]) for name in "kv"}
-        if s.mask:
-            self.mask = mask_argument(s)
-        if s.lengths:
-            self.lengths = T.arg("lengths", T.buffer((s.batch,), "int32", buffer_name="lengths"))
-        if paged:
-            table = T.buffer((s.batch, self.columns_of_table), "int32", buffer_name="block_table")
-            self.table = T.arg("block_table", table)
-        self.scale = T.arg("scale", T.float32())
-        self.out = self._array("out", s.batch, s.heads, 1)
+            paged = self.cache.page_size > 0
+            of_kv = (self.cache.pages, self.cache.page_size) if paged else (s.batch, s.kv_len)
+            self.q = self._array("q", s.batch, s.heads, 1)
+            self.kv = {name: self._array(name, of_kv[0], s.kv_heads, of_kv[1]) for name in "kv"}
+            if s.mask:
+                self.mask = mask_argument(s)
+            if s.lengths:
+                self.lengths = T.arg("lengths", T.buffer((s.batch,), "int32", buffer_name="lengths"))
+            if paged:
+                table = T.buffer((s.batch, self.columns_of_table), "int32", buffer_name="block_table")
+                self.table = T.arg("block_table", table)
+            self.scale = T.arg("scale", T.float32())
+            self.out = self._array("out", s.batch, s.heads, 1)
+            T.device_entry()
+            with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
+                self._body()
+        return IRModule({"main": builder.get().with_attr("global_symbol", "main")})
 
     def _array(self, name: str, outer: Any, heads: Any, rows: Any) -> Any:
         beside = self.cache.beside and name != "out"
@@ -119,36 +87,22 @@ class SplitKernel:
     def _body(self) -> None:
         s, split = self.sizes, self.split
         block = T.cta_id([s.batch * s.kv_heads * split.splits])
-        self.rank = T.cta_id_in_cluster([split.splits]) if split.cluster > 1 else 0
-        if split.apart:
-            self.rank = T.truncmod(block, split.splits)
+        self.rank = T.cta_id_in_cluster([split.splits]) if split.splits > 1 else 0
         self.warp, self.lane = T.warp_id([split.warps]), T.lane_id([32])
         self.thread = self.warp * 32 + self.lane
         self.pair = T.truncdiv(block, split.splits)  # the key and value head, counted over the batch
         self.sequence, self.head = T.truncdiv(self.pair, s.kv_heads), T.truncmod(self.pair, s.kv_heads)
         self.length = s.kv_len
-        where_is_read = s.lengths or self.cache.page_size > 0  # kernels before may write it
-        if where_is_read:
-            self._await_kernels_before()
         if s.lengths:
             self.length = T.Bind(tirx.max(tirx.min(self.lengths[self.sequence], self.most_keys), 0))
         self._shared_memory()
         meeting = Meeting(self)
         copies = Copies(self)
-        if not where_is_read:
-            copies.ask_ahead()
-            self._await_kernels_before()
         copies.begin()
         self._load_q()
         chunk = Chunk(self, copies)
         self._walk(copies, chunk)
         meeting.hold(chunk)
-
-    def _await_kernels_before(self) -> None:
-        if self.split.chained == 1:
-            let_next_kernel_begin()
-        if self.split.chained:
-            ptx("griddepcontrol.wait")
 
     def _shared_memory(self) -> None:
         split, dim = self.split, self.sizes.head_dim
@@ -160,7 +114,7 @@ class SplitKernel:
         pool.move_base_to(max(end, pool.offset))
         self.mosts = pool.alloc((split.warps, self.columns), "float32", align=16)
         self.totals = pool.alloc((split.warps, self.columns), "float32", align=16)
-        if split.cluster > 1:  # from each block, of the heads that this one finishes
+        if split.splits > 1:  # from each block, of the heads that this one finishes
             places = (split.splits, split.finished(self.group))
             self.received = pool.alloc((*places, dim + PAD), "float32", align=16)
             self.received_mosts = pool.alloc(places, "float32", align=4)
@@ -186,16 +140,10 @@ class SplitKernel:
     def _walk(self, copies: Copies, chunk: Chunk) -> None:
         split, stages = self.split, self.split.stages
         use, fill = Scalar(0), Scalar(stages - 1)
-        if split.chained == 2:
-            with when(copies.count < stages):
-                let_next_kernel_begin()
         with T.serial(copies.count) as step:
             ptx("cp.async.wait_group", stages - 2)
             do(T.cuda.warp_sync())
             copies.go_on(step, fill())
-            if split.chained == 2:
-                with when(step + stages == copies.count):  # the last copy is on its way
-                    let_next_kernel_begin()
             chunk.consume(use(), (copies.first + step * split.warps) * split.keys)
             for at in (use, fill):
                 at.set(tirx.Select(at() == stages - 1, 0, at() + 1))

@@ -22,36 +22,49 @@ MOST_VECTORS = 4  # that a thread has on their way
 # the array is 0. All its loads are on their way together. What is behind the last whole vector of an array
 # is read by element: nothing else is there. The last three arguments are constants.
 _PLACE_ROWS = """
+__forceinline__ __device__ void place_piece_of(void* stage, uint4 v, int at, int rows, int pieces) {
+  const int own = at / pieces, place = at % pieces;
+  char* to = static_cast<char*>(stage) + place / 8 * (rows * 128) + own * 128 + (place % 8 ^ own % 8) * 16;
+  *reinterpret_cast<uint4*>(to) = v;
+}
 __forceinline__ __device__ void place_rows(void* stage, const void* array, int row, int column, int row_count,
                                            int column_count, int thread, int rows, int columns, int threads) {
-  const int pieces = columns / 8, all = rows * pieces;
+  const int pieces = columns / 8, all = rows * pieces, last = (all - 1) / threads * threads + thread;
+  const int inside = column + thread % pieces * 8;  // as far in each row
   const long long size = static_cast<long long>(row_count) * column_count;
-  uint4 x[4], y[4];
+  const long long first = static_cast<long long>(row + thread / pieces) * column_count + inside;
+  const long long apart = static_cast<long long>(threads / pieces) * column_count;
+  const bool whole = all % threads == 0 && row + last / pieces < row_count && inside + 8 <= column_count;
+  if (whole && first + last / threads * apart + 16 <= size) {
+    uint4 x[4], y[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i * threads >= all) break;
+      const uint4* from = static_cast<const uint4*>(array) + (first + i * apart) / 8;
+      x[i] = __ldg(from), y[i] = __ldg(from + 1);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i * threads >= all) break;
+      place_piece_of(stage, shifted(x[i], y[i], (first + i * apart) % 8), i * threads + thread, rows, pieces);
+    }
+    return;
+  }
+  uint4 v[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const int at = i * threads + thread, line = row + at / pieces, inside = column + at % pieces * 8;
-    const long long begin = static_cast<long long>(line) * column_count + inside;
-    if (i * threads < all) x[i] = y[i] = uint4{0, 0, 0, 0};
-    if (i * threads < all && at < all && line < row_count && inside < column_count) {
+    const int at = i * threads + thread;
+    const long long begin = first + i * apart;
+    v[i] = uint4{0, 0, 0, 0};
+    if (at < all && row + at / pieces < row_count && inside < column_count) {
       const uint4* from = static_cast<const uint4*>(array) + begin / 8;
-      if (begin + 16 <= size) {
-        x[i] = __ldg(from), y[i] = __ldg(from + 1);
-      } else {
-        x[i] = by_element(array, begin, size);
-      }
+      v[i] = begin + 16 <= size ? shifted(__ldg(from), __ldg(from + 1), begin % 8) : by_element(array, begin, size);
     }
   }
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const int at = i * threads + thread, own = at / pieces, place = at % pieces;
-    const int inside = column + place * 8;
-    const long long begin = static_cast<long long>(row + own) * column_count + inside;
-    if (i * threads < all && at < all) {
-      uint4 v = begin + 16 <= size ? shifted(x[i], y[i], begin % 8) : x[i];
-      keep_first(v, column_count - inside);
-      char* to = static_cast<char*>(stage) + place / 8 * (rows * 128) + own * 128 + (place % 8 ^ own % 8) * 16;
-      *reinterpret_cast<uint4*>(to) = v;
-    }
+    keep_first(v[i], column_count - inside);
+    if (i * threads + thread < all) place_piece_of(stage, v[i], i * threads + thread, rows, pieces);
   }
 }
 """

@@ -206,7 +206,6 @@ static inline int min(int a, int b) { return a < b ? a : b; }
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 template <typename T> static inline T __ldcs(const T* p) { return *p; }
 template <typename T> static inline T __ldg(const T* p) { return *p; }
-template <typename T> static inline T __ldcg(const T* p) { return *p; }
 template <typename T> static inline void __stcs(T* p, T value) { *p = value; }
 template <typename T> static inline void __stwb(T* p, T value) { *p = value; }
 
@@ -333,10 +332,6 @@ static inline void load_streamed_if(unsigned* out, const void* memory, int there
   if (there && reinterpret_cast<uintptr_t>(memory) % 16) emulator::fail("an address that is not aligned");
   std::memset(out, 0, 16);
   if (there) std::memcpy(out, memory, 16);
-}
-static inline void ask_for_row(const void* from, int row, int pitch, int rows, int nbytes) {
-  if (row < rows && nbytes > 0)  // what is asked for can be read
-    (void)*(volatile const char*)(static_cast<const char*>(from) + static_cast<long long>(row) * pitch + nbytes - 1);
 }
 static inline void ask_for(const void* memory, int there) {
   volatile char c = there ? *static_cast<const char*>(memory) : 0;

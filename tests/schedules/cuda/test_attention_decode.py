@@ -6,11 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tvm import IRModule
 
 from tests.schedules.cuda.compiled import compiled
 from tests.schedules.cuda.emulated import emulated, needs_emulator
-from tvmops.measure.build import compile_module as compile_for_cpu
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.attention_decode import DecodeAttention, split_of
@@ -79,18 +77,14 @@ def test_without_clusters_a_head_is_not_split() -> None:
     assert TEMPLATE.default(attention(), ampere)["splits"] == 1
 
 
-def config(
-    splits: int, warps: int, keys: int, stages: int, chained: int = 0, ahead: int = 0, apart: int = 0
-) -> Config:
-    return Config.of(
-        splits=splits, warps=warps, keys=keys, stages=stages, chained=chained, ahead=ahead, apart=apart
-    )
+def config(splits: int, warps: int, keys: int, stages: int) -> Config:
+    return Config.of(splits=splits, warps=warps, keys=keys, stages=stages)
 
 
 CASES = [
     (attention(), config(4, 2, 16, 3)),  # 4 heads share, half a product's columns
-    (attention(), config(8, 2, 16, 2, 1, 2)),  # half of the blocks have no head to finish
-    (attention(heads=64, head_dim=64, dtype="float16"), config(1, 4, 32, 2, 2, 8)),  # one block: no cluster
+    (attention(), config(8, 2, 16, 2)),  # half of the blocks have no head to finish
+    (attention(heads=64, head_dim=64, dtype="float16"), config(1, 4, 32, 2)),  # one block: no cluster
     (attention(heads=12, kv_heads=1, head_dim=80), config(2, 2, 16, 4)),  # 12 share: two products
 ]
 LENGTHS = [
@@ -100,13 +94,7 @@ LENGTHS = [
 ]
 
 
-def run(
-    call: Callable[..., None],
-    work: Workload,
-    split: Config,
-    scale: float,
-    join: Callable[..., None] | None = None,
-) -> tuple[float, float]:
+def run(call: Callable[..., None], work: Workload, split: Config, scale: float) -> tuple[float, float]:
     """Return the largest error of an emulated run amid guards, and what is allowed."""
     op, dtype = op_of(work), str(work["dtype"])
     inputs = op.random_inputs(work, seed=1)
@@ -120,18 +108,12 @@ def run(
     arguments["kv_len"], arguments["pages"] = work.dims("kv_len", "pages")
     if "block_table" in names:
         arguments["columns"] = rest[1].shape[1]
-    room = batch * heads * splits * (head_dim + 2)
-    workspace = np.full(room + GUARD, np.nan, np.float32)
-    arguments["workspace"] = workspace
     call(
         batch * kv_heads * splits,
         arguments,
-        cluster=1 if join else splits,
+        cluster=splits,
         shared_bytes=shared_bytes(head_dim, heads // kv_heads, split_of(split)),
     )
-    if join:
-        join(batch * heads, arguments)
-        assert np.isnan(workspace[room:]).all()
     sign = np.sign(scale)  # the reference has its own scale; a negative one is that of -q
     turned = encode(decode(q, dtype).astype(np.float32) * sign, dtype)
     (right,) = op.reference(work, *(decode(array, dtype) for array in (turned, k, v)), *rest)
@@ -142,7 +124,7 @@ def run(
 
 
 CACHES = [
-    ({"lengths": True}, config(4, 2, 16, 3, 2)),  # some blocks of a short sequence have nothing
+    ({"lengths": True}, config(4, 2, 16, 3)),  # some blocks of a short sequence have nothing
     ({"layout": "blhd"}, config(2, 2, 16, 2)),
     ({"lengths": True, "pages": 40, "page_size": 16}, config(2, 2, 16, 3)),
     ({"lengths": True, "pages": 12, "page_size": 64, "layout": "blhd"}, config(1, 2, 32, 2)),  # as vLLM's
@@ -189,41 +171,8 @@ class TestAnyConfigHere:
         assert isinstance(split, Config)
         cubin = compiled(TEMPLATE, work, H200, split)
         (scale,) = op_of(work).scalars(work)
-        join = emulated(cubin, tmp_path, number=1) if split["apart"] else None
-        error, allowed = run(emulated(cubin, tmp_path), work, split, scale, join)
+        error, allowed = run(emulated(cubin, tmp_path), work, split, scale)
         assert error <= allowed, (work, split)
-
-
-@pytest.mark.parametrize(
-    "fields, split",
-    [
-        ({}, config(16, 2, 16, 2, 1, 0, 1)),  # more blocks than some sequences have chunks
-        ({"lengths": True, "head_dim": 80}, config(4, 4, 16, 3, 2, 0, 1)),
-        ({"lengths": True, "pages": 40, "page_size": 16}, config(2, 2, 16, 2, 0, 0, 1)),
-    ],
-    ids=["sixteen blocks", "lengths", "pages"],
-)
-class TestSumsApartHere:
-    pytestmark = needs_emulator
-
-    def test_a_second_kernel_adds_them_up(
-        self, fields: dict[str, object], split: Config, tmp_path: Path
-    ) -> None:
-        work = attention(**{"batch": 2, "heads": 12, "kv_heads": 2, "kv_len": 150, **fields})
-        assert split in TEMPLATE.space(work, H200)
-        cubin = compiled(TEMPLATE, work, H200, split)
-        (scale,) = op_of(work).scalars(work)
-        join = emulated(cubin, tmp_path, number=1)
-        error, allowed = run(emulated(cubin, tmp_path), work, split, scale, join)
-        assert error <= allowed
-
-
-def test_a_workspace_holds_the_sums() -> None:
-    work = attention(batch=3, dtype="float16")
-    module = TEMPLATE.build(work, H200, config(16, 8, 16, 3, 2, 0, 1))
-    size = compile_for_cpu(IRModule({"main_workspace": module["main_workspace"]}), target("x86-64-v3"))
-    q, k = np.zeros((3, 32, 1, 128), np.float16), np.zeros((3, 8, 4096, 128), np.float16)
-    assert size["main_workspace"](q, k, k, 1.0, q) == 3 * 32 * 16 * 130 * 4
 
 
 def test_a_chunk_lies_in_one_page() -> None:
