@@ -25,16 +25,20 @@ from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
 from tvmops.schedules.cuda.conv_depthwise import DepthwiseConv
 from tvmops.schedules.cuda.conv_mma import MmaConv
 from tvmops.schedules.cuda.conv_narrow import NarrowConv
+from tvmops.schedules.cuda.conv_planes import PlanesConv
 from tvmops.schedules.cuda.conv_wgmma import WgmmaConv
 from tvmops.schedules.cuda.gemm_chained import ChainedGemm, ChainedMma
 from tvmops.schedules.cuda.gemm_float32 import Float32Gemm
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
 from tvmops.schedules.cuda.gemm_int8 import Int8Gemm
 from tvmops.schedules.cuda.gemm_int8_wgmma import Int8WgmmaGemm
+from tvmops.schedules.cuda.gemm_loose import LooseGemm
 from tvmops.schedules.cuda.gemm_mma import MmaGemm
 from tvmops.schedules.cuda.gemm_padded import PaddedGemm
 from tvmops.schedules.cuda.gemm_simt import SimtGemm
 from tvmops.schedules.cuda.gemm_stream import StreamGemm
+from tvmops.schedules.cuda.gemm_summed import SummedGemm
+from tvmops.schedules.cuda.gemm_swapped import SwappedGemm
 from tvmops.schedules.cuda.gemm_tf32 import Tf32Gemm, Tf32Mma
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.cuda.rows import CudaRows
@@ -66,9 +70,12 @@ TEMPLATES: tuple[Template, ...] = (
     CpuSoftmaxColumns(),
     CpuNorm(),
     CpuElementwise(),
+    SwappedGemm(),
+    LooseGemm(),
     StreamGemm(),
     WgmmaGemm(),
     ChainedGemm(),
+    SummedGemm(),
     PaddedGemm(),
     Fp8Gemm(),
     MmaGemm(),
@@ -86,6 +93,7 @@ TEMPLATES: tuple[Template, ...] = (
     WeightOnlyMma(),
     DepthwiseConv(),
     WgmmaConv(),
+    PlanesConv(),
     NarrowConv(),
     MmaConv(),
     Sketch(),

@@ -121,12 +121,17 @@ __forceinline__ __device__ void tie_{count}({"float" if kind == "f" else "unsign
 PROGRAMMATIC_LAUNCH = ("tirx.kernel_launch_params", ["tirx.use_programtic_dependent_launch"])
 
 
+def let_next_kernel_begin() -> None:
+    """Let the next kernel be launched when all blocks have come here."""
+    ptx("griddepcontrol.launch_dependents")
+
+
 def wait_for_kernels_before() -> None:
     """Let the next kernel be launched, and wait until those before this one are done.
 
     For kernels of a function with the attribute `PROGRAMMATIC_LAUNCH`; before any access of memory.
     """
-    ptx("griddepcontrol.launch_dependents")
+    let_next_kernel_begin()
     ptx("griddepcontrol.wait")
 
 
@@ -205,11 +210,11 @@ class Position:
 
 
 class Ring:
-    """Stages of shared memory that one producer fills and `consumers` empty."""
+    """Stages of shared memory that `producers` fill and `consumers` empty."""
 
-    def __init__(self, pool: Any, stages: int, consumers: int) -> None:
+    def __init__(self, pool: Any, stages: int, consumers: int, producers: int = 1) -> None:
         self.stages = stages
-        self.full, self.empty = Barriers(pool, stages, 1), Barriers(pool, stages, consumers)
+        self.full, self.empty = Barriers(pool, stages, producers), Barriers(pool, stages, consumers)
 
     def init(self) -> None:
         self.full.init()

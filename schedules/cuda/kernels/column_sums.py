@@ -57,7 +57,7 @@ __forceinline__ __device__ void add_piece_of_block(float* sums, unsigned from, i
   sums[3] += d;
 }
 """
-_STORE_FOUR = """
+STORE_FOUR = """
 __forceinline__ __device__ void store_four(void* memory, unsigned low, unsigned high) {
   *static_cast<uint2*>(memory) = uint2{low, high};
 }
@@ -153,7 +153,7 @@ class ColumnSums:
             for number, piece in enumerate(s.pieces):
                 with when(own.part == number % s.warps_k):
                     warps = [part * s.warps_n + own.place for part in range(s.warps_k)]
-                    values = _sum([(self._of_warp(warp, number),) for warp in warps])
+                    values = add_four([(self._of_warp(warp, number),) for warp in warps])
                     self._pass_on(number, piece, values, finish)
         if s.splits > 1:
             self._add_blocks(finish)
@@ -171,7 +171,7 @@ class ColumnSums:
         for number, piece in enumerate(s.pieces):
             turn = number % (s.warps_k * s.splits)
             with when(tirx.And(own.part == turn % s.warps_k, own.rank == turn // s.warps_k)):
-                finish(piece, _sum([(self._of_block(number), rank) for rank in range(s.splits)]))
+                finish(piece, add_four([(self._of_block(number), rank) for rank in range(s.splits)]))
         do(T.cuda.cluster_sync())  # no block leaves while its memory is read
 
     def _of_warp(self, warp: Any, number: int) -> Any:
@@ -196,7 +196,7 @@ class ColumnSums:
             with T.If(T.truncmod(n, 4) == 0):
                 with T.Then():
                     halves = [pack(c.dtype, *done[i : i + 2]) for i in (0, 2)]
-                    do(c_call("void", "store_four", c.ptr_to([row, column]), *halves, source=_STORE_FOUR))
+                    do(c_call("void", "store_four", c.ptr_to([row, column]), *halves, source=STORE_FOUR))
                 with T.Else():
                     for i in range(4):
                         with when(column + i < n):
@@ -228,7 +228,7 @@ def _save(to: Any, values: list[Any]) -> None:
     do(c_call("void", "save_piece", to, *values, source=_SAVE_PIECE))
 
 
-def _sum(places: list[tuple[Any, ...]]) -> list[Any]:
+def add_four(places: list[tuple[Any, ...]]) -> list[Any]:
     """Return four sums of what lies at `places`: addresses, or addresses and a block of the cluster."""
     four = zeros(4)
     for place in places:

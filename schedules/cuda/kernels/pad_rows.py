@@ -19,13 +19,8 @@ from tvmops.schedules.cuda.words import c_call, do, wait_for_kernels_before
 VECTOR = 8  # elements: 16 bytes
 _WARPS = 8
 
-# A thread makes four vectors at a time, whose loads are on their way together. What is behind the last
-# whole vector of an array is read by element: nothing else is there.
-_PAD_ROWS = """
-__forceinline__ __device__ long long begin_of(unsigned at, unsigned vectors, int columns) {
-  const unsigned row = at / vectors;
-  return static_cast<long long>(row) * columns + 8 * (at - row * vectors);
-}
+# 16 bytes that begin within the first of two vectors; the same at the end of an array.
+SHIFTED = """
 __forceinline__ __device__ uint4 shifted(uint4 x, uint4 y, unsigned shift) {
   unsigned w[8] = {x.x, x.y, x.z, x.w, y.x, y.y, y.z, y.w};
 #pragma unroll
@@ -45,6 +40,14 @@ __forceinline__ __device__ uint4 by_element(const void* from, long long begin, l
   uint4 v;
   v.x = e[0] | e[1] << 16, v.y = e[2] | e[3] << 16, v.z = e[4] | e[5] << 16, v.w = e[6] | e[7] << 16;
   return v;
+}
+"""
+# A thread makes four vectors at a time, whose loads are on their way together. What is behind the last
+# whole vector of an array is read by element: nothing else is there.
+_PAD_ROWS = """
+__forceinline__ __device__ long long begin_of(unsigned at, unsigned vectors, int columns) {
+  const unsigned row = at / vectors;
+  return static_cast<long long>(row) * columns + 8 * (at - row * vectors);
 }
 __forceinline__ __device__ void pad_rows(void* to, const void* from, int rows, int columns, int thread,
                                          int threads) {
@@ -106,6 +109,6 @@ def pad_rows(workspace: Any, copies: Sequence[tuple[Any, Padded]], blocks: int, 
             do(
                 c_call(
                     "void", "pad_rows", to, array.data, copy.rows, copy.columns, thread, threads,
-                    source=_PAD_ROWS,
+                    source=SHIFTED + _PAD_ROWS,
                 )
             )  # fmt: skip
