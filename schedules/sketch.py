@@ -29,6 +29,7 @@ from tvmops.schedules.cuda import plain as cuda_plain
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import SIGNATURES
 from tvmops.signatures.dtypes import FLOAT8, stored
+from tvmops.signatures.layouts import PLAIN
 from tvmops.space import Config, KnobValue, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
@@ -67,8 +68,9 @@ class Sketch(Template):
         if SIGNATURES[workload.op].scalars(workload):
             return False
         dtypes = {spec.dtype for spec in (*op.inputs(workload), *op.outputs(workload))}
-        if target.gpu is not None:
-            return not dtypes & {*FLOAT8}
+        if target.gpu is not None:  # whose callers pack no weights, but those of integers
+            is_packed = dict(workload.items).get("packed", PLAIN) != PLAIN
+            return not is_packed and not dtypes & {*FLOAT8}
         return all(dtype == stored(dtype) for dtype in dtypes)  # they don't take bits
 
     def space(self, workload: Workload, target: Target) -> TraceSpace:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
-from tvmops.schedules.cuda.gemm_tiles import FEWER_SUMS, narrowed, sums_of
-from tvmops.schedules.cuda.kernels.gemm_integers import Int8Form
+from tvmops.schedules.cuda.gemm_tiles import FEWER_SUMS, Tiles, narrowed, sums_of
+from tvmops.schedules.cuda.kernels.gemm_arrays import Int8Form
 from tvmops.schedules.template import GenericKernel
 from tvmops.signatures.layouts import PLAIN
 from tvmops.space import Config, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
+
+_PRODUCER_REGISTERS = 56  # of a thread: some add up rows
 
 
 class Int8WgmmaGemm(Fp8Gemm):
@@ -38,6 +40,9 @@ class Int8WgmmaGemm(Fp8Gemm):
         if workload["b_zero_points"] == "none":
             return kernels
         return [replace(kernel, config=narrowed(kernel.config)) for kernel in kernels]
+
+    def tiles_of(self, config: Config, target: Target) -> Tiles:
+        return replace(super().tiles_of(config, target), producer_registers=_PRODUCER_REGISTERS)
 
     def form_of(self, workload: Workload, config: Config) -> Int8Form:
         return Int8Form(

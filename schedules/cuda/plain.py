@@ -25,9 +25,12 @@ def plain_schedule(module: IRModule) -> s_tir.Schedule:
     copy = schedule.cache_write(result, 0, "local") if any(_sums(schedule, result)) else None
     (*outer, last), inner = _loops(schedule, result)
     width = min(_THREADS, -(-int(schedule.get(last).extent) // _WARP) * _WARP)
-    row = schedule.fuse(*outer) if outer else schedule.add_unit_loop(last)
+    along = _left_out(schedule, stages, result)
+    rows = [loop for index, loop in enumerate(outer) if index not in along]
+    row = schedule.add_unit_loop(outer[0] if outer else last) if not rows else rows[0]
     chunk, thread = schedule.split(last, [None, width])
-    schedule.reorder(row, chunk, thread, *inner)
+    schedule.reorder(row, *rows[1:], chunk, thread, *(outer[index] for index in along), *inner)
+    row = schedule.fuse(row, *rows[1:])
     schedule.bind(row, "blockIdx.x")
     schedule.bind(thread, "threadIdx.x")
     if copy is not None:  # a sum grows in a register
@@ -43,6 +46,25 @@ def plain_schedule(module: IRModule) -> s_tir.Schedule:
             schedule.set_scope(stage, 0, "local")
             schedule.compute_at(stage, thread, preserve_unit_loops=True)
     return schedule
+
+
+def _left_out(schedule: s_tir.Schedule, stages: list[Block], result: Block) -> list[int]:
+    """Return the axes of the result, but the last, along which all it reads of earlier stages is the same.
+
+    A thread takes all elements along these, lest it computes the same again for each.
+    """
+    made = [schedule.get(stage).writes[0].source for stage in stages]
+    axes = schedule.get(result).iter_vars
+    reads = [
+        read for read in schedule.get(result).reads if any(read.source.same_as(source) for source in made)
+    ]
+    used = [step.min for read in reads for step in read.region]
+    *outer, _ = [axis for axis, is_sum in zip(axes, _sums(schedule, result)) if not is_sum]
+    return [
+        index
+        for index, axis in enumerate(outer)
+        if reads and not any(axis.var.same_as(each) for each in used)
+    ]
 
 
 def _inline(schedule: s_tir.Schedule) -> None:

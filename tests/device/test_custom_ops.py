@@ -21,6 +21,8 @@ pytestmark = [
 ]
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton")
 
+CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+
 
 @pytest.fixture(scope="module")
 def ops(lib: Library) -> Any:
@@ -33,7 +35,8 @@ def test_an_op_computes_and_passes_pytorchs_checks(lib: Library, ops: Any, name:
     op, arguments, attributes = case.of_op()
     found = getattr(ops, op)(*arguments, **attributes)
     case.check(found[0] if isinstance(found, tuple) else found)
-    torch.library.opcheck(getattr(ops, op).default, arguments, attributes)
+    checks = CHECKS[name == "matmul_fp8" :]  # the first compares arrays, and PyTorch can't those of 8 bits
+    torch.library.opcheck(getattr(ops, op).default, arguments, attributes, test_utils=checks)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_triton)])

@@ -16,11 +16,11 @@ from tvmops.errors import ArgumentError, LinkError, LogReadError, NoRecordError,
 from tvmops.library import write
 from tvmops.library.export import export
 from tvmops.manifest import Manifest
+from tvmops.measure.toolchain import toolchain
 from tvmops.runtime.backend import RUNTIME_FILE
 from tvmops.schedules import templates_for
 from tvmops.schedules.cpu.gemm import CpuGemm
 from tvmops.targets import Target, target
-from tvmops.tuner.session import toolchain
 from tvmops.workloads import Workload
 
 SMALL, OTHER = matmul(4, 5, 6), matmul(3, 2, 1)

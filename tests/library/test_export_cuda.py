@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from tests.schedules.cuda.compiled import needs_nvcc
 from tvmops import gpu
 from tvmops.errors import LibraryTargetError
 from tvmops.library.export import export
+from tvmops.machine import this_machine
 from tvmops.manifest import Manifest
 from tvmops.runtime.load import load
+from tvmops.runtime.variants import choose
 from tvmops.targets import target
 from tvmops.workloads import workload
 
@@ -64,3 +67,51 @@ def test_convolutions_of_any_shape_are_answered(tmp_path: Path) -> None:
     templates = [entry.template.split("@")[0] for entry in generic]
     assert templates == ["cuda.conv_wgmma", "cuda.conv_mma", "cuda.conv_mma"]
     assert [entry.multiples for entry in generic] == [{"ci": 8, "co": 8}, {"ci": 8}, {}]
+
+
+_EM_CUDA = 190  # the machine in an ELF header
+FLEET = {"nvidia-a100": (8, 0), "rtx-3090": (8, 6), "rtx-4090": (8, 9), "nvidia-h200": (9, 0)}
+
+
+def capabilities(library: Path) -> set[tuple[int, int]]:
+    """Return the compute capabilities that the machine code within a shared library is for."""
+    code, found = library.read_bytes(), set()
+    for start in (match.start() for match in re.finditer(b"\x7fELF", code)):
+        machine, flags = (int.from_bytes(code[start + at : start + at + 4], "little") for at in (18, 48))
+        if machine & 0xFFFF == _EM_CUDA:
+            found.add(divmod(flags >> 8 & 0xFF, 10))
+    return found
+
+
+@needs_nvcc
+def test_one_library_holds_machine_code_for_each_architecture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = workload("softmax", rows=64, cols=304, dtype="float16")
+    machines = [target(name) for name in FLEET]
+    log = write_log(tmp_path / "log.jsonl", *(default_record(rows, machine) for machine in machines))
+    manifest = Manifest.read(folder := export(rows, machines, [log], tmp_path / "lib"))
+    assert {v.target: capabilities(folder / v.module) for v in manifest.variants} == {
+        name: {capability} for name, capability in FLEET.items()
+    }
+    for name, capability in FLEET.items():
+        monkeypatch.setattr(gpu, "capabilities", lambda found=capability: (found,))
+        assert choose(folder, manifest, this_machine()).taken["cuda"].target == name
+    monkeypatch.setattr(gpu, "capabilities", lambda: ((8, 7),))  # runs code of 8.0 and 8.6
+    assert choose(folder, manifest, this_machine()).taken["cuda"].target == "rtx-3090"
+    monkeypatch.setattr(gpu, "capabilities", lambda: ((10, 0),))
+    with pytest.raises(LibraryTargetError, match=r"lacks? .*sm_90a|sm_90a for nvidia-h200"):
+        choose(folder, manifest, this_machine())
+
+
+@needs_nvcc
+def test_kernels_of_sketch_search_lie_beside_those_of_templates(tmp_path: Path) -> None:
+    pool = workload("pool2d", n=1, h=9, w=7, c=16, kernel=3, stride=2, padding=1)
+    rows = workload("softmax", rows=64, cols=304, dtype="float16")
+    log = write_log(tmp_path / "log.jsonl", *(default_record(work, H200) for work in (pool, rows)))
+    folder = export([pool, rows], H200, [log], tmp_path / "lib")
+    (variant,) = Manifest.read(folder).variants
+    assert [entry.template.split("@")[0] for entry in variant.kernels] == ["sketch", "cuda.rows"]
+    assert not any(entry.parallel for entry in variant.kernels)
+    code = (folder / variant.module).read_bytes()
+    assert all(f"{entry.function}_kernel".encode() in code for entry in variant.kernels)

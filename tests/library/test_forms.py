@@ -109,6 +109,7 @@ MISSING = {  # of what the signatures offer, on CPUs
     *((op, "dtype", "float16") for op in SIGNATURES),
     ("attention", "lengths", True),
     ("conv2d", "dtype", "bfloat16"),
+    ("matmul", "precision", "tf32"),
 }
 
 

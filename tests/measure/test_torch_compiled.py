@@ -38,6 +38,7 @@ def tensors(work: Workload) -> tuple[list[Any], tuple[Any, ...]]:
         "matmul_weight_only m=3 n=32 k=64 group=32 bits=8 zero_points=true bias=true activation=relu",
         "softmax rows=5 cols=9",
         "softmax rows=5 cols=9 log=true",
+        "softmax rows=5 cols=9 inner=4 axis=middle",
         "layer_norm rows=5 cols=9 weight=true bias=true residual=true",
         "rms_norm rows=5 cols=9 weight=true",
         "conv2d n=2 h=7 w=5 ci=4 co=6 kh=3 kw=3 padding=1 stride=2 groups=2 bias=true activation=relu6",
@@ -63,7 +64,7 @@ def test_the_functions_compute_their_ops(text: str) -> None:
     "text",
     [
         "matmul m=5 n=7 k=9 dtype=bfloat16 out_dtype=float32",  # PyTorch would round in between
-        "softmax rows=5 cols=9 axis=middle",
+        "softmax rows=5 cols=9 scaled=true",
         "conv2d n=2 h=7 w=5 ci=4 co=6 kh=3 kw=3 padding=1x0x2x3",
         "attention batch=2 heads=4 kv_heads=2 q_len=16 kv_len=16 head_dim=16 lengths=true",
         "pool2d n=1 h=5 w=5 c=3 kernel=3",

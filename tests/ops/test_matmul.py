@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from tvmops.errors import UnknownOpError
+from tvmops.errors import UnknownOpError, WorkloadError
 from tvmops.measure.build import compile_module
 from tvmops.ops import op_of
 from tvmops.ops.matmul import UNIT_ROUNDOFF, MatMul
@@ -83,3 +83,27 @@ def test_the_tolerance_admits_rounding_and_nothing_more(k: int) -> None:
     coarse = (a.view("uint32") & 0xFFFF0000).view("float32")
     assert np.abs(coarse @ b - expected).max() > allowed
     assert allowed < 4 * (k + 2) * UNIT_ROUNDOFF
+
+
+@pytest.mark.parametrize("k", [1, 64, 4096])
+def test_tf32_admits_ten_bits_of_a_factor_and_nothing_less(k: int) -> None:
+    """Factors without their last 13 bits pass; without 16, or one product left out, they do not."""
+    w = workload("matmul", m=64, n=64, k=k, precision="tf32")
+    a, b = MATMUL.random_inputs(w, seed=1)
+    (expected,), allowed = MATMUL.reference(w, a, b), MATMUL.tolerance(w)
+
+    def error(mask: int) -> float:
+        left, right = ((x.view("uint32") & np.uint32(mask)).view("float32").astype("float64") for x in (a, b))
+        return float(np.abs(left @ right - expected).max())
+
+    assert MATMUL.tolerance(w.replace(precision="full")) < error(0xFFFFE000) < allowed < error(0xFFFF0000)
+    assert np.abs(a[:, :-1] @ b[:-1] - expected).max() > allowed
+
+
+@pytest.mark.parametrize(
+    "fields", [{"dtype": "bfloat16"}, {"dtype": "float16"}, {"packed": "panels"}], ids=str
+)
+def test_tf32_is_of_float32_and_plain_arrays(fields: dict[str, object]) -> None:
+    with pytest.raises(WorkloadError, match="field 'precision' is 'tf32'; expected full where"):
+        workload("matmul", m=3, n=5, k=7, precision="tf32", **fields)
+    assert "precision" not in str(W)

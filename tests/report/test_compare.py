@@ -56,6 +56,16 @@ def test_rounds_rotate_the_order_and_warm_each_call() -> None:
     assert "".join(called[6:]) == "aabbcc" + "bbccaa" + "ccaabb"
 
 
+def test_who_is_far_behind_has_few_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"a": 0.01, "b": 0.19, "c": 0.3}  # 19 and 30 times as long
+    monkeypatch.setattr(turns, "time_call", lambda call, repeats=1: seconds[call()])
+    timings = take_turns({name: lambda name=name: name for name in seconds}, rounds=9)
+    assert {name: len(timing.samples) for name, timing in timings.items()} == {"a": 9, "b": 9, "c": 3}
+    seconds.update(a=0.001, b=0.09, c=0.01)  # none of them takes long
+    timings = take_turns({name: lambda name=name: name for name in seconds}, rounds=9)
+    assert {len(timing.samples) for timing in timings.values()} == {9}
+
+
 def test_median_and_spread() -> None:
     timing = Timing((1.0, 2.0, 3.0, 4.0, 100.0))
     assert timing.median == 3.0

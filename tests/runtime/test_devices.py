@@ -104,6 +104,22 @@ def test_results_that_begin_so_are_refused(lib: tvmops.Library, monkeypatch: pyt
         step(a.clone(), b.clone(), out=out)
 
 
+def test_a_call_that_lets_bits_go_has_kernels_of_its_own(
+    lib: tvmops.Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known of the one must not answer the other, of the same arrays."""
+    gpu = Recorder()
+    monkeypatch.setitem(lib._dispatchers, "cuda", gpu)
+    monkeypatch.setattr(load, "device_of", made_up([(A, "cuda:0"), (B, "cuda:0"), (OUT, "cuda:0")]))
+    monkeypatch.setattr(lib, "_known", KnownCalls())
+    for precision in ("tf32", None, "tf32", "full"):
+        for _ in range(2):
+            lib.matmul(A, B, out=OUT, precision=precision)
+    full = "matmul m=8 n=8 k=8 dtype=float32"
+    lets_go = f"{full} precision=tf32"
+    assert gpu.called == [lets_go, lets_go, full, full, lets_go, lets_go, full, full]
+
+
 @pytest.mark.parametrize(
     "places, message",
     [

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import tvmops
-from tvmops.errors import ArgumentError, CallError, CallTypeError, NotInLibraryError
+from tvmops.errors import ArgumentError, CallError, CallTypeError, NotInLibraryError, WorkloadError
 
 pytest.importorskip("tvm", reason="exports a library")
 pytestmark = pytest.mark.filterwarnings("ignore:library")
@@ -107,14 +108,56 @@ def test_bias_residual_and_activation(forms: tvmops.Library) -> None:
     np.testing.assert_allclose(made, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["arrays", "tensors"])
+def test_a_product_of_nothing_is_what_is_added_to_it(forms: tvmops.Library, kind: str) -> None:
+    from tvmops.ops.activations import activated
+
+    a, b, bias, residual = random(M, 0), random(0, N), random(N), random(M, N)
+    expected = activated("gelu", (bias + residual).astype("float64"))
+    given = [a, b, bias, residual]
+    if kind == "tensors":
+        torch = pytest.importorskip("torch")
+        given = [torch.from_numpy(each) for each in given]
+    for left, right, is_turned in ((*given[:2], False), (given[0].T, given[1].T, True)):
+        flags = {"trans_a": is_turned, "trans_b": is_turned}
+        made = forms.matmul(left, right, given[2], "gelu", residual=given[3], **flags)
+        assert type(made) is type(given[0])
+        np.testing.assert_allclose(np.asarray(made), expected, atol=1e-6)
+    assert (np.asarray(forms.matmul(*given[:2])) == 0).all()
+
+
 def test_a_form_that_was_not_exported_is_named(forms: tvmops.Library) -> None:
     with pytest.raises(NotInLibraryError, match="activation=tanh"):
         forms.matmul(random(M, K), random(K, N), activation="tanh")
 
 
+def test_kernels_that_let_bits_go_must_have_been_exported(forms: tvmops.Library) -> None:
+    a, b = random(M, K), random(K, N)
+    with pytest.raises(NotInLibraryError, match="precision=tf32"):
+        forms.matmul(a, b, precision="tf32")
+    np.testing.assert_allclose(forms.matmul(a, b, precision="full"), a @ b, atol=1e-5)
+
+
+def test_no_library_for_a_cpu_holds_such_kernels(tmp_path: Path) -> None:
+    from tvmops.library.export import export
+
+    work = tvmops.workload("matmul", m=M, n=N, k=K, precision="tf32")
+    with pytest.raises(WorkloadError, match="field 'precision' is 'tf32'; expected full on x86-64-v3"):
+        export(work, tvmops.target("x86-64-v3"), [], tmp_path / "library")
+
+
+def test_only_float32_has_bits_to_let_go(forms: tvmops.Library) -> None:
+    torch = pytest.importorskip("torch")
+    a, b = (torch.ones(shape, dtype=torch.bfloat16) for shape in ((M, K), (K, N)))
+    expected = "argument 'precision' is 'tf32'; expected full, unless a and b are float32"
+    with pytest.raises(CallError, match=expected):
+        forms.matmul(a, b, precision="tf32")
+
+
 @pytest.mark.parametrize(
     "changes, argument, message",
     [
+        ({"precision": "tf16"}, "precision", "expected one of full, tf32"),
         ({"bias": random(N + 1)}, "bias", rf"of shape \({N + 1},\); expected shape \({N},\)"),
         ({"residual": random(M, N + 1)}, "residual", rf"of shape \({M}, {N + 1}\); expected shape"),
         ({"activation": "swish"}, "activation", "expected one of none, relu"),
@@ -134,6 +177,10 @@ def test_what_can_not_be_packed_is_refused(forms: tvmops.Library) -> None:
         forms.pack("softmax", random(K, N))
     with pytest.raises(CallError, match=r"of shape \(20,\); expected two dimensions"):
         forms.pack("matmul", random(K))
+    with pytest.raises(CallError, match=r"of shape \(0, 40\); expected no size of 0"):
+        forms.pack("matmul", random(0, N))
+    with pytest.raises(CallError, match=r"of shape \(40, 0\); expected no size of 0"):
+        forms.pack("matmul_int8", np.zeros((N, 0), "int8"))
     with pytest.raises(CallTypeError, match="of dtype float64; expected dtype float32"):
         forms.pack("matmul", np.zeros((K, N)))
     with pytest.raises(CallError, match=r"'packed' is .*tiles.*expected one of panels"):

@@ -12,11 +12,11 @@ import tvmops
 from tests.cli.conftest import record
 from tvmops.machine import this_machine
 from tvmops.measure.candidate import Candidate, Outcome, Plan
+from tvmops.measure.toolchain import toolchain
 from tvmops.records import Record, best_records
 from tvmops.schedules import templates_for
 from tvmops.tuner import recheck as module
 from tvmops.tuner.recheck import Verdict, recheck
-from tvmops.tuner.session import toolchain
 from tvmops.workloads import workload
 
 WORK = workload("matmul", m=8, n=8, k=8)

@@ -53,7 +53,7 @@ def _show(chosen: Target, arguments: argparse.Namespace) -> None:
 
 def _measured_peak(chosen: Target) -> dict[str, Any]:
     from tvmops.measure.peak import machine_peak
-    from tvmops.tuner.session import check_runs_here
+    from tvmops.tuner.checks import check_runs_here
 
     check_runs_here(chosen)
     peak = machine_peak(chosen)

@@ -13,6 +13,7 @@ _PAUSE_SECONDS = 0.06  # thread pools of BLAS libraries and of TVM spin that lon
 # After a pause a system may run all threads of a pool on one core, and take some 20 ms to spread them.
 _WARM_SECONDS = 0.05
 _TURN_SECONDS = 0.03
+_LONG_SECONDS, _FAR, _FEW_TURNS = 0.1, 20, 3
 
 
 @dataclass(frozen=True)
@@ -33,22 +34,28 @@ class Timing:
 
 
 def take_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
-    """Time each of `calls` once a round, after a pause and warm calls; rounds rotate the order."""
+    """Time each of `calls` once a round, after a pause and warm calls; rounds rotate the order.
+
+    One that takes long, and 20 times as long as the fastest, has no more than three turns.
+    """
     names = list(calls)
-    repeats = {name: _repeats(calls[name]) for name in names}
+    once = {name: _seconds(calls[name]) for name in names}
+    repeats = {name: max(1, round(_TURN_SECONDS / max(once[name], 1e-7))) for name in names}
+    limit = max(_LONG_SECONDS, _FAR * min(once.values()))
     samples: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
+            if turn >= _FEW_TURNS and once[name] > limit:
+                continue
             _warm(calls[name])
             samples[name].append(time_call(calls[name], repeats[name]))
     return {name: Timing(tuple(own)) for name, own in samples.items()}
 
 
-def _repeats(call: Callable[[], object]) -> int:
-    """Return how many calls make a turn."""
+def _seconds(call: Callable[[], object]) -> float:
     _warm(call)
-    return max(1, round(_TURN_SECONDS / max(time_call(call), 1e-7)))
+    return time_call(call)
 
 
 def _warm(call: Callable[[], object]) -> None:

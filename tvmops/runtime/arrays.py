@@ -111,6 +111,13 @@ def new_output(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
     return np.empty(shape, like.dtype if like.dtype.name == dtype else stored(dtype))
 
 
+def zeros(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
+    """Return zeros of the library that `like` comes from."""
+    made = new_output(like, shape, dtype)
+    made[...] = 0
+    return made
+
+
 def device_of(array: Any) -> str:
     """Return where what `view` gave lies: "cpu", or "cuda:0" and such."""
     return str(array.device) if _is_torch(array) else "cpu"

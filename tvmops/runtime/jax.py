@@ -53,7 +53,7 @@ class JaxOperators:
         given.update({name: each for name, each in attributes.items() if _is_array(each)})
         arrays = tuple(_held(given[name]) for name in prepared.names)
         inputs = [each.of(arrays) for each in plan.inputs]
-        results = [jax.ShapeDtypeStruct(shape or seen, dtype) for seen, dtype, shape in plan.outputs]
+        results = [jax.ShapeDtypeStruct(form.shape or seen, dtype) for seen, dtype, form in plan.outputs]
         target = self._target(prepared.workload, plan.kernel, plan.scalars, len(inputs))
         made = jax.ffi.ffi_call(target, results)(*inputs)
         made = tuple(each.reshape(seen) for each, (seen, _, _) in zip(made, plan.outputs))

@@ -96,8 +96,10 @@ class KnownCalls:
         is_product = (
             not is_apart and call.workload.op == "matmul" and plan.is_direct and len(plan.inputs) == 2
         )
-        if is_product and key[1][0] is key[1][3] is None:
-            self._learn_product(arrays[:2], key[1][1:3], kernel)
+        if is_product:
+            activation, *flags, out_dtype, precision = key[1]
+            if activation is out_dtype is precision is None:
+                self._learn_product(arrays[:2], tuple(flags), kernel)
 
     def _learn_product(self, arrays: Arrays, flags: tuple[Any, ...], kernel: Callable[..., None]) -> None:
         a, b = arrays

@@ -17,7 +17,7 @@ from tvmops.records import Record, best_records
 from tvmops.schedules import templates_for
 from tvmops.space import Config
 from tvmops.targets import Target
-from tvmops.tuner.session import check_runs_here
+from tvmops.tuner.checks import check_runs_here
 from tvmops.workloads import Workload
 
 _SAMPLES = 15

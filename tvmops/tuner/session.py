@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 
 from tvmops.errors import ArgumentError
-from tvmops.machine import this_machine
-from tvmops.measure.base import Measurer, as_completed
-from tvmops.measure.candidate import Outcome, Plan
+from tvmops.measure.base import Measurer
 from tvmops.measure.fleet.measurer import FleetMeasurer
 from tvmops.measure.fleet.wire import read_token
 from tvmops.measure.local import LocalMeasurer
 from tvmops.measure.model.measurer import ModelMeasurer
 from tvmops.measure.peak import Peak, forget_peak, machine_peak
-from tvmops.measure.toolchain import toolchain
 from tvmops.records import LogWriter, Record, read_log
 from tvmops.targets import Target
 from tvmops.targets import target as target_named
+from tvmops.tuner.checks import check_arguments, check_runs_here
 from tvmops.tuner.job import BATCH, FINALISTS, Job, Proposal, Search
 from tvmops.tuner.progress import Observer, Silent
 from tvmops.tuner.region import Region, representatives
 from tvmops.tuner.strategy import strategy_class, templates_of
 from tvmops.tuner.transfer import experiences
+from tvmops.tuner.trials import Trials, comparing_seconds
 from tvmops.tuner.winner import pick_winner
 from tvmops.workloads import Workload
 
 MEASURES = ("local", "model", "fleet")
-_FINAL_ROUNDS = 15
-_FINAL_SAMPLE_SECONDS = 0.002
-_GUESSED = 2.0  # times the roofline, where nothing was measured
 _BETWEEN_SECONDS = 0.7  # to compare the kernels of a range at one shape more
 
 
@@ -103,7 +97,7 @@ def tune(
     target = target_named(target) if isinstance(target, str) else target
     work = [work] if isinstance(work, Workload) else list(dict.fromkeys(work))
     weights = weights or {}
-    _check_arguments(work, trials, seconds, weights)
+    check_arguments(work, trials, seconds, weights)
     if measure not in MEASURES:
         raise ArgumentError(argument="measure", value=measure, expected=f"one of {', '.join(MEASURES)}")
     if measure == "model" and any(workload.ranges for workload in work):
@@ -132,35 +126,6 @@ def tune(
         if local and session.beat_the_roofline():
             forget_peak(target)  # other work must have slowed it down when it was measured
         return winners
-
-
-def _check_arguments(
-    work: Sequence[Workload],
-    trials: int,
-    seconds: float | None,
-    weights: Mapping[Workload, float],
-) -> None:
-    if not work:
-        raise ArgumentError(argument="work", value=[], expected="at least one workload")
-    for workload in work:
-        if workload.is_generic:
-            raise ArgumentError(argument="work", value=str(workload), expected="sizes that are all known")
-    if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
-        raise ArgumentError(argument="trials", value=trials, expected="an integer of at least 1")
-    if seconds is not None and not seconds > 0:
-        raise ArgumentError(argument="seconds", value=seconds, expected="a number above 0, or none")
-    for workload, weight in weights.items():
-        if workload not in work or not weight > 0:
-            expected = "a number above 0 for workloads of `work`"
-            raise ArgumentError(argument="weights", value=f"{workload}: {weight}", expected=expected)
-
-
-def check_runs_here(target: Target) -> None:
-    """Raise ArgumentError unless this machine can run code built for `target`."""
-    missing = target.missing(this_machine())
-    if missing:
-        needs = f"a target that this machine can run; it lacks {', '.join(missing)}"
-        raise ArgumentError(argument="target", value=target.name, expected=needs)
 
 
 @dataclass(frozen=True)
@@ -196,7 +161,8 @@ class Session:
         observer: Observer,
         weights: Mapping[Workload, float],
     ) -> None:
-        self._target, self._writer, self._measurer = target, writer, measurer
+        self._target, self._measurer = target, measurer
+        self._trials = Trials(target, writer, measurer, seed)
         self._budget, self._seed, self._observer = budget, seed, observer
         self._strategy, self._peak, self._work = strategy, peak, work
         self._past = read_log(writer.path)
@@ -271,7 +237,7 @@ class Session:
             job = self._job(shape, 1.0, region.workload.symbolic())
             templates = [search.template for search in job.searches]
             self._tell_observer(str(shape))
-            self._compare(job, [proposal for proposal in proposals if proposal.template in templates])
+            self._trials.compare(job, [proposal for proposal in proposals if proposal.template in templates])
 
     def beat_the_roofline(self) -> bool:
         """True if a result was faster than the machine's limits allow, by more than noise."""
@@ -306,11 +272,8 @@ class Session:
         """Measure what the log does not know, each trial in it at once."""
         results: dict[Proposal, Record] = {}
         self._tell_observer(f"{job.workload}: building {len(proposals)} configs")
-        candidates = [job.candidate(proposal) for proposal in proposals]
-        for number, outcome in as_completed(self._measurer, candidates, job.plan()):
-            proposal = proposals[number]
-            results[proposal] = self._record(job, proposal, outcome, "search")
-            self._writer.append(results[proposal])
+        for proposal, record in self._trials.measure(job, proposals):
+            results[proposal] = record
             self._tell_observer(f"{job.workload}: {proposal.config}")
             if self._out_of_time() and job.records:
                 break
@@ -321,61 +284,16 @@ class Session:
         ended, job.state = job.state, "comparing"
         self._tell_observer(str(job.workload))
         finalists = job.finalists()
-        self._compare(job, finalists)
+        self._trials.compare(job, finalists)
         job.winner = (
             pick_winner((job.finals[proposal.key] for proposal in finalists), job.default.key) or job.best
         )
         job.state = ended
         self._tell_observer("")
 
-    def _compare(self, job: Job, finalists: list[Proposal]) -> None:
-        """Time `finalists` turn by turn, unless the log has that."""
-        if all(proposal.key in job.finals for proposal in finalists):
-            return
-        seconds = _comparing_seconds(job, len(finalists))
-        plan = Plan(
-            _final_rounds(job), _FINAL_SAMPLE_SECONDS, timeout=10 + 5 * seconds, cold=job.kernel is None
-        )
-        outcomes = self._measurer.compare([job.candidate(proposal) for proposal in finalists], plan)
-        self._log_finals(job, finalists, outcomes)
-
-    def _log_finals(self, job: Job, finalists: list[Proposal], outcomes: list[Outcome]) -> None:
-        """Log a comparison as a whole, so that none is ever half there: the winner first, then by time."""
-        records = [self._record(job, p, outcome, "final") for p, outcome in zip(finalists, outcomes)]
-        winner = pick_winner(records, job.default.key)
-        records.sort(key=lambda record: (record is not winner, record.time, record.config_key))
-        ranked = [dataclasses.replace(record, rank=rank) for rank, record in enumerate(records)]
-        self._writer.append(*ranked)
-        job.remember(ranked)
-
-    def _record(self, job: Job, proposal: Proposal, outcome: Outcome, stage: str) -> Record:
-        workload, shape = job.names
-        return Record(
-            workload=workload,
-            shape=shape,
-            target=self._target.name,
-            machine=self._measurer.machine,
-            template=proposal.template.label,
-            config=proposal.config.as_dict(),
-            status=outcome.status,
-            stage=stage,
-            seconds=outcome.seconds,
-            cold_seconds=outcome.cold_seconds,
-            error=outcome.error,
-            detail=outcome.detail,
-            kind=outcome.kind,
-            cycles=outcome.cycles,
-            counts=outcome.counts,
-            strategy=job.strategy_of(proposal),
-            seed=self._seed,
-            toolchain=toolchain(),
-            clock=outcome.clock,
-            when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        )
-
     def _out_of_time(self) -> bool:
         """True once what is left of the budget is needed to compare the leaders."""
-        finals = sum(_comparing_seconds(job, FINALISTS + 1 + len(job.rivals)) for job in self._jobs)
+        finals = sum(comparing_seconds(job, FINALISTS + 1 + len(job.rivals)) for job in self._jobs)
         between = sum(len(region.between) for region in self._regions) * _BETWEEN_SECONDS
         return self._budget.is_spent(reserve=finals + between)
 
@@ -384,24 +302,9 @@ class Session:
         self._observer.update(jobs, running, budget.elapsed, budget.seconds)
 
 
-def _final_rounds(job: Job) -> int:
-    """Return how often leaders are timed in turn: less often where a call takes long."""
-    return max(5, min(_FINAL_ROUNDS, round(0.15 / _call_seconds(job))))
-
-
-def _comparing_seconds(job: Job, finalists: int) -> float:
-    """Guess how long a comparison takes: each warm and, if so, cold, twice a round."""
-    kinds = 5 if job.kernel is None else 2.5
-    return 0.3 + kinds * max(_call_seconds(job), _FINAL_SAMPLE_SECONDS) * _final_rounds(job) * finalists
-
-
-def _call_seconds(job: Job) -> float:
-    return job.best_time if job.best else _GUESSED * job.roofline
-
-
 def _expected_gain(job: Job) -> float:
     """Guess what another batch saves: distance to the least, less with each trial that found nothing."""
     return job.weight * (job.best_time - job.least) / (1 + job.stale_trials / BATCH)
 
 
-__all__ = ["Session", "check_runs_here", "tune"]
+__all__ = ["Session", "tune"]

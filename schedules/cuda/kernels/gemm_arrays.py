@@ -59,6 +59,16 @@ class Form:
         return bool(self.scales or self.bias) or self.residual or self.activation != "none"
 
 
+@dataclass(frozen=True)
+class Int8Form(Form):
+    b_zero_points: str = "none"
+    by_channel: bool = False  # whether each column has a scale of its own
+
+    @property
+    def finishes(self) -> bool:
+        return self.b_zero_points != "none" or self.result != "int32"
+
+
 class Arrays:
     """The arrays of a product, sizes as variables; and copies of operands in a workspace."""
 

@@ -1,15 +1,11 @@
-"""What a wgmma product of 8-bit integers has of its own: its arguments, zero points, and its end.
+"""What a wgmma product of 8-bit integers has of its own: its arguments and its end.
 
-With zero points c = (a - z)(b - y) is ab, less z times the sums of b's columns, less y times the
-sums of a's rows, and k z y. wgmma sees a and b in shared memory alone, so three warps of the
-producer's warpgroup, which have nothing else to do, add up each stage there (dp4a), row by row as
-they lie, and leave the sums of a tile to those that multiply. Where z is 0 and b has no zero points
-they leave at once.
+What the results of a column have in common, zero point, scale and bias, is in shared memory when the
+tile has been multiplied; `gemm_zero_points` adds up what zero points ask for.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
@@ -18,30 +14,12 @@ from tvm.tirx.script.builder import ir as builder
 
 from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.gemm_tiles import Tiles
-from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
+from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Int8Form
 from tvmops.schedules.cuda.kernels.gemm_int8 import LIMITS, quantize
 from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results
-from tvmops.schedules.cuda.words import Barriers, Scalar, c_call, do, ptx, tie, when
+from tvmops.schedules.cuda.kernels.gemm_zero_points import ZeroPoints
+from tvmops.schedules.cuda.words import c_call, do, tie, when
 
-_SUMMERS = 96  # threads
-# Two sums, lest each addition waits for the one before it.
-_ADD_ROW = """
-__forceinline__ __device__ int add_row_{dtype}(const void* row, int turn, int sum) {{
-  const uint4* pieces = static_cast<const uint4*>(row);
-  const {kind} ones = 0x01010101;
-  {kind} even = sum, odd = 0;
-#pragma unroll 4
-  for (int i = 0; i < 8; ++i) {{
-    const uint4 four = pieces[i ^ turn];
-    even = __dp4a(static_cast<{kind}>(four.x), ones, even);
-    odd = __dp4a(static_cast<{kind}>(four.y), ones, odd);
-    even = __dp4a(static_cast<{kind}>(four.z), ones, even);
-    odd = __dp4a(static_cast<{kind}>(four.w), ones, odd);
-  }}
-  return even + odd;
-}}
-"""
-_KINDS = {"int8": "int", "uint8": "unsigned"}
 _STORE_WORDS = """
 __forceinline__ __device__ void store_words(void* array, int row, int pitch, int column, unsigned x, unsigned y) {
   unsigned* at = static_cast<unsigned*>(array) + static_cast<long long>(row) * pitch + column;
@@ -54,16 +32,6 @@ __forceinline__ __device__ void store_bytes(void* array, int row, int pitch, int
   *reinterpret_cast<unsigned short*>(at) = static_cast<unsigned short>((x & 0xFF) | (y & 0xFF) << 8);
 }
 """
-
-
-@dataclass(frozen=True)
-class Int8Form(Form):
-    b_zero_points: str = "none"
-    by_channel: bool = False  # whether each column has a scale of its own
-
-    @property
-    def finishes(self) -> bool:
-        return self.b_zero_points != "none" or self.result != "int32"
 
 
 class IntegerArrays(Arrays):
@@ -91,104 +59,47 @@ class IntegerArrays(Arrays):
         return builder.arg(name, builder.buffer(shape, dtype, align=align, buffer_name=name))
 
 
-class ZeroPoints:
-    """Sums of b's columns, and of a's rows where b has zero points, of one tile at a time."""
+class Columns:
+    """What the results of a column have in common, in shared memory, for each warpgroup that multiplies.
+
+    It is asked for before a tile is multiplied, and has come when that is done.
+    """
 
     def __init__(self, form: Int8Form, arrays: dict[str, Any], tiles: Tiles, pool: Any) -> None:
-        self.form, self.arrays, self.tiles = form, arrays, tiles
-        self.sizes = (tiles.bn, tiles.bm) if form.b_zero_points != "none" else (tiles.bn,)  # columns, rows
-        self.of_columns = pool.alloc((tiles.bn,), "int32", align=16)
-        self.of_rows = pool.alloc((tiles.bm,), "int32", align=16)
-        self.made = Barriers(pool, 1, _SUMMERS)
-        self.read = Barriers(pool, 1, 128 * tiles.consumers)
+        given = {
+            "b_zero_points": form.b_zero_points == "channel",
+            "b_scales": form.by_channel,
+            "bias": bool(form.bias),
+        }
+        self.arrays = {name: arrays[name] for name, is_there in given.items() if is_there}
+        self.size, self.counts = tiles.bn, range(-(-tiles.bn // 128))
+        self.memory = {
+            name: pool.alloc((tiles.consumers, tiles.bn), array.dtype, align=16)
+            for name, array in self.arrays.items()
+        }
 
-    @property
-    def of_a(self) -> Any:
-        return T.Cast("int32", self.arrays["a_zero_point"])
+    def fetch(self, at: Consumer, n: Any) -> None:
+        self.own = {
+            name: builder.alloc_local((len(self.counts),), array.dtype) for name, array in self.arrays.items()
+        }
+        for i in self.counts:
+            column = builder.Bind(tirx.min(at.tn * self.size + self._thread(at, i), n - 1))
+            for name, array in self.arrays.items():
+                builder.buffer_store(self.own[name], array[column], [i])
 
-    @property
-    def needed(self) -> Any:
-        return tirx.const(True, "bool") if self.form.b_zero_points != "none" else self.of_a != 0
-
-    def arrivals(self, others: int) -> Any:
-        """Return how often a stage is released, `others` times of those by warps that multiply."""
-        warps = T.uint32(_SUMMERS // 32 * self.tiles.cluster)
-        return T.uint32(others) + tirx.Select(self.needed, warps, T.uint32(0))
-
-    def init(self) -> None:
-        """One thread does this, before all threads meet."""
-        self.made.init()
-        self.read.init()
-
-    def begin(self, thread: Any) -> None:
-        self.thread = thread
-        self.turn = builder.alloc_local((1,), "int32")
-        builder.buffer_store(self.turn, 0, [0])
-
-    def clear(self) -> None:
-        """Begin the sums of a tile."""
-        counts = [-(-size // _SUMMERS) for size in self.sizes]
-        self.sums = [builder.alloc_local((count,), "int32") for count in counts]
-        for sums, count in zip(self.sums, counts):
-            for i in range(count):
-                builder.buffer_store(sums, 0, [i])
-
-    def add(self, a_tiles: Any, b_tiles: Any, stage: Any) -> None:
-        """Add up what lies in a stage."""
-        factors = ((b_tiles, "int8"), (a_tiles, self.form.dtype))
-        for size, sums, (tile, dtype) in zip(self.sizes, self.sums, factors):
-            source = _ADD_ROW.format(dtype=dtype, kind=_KINDS[dtype])
-            for i, row in self._own(size):
-                for panel in range(self.tiles.bk // 64):
-                    memory = tile.ptr_to([stage, panel, row, 0])
-                    total = c_call("int32", f"add_row_{dtype}", memory, row % 8, sums[i], source=source)
-                    builder.buffer_store(sums, total, [i])
-
-    def leave(self, empty: Any, stage: Any, lane: Any) -> None:
-        """Release a stage in all blocks of the cluster, which loaded parts of it."""
-        if self.tiles.cluster == 1:
-            do(T.cuda.warp_sync())
-            with when(lane == 0):
-                ptx("mbarrier.arrive.shared.b64", empty.ptr_to([stage]), T.uint32(1))
+    def place(self, at: Consumer) -> None:
+        if not self.arrays:
             return
-        remote = Scalar(0, "uint32")
-        do(T.cuda.warp_sync())
-        with when(lane < self.tiles.cluster):
-            near = T.cuda.cvta_generic_to_shared(empty.ptr_to([stage]))
-            ptx("mapa.shared::cluster.u32", remote(), near, T.Cast("uint32", lane))
-            ptx("mbarrier.arrive.shared::cluster.b64", remote())
+        do(T.cuda.warpgroup_sync(at.group + 1))  # those of the tile before have been read
+        for i in self.counts:
+            inside = self._thread(at, i)
+            with when(inside < self.size):
+                for name, memory in self.memory.items():
+                    builder.buffer_store(memory, self.own[name][i], [at.group, inside])
+        do(T.cuda.warpgroup_sync(at.group + 1))
 
-    def _own(self, size: int) -> Any:
-        """Go through the rows of this thread, of `size`, and their numbers."""
-        for i in range(-(-size // _SUMMERS)):
-            row = self.thread + i * _SUMMERS
-            if (i + 1) * _SUMMERS <= size:
-                yield i, row
-                continue
-            with when(row < size):
-                yield i, row
-
-    def publish(self) -> None:
-        """Leave the sums to those that multiply, when they have read those of the tile before."""
-        self.read.wait(0, self.turn[0] ^ 1)
-        for size, sums, memory in zip(self.sizes, self.sums, (self.of_columns, self.of_rows)):
-            for i, row in self._own(size):
-                builder.buffer_store(memory, sums[i], [row])
-        self.made.arrive(0)
-        self._go_on()
-
-    def receive(self) -> None:
-        with when(self.needed):
-            self.made.wait(0, self.turn[0])
-
-    def release(self) -> None:
-        """All of a thread's have been read."""
-        with when(self.needed):
-            self.read.arrive(0)
-        self._go_on()
-
-    def _go_on(self) -> None:
-        builder.buffer_store(self.turn, self.turn[0] ^ 1, [0])
+    def _thread(self, at: Consumer, index: int) -> Any:
+        return at.warp * 32 + at.lane + index * 128
 
 
 class IntegerResults(Results):
@@ -197,14 +108,25 @@ class IntegerResults(Results):
     form: Int8Form
 
     def __init__(
-        self, arrays_of: IntegerArrays, arrays: dict[str, Any], tiles: Tiles, at: Consumer, zeros: ZeroPoints
+        self,
+        arrays_of: IntegerArrays,
+        arrays: dict[str, Any],
+        tiles: Tiles,
+        at: Consumer,
+        zeros: ZeroPoints,
+        columns: Columns,
     ) -> None:
         super().__init__(arrays_of, arrays, tiles, at)
-        self.zeros, self.k = zeros, arrays_of.k
+        self.zeros, self.columns, self.k = zeros, columns, arrays_of.k
+
+    def begin(self) -> None:
+        """Do this before a tile is multiplied."""
+        self.columns.fetch(self.at, self.n)
 
     def put_right(self) -> None:
         """Take the sums that zero points ask for off the products."""
         zeros, at = self.zeros, self.at
+        self.columns.place(at)
         zeros.receive()
         tie(at.acc, self.blocks * self.sums, "r")
         of_a = builder.Bind(zeros.of_a)
@@ -213,7 +135,7 @@ class IntegerResults(Results):
             for e in range(2):
                 inside = at.lane % 4 * 2 + (j * 8 + e)
                 of_column = builder.Bind(of_a * zeros.of_columns[inside])
-                of_b = self._of_b(tirx.min(at.tn * self.bn + inside, self.n - 1))
+                of_b = self._of_b(self._staged("b_zero_points", inside))
                 of_b = builder.Bind(of_b) if of_b is not None else None
                 for w in range(self.blocks):
                     for half in range(2):
@@ -226,16 +148,21 @@ class IntegerResults(Results):
 
     def finish(self, sums: Any, at: Any, row: Any, column: Any) -> None:
         """Replace one sum by the bits of its result."""
-        builder.buffer_store(sums, self._result(T.Cast("int32", sums[at]), *self._terms(column)), [at])
+        given = {name: array[column] for name, array in self.columns.arrays.items()}
+        builder.buffer_store(sums, self._result(T.Cast("int32", sums[at]), *self._terms(given)), [at])
 
     def finish_all(self) -> None:
         """Store all sums of a tile as what they are to become."""
         at = self.at
         for j in range(self.bn // 8):
             tie(at.acc, 0, "r")
-            column = builder.Bind(at.tn * self.bn + at.lane % 4 * 2 + j * 8)
+            inside = at.lane % 4 * 2 + j * 8
+            column = builder.Bind(at.tn * self.bn + inside)
             with when(column < self.n):
-                terms = [[builder.Bind(term) for term in self._terms(column + e)] for e in range(2)]
+                given = [
+                    {name: self._staged(name, inside + e) for name in self.columns.arrays} for e in range(2)
+                ]
+                terms = [[builder.Bind(term) for term in self._terms(each)] for each in given]
                 for w in range(self.blocks):
                     for half in range(2):
                         row = at.tm * self.bm + self._row_in_tile(w, half)
@@ -256,24 +183,24 @@ class IntegerResults(Results):
         inside = at.warp * 16 + T.truncdiv(at.lane, 4) + (block * 64 + half * 8)
         return at.group * (64 * self.blocks) + inside
 
-    def _of_b(self, column: Any) -> Any:
-        """Return the zero point of a column of b, or None."""
-        if self.form.b_zero_points == "channel":
-            return self.arrays["b_zero_points"][column]
+    def _staged(self, name: str, inside: Any) -> Any:
+        """Return what `Columns` has of a column of the tile, or None."""
+        memory = self.columns.memory.get(name)
+        return memory[self.at.group, inside] if memory is not None else None
+
+    def _of_b(self, of_column: Any) -> Any:
+        """Return the zero point of a column of b, whose own is `of_column`; or None."""
         if self.form.b_zero_points == "tensor":
             return T.Cast("int32", self.arrays["b_zero_point"])
-        return None
+        return of_column
 
-    def _terms(self, column: Any) -> list[Any]:
-        """Return what the results of a column have in common: what is added, a scale, a bias."""
-        form, arrays, of_b = self.form, self.arrays, self._of_b(column)
-        terms = [self.k * self.zeros.of_a * of_b if of_b is not None else tirx.const(0, "int32")]
-        if form.result != "int32":
-            terms.append(arrays["b_scales"][column] if form.by_channel else T.float32(1))
-            terms.append(arrays["bias"][column] if form.bias else T.float32(0))
-        return terms
+    def _terms(self, given: dict[str, Any]) -> list[Any]:
+        """Return what is added to the sums of a column, their scale and bias, of what is given of it."""
+        of_b = self._of_b(given.get("b_zero_points"))
+        constant = self.k * self.zeros.of_a * of_b if of_b is not None else tirx.const(0, "int32")
+        return [constant, given.get("b_scales", T.float32(1)), given.get("bias", T.float32(0))]
 
-    def _result(self, sums: Any, constant: Any, scale: Any = None, bias: Any = None) -> Any:
+    def _result(self, sums: Any, constant: Any, scale: Any, bias: Any) -> Any:
         form, arrays = self.form, self.arrays
         sums = sums + constant
         if form.result == "int32":

@@ -289,14 +289,18 @@ class MmaKernel:
 
     def _locate(self, block: Any, rows: Any, columns: Any) -> None:
         """Find this block's tile: bands of `group` rows of tiles, column by column."""
-        group = self.tiles.group
-        self.item = T.Bind(T.truncdiv(block, rows * columns))
-        at = T.Bind(T.truncmod(block, rows * columns))
-        band = T.Bind(T.truncdiv(at, group * columns))
-        rest = T.Bind(at - band * (group * columns))
-        height = T.Bind(tirx.min(rows - band * group, group))
-        self.row = T.Bind((band * group + T.truncmod(rest, height)) * self.tiles.bm)
-        self.column = T.Bind(T.truncdiv(rest, height) * self.tiles.bn)
+        group, keep = self.tiles.group, self._keep
+        self.item = keep(T.truncdiv(block, rows * columns))
+        at = keep(T.truncmod(block, rows * columns))
+        band = keep(T.truncdiv(at, group * columns))
+        rest = keep(at - band * (group * columns))
+        height = keep(tirx.min(rows - band * group, group))
+        self.row = keep((band * group + T.truncmod(rest, height)) * self.tiles.bm)
+        self.column = keep(T.truncdiv(rest, height) * self.tiles.bn)
+
+    def _keep(self, value: Any) -> Any:
+        """Name a value of the tile's place."""
+        return T.Bind(value)
 
     def _multiply_all(self) -> None:
         stages, steps = self.tiles.stages, ceildiv(self.product.k, BK)

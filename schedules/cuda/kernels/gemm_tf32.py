@@ -97,6 +97,9 @@ class Tf32Kernel(MmaKernel):
                 self._body()
         return self._module_of(builder.get())
 
+    def _keep(self, value: Any) -> Any:
+        return Scalar(value)()  # a variable: what has a name alone is divided again at each use
+
     def _load_a(self, stage: Any, k: int) -> None:
         if self.a.k_inner:
             super()._load_a(stage, k)

@@ -23,17 +23,13 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from tvmops.schedules.cuda.gemm_tiles import PARTIAL_PAD, Tiles
-from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
-from tvmops.schedules.cuda.kernels.gemm_integers import (
-    Int8Form,
-    IntegerArrays,
-    IntegerResults,
-    ZeroPoints,
-)
+from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form, Int8Form
+from tvmops.schedules.cuda.kernels.gemm_integers import Columns, IntegerArrays, IntegerResults
 from tvmops.schedules.cuda.kernels.gemm_operands import Operand
 from tvmops.schedules.cuda.kernels.gemm_operands import multiply as multiply_one
 from tvmops.schedules.cuda.kernels.gemm_partials import PartialSums
 from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results
+from tvmops.schedules.cuda.kernels.gemm_zero_points import ZeroPoints
 from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH
 
 
@@ -79,8 +75,9 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         pool = T.SMEMPool()
         As = pool.alloc(a_of.shape, DT, align=1024)
         Bs = pool.alloc(b_of.shape, DT, align=1024)
-        Cs = pool.alloc((CONSUMERS, BUFFERS, 64, 64), DT, align=1024)
+        Cs = pool.alloc((CONSUMERS, 0 if form.stores_directly else BUFFERS, 64, 64), DT, align=1024)
         zeros = T.meta_var(ZeroPoints(form, arrays, tiles, pool) if isinstance(form, Int8Form) else None)
+        columns = T.meta_var(Columns(form, arrays, tiles, pool) if isinstance(form, Int8Form) else None)
         partial = pool.alloc((BM if SPLIT > 1 else 1, BN + PARTIAL_PAD), arrays_of.sums, align=16)
         full = pool.alloc((STAGES,), "uint64", align=8)
         empty = pool.alloc((STAGES,), "uint64", align=8)
@@ -184,7 +181,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             row: T.let = warp * 16 + lane % 16
             before: T.int32 = 0
             consumer = T.meta_var(Consumer(group, warp, lane, tm, tn, item, row, acc, packed))
-            results = T.meta_var(IntegerResults(arrays_of, arrays, tiles, consumer, zeros) if isinstance(arrays_of, IntegerArrays) else Results(arrays_of, arrays, tiles, consumer))
+            results = T.meta_var(IntegerResults(arrays_of, arrays, tiles, consumer, zeros, columns) if isinstance(arrays_of, IntegerArrays) else Results(arrays_of, arrays, tiles, consumer))
             partials = T.meta_var(PartialSums(results, tiles, partial, rank))
 
             @T.inline
@@ -214,6 +211,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
 
             if SPLIT > 1:
                 locate()
+                if integers:
+                    results.begin()
                 if first < last:
                     multiply()
                     if integers:
@@ -225,6 +224,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             else:
                 while tile < TILES:
                     locate()
+                    if integers:
+                        results.begin()
                     multiply()
                     if integers:
                         results.put_right()

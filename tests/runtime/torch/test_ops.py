@@ -27,8 +27,12 @@ WORK = [
     "matmul m=5 n=37 k=24 bias=true",
     "matmul m=5 n=37 k=24 bias=true activation=relu residual=true",
     "matmul m=5 n=37 k=24 bias=true packed=panels",
+    "matmul m=5 n=37 k=24 dtype=bfloat16 out_dtype=float32",
     "matmul_int8 m=5 n=37 k=24 dtype=uint8",
+    "matmul_int8 m=5 n=37 k=24 dtype=uint8 trans_b=true b_zero_points=tensor",
+    "matmul_int8 m=5 n=37 k=24 dtype=uint8 b_zero_points=channel out_dtype=float32 scales=channel",
     "matmul_weight_only m=5 n=37 k=32 group=8 bits=4",
+    "matmul_weight_only m=5 n=37 k=32 group=8 bits=4 bias=true activation=relu",
     "attention batch=1 heads=2 kv_heads=2 q_len=9 kv_len=9 head_dim=8 causal=true",
     "conv2d n=1 h=9 w=7 ci=16 co=18 kh=3 kw=3 padding=1 bias=true packed=winograd4",
     "conv2d n=1 h=9 w=7 ci=16 co=18 kh=3 kw=3 stride=2 padding=0x1x1x0 bias=true",
@@ -66,6 +70,7 @@ A, B, BIAS, RESIDUAL = rand(5, 24), rand(24, 37), rand(37), rand(5, 37)
 X, IMAGE, KERNELS, ROWS = rand(5, 32), rand(1, 16, 9, 7), rand(18, 16, 3, 3), rand(2, 3, 16)
 BYTES = torch.arange(120, dtype=torch.uint8).reshape(5, 24)
 WEIGHTS = torch.arange(-444, 444).to(torch.int8).reshape(24, 37)
+ZEROS = torch.arange(37, dtype=torch.int32) - 5
 Q, K, V = rand(3, 1, 2, 9, 8)
 INTEGERS = quantize(rand(37, 32).numpy(), "int4", axis=1, group=8)
 NORM = (16,), rand(16), rand(16)
@@ -83,6 +88,25 @@ CASES: dict[str, Any] = {
     ),
     "matmul packed": (lambda lib: ((A,), {"bias": BIAS, **weight(lib, "matmul", B)}), lambda: A @ B + BIAS),
     "matmul_int8": (lambda lib: ((BYTES, WEIGHTS), {}), lambda: BYTES.int() @ WEIGHTS.int()),
+    "matmul of bfloat16 to float32": (
+        lambda lib: ((A.bfloat16(), B.bfloat16()), {"out_dtype": "float32"}),
+        lambda: A.bfloat16().float() @ B.bfloat16().float(),
+    ),
+    "matmul_int8 with a zero point": (
+        lambda lib: ((BYTES, WEIGHTS.T.contiguous()), {"trans_b": True, "b_zero_point": 3}),
+        lambda: BYTES.int() @ (WEIGHTS.int() - 3),
+    ),
+    "matmul_int8 with zero points": (
+        lambda lib: ((BYTES, WEIGHTS, 0, 1.0, BIAS), {"b_zero_points": ZEROS}),
+        lambda: (BYTES.float() @ (WEIGHTS.float() - ZEROS)) * BIAS,
+    ),
+    "matmul_weight_only with bias": (
+        lambda lib: (
+            (X,),
+            {**weight(lib, "matmul_weight_only", INTEGERS), "bias": BIAS, "activation": "relu"},
+        ),
+        lambda: F.relu(X @ torch.from_numpy(INTEGERS.dequantized()).T + BIAS),
+    ),
     "matmul_weight_only": (
         lambda lib: ((X,), weight(lib, "matmul_weight_only", INTEGERS)),
         lambda: X @ torch.from_numpy(INTEGERS.dequantized()).T,

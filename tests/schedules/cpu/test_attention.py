@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.schedules.cpu.attention_kernels import Dims, attention, kernels_of, run
+from tests.schedules.cpu.attention_kernels import (
+    ADVERSARIAL,
+    UNUSUAL,
+    Dims,
+    altered,
+    attention,
+    generic_kernels_of,
+    kernels_of,
+    run,
+)
 from tests.schedules.cpu.guarded import check, compiled
-from tests.schedules.cpu.kernels import Array, Kernel
 from tvmops.machine import this_machine
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cpu.attention import CpuAttention
 from tvmops.signatures.attention import MASK_DIMS
-from tvmops.signatures.dtypes import encode
 from tvmops.targets import names, target
 from tvmops.workloads import Workload
 
 TEMPLATE = CpuAttention()
-default_kernel = kernels_of(TEMPLATE)
+default_kernel, generic_kernels = kernels_of(TEMPLATE), generic_kernels_of(TEMPLATE)
 TARGETS = [name for name in ("x86-64-v3", "x86-64-v4") if not target(name).missing(this_machine())]
 
 WORK: list[tuple[Dims, dict[str, object], str]] = [
@@ -100,14 +106,6 @@ def test_any_config_at_any_shape(
     check(compiled(TEMPLATE, work, target(name), config), work, offset=seed % 16)
 
 
-@cache
-def generic_kernels(pattern: Workload, name: str) -> list[Kernel]:
-    machine = target(name)
-    return [
-        compiled(TEMPLATE, pattern, machine, generic.config) for generic in TEMPLATE.generic(pattern, machine)
-    ]
-
-
 PATTERNS: list[dict[str, object]] = [
     {},
     {"causal": True},
@@ -132,74 +130,12 @@ def test_some_generic_kernel_takes_every_shape() -> None:
     assert any(not generic.ranges for generic in TEMPLATE.generic(pattern, target(TARGETS[0])))
 
 
-ADVERSARIAL = attention((1, 1, 1, 20, 70, 16), mask="float32")  # two blocks of keys
-
-
-def inputs_of(work: Workload) -> list[Array]:
-    inputs = op_of(work).random_inputs(work, seed=3)
-    for mask in inputs[3:]:
-        mask[...] = 0
-    return inputs
-
-
-def altered(name: str) -> list[Array]:
-    """Return inputs of ADVERSARIAL that hold something unusual."""
-    q, k, v, mask = inputs_of(ADVERSARIAL)
-    if name == "a query that sees nothing":
-        mask[..., 4, :] = -np.inf
-    elif name == "a query that sees the last key alone":
-        mask[..., 4, :-1] = -np.inf
-    elif name == "NaN in a query":
-        q[..., 3, 5] = np.nan
-    elif name == "NaN in a key":
-        k[..., 69, 5] = np.nan
-    elif name == "NaN in a value":
-        v[..., 7, 5] = np.nan
-    elif name == "inf in a value":
-        v[..., 7, 5] = np.inf
-    elif name == "NaN in a mask":
-        mask[..., 3, 60] = np.nan
-    elif name == "+inf in a mask":
-        mask[..., 3, 2] = np.inf
-    elif name == "inf in a query":
-        q[..., 3, 5] = np.inf
-    elif name == "scores far apart":
-        q *= 1e4
-    elif name == "scores that are huge and alike":
-        mask[...] = 1e6
-        q *= 0
-    elif name == "denormal keys":
-        k *= 1e-40
-    elif name == "weights that underflow before the largest comes":
-        mask[..., :60] = -1e4
-    else:
-        raise AssertionError(name)
-    return [q, k, v, mask]
-
-
 @pytest.mark.parametrize("name", TARGETS)
-@pytest.mark.parametrize(
-    "unusual",
-    [
-        "a query that sees nothing",
-        "a query that sees the last key alone",
-        "NaN in a query",
-        "NaN in a key",
-        "NaN in a value",
-        "inf in a value",
-        "NaN in a mask",
-        "+inf in a mask",
-        "inf in a query",
-        "scores that are huge and alike",
-        "denormal keys",
-        "weights that underflow before the largest comes",
-    ],
-)
+@pytest.mark.parametrize("unusual", UNUSUAL)
 def test_unusual_values_do_as_in_float64(unusual: str, name: str) -> None:
-    check(default_kernel(ADVERSARIAL, name), ADVERSARIAL, altered(unusual))
-    narrow = ADVERSARIAL.replace(dtype="bfloat16")
-    *qkv, mask = altered(unusual)
-    check(default_kernel(narrow, name), narrow, [*(encode(array, "bfloat16") for array in qkv), mask])
+    for dtype in ("float32", "bfloat16"):
+        work = ADVERSARIAL.replace(dtype=dtype)
+        check(default_kernel(work, name), work, altered(unusual, dtype))
 
 
 @pytest.mark.parametrize("name", TARGETS)

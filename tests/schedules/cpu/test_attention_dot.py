@@ -9,17 +9,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.schedules.cpu.attention_kernels import Dims, attention, kernels_of
+from tests.schedules.cpu.attention_kernels import (
+    ADVERSARIAL,
+    UNUSUAL,
+    Dims,
+    altered,
+    attention,
+    generic_kernels_of,
+    kernels_of,
+)
 from tests.schedules.cpu.guarded import check, compiled
-from tests.schedules.cpu.test_attention import ADVERSARIAL, altered
 from tvmops.machine import this_machine
 from tvmops.schedules import templates_for
 from tvmops.schedules.cpu.attention_dot import CpuAttentionDot
-from tvmops.signatures.dtypes import encode
 from tvmops.targets import names, target
 
 TEMPLATE = CpuAttentionDot()
-default_kernel = kernels_of(TEMPLATE)
+default_kernel, generic_kernels = kernels_of(TEMPLATE), generic_kernels_of(TEMPLATE)
 CAPABLE = [name for name in names() if "avx512_bf16" in target(name).needs]
 TARGETS = [name for name in CAPABLE if not target(name).missing(this_machine())][-1:]
 runs = pytest.mark.parametrize("name", TARGETS)
@@ -75,35 +81,17 @@ def test_any_config_at_any_shape(
 @runs
 @pytest.mark.parametrize("fields", [{}, {"causal": True, "layout": "blhd"}, {"mask": "bool"}], ids=str)
 def test_the_generic_kernels(fields: dict[str, object], name: str) -> None:
-    machine = target(name)
     pattern = attention((2, 4, 2, 33, 51, 24), dtype="bfloat16", **fields).generic()
-    for generic in TEMPLATE.generic(pattern, machine):
-        kernel = compiled(TEMPLATE, pattern, machine, generic.config)
+    for kernel in generic_kernels(pattern, name):
         for dims in [(2, 4, 2, 33, 51, 24), (3, 2, 1, 100, 291, 24), (2, 1, 1, 2, 1, 24)]:
             check(kernel, attention(dims, dtype="bfloat16", **fields), offset=5)
 
 
 @runs
-@pytest.mark.parametrize(
-    "unusual",
-    [
-        "a query that sees nothing",
-        "NaN in a query",
-        "NaN in a key",
-        "NaN in a value",
-        "inf in a value",
-        "NaN in a mask",
-        "+inf in a mask",
-        "inf in a query",
-        "scores that are huge and alike",
-        "denormal keys",
-        "weights that underflow before the largest comes",
-    ],
-)
+@pytest.mark.parametrize("unusual", UNUSUAL)
 def test_unusual_values_do_as_in_float64(unusual: str, name: str) -> None:
-    *qkv, mask = altered(unusual)
     narrow = ADVERSARIAL.replace(dtype="bfloat16")
-    check(default_kernel(narrow, name), narrow, [*(encode(array, "bfloat16") for array in qkv), mask])
+    check(default_kernel(narrow, name), narrow, altered(unusual, "bfloat16"))
 
 
 @pytest.mark.parametrize("name", CAPABLE)

@@ -279,3 +279,8 @@ ADD_PARTIALS(2) ADD_PARTIALS(3) ADD_PARTIALS(4) ADD_PARTIALS(6) ADD_PARTIALS(8)
 struct alignas(8) float2 { float x, y; };
 static inline float2 make_float2(float x, float y) { return {x, y}; }
 static inline uint2 make_uint2(uint x, uint y) { return {x, y}; }
+static inline void tvm_builtin_ptx_st_vec_global_v4_f32(const void* to, float a, float b, float c, float d) {
+  const float values[4] = {a, b, c, d};
+  if (reinterpret_cast<uintptr_t>(to) % 16) emulator::fail("an address that is not aligned");
+  std::memcpy(const_cast<void*>(to), values, 16);
+}

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.schedules.cuda.compiled import compiled, needs_nvcc
-from tests.schedules.cuda.emulated import emulated, needs_emulator
+from tests.schedules.cuda.emulated import needs_emulator
+from tests.schedules.cuda.products import FLOAT32, Launch, blocks_of, error_here
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.gemm_float32 import Float32Gemm, is_legal, tiles_of
@@ -16,7 +16,6 @@ from tvmops.workloads import Workload, workload
 
 TEMPLATE = Float32Gemm()
 H200 = target("nvidia-h200")
-GUARD = 64  # elements
 
 
 def matmul(m: int, n: int, k: int, **fields: object) -> Workload:
@@ -39,7 +38,7 @@ def test_what_it_covers(work: Workload, machine: str, covered: bool) -> None:
 
 def test_it_comes_before_the_kernel_for_older_gpus() -> None:
     names = [template.name for template in templates_for(matmul(64, 64, 64), H200)]
-    assert names == ["cuda.gemm_float32", "cuda.gemm_simt"]
+    assert names == ["cuda.gemm_float32", "cuda.gemm_simt", "sketch"]
 
 
 @pytest.mark.parametrize("machine", ["nvidia-h200", "rtx-4090", "nvidia-a100"])
@@ -83,14 +82,11 @@ def config(bm: int, bn: int, bk: int, tm: int, tn: int, stages: int, a: int, b: 
 
 
 CASES = [
-    (matmul(37, 60, 35), config(16, 32, 16, 4, 4, 3, 1, 4)),  # short last tiles
-    (
-        matmul(17, 35, 9, trans_a=True, trans_b=True, batch=3, bias=True, residual=True, activation="gelu"),
-        config(32, 64, 16, 4, 8, 2, 1, 1),  # less k than a step
-    ),
-    (matmul(24, 70, 40, batch=2, shared="b", activation="silu"), config(32, 64, 8, 8, 8, 4, 1, 1)),
-    (matmul(72, 140, 33, trans_a=True), config(64, 128, 16, 8, 8, 3, 4, 4)),
-    (matmul(20, 130, 52, trans_b=True), config(32, 128, 8, 16, 8, 3, 4, 4)),
+    (FLOAT32["short"], config(16, 32, 16, 4, 4, 3, 1, 4)),
+    (FLOAT32["brief"], config(32, 64, 16, 4, 8, 2, 1, 1)),
+    (FLOAT32["shared"], config(32, 64, 8, 8, 8, 4, 1, 1)),
+    (FLOAT32["a across"], config(64, 128, 16, 8, 8, 3, 4, 4)),
+    (FLOAT32["b along"], config(32, 128, 8, 16, 8, 3, 4, 4)),
 ]
 
 
@@ -102,18 +98,9 @@ class TestRunHere:
         assert is_legal(knobs, work, H200)
         cubin = compiled(TEMPLATE, work, H200, knobs)
         assert cubin.report.spilled_bytes == 0 and "cp.async" in cubin.source
-        op, tiles = op_of(work), tiles_of(knobs)
-        inputs = op.random_inputs(work, seed=1)
-        (right,) = op.reference(work, *inputs)
-        m, n, k, batch = work.dims("m", "n", "k", "batch")
-        memory = np.full(right.size + 2 * GUARD, np.nan, np.float32)
-        found = memory[GUARD:-GUARD].reshape(right.shape)
-        arguments: dict[str, object] = dict(zip((spec.name for spec in op.inputs(work)), inputs))
-        arguments |= {"c": found, "m": m, "n": n, "k": k, "batch": batch}
-        grid = -(-m // tiles.bm) * -(-n // tiles.bn) * batch
-        emulated(cubin, tmp_path)(grid, arguments, shared_bytes=tiles.shared_bytes)
-        assert np.isnan(memory[:GUARD]).all() and np.isnan(memory[-GUARD:]).all()
-        assert np.abs(found.astype(np.float64) - right).max() <= op.tolerance(work)
+        tiles = tiles_of(knobs)
+        launch = Launch(blocks_of(work, tiles.bm, tiles.bn), shared_bytes=tiles.shared_bytes)
+        assert error_here(cubin, work, launch, tmp_path) <= op_of(work).tolerance(work)
 
 
 @needs_nvcc

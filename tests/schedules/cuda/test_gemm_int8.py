@@ -2,23 +2,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.schedules.cuda.compiled import compiled, needs_nvcc
-from tests.schedules.cuda.emulated import emulated, needs_emulator
+from tests.schedules.cuda.emulated import needs_emulator
+from tests.schedules.cuda.products import Launch, blocks_of, error_here
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.gemm_int8 import Int8Gemm
 from tvmops.schedules.cuda.gemm_mma import tiles_of
-from tvmops.signatures import SIGNATURES
 from tvmops.space import Config
 from tvmops.targets import target
 from tvmops.workloads import Workload, workload
 
 TEMPLATE = Int8Gemm()
 H200 = target("nvidia-h200")
-GUARD = 64  # bytes
 
 
 def product(m: int, n: int, k: int, **fields: object) -> Workload:
@@ -95,20 +93,9 @@ class TestRunHere:
         cubin = compiled(TEMPLATE, work, H200, knobs)
         assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
         assert "mma.sync.aligned.m16n8k32" in cubin.source
-        op, tiles = op_of(work), tiles_of(knobs)
-        inputs = op.random_inputs(work, seed=1)
-        (right,) = op.reference(work, *inputs)
-        m, n, k = work.dims("m", "n", "k")
-        dtype = np.dtype(str(work["out_dtype"]))
-        memory = np.full(right.size * dtype.itemsize + 2 * GUARD, 0xA5, np.uint8)
-        found = memory[GUARD:-GUARD].view(dtype).reshape(right.shape)
-        arguments: dict[str, object] = dict(zip((spec.name for spec in op.inputs(work)), inputs))
-        arguments |= dict(zip(SIGNATURES[work.op].scalars(work), op.scalars(work)))
-        arguments |= {"c": found, "m": m, "n": n, "k": k}
-        grid = -(-m // tiles.bm) * -(-n // tiles.bn)
-        emulated(cubin, tmp_path)(grid, arguments, shared_bytes=tiles.shared_bytes)
-        assert (memory[:GUARD] == 0xA5).all() and (memory[-GUARD:] == 0xA5).all()
-        assert np.abs(found.astype(np.float64) - right).max() <= op.tolerance(work)
+        tiles = tiles_of(knobs)
+        launch = Launch(blocks_of(work, tiles.bm, tiles.bn), shared_bytes=tiles.shared_bytes)
+        assert error_here(cubin, work, launch, tmp_path) <= op_of(work).tolerance(work)
 
 
 @needs_nvcc

@@ -3,26 +3,23 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from tvm import IRModule
 
 from tests.schedules.cuda.compiled import compiled, needs_nvcc
-from tests.schedules.cuda.emulated import TensorMap, emulated, needs_emulator
+from tests.schedules.cuda.emulated import needs_emulator
+from tests.schedules.cuda.products import Launch, blocks_of, boxes_of, error_here
 from tvmops.measure import cuda
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.gemm_int8_wgmma import Int8WgmmaGemm
-from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_wgmma import gemm
-from tvmops.signatures import SIGNATURES
 from tvmops.space import Config
 from tvmops.targets import target
 from tvmops.workloads import Workload, workload
 
 TEMPLATE = Int8WgmmaGemm()
 H200 = target("nvidia-h200")
-GUARD = 64  # bytes
 
 
 def product(m: int, n: int, k: int, **fields: object) -> Workload:
@@ -121,29 +118,14 @@ class TestRunHere:
     pytestmark = needs_emulator
 
     def test_it_computes_the_product(self, work: Workload, knobs: Config, tmp_path: Path) -> None:
-        tiles = replace(Tiles.of(knobs, H200), multiprocessors=2)
+        tiles = replace(TEMPLATE.tiles_of(knobs, H200), multiprocessors=2)
         form = TEMPLATE.form_of(work, knobs)
         _, (cubin,) = cuda.compile_module(IRModule({"main": gemm(form, tiles)}), H200)
         assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
-        op = op_of(work)
-        inputs = op.random_inputs(work, seed=1)
-        (right,) = op.reference(work, *inputs)
-        m, n, k = work.dims("m", "n", "k")
-        dtype = np.dtype(str(work["out_dtype"]))
-        memory = np.full(right.size * dtype.itemsize + 2 * GUARD, 0xA5, np.uint8)
-        found = memory[GUARD:-GUARD].view(dtype).reshape(right.shape)
-        arguments: dict[str, object] = dict(zip((spec.name for spec in op.inputs(work)), inputs))
-        arguments |= dict(zip(SIGNATURES[work.op].scalars(work), op.scalars(work)))
-        a, b = (inputs[i].view(np.uint16) for i in range(2))
-        boxes = [
-            TensorMap.of(a, (k // 2, m), (64, tiles.bm)),
-            TensorMap.of(b, (k // 2, n), (64, tiles.bn // tiles.cluster)),
-        ]
-        arguments |= {"c": found, "m": m, "n": n, "k": k, "v": boxes[0], "v_1": boxes[1]}
-        count = -(-m // tiles.bm) * -(-n // tiles.bn)
-        grid = count * tiles.split_k if tiles.split_k > 1 else 2
-        emulated(cubin, tmp_path)(
-            grid, arguments, tiles.cluster * tiles.split_k, shared_bytes=H200.gpu.shared_bytes
-        )
-        assert (memory[:GUARD] == 0xA5).all() and (memory[-GUARD:] == 0xA5).all()
-        assert np.abs(found.astype(np.float64) - right).max() <= op.tolerance(work)
+        a, b = op_of(work).random_inputs(work, seed=1)[:2]
+        count = blocks_of(work, tiles.bm, tiles.bn)
+        grid = count * tiles.split_k if tiles.split_k > 1 else tiles.multiprocessors
+        assert H200.gpu is not None
+        launch = Launch(grid, tiles.cluster * tiles.split_k, H200.gpu.shared_bytes)
+        error = error_here(cubin, work, launch, tmp_path, boxes_of(work, tiles, a, b))
+        assert error <= op_of(work).tolerance(work)

@@ -3,23 +3,21 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.schedules.cuda.compiled import compiled, needs_nvcc
-from tests.schedules.cuda.emulated import emulated, needs_emulator
+from tests.schedules.cuda.emulated import needs_emulator
+from tests.schedules.cuda.products import Launch, blocks_of, error_here
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.gemm_chained import ChainedMma
 from tvmops.schedules.cuda.gemm_mma import MmaGemm, tiles_of
-from tvmops.signatures.dtypes import decode
 from tvmops.space import Config
 from tvmops.targets import target
 from tvmops.workloads import Workload, workload
 
 TEMPLATE = MmaGemm()
 H200 = target("nvidia-h200")
-GUARD = 64  # elements
 
 
 def matmul(m: int, n: int, k: int, **fields: object) -> Workload:
@@ -46,7 +44,7 @@ def test_what_it_covers(work: Workload, machine: str, covered: bool) -> None:
 
 def test_on_hopper_it_comes_after_wgmma() -> None:
     names = [template.name for template in templates_for(matmul(640, 640, 640), H200)]
-    last = ["cuda.gemm_mma", "cuda.gemm_mma_chained"]
+    last = ["cuda.gemm_mma", "cuda.gemm_mma_chained", "sketch"]
     assert names == ["cuda.gemm_wgmma", "cuda.gemm_chained", *last]
     for ragged in (matmul(640, 639, 640), matmul(640, 640, 639, trans_a=True)):
         assert [t.name for t in templates_for(ragged, H200)] == ["cuda.gemm_padded", *last]
@@ -108,19 +106,9 @@ class TestRunHere:
         cubin = compiled(TEMPLATE, work, H200, knobs)
         assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
         assert "mma.sync.aligned.m16n8k16" in cubin.source and "wgmma" not in cubin.source
-        op, dtype, tiles = op_of(work), str(work["dtype"]), tiles_of(knobs)
-        inputs = op.random_inputs(work, seed=1)
-        (right,) = op.reference(work, *(decode(array, dtype) for array in inputs))
-        m, n, k, batch = work.dims("m", "n", "k", "batch")
-        memory = np.full(right.size + 2 * GUARD, 0xFFFF, np.uint16).view(inputs[0].dtype)  # NaN
-        arguments: dict[str, object] = dict(zip((spec.name for spec in op.inputs(work)), inputs))
-        arguments |= {"c": memory[GUARD:-GUARD].reshape(right.shape), "m": m, "n": n, "k": k, "batch": batch}
-        grid = -(-m // tiles.bm) * -(-n // tiles.bn) * batch
-        emulated(cubin, tmp_path)(grid, arguments, shared_bytes=tiles.shared_bytes)
-        bits = memory.view(np.uint16)
-        assert (bits[:GUARD] == 0xFFFF).all() and (bits[-GUARD:] == 0xFFFF).all()
-        found = decode(memory[GUARD:-GUARD].reshape(right.shape), dtype).astype(np.float64)
-        assert np.abs(found - right).max() <= op.tolerance(work)
+        tiles = tiles_of(knobs)
+        launch = Launch(blocks_of(work, tiles.bm, tiles.bn), shared_bytes=tiles.shared_bytes)
+        assert error_here(cubin, work, launch, tmp_path) <= op_of(work).tolerance(work)
 
 
 @needs_nvcc

@@ -3,21 +3,19 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.schedules.cuda.compiled import compiled, needs_nvcc
-from tests.schedules.cuda.emulated import emulated, needs_emulator
+from tests.schedules.cuda.emulated import needs_emulator
+from tests.schedules.cuda.products import FLOAT32, Launch, blocks_of, error_here
 from tvmops.ops import op_of
 from tvmops.schedules.cuda.gemm_simt import SimtGemm, is_legal, tiles_of
-from tvmops.signatures.dtypes import decode, stored
 from tvmops.space import Config
 from tvmops.targets import target
 from tvmops.workloads import Workload, workload
 
 TEMPLATE = SimtGemm()
 H200 = target("nvidia-h200")
-GUARD = 64  # elements
 
 
 def matmul(m: int, n: int, k: int, **fields: object) -> Workload:
@@ -67,21 +65,16 @@ def config(bm: int, bn: int, bk: int, tm: int, tn: int) -> Config:
 
 
 CASES = [
-    (matmul(37, 61, 35), config(16, 32, 16, 4, 4)),  # short last tiles
-    (
-        matmul(
-            17, 35, 9, trans_a=True, trans_b=True, batch=3, bias=True, residual=True, activation="gelu"
-        ),  # less k than a step
-        config(32, 64, 16, 4, 8),
-    ),
-    (matmul(24, 70, 40, batch=2, shared="b", dtype="float16", activation="silu"), config(32, 64, 8, 8, 8)),
+    (FLOAT32["short"], config(16, 32, 16, 4, 4)),
+    (FLOAT32["brief"], config(32, 64, 16, 4, 8)),
+    (FLOAT32["shared"].replace(dtype="float16"), config(32, 64, 8, 8, 8)),
     (
         matmul(
             9, 33, 50, dtype="bfloat16", bias=True, residual=True, out_dtype="float32", bias_dtype="float32"
         ),
         config(32, 32, 8, 4, 4),
     ),
-    (matmul(70, 140, 33, trans_a=True), config(64, 128, 16, 8, 8)),
+    (FLOAT32["a across"], config(64, 128, 16, 8, 8)),
 ]
 
 
@@ -93,22 +86,9 @@ class TestRunHere:
         assert is_legal(knobs, work, H200)
         cubin = compiled(TEMPLATE, work, H200, knobs)
         assert cubin.report.spilled_bytes == 0 and "mma" not in cubin.source
-        op, tiles = op_of(work), tiles_of(knobs)
-        (out,) = op.outputs(work)
-        inputs, specs = op.random_inputs(work, seed=1), op.inputs(work)
-        (right,) = op.reference(work, *(decode(a, s.dtype) for a, s in zip(inputs, specs)))
-        m, n, k, batch = work.dims("m", "n", "k", "batch")
-        held = np.dtype(stored(out.dtype))
-        memory = np.full((right.size + 2 * GUARD) * held.itemsize, 0xFF, np.uint8).view(held)  # NaN
-        arguments: dict[str, object] = dict(zip((spec.name for spec in specs), inputs))
-        arguments |= {"c": memory[GUARD:-GUARD].reshape(right.shape), "m": m, "n": n, "k": k, "batch": batch}
-        grid = -(-m // tiles.bm) * -(-n // tiles.bn) * batch
-        emulated(cubin, tmp_path)(grid, arguments, shared_bytes=tiles.shared_bytes)
-        assert (memory[:GUARD].view(np.uint8) == 0xFF).all() and (
-            memory[-GUARD:].view(np.uint8) == 0xFF
-        ).all()
-        found = decode(memory[GUARD:-GUARD].reshape(right.shape), out.dtype).astype(np.float64)
-        assert np.abs(found - right).max() <= op.tolerance(work)
+        tiles = tiles_of(knobs)
+        launch = Launch(blocks_of(work, tiles.bm, tiles.bn), shared_bytes=tiles.shared_bytes)
+        assert error_here(cubin, work, launch, tmp_path) <= op_of(work).tolerance(work)
 
 
 @needs_nvcc

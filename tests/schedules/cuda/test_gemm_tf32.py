@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 from tvm import IRModule
 
 from tests.schedules.cuda.compiled import compiled, needs_nvcc
-from tests.schedules.cuda.emulated import TensorMap, emulated, needs_emulator
+from tests.schedules.cuda.emulated import needs_emulator
+from tests.schedules.cuda.products import Launch, blocks_of, boxes_of, error_here
 from tvmops.errors import WorkloadError
 from tvmops.measure import cuda
 from tvmops.ops import op_of
@@ -26,7 +23,6 @@ from tvmops.workloads import Workload, workload
 
 WGMMA, MMA = Tf32Gemm(), Tf32Mma()
 H200 = target("nvidia-h200")
-GUARD = 64  # elements
 
 
 def product(m: int, n: int, k: int, **fields: object) -> Workload:
@@ -125,28 +121,10 @@ MMA_CASES = [
 ]
 
 
-def run_here(
-    work: Workload,
-    cubin: cuda.Cubin,
-    launch: tuple[int, int, int],
-    folder: Path,
-    boxes: Callable[[dict[str, NDArray[Any]]], dict[str, object]] = lambda arrays: {},
-) -> None:
-    """Run a kernel on `launch`: blocks, their cluster, bytes. Hold it to the reference and to its place."""
-    assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
+def check(work: Workload, error: float) -> None:
+    """Bits were left out, and no more than that."""
     op = op_of(work)
-    inputs = op.random_inputs(work, seed=1)
-    (right,) = op.reference(work, *inputs)
-    memory = np.full(right.size + 2 * GUARD, np.nan, np.float32)
-    found = memory[GUARD:-GUARD].reshape(right.shape)
-    arguments = dict(zip((spec.name for spec in op.inputs(work)), inputs)) | {"c": found}
-    arguments |= dict(zip(("m", "n", "k", "batch"), work.dims("m", "n", "k", "batch")))
-    grid, cluster, shared = launch
-    emulated(cubin, folder)(grid, arguments | boxes(arguments), cluster, shared_bytes=shared)
-    assert np.isnan(memory[:GUARD]).all() and np.isnan(memory[-GUARD:]).all()
-    error = np.abs(found - right).max()
-    full = op_of(work).tolerance(work.replace(precision="full"))
-    assert full < error <= op.tolerance(work)  # bits were left out, and no more than that
+    assert op.tolerance(work.replace(precision="full")) < error <= op.tolerance(work)
 
 
 class TestRunHere:
@@ -156,32 +134,22 @@ class TestRunHere:
     def test_wgmma_computes_the_product(self, work: Workload, knobs: Config, tmp_path: Path) -> None:
         tiles = replace(Tiles.of(knobs, H200), multiprocessors=2)
         _, (cubin,) = cuda.compile_module(IRModule({"main": gemm(WGMMA.form_of(work, knobs), tiles)}), H200)
-        m, n, k, batch = work.dims("m", "n", "k", "batch")
-        items = (batch,) if batch > 1 else ()
-        ones = (1,) * len(items)
-        blocks = tiles.bn // tiles.cluster
-
-        def boxes(arrays: dict[str, NDArray[Any]]) -> dict[str, object]:
-            a, b = (arrays[name].view(np.uint16) for name in "ab")
-            return {
-                "v": TensorMap.of(a, (2 * k, m, *items), (64, tiles.bm, *ones)),
-                "v_1": TensorMap.of(b, (2 * k, n, *items), (64, blocks, *ones)),
-            }
-
-        count = -(-m // tiles.bm) * -(-n // tiles.bn)
-        grid = count * tiles.split_k if tiles.split_k > 1 else 2
+        assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
+        a, b = op_of(work).random_inputs(work, seed=1)[:2]
+        count = blocks_of(work, tiles.bm, tiles.bn)
+        grid = count * tiles.split_k if tiles.split_k > 1 else tiles.multiprocessors
         assert H200.gpu is not None
-        launch = grid, tiles.cluster * tiles.split_k, H200.gpu.shared_bytes
-        run_here(work, cubin, launch, tmp_path, boxes)
+        launch = Launch(grid, tiles.cluster * tiles.split_k, H200.gpu.shared_bytes)
+        check(work, error_here(cubin, work, launch, tmp_path, boxes_of(work, tiles, a, b)))
 
     @pytest.mark.parametrize("work, knobs", MMA_CASES, ids=[str(work) for work, _ in MMA_CASES])
     def test_mma_computes_the_product(self, work: Workload, knobs: Config, tmp_path: Path) -> None:
         tiles = tiles_of(knobs)
         cubin = compiled(MMA, work, H200, knobs)
         assert "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32" in cubin.source
-        m, n, batch = work.dims("m", "n", "batch")
-        grid = -(-m // tiles.bm) * -(-n // tiles.bn) * batch
-        run_here(work, cubin, (grid, 1, tiles.shared_bytes), tmp_path)
+        assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
+        launch = Launch(blocks_of(work, tiles.bm, tiles.bn), shared_bytes=tiles.shared_bytes)
+        check(work, error_here(cubin, work, launch, tmp_path))
 
 
 @needs_nvcc

@@ -61,6 +61,18 @@ KERNELS = [
         {"QGMMA", "UTMALDG", "UTMASTG", "STSM", "USETMAXREG"},
     ),
     (
+        "cuda.gemm_tf32",
+        "matmul m=4096 n=4096 k=4096 trans_b=true precision=tf32",
+        HOPPER,
+        {"HGMMA", "UTMALDG", "USETMAXREG"},
+    ),
+    (
+        "cuda.gemm_tf32_mma",
+        "matmul m=512 n=512 k=512 precision=tf32",
+        AMPERE_ON,
+        {"LDGSTS", "LDSM", "LDS", "HMMA"},
+    ),
+    (
         "cuda.gemm_int8",
         "matmul_int8 m=512 n=512 k=512 dtype=int8",
         AMPERE_ON,

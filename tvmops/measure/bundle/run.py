@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from tvmops.gpu import runs
 from tvmops.machine import this_machine
@@ -25,7 +24,7 @@ from tvmops.measure.bundle.clocks import ClockSamples
 from tvmops.measure.bundle.content import COPY, RESULTS, Bundle, Entry, Result, read_results
 from tvmops.measure.bundle.device import Device
 from tvmops.measure.bundle.on_cpu import Cpu
-from tvmops.ops import op_of
+from tvmops.measure.bundle.problem import Problem
 from tvmops.runtime.backend import load_backend, load_cuda_backend, load_kernels
 from tvmops.runtime.workspace import kernel_of
 from tvmops.workloads import Workload
@@ -37,7 +36,6 @@ _BURST = 1e-3  # seconds of a sample
 _STRETCH = 2.0  # seconds of a sustained turn
 _SUSTAINED = 16.0  # seconds of all of a workload's
 _SLOW = 2.0  # times the best: such a candidate is timed once
-_MOST_SETS = 64
 _STALL = 60.0  # seconds without a line from the worker
 _COMPILING = 60.0  # of a peer
 _INPUTS = "inputs"
@@ -153,42 +151,6 @@ def _summary(folder: Path, bundle: Bundle) -> int:
         counts[result.status] = counts.get(result.status, 0) + 1
     print(f"{len(done)} of {len(bundle.entries)} candidates:", counts)
     return 0
-
-
-class Problem:
-    """Inputs, outputs and exact results of a workload on a device."""
-
-    def __init__(self, workload: Workload, device: Device, bundle: Bundle) -> None:
-        self.workload, self._device = workload, device
-        op = op_of(workload)
-        self.tolerance, self._specs, self._scalars = (
-            op.tolerance(workload),
-            op.outputs(workload),
-            op.scalars(workload),
-        )
-        self._inputs = device.draw(workload, bundle.seed)
-        self._expected = device.reference(workload, self._inputs)
-        wanted = -(-3 * bundle.cache_bytes // max(1, op.nbytes(workload)))
-        self.sets = [self._arguments(self._inputs)]
-        for number in range(1, min(max(wanted, 1), _MOST_SETS)):
-            self.sets.append(self._arguments(device.draw(workload, bundle.seed + number)))
-
-    def _arguments(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
-        return (*inputs, *self._scalars, *self._device.poison(self.workload, self._expected))
-
-    def check(self, call: Callable[..., object]) -> tuple[float, str]:
-        """Run `call` on poisoned outputs; return its error and what is wrong with it, or ""."""
-        outputs = self._device.poison(self.workload, self._expected)
-        made = call(*self._inputs, *self._scalars, *outputs)
-        if isinstance(made, tuple):  # a peer that can't write in place
-            outputs = list(made)
-        errors = [
-            self._device.error(output, right, spec.dtype)
-            for output, right, spec in zip(outputs, self._expected, self._specs)
-        ]
-        if max(errors) <= self.tolerance:
-            return max(errors), ""
-        return max(errors), f"differs by {max(errors):.3g}; at most {self.tolerance:.3g} is allowed"
 
 
 class Run:

@@ -139,10 +139,10 @@ def _weight_only(torch: Any, workload: Workload) -> tuple[Function, Prepare]:
 
 
 def _softmax(torch: Any, workload: Workload) -> tuple[Function, Prepare] | None:
-    if workload["axis"] != "last" or workload["mask_rows"] != 0 or workload["scaled"]:
+    if workload["mask_rows"] != 0 or workload["scaled"]:
         return None
     function = torch.log_softmax if workload["log"] else torch.softmax
-    return (lambda x: function(x, -1)), _as_they_are
+    return (lambda x: function(x, 1)), _as_they_are
 
 
 def _norm(torch: Any, workload: Workload) -> tuple[Function, Prepare] | None:

@@ -15,6 +15,7 @@ from tvmops.signatures import SIGNATURES
 from tvmops.signatures.attention import NO_MASK
 from tvmops.signatures.matmul import TF32
 from tvmops.signatures.matmul_fp8 import ROWS
+from tvmops.signatures.pool2d import GLOBAL, MAX
 from tvmops.signatures.windows import sizes
 from tvmops.workloads import Workload
 
@@ -102,12 +103,34 @@ def _weight_only(torch: Any, workload: Workload) -> dict[str, Call]:
     return {f"torch {torch.__version__} matmul of {workload['dtype']} weights": matmul}
 
 
+def _pool2d(torch: Any, workload: Workload) -> dict[str, Call]:
+    if workload["kernel"] == GLOBAL:
+        return {}
+    top, left, *ends = sizes(workload, "padding")
+    is_max = workload["kind"] == MAX
+    if [top, left] != ends:
+        return {}
+    functional, window = torch.nn.functional, (sizes(workload, "kernel"), sizes(workload, "stride"))
+    ceil_mode, last = bool(workload["ceil_mode"]), workload["layout"] == "NHWC"
+
+    def pool(x: Any, y: Any) -> tuple[Any]:
+        seen = x.permute(0, 3, 1, 2) if last else x
+        if is_max:
+            made = functional.max_pool2d(seen, *window, (top, left), sizes(workload, "dilation"), ceil_mode)
+        else:
+            counts = bool(workload["count_include_pad"])
+            made = functional.avg_pool2d(seen, *window, (top, left), ceil_mode, counts)
+        return (made.permute(0, 2, 3, 1) if last else made,)
+
+    return {f"torch {torch.__version__} {workload['kind']}_pool2d": pool}
+
+
 def _softmax(torch: Any, workload: Workload) -> dict[str, Call]:
-    if workload["axis"] != "last" or workload["mask_rows"] != 0 or workload["scaled"] or workload["log"]:
+    if workload["mask_rows"] != 0 or workload["scaled"] or workload["log"]:
         return {}
 
     def softmax(x: Any, out: Any) -> None:
-        torch.softmax(x, -1, out=out)
+        torch.softmax(x, 1, out=out)
 
     return {f"torch {torch.__version__} softmax": softmax, "copy": lambda x, out: out.copy_(x)}
 
@@ -201,6 +224,7 @@ PEERS: dict[str, Callable[[Any, Workload], dict[str, Call]]] = {
     "matmul_int8": _matmul_int8,
     "matmul_weight_only": _weight_only,
     "attention": _attention,
+    "pool2d": _pool2d,
     "softmax": _softmax,
     "layer_norm": _norm,
     "rms_norm": _norm,

@@ -88,6 +88,14 @@ def shape_of(op: str, name: str, array: Any, *ranks: int) -> tuple[int, ...]:
     return shape
 
 
+def check_weight(op: str, weight: Any) -> None:
+    """Refuse what is no matrix, or an empty one, where a weight of two dimensions is to be packed."""
+    shape_of(op, "weight", weight, 2)
+    if 0 in weight.shape:
+        shape = f"of shape {tuple(weight.shape)}"
+        raise CallError(op=op, argument="weight", value=shape, expected="no size of 0")
+
+
 def float_dtype(array: Any) -> str:
     """Return the dtype of an op on `array`, as `view` gave it: the usual one where it has none such.
 

@@ -8,8 +8,8 @@ from math import prod
 from typing import Any
 
 from tvmops.errors import CallError, CallTypeError
-from tvmops.runtime.arrays import as_input, as_numpy, broadcast, dtype_of, is_dense, view
-from tvmops.runtime.calls.base import Call, float_dtype, parsed
+from tvmops.runtime.arrays import as_input, as_numpy, broadcast, dtype_of, is_dense, view, zeros
+from tvmops.runtime.calls.base import Call, check_weight, float_dtype, parsed
 from tvmops.runtime.packed import PackedWeight
 from tvmops.signatures import Value
 from tvmops.signatures.activations import NONE
@@ -48,6 +48,8 @@ def call(
     batch = _broadcast(left.shape[:-2], right.shape[:-2])
     shape = (*batch, left.shape[-2], right.shape[-1])
     epilogue = _Epilogue.of(bias, activation, residual, shape, left.dtype, out_dtype)
+    if k == 0 and isinstance(right, _Operand) and not epilogue.is_nothing:
+        left, right = _of_one_term(left, right)
     wanted = str(parsed(OP, "precision", precision or FULL))
     if wanted != FULL and (left.dtype != "float32" or isinstance(right, _Packed)):
         expected = f"{FULL}, unless a and b are float32, b not packed"
@@ -79,9 +81,7 @@ def pack(weight: Any, trans_b: bool = False, packed: str | None = None) -> Packe
     can: it happens once, and needs no kernel.
     """
     dense = as_numpy(OP, "weight", weight)
-    if dense.ndim != 2:
-        shape = f"of shape {tuple(dense.shape)}"
-        raise CallError(op=OP, argument="weight", value=shape, expected="two dimensions")
+    check_weight(OP, dense)
     dtype = BFLOAT16 if dense.dtype.name == stored(BFLOAT16) else dense.dtype.name
     names = [name for op, name, owner in LAYOUTS if (op, owner) == (OP, dtype)]
     packed = packed or next(iter(names), None)
@@ -195,6 +195,17 @@ class _Epilogue:
         is_wide = bias is not None and dtype == BFLOAT16 and dtype_of(view(OP, "bias", bias)) == "float32"
         kinds = result, "float32" if is_wide else SAME
         return cls(bias, parsed(OP, "activation", activation or NONE), residual, *kinds)
+
+    @property
+    def is_nothing(self) -> bool:
+        return self.bias is self.residual is None and self.activation == NONE
+
+
+def _of_one_term(left: _Operand, right: _Operand) -> tuple[_Operand, _Operand]:
+    """Return operands whose one product is 0, for some that have none: of those there are no kernels."""
+    shapes = (*left.shape[:-1], 1), (*right.shape[:-2], 1, right.shape[-1])
+    a, b = (zeros(each.array, shape, each.dtype) for each, shape in zip((left, right), shapes))
+    return _Operand.of("a", a, False), _Operand.of("b", b, False)
 
 
 def _made(

@@ -9,7 +9,7 @@ import numpy as np
 
 from tvmops.errors import CallError, CallTypeError
 from tvmops.runtime.arrays import as_input, as_numpy, dtype_of, is_dense, view
-from tvmops.runtime.calls.base import Call, shape_of
+from tvmops.runtime.calls.base import Call, check_weight, shape_of
 from tvmops.runtime.packed import PackedWeight
 from tvmops.signatures import SIGNATURES
 from tvmops.signatures.layouts import LAYOUTS, PLAIN
@@ -117,7 +117,7 @@ def pack(weight: Any, layout: str = "words", trans_b: bool = False) -> PackedWei
     """Return `weight`, the b of later calls, packed."""
     dense = as_numpy(OP, "weight", weight)
     dense = dense.T if trans_b else dense
-    shape_of(OP, "weight", dense, 2)
+    check_weight(OP, dense)
     if dense.dtype.name != "int8":
         raise CallTypeError(op=OP, argument="weight", value=f"of dtype {dense.dtype}", expected="dtype int8")
     if (OP, layout, "int8") not in LAYOUTS:

@@ -30,8 +30,10 @@ def call(x: Any, axis: int = -1, scale: float | None = None, mask: Any = None, l
     dtype = float_dtype(x)
     dense = as_input(OP, "x", x, dtype)
     inputs = {"x": dense.reshape((rows, cols) if is_last else (rows, cols, inner))}
-    if mask is not None and rows * cols * inner > 0:
-        inputs["mask"] = _mask(mask, shape or (1,), at, dtype).reshape((-1, *inputs["x"].shape[1:]))
+    if mask is not None:
+        added = _mask(mask, shape or (1,), at, dtype)
+        if rows * cols * inner > 0:
+            inputs["mask"] = added.reshape((-1, *inputs["x"].shape[1:]))
     fields: dict[str, Any] = {"mask_rows": len(inputs["mask"])} if "mask" in inputs else {}
     return Call.of(
         OP,

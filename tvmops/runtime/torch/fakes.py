@@ -20,12 +20,13 @@ def _matmul(
     *,
     packed: str | None = None,
     shape: Sequence[int] | None = None,
+    out_dtype: str | None = None,
 ) -> Tensor:
-    m = a.shape[-1 if trans_a else -2]
+    m, dtype = a.shape[-1 if trans_a else -2], getattr(torch, out_dtype) if out_dtype else a.dtype
     if shape is not None:
-        return a.new_empty((*a.shape[:-2], m, shape[1]))
+        return a.new_empty((*a.shape[:-2], m, shape[1]), dtype=dtype)
     n = b.shape[-2 if trans_b else -1]
-    return a.new_empty((*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), m, n))
+    return a.new_empty((*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), m, n), dtype=dtype)
 
 
 def _matmul_fp8(
@@ -45,17 +46,22 @@ def _matmul_int8(
     out_dtype: str | None = None,
     out_scale: float = 1.0,
     out_zero_point: int = 0,
+    trans_b: bool = False,
+    b_zero_point: int = 0,
+    b_zero_points: Tensor | None = None,
     *,
     packed: str | None = None,
     shape: Sequence[int] | None = None,
 ) -> Tensor:
     scaled = a_scale is not None or b_scale is not None or bias is not None
     dtype = out_dtype or ("float32" if scaled else "int32")
-    n = b.shape[1] if shape is None else shape[1]
+    n = b.shape[0 if trans_b else 1] if shape is None else shape[1]
     return a.new_empty((a.shape[0], n), dtype=getattr(torch, dtype))
 
 
-def _matmul_weight_only(x: Tensor, w: Tensor, packed: str, shape: Sequence[int], x_bits: int = 24) -> Tensor:
+def _matmul_weight_only(
+    x: Tensor, w: Tensor, packed: str, shape: Sequence[int], *_: Any, **__: Any
+) -> Tensor:
     return x.new_empty((x.shape[0], shape[0]))
 
 

@@ -25,12 +25,14 @@ _PACKED = "*, str? packed=None, SymInt[]? shape=None"
 # shape that the weight had.
 _SCHEMAS = {
     "matmul": "(Tensor a, Tensor b, Tensor? bias=None, str? activation=None, bool trans_a=False, "
-    f"bool trans_b=False, Tensor? residual=None, {_PACKED}) -> Tensor",
+    f"bool trans_b=False, Tensor? residual=None, {_PACKED}, str? out_dtype=None) -> Tensor",
     "matmul_fp8": "(Tensor a, Tensor b, Tensor a_scale, Tensor b_scale, str? out_dtype=None) -> Tensor",
     "matmul_int8": "(Tensor a, Tensor b, int a_zero_point=0, float? a_scale=None, Tensor? b_scale=None, "
     "Tensor? bias=None, str? activation=None, str? out_dtype=None, float out_scale=1.0, "
-    f"int out_zero_point=0, {_PACKED}) -> Tensor",
-    "matmul_weight_only": "(Tensor x, Tensor w, str packed, SymInt[] shape, int x_bits=24) -> Tensor",
+    "int out_zero_point=0, bool trans_b=False, int b_zero_point=0, Tensor? b_zero_points=None, "
+    f"{_PACKED}) -> Tensor",
+    "matmul_weight_only": "(Tensor x, Tensor w, str packed, SymInt[] shape, int x_bits=24, "
+    "Tensor? bias=None, str? activation=None) -> Tensor",
     "attention": "(Tensor q, Tensor k, Tensor v, bool causal=False, float? scale=None, Tensor? mask=None, "
     "str align='bottom-right', Tensor? lengths=None, Tensor? block_table=None) -> Tensor",
     "conv2d": "(Tensor x, Tensor w, Tensor? bias=None, int[2] stride=1, int[4] padding=0, "
@@ -129,9 +131,11 @@ def _weight(op: str, dtype: str, array: Tensor, packed: str | None, shape: Seque
 def _implementations(lib: Library) -> dict[str, Callable[..., Any]]:
     """Return what computes each op: the library's methods, but for packed weights and pairs of results."""
 
-    def matmul(a: Tensor, b: Tensor, *rest: Any, packed: str | None = None, shape: Any = None) -> Any:
+    def matmul(
+        a: Tensor, b: Tensor, *rest: Any, packed: str | None = None, shape: Any = None, **more: Any
+    ) -> Any:
         dtype = str(a.dtype).removeprefix("torch.")
-        return lib.matmul(a, _weight("matmul", dtype, b, packed, shape), *rest)
+        return lib.matmul(a, _weight("matmul", dtype, b, packed, shape), *rest, **more)
 
     def matmul_int8(
         a: Tensor,
@@ -139,17 +143,28 @@ def _implementations(lib: Library) -> dict[str, Callable[..., Any]]:
         a_zero_point: int = 0,
         a_scale: float | None = None,
         b_scale: Tensor | None = None,
-        *rest: Any,
+        bias: Tensor | None = None,
+        activation: str | None = None,
+        out_dtype: str | None = None,
+        out_scale: float = 1.0,
+        out_zero_point: int = 0,
+        trans_b: bool = False,
+        b_zero_point: int = 0,
+        b_zero_points: Tensor | None = None,
+        *,
         packed: str | None = None,
         shape: Any = None,
     ) -> Any:
         weight = _weight("matmul_int8", "int8", b, packed, shape)
+        # one number goes by value: reading it from a GPU waits, so that it had better lie on the CPU
         scale = b_scale.item() if b_scale is not None and b_scale.ndim == 0 else b_scale
+        zeros = b_zero_point if b_zero_points is None else b_zero_points
+        rest = bias, activation, out_dtype, out_scale, out_zero_point, trans_b, zeros
         return lib.matmul_int8(a, weight, a_zero_point, a_scale, scale, *rest)
 
-    def matmul_weight_only(x: Tensor, w: Tensor, packed: str, shape: Any, x_bits: int = 24) -> Any:
+    def matmul_weight_only(x: Tensor, w: Tensor, packed: str, shape: Any, *rest: Any, **more: Any) -> Any:
         weight = _weight("matmul_weight_only", f"int{packed.split()[0]}", w, packed, shape)
-        return lib.matmul_weight_only(x, weight, x_bits)
+        return lib.matmul_weight_only(x, weight, *rest, **more)
 
     def conv2d(
         x: Tensor, w: Tensor, *rest: Any, packed: str | None = None, shape: Any = None, **attributes: Any
