@@ -20,7 +20,7 @@ from tvmops.workloads import Workload
 
 _MOST_ROWS = 64  # of a: more are a product like others
 
-# Of the guess, fitted to what an H200 took for 380 configs of 18 shapes.
+# Of the guess, fitted to what an H200 took for 293 configs of 18 shapes.
 _SHARE = 1.08  # of the bandwidth that the target states
 _FROM_L2 = 1.5  # times that bandwidth
 _BLOCK_RATE = 5e10  # bytes a second that one multiprocessor takes at most
