@@ -81,8 +81,8 @@ TEMPLATES: tuple[Template, ...] = (
     WeightOnlyMma(),
     DepthwiseConv(),
     WgmmaConv(),
-    PlanesConv(),
     NarrowConv(),
+    PlanesConv(),
     MmaConv(),
     Sketch(),
 )
