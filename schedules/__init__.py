@@ -93,8 +93,8 @@ TEMPLATES: tuple[Template, ...] = (
     WeightOnlyMma(),
     DepthwiseConv(),
     WgmmaConv(),
-    PlanesConv(),
     NarrowConv(),
+    PlanesConv(),
     MmaConv(),
     Sketch(),
 )

@@ -106,6 +106,11 @@ def test_nhwc_is_for_others() -> None:
     assert not TEMPLATE.covers(work.replace(layout="NHWC"), H100)
 
 
+def test_it_is_not_the_usual_one_for_few_channels() -> None:
+    work = conv("n=1 h=99 w=99 ci=3 co=64 kh=7 kw=7 stride=2 padding=3 dtype=float16")
+    assert [each.name for each in templates_for(work, H100)][:2] == ["cuda.conv_narrow", "cuda.conv_planes"]
+
+
 @pytest.mark.parametrize(
     "text, direct, turns",
     [
