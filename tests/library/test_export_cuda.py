@@ -14,7 +14,7 @@ from tvmops.library.export import export
 from tvmops.manifest import Manifest
 from tvmops.runtime.load import load
 from tvmops.targets import target
-from tvmops.workloads import workload
+from tvmops.workloads import Workload, workload
 
 H200 = target("nvidia-h200")
 W = workload("matmul", m=4096, n=4096, k=4096, dtype="bfloat16")
@@ -64,3 +64,36 @@ def test_convolutions_of_any_shape_are_answered(tmp_path: Path) -> None:
     templates = [entry.template.split("@")[0] for entry in generic]
     assert templates == ["cuda.conv_wgmma", "cuda.conv_mma", "cuda.conv_mma"]
     assert [entry.multiples for entry in generic] == [{"ci": 8, "co": 8}, {"ci": 8}, {}]
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    "work, first, last, aligned",
+    [
+        (
+            workload("matmul", m=1024, n=1024, k=1024, trans_b=True, precision="tf32", residual=True),
+            "cuda.gemm_tf32",
+            "cuda.gemm_tf32_mma",
+            {"n": 4, "k": 4},
+        ),
+        (
+            workload("matmul_int8", m=512, n=512, k=512, trans_b=True, b_zero_points="channel"),
+            "cuda.gemm_int8_wgmma",
+            "cuda.gemm_int8",
+            {"n": 8, "k": 16},
+        ),
+    ],
+    ids=["tf32", "int8"],
+)
+def test_wgmma_answers_what_tma_takes_and_mma_the_rest(
+    work: Workload, first: str, last: str, aligned: dict[str, int], tmp_path: Path
+) -> None:
+    record = default_record(work, H200)
+    (variant,) = Manifest.read(
+        export(work, H200, [write_log(tmp_path / "log.jsonl", record)], tmp_path / "lib")
+    ).variants
+    generic = [entry for entry in variant.kernels if entry.seconds is None]
+    names = [entry.template.split("@")[0] for entry in generic]
+    assert set(names) == {first, last} and names[0] == first and names[-1] == last
+    assert all(entry.multiples == aligned for entry, name in zip(generic, names) if name == first)
+    assert not generic[-1].multiples and not generic[-1].ranges  # answers every shape
