@@ -25,6 +25,7 @@ from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
 from tvmops.schedules.cuda.conv_depthwise import DepthwiseConv
 from tvmops.schedules.cuda.conv_mma import MmaConv
 from tvmops.schedules.cuda.conv_narrow import NarrowConv
+from tvmops.schedules.cuda.conv_planes import PlanesConv
 from tvmops.schedules.cuda.conv_wgmma import WgmmaConv
 from tvmops.schedules.cuda.gemm_chained import ChainedGemm, ChainedMma
 from tvmops.schedules.cuda.gemm_float32 import Float32Gemm
@@ -36,6 +37,7 @@ from tvmops.schedules.cuda.gemm_mma import MmaGemm
 from tvmops.schedules.cuda.gemm_padded import PaddedGemm
 from tvmops.schedules.cuda.gemm_simt import SimtGemm
 from tvmops.schedules.cuda.gemm_stream import StreamGemm
+from tvmops.schedules.cuda.gemm_summed import SummedGemm
 from tvmops.schedules.cuda.gemm_swapped import SwappedGemm
 from tvmops.schedules.cuda.gemm_tf32 import Tf32Gemm, Tf32Mma
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
@@ -73,6 +75,7 @@ TEMPLATES: tuple[Template, ...] = (
     StreamGemm(),
     WgmmaGemm(),
     ChainedGemm(),
+    SummedGemm(),
     PaddedGemm(),
     Fp8Gemm(),
     MmaGemm(),
@@ -91,6 +94,7 @@ TEMPLATES: tuple[Template, ...] = (
     DepthwiseConv(),
     WgmmaConv(),
     NarrowConv(),
+    PlanesConv(),
     MmaConv(),
     Sketch(),
 )

@@ -1,4 +1,4 @@
-"""Convolutions of 16-bit images of few channels, NHWC, with mma.sync; `kernels.conv_narrow` says how."""
+"""Convolutions of 16-bit images of few channels with mma.sync; `kernels.conv_narrow` says how."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from tvm import IRModule
 
 from tvmops.ops import op_of
 from tvmops.schedules.cpu.conv2d import ConvShape
-from tvmops.schedules.cuda.kernels.conv_narrow import NarrowKernel, NarrowLayout, NarrowTiles
+from tvmops.schedules.cuda.kernels.conv_narrow import NarrowKernel
+from tvmops.schedules.cuda.kernels.conv_narrow_tiles import NarrowLayout, NarrowTiles
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
 from tvmops.signatures.layouts import PLAIN
@@ -39,7 +40,6 @@ class NarrowConv(Template):
         ci, co = workload["ci"], workload["co"]
         return (
             workload["dtype"] in ("float16", "bfloat16")
-            and workload["layout"] == "NHWC"
             and workload["packed"] == PLAIN
             and workload["groups"] == 1
             and isinstance(ci, int)

@@ -10,7 +10,8 @@ from tvmops.targets import Target
 
 ROWS = 64  # of a wgmma: the pixels of a patch, at most
 DEPTH = 64  # channels of a step
-_BUFFER = ROWS * 64 * 2  # bytes of 64 x 64 results
+ROW_BYTES = 2 * DEPTH  # of what is multiplied
+_BUFFER = ROWS * ROW_BYTES  # bytes of 64 x 64 results
 _MOST_STAGES = 10  # more hide nothing that these do not
 _REGISTERS = 65_536  # of a multiprocessor
 _MOST_REGISTERS = 232  # of a thread that multiplies
@@ -33,6 +34,7 @@ class ConvTiles:
     multiprocessors: int
     shared_bytes: int  # of a multiprocessor, for one block
     residual: bool
+    direct: int = 0  # whether pixels are read from NCHW images as they lie
     producer_registers: int = 56
 
     @classmethod

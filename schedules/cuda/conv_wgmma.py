@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from typing import ClassVar
 
 from tvm import IRModule
 
 from tvmops.ops import op_of
 from tvmops.schedules.cpu.conv2d import ConvShape
+from tvmops.schedules.cuda.conv_patches import Patch, patch_count, patches_of, steps_of
 from tvmops.schedules.cuda.conv_tiles import DEPTH, ROWS, ConvTiles
 from tvmops.schedules.cuda.kernels.conv_wgmma import WgmmaConvKernel
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
 from tvmops.signatures.layouts import PLAIN
-from tvmops.signatures.windows import output_size
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Gpu, Target
 from tvmops.workloads import Workload
 
 _ALIGNED = 8  # channels: TMA takes rows of a multiple of 16 bytes
 _MOST_STRIDE = 8  # that TMA takes
-_MOST_BOX = 256
-_MOST_PATCHES = 4  # shapes of a patch that are tried: those that fit the image best
 _CLOCK = 1.7e9
 _WAITING = 72  # cycles of a step in which a warpgroup does not multiply
 _HEAT = 0.18  # the clock's fall when all multiprocessors multiply
@@ -33,12 +31,11 @@ _END_SECONDS = 4e-7
 _MEETING = 1e-6  # of the blocks of a cluster
 _FILL_SECONDS = 3.4e-6  # until the first stage is there, and for what follows the last
 
-Patch = tuple[int, int, int]  # columns, rows, images
-
 
 class WgmmaConv(Template):
     name = "cuda.conv_wgmma"
     version = 1
+    layout: ClassVar[str] = "NHWC"
 
     def covers(self, workload: Workload, target: Target) -> bool:
         if workload.op != "conv2d" or target.gpu is None or target.gpu.code != "sm_90a":
@@ -47,7 +44,7 @@ class WgmmaConv(Template):
         assert isinstance(groups, int) and isinstance(strides, tuple)
         return (
             workload["dtype"] in ("float16", "bfloat16")
-            and workload["layout"] == "NHWC"
+            and workload["layout"] == self.layout
             and workload["packed"] == PLAIN
             and max(strides) <= _MOST_STRIDE
             and all(_is_aligned(workload[channels], groups) for channels in ("ci", "co"))
@@ -71,10 +68,14 @@ class WgmmaConv(Template):
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
     def default(self, workload: Workload, target: Target) -> Config:
-        patch = patches_of(workload)[0]
-        choices = [_config(patch, knobs) for knobs in _DEFAULTS]
-        legal = [config for config in choices if is_legal(config, workload, target)]
+        space = self.space(workload, target)
+        legal = [config for config in self.choices(workload) if config in space]
         return min(legal, key=lambda config: self.estimate(workload, target, config))
+
+    def choices(self, workload: Workload) -> list[Config]:
+        """Return what the default is chosen from, by the estimate."""
+        patch = patches_of(workload)[0]
+        return [_config(patch, knobs) for knobs in _DEFAULTS]
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         patch = (ROWS, 1, 1) if ConvShape.of(workload).is_pointwise else (8, 8, 1)
@@ -84,7 +85,7 @@ class WgmmaConv(Template):
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Guess the seconds: of each wave of tiles the slower of multiplying and moving, and its end."""
         gpu, tiles = _gpu(target), tiles_of(workload, target, config)
-        count, steps = _tile_count(workload, tiles), math.ceil(_steps(workload) / tiles.split_k)
+        count, steps = _tile_count(workload, tiles), math.ceil(steps_of(workload) / tiles.split_k)
         places = tiles.blocks * (_PLACES if tiles.meeting > 2 else 1.0)
         blocks = min(count * tiles.meeting, tiles.blocks)
         waves = math.ceil(count * tiles.meeting / places)
@@ -109,7 +110,7 @@ class WgmmaConv(Template):
             **super().features(workload, target, config),
             "waves": count / tiles.blocks,
             "last_wave": count % tiles.blocks / tiles.blocks,
-            "steps": _steps(workload) / tiles.split_k,
+            "steps": steps_of(workload) / tiles.split_k,
             "stages": tiles.stages,
             "tile": tiles.all_patches * tiles.bn,
             "filled": tiles.pixels / ROWS,
@@ -143,52 +144,20 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and tiles.partial_bytes <= tiles.stages * tiles.stage_bytes
         and (tiles.bn % 64 == 0 or tiles.split_k > 1)  # results leave 64 channels at a time
         and tiles.bn < 2 * max(64, co // groups)
-        and (tiles.all_patches == 1 or tiles.all_patches < 2 * _patch_count(workload, tiles))
+        and (tiles.all_patches == 1 or tiles.all_patches < 2 * patch_count(workload, tiles))
         and (tiles.cluster == 1 or tiles.split_k == tiles.beside == 1)
-        and (tiles.cluster == 1 or tiles.cluster * tiles.all_patches < 2 * _patch_count(workload, tiles))
+        and (tiles.cluster == 1 or tiles.cluster * tiles.all_patches < 2 * patch_count(workload, tiles))
         and (not tiles.alternate or (tiles.consumers > 1 and tiles.split_k == 1))
-        and (tiles.split_k == 1 or tiles.split_k <= _steps(workload) // 2)
+        and (tiles.split_k == 1 or tiles.split_k <= steps_of(workload) // 2)
         and (tiles.split_k == 1 or count * tiles.split_k <= 2 * tiles.blocks)
     )
-
-
-@lru_cache(maxsize=64)
-def patches_of(workload: Workload) -> tuple[Patch, ...]:
-    """Return shapes of patches, those that leave the fewest products unused first, then the widest."""
-    (n,) = workload.dims("n")
-    oh, ow = output_size(workload)
-    shape = ConvShape.of(workload)
-    if shape.is_pointwise:
-        return ((ROWS, 1, 1),)
-    strides = shape.across.stride, shape.down.stride
-    found = {}
-    for width in range(1, min(ROWS, ow, _MOST_BOX // strides[0]) + 1):
-        for height in range(1, min(ROWS // width, oh, _MOST_BOX // strides[1]) + 1):
-            images = min(ROWS // (width * height), n)
-            count = math.ceil(ow / width) * math.ceil(oh / height) * math.ceil(n / images)
-            found[width, height, images] = count
-    ranked = sorted(found, key=lambda patch: (found[patch], patch[2], abs(patch[0] - patch[1])))
-    return tuple(ranked[:_MOST_PATCHES])
-
-
-def _patch_count(workload: Workload, tiles: ConvTiles) -> int:
-    (n,) = workload.dims("n")
-    oh, ow = output_size(workload)
-    if ConvShape.of(workload).is_pointwise:
-        return math.ceil(n * oh * ow / tiles.patch_w)
-    return math.ceil(ow / tiles.patch_w) * math.ceil(oh / tiles.patch_h) * math.ceil(n / tiles.patch_n)
 
 
 def _tile_count(workload: Workload, tiles: ConvTiles) -> int:
     """Count what blocks, or clusters that share weights, take one by one."""
     co, groups = workload.dims("co", "groups")
-    rows = math.ceil(_patch_count(workload, tiles) / (tiles.all_patches * tiles.cluster))
+    rows = math.ceil(patch_count(workload, tiles) / (tiles.all_patches * tiles.cluster))
     return rows * groups * math.ceil(co // groups / tiles.bn)
-
-
-def _steps(workload: Workload) -> int:
-    ci, groups, kh, kw = workload.dims("ci", "groups", "kh", "kw")
-    return kh * kw * math.ceil(ci // groups / DEPTH)
 
 
 def _is_aligned(channels: object, groups: int) -> bool:

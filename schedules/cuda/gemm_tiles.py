@@ -21,13 +21,14 @@ class Tiles:
     bk: int  # k of a stage
     consumers: int  # warpgroups that multiply, one above the other
     cluster: int  # blocks, one above the other, that share a tile of b
-    split_k: int  # blocks that share the sum of a tile
+    split_k: int  # blocks of a cluster that share the sum of a tile
     group: int  # rows of tiles that are walked together, column by column
     beside: int  # blocks that share a multiprocessor
     multiprocessors: int
     shared_bytes: int  # of a multiprocessor, for one block
     store_buffers: int = 2  # of 64 x 64, a consumer
     producer_registers: int = 40
+    parts: int = 1  # blocks anywhere that do, whose sums a second kernel adds up
     chained: int = 0  # 1: launched while the kernel before it ends, for whose results it waits by itself
 
     @classmethod
@@ -56,11 +57,18 @@ class Tiles:
     @property
     def stages(self) -> int:
         """Stages of the ring: as many as there is room for."""
-        stores = self.consumers * self.store_buffers * 64 * 64 * 2
-        partial = 4 * (self.bn + PARTIAL_PAD) * (self.bm if self.split_k > 1 else 1)
-        one = (self.bm + self.bn) * self.bk * 2 + 16
+        stores = self.consumers * self.store_buffers * 64 * 64 * 2 if self.split_k == self.parts == 1 else 0
         room = (self.shared_bytes + _RESERVED) // self.beside - _RESERVED
-        return min((room - stores - partial - 1024) // one, _MOST_STAGES)
+        return min((room - stores - 1024) // (self.stage_bytes + 16), _MOST_STAGES)
+
+    @property
+    def stage_bytes(self) -> int:
+        return (self.bm + -(-self.bn // 64) * 64) * self.bk * 2
+
+    @property
+    def partial_bytes(self) -> int:
+        """Bytes of a block's share of a sum: it takes the place of the ring, when that has been read."""
+        return 4 * (self.bn + PARTIAL_PAD) * self.bm if self.split_k > 1 else 0
 
 
 FEWER_SUMS = 96  # of a thread: what leaves room for more than a plain epilogue

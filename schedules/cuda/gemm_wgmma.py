@@ -22,8 +22,9 @@ _ALIGNED = 8  # elements: TMA takes rows of a multiple of 16 bytes
 _FULL_REUSE = 128 * 256 / (128 + 256)
 _TAKEN = 9e10  # bytes a second that one multiprocessor loads at most
 _FROM_L2 = 1.6  # times the bandwidth of memory
-_PLACES = 0.85  # of the machine: large clusters don't find room everywhere
+_PLACES = 0.91  # of the machine: clusters of four blocks and more don't find room everywhere
 _MEETING = 1e-6  # of the blocks of a cluster, each
+_UNEVEN = 1.08  # times as long, where a tile's columns end inside 64 that are loaded together
 _FILL_SECONDS = 2.5e-6  # until the first stage is there, and for what follows the last
 
 
@@ -44,7 +45,7 @@ class WgmmaGemm(Template):
         m, n, k = workload.dims("m", "n", "k")
         knobs = (
             Knob("bm", tuple(bm for bm in (64, 128, 256) if bm < 2 * max(m, 64))),
-            Knob("bn", tuple(bn for bn in (64, 128, 192, 256) if bn < 2 * max(n, 64))),
+            Knob("bn", tuple(bn for bn in (64, 128, 192, 224, 256) if bn < 2 * max(n, 64))),
             Knob("bk", (64, 128)),
             Knob("consumers", (1, 2) if m > 64 else (1,)),
             Knob("cluster", (1, 2) if m > 64 else (1,)),
@@ -76,13 +77,13 @@ class WgmmaGemm(Template):
         """Guess the seconds: of each wave of tiles the slower of multiplying and loading."""
         m, n, k = workload.dims("m", "n", "k")
         gpu, tiles = _gpu(target), self.tiles_of(config, target)
-        count = _tiles_of_c(workload, tiles) * tiles.split_k
-        places = tiles.blocks * (_PLACES if tiles.split_k > 4 * tiles.beside else 1.0)
+        count = tiles_of_c(workload, tiles) * tiles.split_k
+        places = tiles.blocks * (_PLACES if tiles.split_k > 2 else 1.0)
         waves = math.ceil(count / places)
         depth = math.ceil(math.ceil(k / tiles.bk) / tiles.split_k) * tiles.bk
         reuse = tiles.bm * tiles.bn / (tiles.bm + tiles.bn)  # of what is loaded; small tiles wait for it
         one = gpu.tensor_flops / tiles.blocks * min(1.0, 1.5 * reuse / _FULL_REUSE)
-        multiply = 2 * tiles.bm * tiles.bn * depth / one
+        multiply = 2 * tiles.bm * tiles.bn * depth / one * (_UNEVEN if tiles.bn % 64 else 1.0)
         rate = min(_TAKEN / tiles.beside, _FROM_L2 * gpu.bandwidth / min(count, tiles.blocks))
         load = 2 * (min(m, tiles.bm) + tiles.bn / tiles.cluster) * depth / rate
         fewest = 2 * _items(workload) * (m * k + k * n + m * n) / gpu.bandwidth
@@ -92,7 +93,7 @@ class WgmmaGemm(Template):
     def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
         m, k = workload.dims("m", "k")
         tiles = self.tiles_of(config, target)
-        count = _tiles_of_c(workload, tiles) * tiles.split_k
+        count = tiles_of_c(workload, tiles) * tiles.split_k
         return {
             **super().features(workload, target, config),
             "waves": count / tiles.blocks,
@@ -146,11 +147,12 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and accumulators <= tiles.consumer_registers - 72
         and tiles.stages >= 3
         and (tiles.beside == 1 or tiles.consumers == tiles.cluster == 1)
+        and tiles.partial_bytes <= tiles.stages * tiles.stage_bytes
         and not (tiles.cluster > 1 and tiles.split_k > 1)
-        and (tiles.bn // 64) % tiles.cluster == 0
+        and -(-tiles.bn // 64) % tiles.cluster == 0
         and tiles.cluster <= rows
         and tiles.split_k <= max(1, k // (2 * tiles.bk))
-        and (tiles.split_k == 1 or _tiles_of_c(workload, tiles) <= 2 * target.cores)
+        and (tiles.split_k == 1 or tiles_of_c(workload, tiles) <= 2 * target.cores)
         and (tiles.group <= max(1, rows // tiles.cluster) or tiles.group == 1)
     )
 
@@ -172,7 +174,8 @@ def _items(workload: Workload) -> int:
     return batch
 
 
-def _tiles_of_c(workload: Workload, tiles: Tiles) -> int:
+def tiles_of_c(workload: Workload, tiles: Tiles) -> int:
+    """Return how many tiles the result has, of all matrices."""
     m, n = workload.dims("m", "n")
     return _items(workload) * math.ceil(m / tiles.bm) * math.ceil(n / tiles.bn)
 
@@ -211,6 +214,12 @@ _DEFAULTS = (
     _config(64, 128, 128, 1, 1, 1, 1),
     _config(128, 128, 64, 2, 1, 1, 1),
     _config(128, 128, 64, 2, 1, 2, 1),
+    _config(64, 64, 64, 1, 1, 2, 1),
+    _config(128, 64, 64, 1, 1, 2, 1),
+    _config(64, 128, 64, 1, 1, 4, 1),
+    _config(64, 128, 64, 1, 2, 1, 1),
+    _config(128, 128, 64, 2, 2, 1, 1),
+    _config(128, 224, 64, 2, 2, 1, 1),
     _config(128, 256, 64, 2, 1, 1, 1),
-    _config(128, 256, 64, 2, 2, 1, 8),
+    _config(128, 256, 64, 2, 2, 1, 16),
 )

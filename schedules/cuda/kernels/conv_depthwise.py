@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import DataType, IRModule, tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.lang.alloc_pool import SMEMPool
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cpu.emit import Extent, ceildiv
 from tvmops.schedules.cuda.activation import activate
+from tvmops.schedules.cuda.kernels.conv_arrays import conv_module
 from tvmops.schedules.cuda.row_memory import load_vector, parts_of, store_vector, unpack
 from tvmops.schedules.cuda.words import Scalar, c_call, do, when
 
@@ -60,28 +60,10 @@ class DepthwiseKernel:
         self.parts = parts_of(dtype, tiles.width)
 
     def module(self) -> IRModule:
-        with IRBuilder() as builder, T.prim_func():
-            T.func_name("main")
-            self._arguments()
-            T.device_entry()
-            with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
-                self._body()
-        return IRModule({"main": builder.get().with_attr("global_symbol", "main")})
+        return conv_module(self.shape, self.dtype, self._begin, self._body)
 
-    def _arguments(self) -> None:
-        s = self.shape
-        y = (s.n, s.oh, s.ow, s.co)
-        shapes = {
-            "x": (s.n, s.h, s.w, s.ci),
-            "w": (s.co, s.down.size, s.across.size, 1),
-            **({"bias": (s.co,)} if s.epilogue.bias else {}),
-            **({"residual": y} if s.epilogue.residual else {}),
-            "y": y,
-        }
-        self.arrays = {
-            name: T.arg(name, T.buffer(extents, self.dtype, align=16, buffer_name=name))
-            for name, extents in shapes.items()
-        }
+    def _begin(self, arrays: dict[str, Any]) -> None:
+        self.arrays = arrays
 
     @property
     def blocks(self) -> tuple[Extent, Extent]:

@@ -13,12 +13,12 @@ from __future__ import annotations
 from typing import Any
 
 from tvm import IRModule, tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cpu.emit import Extent
 from tvmops.schedules.cuda.activation import activate
+from tvmops.schedules.cuda.kernels.conv_arrays import conv_module
 from tvmops.schedules.cuda.kernels.gemm_mma import BK, MmaKernel, MmaTiles, Operand, Product
 from tvmops.schedules.cuda.pairs import float_at, store_element, store_pair_at
 from tvmops.schedules.cuda.pieces import PIECE, copy_piece
@@ -179,32 +179,13 @@ class MmaConvKernel(MmaKernel):
         super().__init__(product, tiles)
 
     def module(self) -> IRModule:
-        with IRBuilder() as builder, T.prim_func():
-            T.func_name("main")
-            self._arguments()
-            T.device_entry()
-            with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
-                self._body()
-        return IRModule({"main": builder.get().with_attr("global_symbol", "main")})
+        return conv_module(self.shape, self.product.dtype, self._begin, self._body)
 
-    def _arguments(self) -> None:
-        s, t, dtype = self.shape, self.tiles, self.product.dtype
-        last, taps = s.channels_last, (s.down.size, s.across.size)
-        y = (s.n, s.oh, s.ow, s.co) if last else (s.n, s.co, s.oh, s.ow)
-        shapes = {
-            "x": (s.n, s.h, s.w, s.ci) if last else (s.n, s.ci, s.h, s.w),
-            "w": (s.co, *taps, s.ci_each) if last else (s.co, s.ci_each, *taps),
-            **({"bias": (s.co,)} if self.product.bias else {}),
-            **({"residual": y} if self.product.residual else {}),
-            "y": y,
-        }
-        arrays = {
-            name: T.arg(name, T.buffer(extents, dtype, align=16, buffer_name=name))
-            for name, extents in shapes.items()
-        }
+    def _begin(self, arrays: dict[str, Any]) -> None:
+        s, t = self.shape, self.tiles
         self.bias, self.residual, self.c = (arrays.get(name) for name in ("bias", "residual", "y"))
         weights = (arrays["w"], s.co_each, _depth(s), True)
-        if last:
+        if s.channels_last:
             self.image: _Window | _Planes = _Window(arrays["x"], s, t.bm, t.a_vector)
             self.a, self.b = self.image, Operand(*weights, t.bn, t.b_vector)
         else:

@@ -21,7 +21,6 @@ from dataclasses import replace
 from typing import Any
 
 from tvm import IRModule
-from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.lang.alloc_pool import SMEMPool
 from tvm.tirx.script.builder import ir as T
 
@@ -29,7 +28,11 @@ from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cpu.emit import Extent
 from tvmops.schedules.cuda.conv_tiles import DEPTH, ROWS, ConvTiles
 from tvmops.schedules.cuda.gemm_tiles import PARTIAL_PAD
-from tvmops.schedules.cuda.kernels.conv_wgmma_roles import ClusterSum, Consumer, Producer, Tile
+from tvmops.schedules.cuda.kernels.conv_arrays import conv_module
+from tvmops.schedules.cuda.kernels.conv_consumer import Consumer
+from tvmops.schedules.cuda.kernels.conv_partials import ClusterSum
+from tvmops.schedules.cuda.kernels.conv_producer import Producer, Tile
+from tvmops.schedules.cuda.kernels.conv_results import Results
 from tvmops.schedules.cuda.words import Barriers, Ring, Scalar, do, ptx, tensor_map, when
 
 
@@ -38,36 +41,20 @@ class WgmmaConvKernel:
 
     def __init__(self, shape: ConvShape, dtype: str, tiles: ConvTiles) -> None:
         self.given, self.dtype, self.tiles = shape, dtype, tiles
-        # of a 1x1 kernel all pixels are one row of one image
-        flat = shape.n * shape.h * shape.w
-        self.shape = replace(shape, n=1, h=1, w=flat) if shape.is_pointwise else shape
+        self.shape = self.multiplied(shape)
         self.grouped = shape.groups > 1
         self.rank = 5 if self.grouped else 4
         self.epilogue = shape.epilogue
 
-    def module(self) -> IRModule:
-        with IRBuilder() as builder, T.prim_func():
-            T.func_name("main")
-            self._arguments()
-            T.device_entry()
-            with T.attr({"tirx.launch_bounds_min_blocks_per_sm": self.tiles.beside}):
-                self._body()
-        return IRModule({"main": builder.get().with_attr("global_symbol", "main")})
+    def multiplied(self, shape: ConvShape) -> ConvShape:
+        """Return the convolution that is computed: of a 1x1 kernel all pixels are one row of one image."""
+        flat = shape.n * shape.h * shape.w
+        return replace(shape, n=1, h=1, w=flat) if shape.is_pointwise else shape
 
-    def _arguments(self) -> None:
-        s = self.given
-        y = (s.n, s.oh, s.ow, s.co)
-        shapes = {
-            "x": (s.n, s.h, s.w, s.ci),
-            "w": (s.co, s.down.size, s.across.size, s.ci_each),
-            **({"bias": (s.co,)} if self.epilogue.bias else {}),
-            **({"residual": y} if self.epilogue.residual else {}),
-            "y": y,
-        }
-        arrays = {
-            name: T.arg(name, T.buffer(extents, self.dtype, align=16, buffer_name=name))
-            for name, extents in shapes.items()
-        }
+    def module(self) -> IRModule:
+        return conv_module(self.given, self.dtype, self._begin, self._body, self.tiles.beside)
+
+    def _begin(self, arrays: dict[str, Any]) -> None:
         self.bias, self.residual, self.y = (arrays.get(name) for name in ("bias", "residual", "y"))
         self.maps = self._tensor_maps(arrays)
 
@@ -76,15 +63,23 @@ class WgmmaConvKernel:
         s, t = self.shape, self.tiles
         places = s.down.size * s.across.size
         maps = {
-            "x": self._image_map(arrays["x"], s.ci_each, (s.w, s.h, s.n), (s.across.stride, s.down.stride)),
+            "x": self._seen_map(arrays["x"]),
             "w": tensor_map(
                 arrays["w"], self.dtype, [s.ci_each, places, s.co], [DEPTH, 1, t.bn // t.cluster]
             ),
         }
-        if t.split_k == 1:
-            names = ("y", "residual") if self.epilogue.residual else ("y",)
-            maps |= {name: self._image_map(arrays[name], s.co_each, (s.ow, s.oh, s.n)) for name in names}
-        return maps
+        return maps | self._result_maps(arrays)
+
+    def _seen_map(self, x: Any) -> Any:
+        s = self.shape
+        return self._image_map(x, s.ci_each, (s.w, s.h, s.n), (s.across.stride, s.down.stride))
+
+    def _result_maps(self, arrays: dict[str, Any]) -> dict[str, Any]:
+        s = self.shape
+        if self.tiles.split_k > 1:
+            return {}
+        names = ("y", "residual") if self.epilogue.residual else ("y",)
+        return {name: self._image_map(arrays[name], s.co_each, (s.ow, s.oh, s.n)) for name in names}
 
     def _image_map(
         self, array: Any, channels: Extent, image: tuple[Extent, ...], strides: tuple[int, int] = (1, 1)
@@ -113,12 +108,13 @@ class WgmmaConvKernel:
             for each in self.maps.values():
                 ptx("prefetch.tensormap", T.address_of(each))
             self.ring.init()
-            if self.waits_for_residual:
+            if self.counts_residual:
                 self.arrived.init()
             if t.alternate:
                 self.turns.init()
             ptx("fence.mbarrier_init.release.cluster")
         do(T.cuda.cluster_sync() if t.meeting > 1 else T.cuda.cta_sync())
+        self.await_arrays()
         self.first, self.last = Scalar(0), Scalar(self.steps)
         if t.split_k > 1:
             self.first.set(T.truncdiv(self.steps * self.cluster_rank, t.split_k))
@@ -138,13 +134,18 @@ class WgmmaConvKernel:
         if t.split_k > 1:
             do(T.cuda.cluster_sync())
             with when(self.warpgroup < t.consumers):
-                ClusterSum(self).run()
+                self.cluster_sum().run()
         if t.meeting > 1:
             do(T.cuda.cluster_sync())  # no block leaves while others read its memory or wait at its barriers
 
     @property
     def waits_for_residual(self) -> bool:
         return self.epilogue.residual and self.tiles.split_k == 1
+
+    @property
+    def counts_residual(self) -> bool:
+        """Whether barriers count the bytes of it that the copy engine brings."""
+        return self.waits_for_residual
 
     def _count(self) -> None:
         """Count patches, tiles and steps."""
@@ -168,7 +169,7 @@ class WgmmaConvKernel:
         if t.split_k == 1:
             self.results = pool.alloc((t.consumers, t.store_buffers, ROWS, 64), self.dtype, align=1024)
         self.ring = Ring(pool, t.stages, t.sharers * t.cluster)
-        if self.waits_for_residual:
+        if self.counts_residual:
             self.arrived = Barriers(pool, t.consumers, 1)
         if t.alternate:
             self.turns = Barriers(pool, t.consumers, 1)
@@ -200,6 +201,29 @@ class WgmmaConvKernel:
         image = Scalar(T.truncdiv(rest, self.down))()
         column, row = (patch - rest * self.across) * t.patch_w, (rest - image * self.down) * t.patch_h
         return Scalar(column)(), Scalar(row)(), Scalar(image * t.patch_n)()
+
+    def moved(self, corner: tuple[Any, Any, Any], pixel: Any) -> tuple[Any, Any, Any]:
+        """Return the column, row and image of the `pixel`-th pixel of a patch."""
+        t, (x, y, image) = self.tiles, corner
+        return (
+            x + T.truncmod(pixel, t.patch_w),
+            y + T.truncmod(T.truncdiv(pixel, t.patch_w), t.patch_h),
+            image + T.truncdiv(pixel, t.patch_w * t.patch_h),
+        )
+
+    def await_arrays(self) -> None:
+        """Wait until what is read is there: another kernel may make it."""
+
+    def results_of(self, sums: Any) -> Results:
+        """Return what stores the sums of a warpgroup."""
+        return Results(self, sums)
+
+    def cluster_sum(self) -> ClusterSum:
+        return ClusterSum(self)
+
+    def place_in_image(self, channel: Any, group: Any, corner: tuple[Any, Any, Any]) -> tuple[Any, ...]:
+        """Return the coordinates of a box of x."""
+        return self.place(channel, group, corner)
 
     def place(self, channel: Any, group: Any, corner: tuple[Any, Any, Any]) -> tuple[Any, ...]:
         """Return the coordinates of a box, innermost first."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import tirx
@@ -36,6 +36,7 @@ class Form:
     out_dtype: str = ""  # as dtype
     pads: tuple[str, ...] = ()  # operands whose rows begin where TMA can't
     loose: bool = False  # whether the rows of the result do
+    parts: int = 1  # stretches of k whose sums meet in a workspace
 
     @property
     def result(self) -> str:
@@ -55,8 +56,18 @@ class Form:
         return not (self.stores_directly or self.loose)
 
     @property
+    def sums(self) -> Form:
+        """The same without what follows the sum, in float32."""
+        return replace(self, scales="", bias="", residual=False, activation="none", out_dtype="float32")
+
+    @property
     def finishes(self) -> bool:
-        return bool(self.scales or self.bias) or self.residual or self.activation != "none"
+        return self.scales == "rows" or bool(self.bias) or self.residual or self.activation != "none"
+
+    @property
+    def has_factor(self) -> bool:
+        """Whether one number times each sum is all that follows."""
+        return self.scales == "tensor" and not self.finishes
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,8 @@ class Arrays:
             items = self.batch if self.items[name] else 1
             copy = Padded(rows * items, columns, self.workspace_bytes)
             self.copies[name], self.workspace_bytes = copy, copy.end
+        if form.parts > 1:
+            self.workspace_bytes += T.Cast("int64", self.m) * T.Cast("int64", self.n) * (4 * form.parts)
 
     def declare(self, workspace: bool) -> dict[str, Any]:
         """Declare the arguments of a function, in calling order."""

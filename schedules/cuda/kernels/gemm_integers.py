@@ -116,7 +116,7 @@ class IntegerResults(Results):
         zeros: ZeroPoints,
         columns: Columns,
     ) -> None:
-        super().__init__(arrays_of, arrays, tiles, at)
+        super().__init__(arrays_of.form, arrays_of, arrays, tiles, at)
         self.zeros, self.columns, self.k = zeros, columns, arrays_of.k
 
     def begin(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tvm.script import tirx as T
@@ -40,14 +41,14 @@ class Operand:
         self.has_items = bool(arrays_of.items[name])
         self.by_k, self.size, self.bk, self.sharers = by_k, size, tiles.bk, sharers
         self.own = size // sharers  # what this block loads
-        self.loads = self.bk // 64 if by_k else self.own // 64
-        columns, rows = (self.bk // 64, size) if by_k else (size // 64, self.bk)
+        columns, rows = (self.bk // 64, size) if by_k else (-(-size // 64), self.bk)
+        self.loads = columns if by_k else columns // sharers
         self.shape = (tiles.stages, columns, rows, 64)
         self.box = (64, self.own if by_k else self.bk)
 
     @property
     def stage_bytes(self) -> int:
-        return self.size * self.bk * 2
+        return math.prod(self.shape[1:]) * 2
 
     @T.inline
     def load(self, ring, stage, view, first, k, part, item, barrier):

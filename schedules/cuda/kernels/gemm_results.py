@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 
 from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.gemm_tiles import Tiles
-from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays
+from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
 from tvmops.schedules.cuda.words import PTX_TYPES, c_call, do
 
 _STORE = "cp.async.bulk.tensor.{rank}d.global.shared::cta.tile.bulk_group"
@@ -26,8 +26,8 @@ _VALUES = {
     "float32": ("int", "__uint_as_float(bits)"),
 }
 _STORE_TWO = """
-__forceinline__ __device__ void store_two(float* array, int row, int pitch, int column, float x, float y) {
-  *reinterpret_cast<float2*>(array + static_cast<long long>(row) * pitch + column) = make_float2(x, y);
+__forceinline__ __device__ void store_two(void* array, int row, int pitch, int column, float x, float y) {
+  *reinterpret_cast<float2*>(static_cast<float*>(array) + static_cast<long long>(row) * pitch + column) = make_float2(x, y);
 }
 """
 _STORE_TWO_APART = """
@@ -40,14 +40,14 @@ __forceinline__ __device__ void store_two_apart(float* array, int row, int pitch
 # A warp stores 16 rows of 64 elements of a swizzled tile, from row `first` on, `height` rows of it, to rows
 # that begin anywhere: words where they are aligned, and what is left at both ends.
 _STORE_ROWS = """
-__forceinline__ __device__ void store_rows(void* array, int row, int height, int pitch, int column,
+__forceinline__ __device__ void store_rows(void* array, int row, int height, int pitch, int column, int end,
                                            const void* tile, int first, int lane) {
   const char* from = static_cast<const char*>(tile) + 128 * first + 4 * (lane & 3);
   unsigned words[16];
 #pragma unroll
   for (int i = 0; i < 16; ++i)
     words[i] = *reinterpret_cast<const unsigned*>(from + 128 * i + ((lane >> 2 ^ (i & 7)) << 4));
-  const int left = min(pitch - column, 64);
+  const int left = min(end - column, 64);
   unsigned short* to = static_cast<unsigned short*>(array) + static_cast<long long>(row + first) * pitch + column;
 #pragma unroll
   for (int i = 0; i < 16; ++i, to += pitch) {
@@ -66,15 +66,38 @@ __forceinline__ __device__ void store_rows(void* array, int row, int height, int
 """
 
 
+# The same where rows begin at multiples of 16 bytes: 4 rows at a time, 8 lanes each.
+_STORE_PIECES = """
+__forceinline__ __device__ void store_pieces(void* array, int row, int height, int pitch, int column, int end,
+                                             const void* tile, int first, int lane) {
+  const char* from = static_cast<const char*>(tile) + 128 * first;
+  unsigned short* to = static_cast<unsigned short*>(array) + static_cast<long long>(row + first) * pitch + column;
+  const int piece = lane & 7;
+  if (column + 8 * piece >= end) return;
+#pragma unroll
+  for (int n = 0; n < 4; ++n) {
+    const int i = 4 * n + (lane >> 3);
+    const uint4 words = *reinterpret_cast<const uint4*>(from + 128 * i + ((piece ^ (i & 7)) << 4));
+    if (first + i < height) *reinterpret_cast<uint4*>(to + static_cast<long long>(i) * pitch + 8 * piece) = words;
+  }
+}
+"""
+
+
 def store_rows(
-    array: Any, row: Any, height: Any, pitch: Any, column: Any, tile: Any, warp: Any, lane: Any
+    array: Any,
+    row: Any,
+    height: Any,
+    pitch: Any,
+    columns: tuple[Any, Any],
+    tile: Any,
+    warp: Any,
+    lane: Any,
+    aligned: bool = False,
 ) -> None:
-    """Let a warp store its 16 rows of a tile, whose first is `row` of the array, `height` before the last."""
-    do(
-        c_call(
-            "void", "store_rows", array, row, height, pitch, column, tile, warp * 16, lane, source=_STORE_ROWS
-        )
-    )
+    """Let a warp store its 16 rows of a tile of up to 64 columns, of `height` rows from `row` of the array on."""
+    name, source = ("store_pieces", _STORE_PIECES) if aligned else ("store_rows", _STORE_ROWS)
+    do(c_call("void", name, array, row, height, pitch, *columns, tile, warp * 16, lane, source=source))
 
 
 @dataclass(frozen=True)
@@ -90,17 +113,21 @@ class Consumer:
     row: Any  # of 64, that its stmatrix writes
     acc: Any  # the sums
     packed: Any  # four registers
+    factor: Any  # of all sums, in a register, or None
 
 
 class Results:
     """What becomes of the sums of one thread."""
 
-    def __init__(self, arrays_of: Arrays, arrays: dict[str, Any], tiles: Tiles, at: Consumer) -> None:
-        self.form, self.m, self.n = arrays_of.form, arrays_of.m, arrays_of.n
-        self.arrays, self.c, self.at = arrays, arrays["c"], at
+    def __init__(
+        self, form: Form, arrays_of: Arrays, arrays: dict[str, Any], tiles: Tiles, at: Consumer
+    ) -> None:
+        self.form, self.m, self.n = form, arrays_of.m, arrays_of.n
+        self.arrays, self.at = arrays, at
+        self.c = arrays["workspace" if form != arrays_of.form else "c"]  # sums alone
         self.bm, self.bn, self.buffers = tiles.bm, tiles.bn, tiles.store_buffers
         self.blocks = tiles.blocks_a_group  # of 64 rows
-        self.parts = tiles.bn // 64
+        self.parts = -(-tiles.bn // 64)  # of up to 64 columns
         self.sums = tiles.bn // 2  # of a thread, for 64 rows
         # Stores that may still read: none if the next tile begins with the buffer that this one ends with.
         self.unread = self.buffers - 1 if self.blocks * self.parts % self.buffers == 0 else 0
@@ -108,16 +135,7 @@ class Results:
 
     def finish(self, sums: Any, at: Any, row: Any, column: Any) -> None:
         """Apply the epilogue to one sum, of row `row` of all matrices."""
-        form, arrays, value = self.form, self.arrays, sums[at]
-        if form.scales:
-            by_rows = form.scales == "rows"
-            value = value * _element("float32", arrays["a_scale"].data, 0, 0, row if by_rows else 0)
-            value = value * _element("float32", arrays["b_scale"].data, 0, 0, column if by_rows else 0)
-        if form.bias:
-            value = value + _element(form.bias, arrays["bias"].data, 0, self.n, column)
-        if form.residual:
-            value = value + _element(form.result, arrays["residual"].data, row, self.n, column)
-        T.buffer_store(sums, activate(form.activation, value), [at])
+        T.buffer_store(sums, finished(self.form, self.arrays, self.n, sums[at], row, column), [at])
 
     # fmt: off
     @T.inline
@@ -134,7 +152,7 @@ class Results:
                                 for e in T.unroll(2):
                                     self.finish(self.at.acc, w * self.sums + j * 4 + half * 2 + e, self.at.item * self.m + r, T.min(column + e, self.n - 1))
                             if self.form.stores_directly:
-                                self.store_two(self.at.item * self.m + r, column, self.at.acc[w * self.sums + j * 4 + half * 2], self.at.acc[w * self.sums + j * 4 + half * 2 + 1])
+                                self.store_two(self.at.item * self.m + r, column, self._sum(w * self.sums + j * 4 + half * 2), self._sum(w * self.sums + j * 4 + half * 2 + 1))
 
     @T.inline
     def store(self, tile, view):
@@ -152,25 +170,34 @@ class Results:
                     T.ptx.cp.async_.bulk.commit_group()
 
     @T.inline
-    def store_loosely(self, tile):
-        """Store rows that begin anywhere, each warp those that it rounded."""
+    def store_by_warps(self, tile):
+        """Store without TMA, each warp the rows that it rounded."""
         for w in T.unroll(self.blocks):
             for s in T.unroll(self.parts):
                 self._round_to(tile, (w * self.parts + s) % self.buffers, w, s)
                 T.cuda.warp_sync()
-                store_rows(self.c.data, self.at.item * self.m + self.at.tm * self.bm + self.at.group * (64 * self.blocks) + w * 64, self.m - (self.at.tm * self.bm + self.at.group * (64 * self.blocks) + w * 64), self.n, self.at.tn * self.bn + s * 64, tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, 0, 0]), self.at.warp, self.at.lane)
+                store_rows(self.c.data, self.at.item * self.m + self.at.tm * self.bm + self.at.group * (64 * self.blocks) + w * 64, self.m - (self.at.tm * self.bm + self.at.group * (64 * self.blocks) + w * 64), self.n, self._columns(s), tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, 0, 0]), self.at.warp, self.at.lane, not self.form.loose)
                 T.cuda.warp_sync()
 
     @T.inline
     def _round_to(self, tile, buffer, w, s):
         """Round 64 columns of sums to swizzled shared memory."""
         for p in T.unroll(4):
-            for q in T.unroll(4):
-                T.ptx[self.rounding](self.at.packed[q], self.at.acc[w * self.sums + s * 32 + p * 8 + q * 2 + 1], self.at.acc[w * self.sums + s * 32 + p * 8 + q * 2])
-            T.ptx["stmatrix.sync.aligned.m8n8.x4.shared.b16"](
-                tile.ptr_to([self.at.group, buffer, self.at.row, ((p * 2 + self.at.lane // 16) ^ (self.at.lane % 8)) * 8]),
-                self.at.packed[0], self.at.packed[1], self.at.packed[2], self.at.packed[3])
+            if s * 64 + p * 16 < self.bn:
+                for q in T.unroll(4):
+                    T.ptx[self.rounding](self.at.packed[q], self._sum(w * self.sums + s * 32 + p * 8 + q * 2 + 1), self._sum(w * self.sums + s * 32 + p * 8 + q * 2))
+                T.ptx["stmatrix.sync.aligned.m8n8.x4.shared.b16"](
+                    tile.ptr_to([self.at.group, buffer, self.at.row, ((p * 2 + self.at.lane // 16) ^ (self.at.lane % 8)) * 8]),
+                    self.at.packed[0], self.at.packed[1], self.at.packed[2], self.at.packed[3])
     # fmt: on
+
+    def _sum(self, number: Any) -> Any:
+        return self.at.acc[number] if self.at.factor is None else self.at.acc[number] * self.at.factor[0]
+
+    def _columns(self, part: Any) -> tuple[Any, Any]:
+        """Return the first column of a part, and the first behind it that is another's."""
+        first = self.at.tn * self.bn
+        return first + part * 64, T.min(first + T.min(self.bn, part * 64 + 64), self.n)
 
     def store_eight(self, row: Any, column: Any, sums: Any) -> None:
         """Store eight results of other dtypes than the sums."""
@@ -181,6 +208,25 @@ class Results:
         loose = self.form.loose
         name, source = ("store_two_apart", _STORE_TWO_APART) if loose else ("store_two", _STORE_TWO)
         do(c_call("void", name, self.c.data, row, self.n, column, x, y, source=source))
+
+
+def factor_of(arrays: dict[str, Any]) -> Any:
+    """Return the scale of all sums. It is read before the first product: a load at the end is waited for."""
+    scales = [_element("float32", arrays[name].data, 0, 0, 0) for name in ("a_scale", "b_scale")]
+    return scales[0] * scales[1]
+
+
+def finished(form: Form, arrays: dict[str, Any], n: Any, value: Any, row: Any, column: Any) -> Any:
+    """Return what becomes of one sum, of row `row` of all matrices."""
+    if form.scales:
+        by_rows = form.scales == "rows"
+        value = value * _element("float32", arrays["a_scale"].data, 0, 0, row if by_rows else 0)
+        value = value * _element("float32", arrays["b_scale"].data, 0, 0, column if by_rows else 0)
+    if form.bias:
+        value = value + _element(form.bias, arrays["bias"].data, 0, n, column)
+    if form.residual:
+        value = value + _element(form.result, arrays["residual"].data, row, n, column)
+    return activate(form.activation, value)
 
 
 def _element(dtype: str, array: Any, row: Any, pitch: Any, column: Any) -> Any:

@@ -26,6 +26,7 @@ typedef unsigned int uint;
 typedef unsigned char uchar;
 typedef unsigned short ushort;
 struct alignas(16) uint4 { uint x, y, z, w; };
+struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(8) uint2 { uint x, y; };
 
 namespace emulator {
@@ -336,6 +337,10 @@ static inline void ask_for(const void* memory, int there) {
   volatile char c = there ? *static_cast<const char*>(memory) : 0;
 }
 static inline void load_streamed(unsigned* out, const void* memory) { load_streamed_if(out, memory, 1); }
+static inline void copy_word(unsigned to, const void* from) {
+  if (reinterpret_cast<uintptr_t>(from) % 4) emulator::fail("an address that is not aligned");
+  emulator::now->groups.back().push_back({to, from, 4, 4});
+}
 COPY_PIECE(2, 2) COPY_PIECE(4, 4) COPY_PIECE(8, 8) COPY_PIECE(8_near, 8)
 static inline void tvm_builtin_ptx_cp_async_commit_group_async_commit_group() { emulator::now->groups.emplace_back(); }
 static inline void wait_group(size_t left) {

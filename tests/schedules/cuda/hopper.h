@@ -99,15 +99,16 @@ static unsigned in_matrix(uint64_t descriptor, int row, int bytes) {
 template <float (*to_float)(uint16_t)> static float half_of_matrix(uint64_t descriptor, int row, int k) {
   return to_float(half_word(in_matrix(descriptor, row, 2 * k)));
 }
+// Rows across k: panels of 64 of them one after the other, 8 values of k in as many bytes as the stride says.
+template <float (*to_float)(uint16_t)> static float half_of_turned(uint64_t descriptor, int row, int k) {
+  const unsigned panel = (descriptor >> 16 & 0x3FFF) << 4;
+  return to_float(half_word(in_matrix(descriptor + (row / 64 * panel >> 4), k, row % 64 * 2)));
+}
 static float tf32_of_matrix(uint64_t descriptor, int row, int k) {
   return as_tf32(word(in_matrix(descriptor, row, 4 * k)));
 }
-// Rows of 64 elements across k, swizzled, 8 values of k in as many bytes as the descriptor's stride says.
-template <float (*to_float)(uint16_t)> static float half_of_turned(uint64_t descriptor, int row, int k) {
-  return to_float(half_word(in_matrix(descriptor, k, 2 * row)));
-}
-typedef float (*OfMatrix)(uint64_t, int, int);
 // `depth` elements are 32 bytes.
+typedef float (*OfMatrix)(uint64_t, int, int);
 template <OfMatrix of_a, OfMatrix of_b, int depth>
 static void multiply_warpgroup(float** sums, int columns, uint64_t a, uint64_t b, bool adds) {
   std::vector<float*> own(sums, sums + columns / 2);
@@ -211,27 +212,40 @@ static inline void multiply_warpgroup(float** sums, int count, float& sum, Rest&
     float* sums[columns / 2];                                                                                     \
     multiply_warpgroup<of_a, of_b, depth, columns>(sums, 0, all...);                                              \
   }
-#define MULTIPLY_HALVES(kind, to_float, columns)                                                                  \
-  MULTIPLY_WARPGROUP(kind, emulator::half_of_matrix<to_float>, emulator::half_of_matrix<to_float>, 16, columns, 1_1_0_0) \
-  MULTIPLY_WARPGROUP(kind, emulator::half_of_turned<to_float>, emulator::half_of_matrix<to_float>, 16, columns, 1_1_1_0)
-#define MULTIPLY_WARPGROUPS(columns)                                                                              \
-  MULTIPLY_HALVES(bf16, from_bfloat16, columns) MULTIPLY_HALVES(f16, from_half, columns)                           \
+#define MULTIPLY_HALVES(kind, along, across, columns)             \
+  MULTIPLY_WARPGROUP(kind, along, along, 16, columns, 1_1_0_0)    \
+  MULTIPLY_WARPGROUP(kind, along, across, 16, columns, 1_1_0_1)   \
+  MULTIPLY_WARPGROUP(kind, across, along, 16, columns, 1_1_1_0)   \
+  MULTIPLY_WARPGROUP(kind, across, across, 16, columns, 1_1_1_1)
+#define MULTIPLY_WARPGROUPS(columns)                                                                                    \
+  MULTIPLY_HALVES(bf16, emulator::half_of_matrix<from_bfloat16>, emulator::half_of_turned<from_bfloat16>, columns)     \
+  MULTIPLY_HALVES(f16, emulator::half_of_matrix<from_half>, emulator::half_of_turned<from_half>, columns)               \
   MULTIPLY_WARPGROUP(tf32, emulator::tf32_of_matrix, emulator::tf32_of_matrix, 8, columns, 1_1)
 MULTIPLY_WARPGROUPS(8) MULTIPLY_WARPGROUPS(16) MULTIPLY_WARPGROUPS(24) MULTIPLY_WARPGROUPS(40)
-MULTIPLY_WARPGROUPS(32) MULTIPLY_WARPGROUPS(64) MULTIPLY_WARPGROUPS(128) MULTIPLY_WARPGROUPS(192) MULTIPLY_WARPGROUPS(256)
+MULTIPLY_WARPGROUPS(32) MULTIPLY_WARPGROUPS(64) MULTIPLY_WARPGROUPS(128) MULTIPLY_WARPGROUPS(192) MULTIPLY_WARPGROUPS(224)
+MULTIPLY_WARPGROUPS(256)
 static inline void ask_for_box(uint64_t, int, int) {}
-static inline void tvm_builtin_ptx_stmatrix_sync_aligned_m8n8_x4_shared_b16(
-    uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+static inline void save_matrices(uint32_t address, const uint32_t* in, bool transposed) {
   auto& warp = emulator::warp();
   emulator::shared(address, 16);
   warp.words[emulator::lane()][0] = address;
   emulator::meet(warp.group);
-  const uint32_t in[4] = {a, b, c, d};
   const int row = emulator::lane() / 4, column = emulator::lane() % 4 * 2;
-  for (int matrix = 0; matrix < 4; ++matrix)
-    std::memcpy(emulator::shared(warp.words[matrix * 8 + row][0] + 2 * column, 4), &in[matrix], 4);
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    auto at = [&](int r) { return warp.words[matrix * 8 + r][0]; };
+    if (!transposed) std::memcpy(emulator::shared(at(row) + 2 * column, 4), &in[matrix], 4);
+    for (int e = 0; e < 2 && transposed; ++e)
+      std::memcpy(emulator::shared(at(column + e) + 2 * row, 2), reinterpret_cast<const char*>(&in[matrix]) + 2 * e, 2);
+  }
   emulator::meet(warp.group);
 }
+#define SAVE_MATRICES(name, transposed)                                                                       \
+  static inline void name(uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {                 \
+    const uint32_t in[4] = {a, b, c, d};                                                                      \
+    save_matrices(address, in, transposed);                                                                   \
+  }
+SAVE_MATRICES(tvm_builtin_ptx_stmatrix_sync_aligned_m8n8_x4_shared_b16, false)
+SAVE_MATRICES(tvm_builtin_ptx_stmatrix_sync_aligned_m8n8_x4_trans_shared_b16, true)
 // Of bytes: the sums lie in a row, of registers.
 template <typename Byte>
 static inline void multiply_bytes_of_warpgroup(unsigned* sums, int columns, uint64_t a, uint64_t b, bool adds) {
@@ -278,6 +292,28 @@ static inline void add_partials(float* sums, const void* mine, int count) {
 ADD_PARTIALS(2) ADD_PARTIALS(3) ADD_PARTIALS(4) ADD_PARTIALS(6) ADD_PARTIALS(8)
 struct alignas(8) float2 { float x, y; };
 static inline float2 make_float2(float x, float y) { return {x, y}; }
+static inline void tvm_builtin_ptx_cvt_bf16x2_f32_rn_bf16x2_f32(uint32_t& pair, float high, float low) {
+  pair = pack_bfloat16(low, high);
+}
+static inline void tvm_builtin_ptx_cvt_f16x2_f32_rn_f16x2_f32(uint32_t& pair, float high, float low) {
+  pair = pack_float16(low, high);
+}
+static inline void tvmops_add_partial(float* sums, const void* mine, int rank) {
+  const auto offset = tvm_builtin_cuda_cvta_generic_to_shared(mine);
+  for (int i = 0; i < 8; ++i) {
+    float value;
+    std::memcpy(&value, (*emulator::cluster)[rank]->memory.data() + offset + 4 * i, 4);
+    sums[i] += value;
+  }
+}
+static inline void tvm_builtin_ptx_st_vec_global_v4_b32(const void* to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  const uint32_t words[4] = {a, b, c, d};
+  std::memcpy(const_cast<void*>(to), words, 16);
+}
+static inline void tvm_builtin_ptx_st_vec_global_v4_f32(const void* to, float a, float b, float c, float d) {
+  const float words[4] = {a, b, c, d};
+  std::memcpy(const_cast<void*>(to), words, 16);
+}
 static inline uint2 make_uint2(uint x, uint y) { return {x, y}; }
 static inline void tvm_builtin_ptx_st_vec_global_v4_f32(const void* to, float a, float b, float c, float d) {
   const float values[4] = {a, b, c, d};

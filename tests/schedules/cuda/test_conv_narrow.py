@@ -12,7 +12,8 @@ from tvmops.measure import cuda
 from tvmops.ops import op_of
 from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cuda.conv_narrow import NarrowConv
-from tvmops.schedules.cuda.kernels.conv_narrow import NarrowKernel, NarrowTiles
+from tvmops.schedules.cuda.kernels.conv_narrow import NarrowKernel
+from tvmops.schedules.cuda.kernels.conv_narrow_tiles import NarrowTiles
 from tvmops.signatures.dtypes import decode
 from tvmops.targets import target
 from tvmops.workloads import Workload
@@ -24,7 +25,7 @@ FIRST = "ci=3 co=64 kh=7 kw=7 stride=2 padding=3 dtype=float16"
 
 
 def conv(text: str) -> Workload:
-    return Workload.parse(f"conv2d {text} layout=NHWC")
+    return Workload.parse(f"conv2d {text}" if "layout=" in text else f"conv2d {text} layout=NHWC")
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,7 @@ def conv(text: str) -> Workload:
     [
         (f"n=1 h=224 w=224 {FIRST}", "nvidia-a100", True),
         (f"n=* h=* w=* {FIRST}", "nvidia-h100", True),
+        (f"n=1 h=224 w=224 {FIRST} layout=NCHW", "nvidia-a100", True),
         (f"n=1 h=224 w=224 {FIRST}", "cuda-sm75", False),
         (f"n=1 h=224 w=224 {FIRST} dilation=1x2", "nvidia-a100", False),  # a row is no run
         ("n=1 h=9 w=9 ci=17 co=64 kh=3 kw=3 dtype=float16", "nvidia-a100", False),
@@ -75,6 +77,16 @@ CASES = [
     # runs of 8, one part of 16 pixels a warp; runs of 5 and an odd depth
     ("n=3 h=6 w=8 ci=4 co=16 kh=2 kw=2 dtype=float16 residual=true", (4, 8, 2, 16), 2),
     ("n=1 h=7 w=40 ci=1 co=8 kh=3 kw=5 stride=1x3 dtype=bfloat16", (2, 8, 1, 16), 1),
+    # planes of channels: results in pairs of pixels, and one by one where rows are odd
+    (
+        f"n=2 h=13 w=20 {FIRST} bias=true activation=relu layout=NCHW".replace("co=64", "co=24"),
+        (4, 8, 2, 32), 3,
+    ),
+    (
+        "n=2 h=9 w=10 ci=3 co=40 kh=3 kw=3 padding=1x2x0x1 dilation=2x1 dtype=bfloat16 bias=true "
+        "residual=true activation=gelu layout=NCHW",
+        (4, 16, 1, 16), 4,
+    ),
 ]  # fmt: skip
 
 

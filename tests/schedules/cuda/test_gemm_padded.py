@@ -76,7 +76,7 @@ def test_the_default_is_legal(shape: tuple[int, int, int]) -> None:
 
 def test_it_comes_before_the_way_without_copies() -> None:
     names = [template.name for template in templates_for(matmul(640, 639, 640), H200)]
-    assert names == ["cuda.gemm_padded", "cuda.gemm_mma", "cuda.gemm_mma_chained", "sketch"]
+    assert names[:3] == ["cuda.gemm_padded", "cuda.gemm_mma", "cuda.gemm_mma_chained"]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ __forceinline__ __device__ void fill_tile(void* to, const void* from, int thread
 """
             do(c_call("void", "fill_tile", shared.ptr_to([0, 0]), tile.data, warp * 32 + lane, source=source))
             do(T.cuda.cta_sync())
-            store_rows(c.data, 2, m - 2, n, first, shared.ptr_to([0, 0]), warp, lane)
+            store_rows(c.data, 2, m - 2, n, (first, n), shared.ptr_to([0, 0]), warp, lane)
 
         tile = (np.arange(4096, dtype=np.uint16) + 1).reshape(64, 64)
         memory = np.full((height + 4, width), NOTHING, np.uint16)

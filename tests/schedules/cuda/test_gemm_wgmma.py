@@ -88,6 +88,13 @@ def test_a_cluster_shares_b_or_splits_k() -> None:
     assert not is_legal(both, LARGE, H200)
 
 
+def test_partial_sums_fit_where_the_ring_was() -> None:
+    space = TEMPLATE.space(matmul(256, 1024, 8192), H200)
+    for split in (config for config in space if config["split_k"] != 1):
+        tiles = Tiles.of(split, H200)
+        assert tiles.partial_bytes <= tiles.stages * tiles.stage_bytes
+
+
 def test_a_batch_counts_as_work() -> None:
     one, many = matmul(128, 128, 128), matmul(128, 128, 128, batch=640)
     config = TEMPLATE.default(many, H200)

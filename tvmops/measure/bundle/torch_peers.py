@@ -157,7 +157,11 @@ def _norm(torch: Any, workload: Workload) -> dict[str, Call]:
 
 
 def _conv2d(torch: Any, workload: Workload) -> dict[str, Call]:
-    """cuDNN's fastest kernel, in both layouts; what follows the sum apart, or fused where PyTorch can."""
+    """cuDNN's fastest kernel, in both layouts; what follows the sum apart, or fused where PyTorch can.
+
+    What lies NHWC is there in the other layout beforehand. What lies NCHW is turned in the call, there and
+    back, but for the weights, as who has such images must.
+    """
     top, left, *ends = sizes(workload, "padding")
     after = {"none": None, "relu": torch.relu_}
     if [top, left] != ends or workload["activation"] not in after:
@@ -179,12 +183,18 @@ def _conv2d(torch: Any, workload: Workload) -> dict[str, Call]:
             image = array.ndim == 4
             seen = array.permute(0, 3, 1, 2) if image and last else array
             if image and not as_given:
-                if array.data_ptr() not in copies:
-                    other = torch.contiguous_format if last else torch.channels_last
+                other = torch.contiguous_format if last else torch.channels_last
+                if not last and name != "w":
+                    seen = seen.contiguous(memory_format=other)
+                elif array.data_ptr() not in copies:
                     copies[array.data_ptr()] = seen.contiguous(memory_format=other)
-                seen = copies[array.data_ptr()]
+                seen = copies.get(array.data_ptr(), seen)
             found[name] = seen
         return found
+
+    def turn_back(y: Any, as_given: bool) -> None:
+        if not last and not as_given:
+            y.contiguous()
 
     def through(as_given: bool) -> Call:
         def convolve(*arrays: Any) -> None:
@@ -195,6 +205,7 @@ def _conv2d(torch: Any, workload: Workload) -> dict[str, Call]:
                 y += inputs["residual"]
             if activate:
                 activate(y)
+            turn_back(y, as_given)
 
         return convolve
 
@@ -204,16 +215,18 @@ def _conv2d(torch: Any, workload: Workload) -> dict[str, Call]:
             x, w, ends = inputs["x"], inputs["w"], (inputs.get("bias"), *attributes.values())
             with torch.backends.cudnn.flags(enabled=True, benchmark=True):
                 if "residual" in inputs:
-                    torch.cudnn_convolution_add_relu(x, w, inputs["residual"], 1.0, *ends)
+                    y = torch.cudnn_convolution_add_relu(x, w, inputs["residual"], 1.0, *ends)
                 else:
-                    torch.cudnn_convolution_relu(x, w, *ends)
+                    y = torch.cudnn_convolution_relu(x, w, *ends)
+            turn_back(y, as_given)
 
         return convolve
 
     name, layouts = f"torch {torch.__version__} conv2d", {"NHWC": last, "NCHW": not last}
     calls = {f"{name} {layout}": through(as_given) for layout, as_given in layouts.items()}
-    if activate:
-        calls[f"{name} NHWC, fused"] = fused(layouts["NHWC"])
+    for layout in ("NHWC",) if last else layouts:
+        if activate:
+            calls[f"{name} {layout}, fused"] = fused(layouts[layout])
     return calls
 
 
