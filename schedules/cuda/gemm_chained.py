@@ -12,7 +12,8 @@ from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-_MOST_WORK = 1 << 36  # multiplications: more take so long that what a launch costs is lost in it
+# Multiplications: more take so long that what a launch costs is lost in it.
+_MOST_WORK, _MOST_MMA_WORK = 1 << 35, 1 << 31
 
 
 class ChainedGemm(WgmmaGemm):
@@ -24,7 +25,7 @@ class ChainedGemm(WgmmaGemm):
     def covers(self, workload: Workload, target: Target) -> bool:
         if not super().covers(workload, target) or workload.is_generic:
             return False
-        return _is_small(workload)
+        return _work(workload) <= _MOST_WORK
 
     def space(self, workload: Workload, target: Target) -> Space:
         whole = super().space(workload, target)
@@ -48,7 +49,7 @@ class ChainedMma(MmaGemm):
             super().covers(workload, target)
             and is_chained(target)
             and not workload.is_generic
-            and _is_small(workload)
+            and _work(workload) <= _MOST_MMA_WORK
         )
 
     def space(self, workload: Workload, target: Target) -> Space:
@@ -63,6 +64,6 @@ class ChainedMma(MmaGemm):
         return MmaKernel(product, tiles_of(config), chained=True).module()
 
 
-def _is_small(workload: Workload) -> bool:
+def _work(workload: Workload) -> int:
     batch, m, n, k = workload.dims("batch", "m", "n", "k")
-    return batch * m * n * k <= _MOST_WORK
+    return batch * m * n * k

@@ -46,7 +46,8 @@ def test_what_it_covers_has_a_default() -> None:
             work = matmul(m, n, 2048)
             if TEMPLATE.covers(work, H200):
                 assert TEMPLATE.default(work, H200) in TEMPLATE.space(work, H200)
-    assert TEMPLATE in templates_for(LONG, H200) and not TEMPLATE.covers(LONG, target("nvidia-a100"))
+    assert TEMPLATE.name in [template.name for template in templates_for(LONG, H200)]
+    assert not TEMPLATE.covers(LONG, target("nvidia-a100"))
 
 
 def test_parts_take_no_more_blocks_than_stay_on_the_machine() -> None:
