@@ -315,8 +315,3 @@ static inline void tvm_builtin_ptx_st_vec_global_v4_f32(const void* to, float a,
   std::memcpy(const_cast<void*>(to), words, 16);
 }
 static inline uint2 make_uint2(uint x, uint y) { return {x, y}; }
-static inline void tvm_builtin_ptx_st_vec_global_v4_f32(const void* to, float a, float b, float c, float d) {
-  const float values[4] = {a, b, c, d};
-  if (reinterpret_cast<uintptr_t>(to) % 16) emulator::fail("an address that is not aligned");
-  std::memcpy(const_cast<void*>(to), values, 16);
-}
