@@ -32,13 +32,13 @@ needs_emulator = [
 ]
 
 
-def emulated(cubin: Cubin, folder: Path) -> Callable[..., None]:
-    """Return a function that runs the only kernel of `cubin`.
+def emulated(cubin: Cubin, folder: Path, number: int = 0) -> Callable[..., None]:
+    """Return a function that runs a kernel of `cubin`, the only one or that of this number.
 
     It takes the arguments by name, arrays and numbers, and `grid`, `cluster` and `shared_bytes`.
     """
-    found = _KERNEL.search(cubin.source)
-    assert found is not None
+    kernels = list(_KERNEL.finditer(cubin.source))
+    found = kernels[number]
     threads, name, parameters = int(found[1]), found[2], [p.split() for p in found[3].split(", ")]
     declared = _HEADER.read_text() + _HOPPER.read_text()
     helpers = "".join(
@@ -46,7 +46,9 @@ def emulated(cubin: Cubin, folder: Path) -> Callable[..., None]:
         for match in _HELPER.finditer(cubin.source) if not re.search(rf"\b{match[1]}\b", declared)
         and not _is_named_by_macro(match[1])
     )  # fmt: skip
-    body = _SHARED.sub(r"uchar* \1 = emulator::now->block->memory.data();", cubin.source[found.start() :])
+    body = _SHARED.sub(
+        r"uchar* \1 = emulator::now->block->memory.data();", cubin.source[kernels[0].start() :]
+    )
     names = ", ".join(f"*{words[-1]}" if _TENSOR_MAP in words else words[-1] for words in parameters)
     taken = found[3].replace(f"__grid_constant__ {_TENSOR_MAP} ", f"{_TENSOR_MAP}* ")
     launch = f"""
@@ -55,7 +57,7 @@ extern "C" const char* run(int grid, int cluster, int shared_bytes, {taken}) {{
   return emulator::launch(grid, cluster, {threads}, shared_bytes);
 }}
 """
-    source, library = folder / "kernel.cpp", folder / "kernel.so"
+    source, library = folder / f"kernel{number}.cpp", folder / f"kernel{number}.so"
     source.write_text(f'#include "{_HEADER}"\n{helpers}{body}{launch}')
     command = ["g++", "-O1", "-w", "-std=c++17", "-shared", "-fPIC", "-o", str(library), str(source)]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -206,6 +206,7 @@ static inline int min(int a, int b) { return a < b ? a : b; }
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 template <typename T> static inline T __ldcs(const T* p) { return *p; }
 template <typename T> static inline T __ldg(const T* p) { return *p; }
+template <typename T> static inline T __ldcg(const T* p) { return *p; }
 template <typename T> static inline void __stcs(T* p, T value) { *p = value; }
 template <typename T> static inline void __stwb(T* p, T value) { *p = value; }
 

@@ -298,14 +298,6 @@ static inline void tvm_builtin_ptx_cvt_bf16x2_f32_rn_bf16x2_f32(uint32_t& pair, 
 static inline void tvm_builtin_ptx_cvt_f16x2_f32_rn_f16x2_f32(uint32_t& pair, float high, float low) {
   pair = pack_float16(low, high);
 }
-static inline void tvmops_add_partial(float* sums, const void* mine, int rank) {
-  const auto offset = tvm_builtin_cuda_cvta_generic_to_shared(mine);
-  for (int i = 0; i < 8; ++i) {
-    float value;
-    std::memcpy(&value, (*emulator::cluster)[rank]->memory.data() + offset + 4 * i, 4);
-    sums[i] += value;
-  }
-}
 static inline void tvm_builtin_ptx_st_vec_global_v4_b32(const void* to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
   const uint32_t words[4] = {a, b, c, d};
   std::memcpy(const_cast<void*>(to), words, 16);
