@@ -64,6 +64,8 @@ class Sketch(Template):
         # of attention the rules would make kernels that hold all scores; and they take no scalars
         if workload.is_generic or workload.ranges or workload.op == "attention":
             return False
+        if target.kind not in ("cpu", "cuda"):
+            return False
         op = op_of(workload)
         if SIGNATURES[workload.op].scalars(workload):
             return False

@@ -24,7 +24,6 @@ from tvmops.errors import (
     LibraryDamagedError,
     LibraryTargetError,
     NoRecordError,
-    NoTemplateError,
 )
 from tvmops.library import write
 from tvmops.library.export import export
@@ -230,7 +229,7 @@ def test_what_one_of_several_targets_has_no_template_for_is_said(
     on_cpu, on_gpu = Manifest.read(library).variants
     assert [kernel.workload for kernel in on_cpu.kernels[:2]] == [str(rows), str(points)]
     assert [kernel.workload for kernel in on_gpu.kernels] == [str(rows)]
-    with pytest.raises(NoTemplateError, match="no schedule template covers 'activation"):
+    with pytest.raises(NoRecordError, match="no usable record for 'activation"):  # sketch search may make one
         export(points, cuda, [log], tmp_path / "none")
 
 

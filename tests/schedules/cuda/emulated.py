@@ -29,6 +29,7 @@ _SHARED = re.compile(r"extern __shared__ __align__\(\d+\) uchar (\w+)\[\];")
 needs_emulator = [
     needs_nvcc,
     pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here, which compiles the emulator"),
+    pytest.mark.usefixtures("source_alone"),
 ]
 
 
