@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _CONSUMERS = 8  # the named barrier of all that multiply
 
 _STORE_TWO = """
-__forceinline__ __device__ void store_two(void* to, float x, float y) {
+__forceinline__ __device__ void store_floats_at(void* to, float x, float y) {
   *static_cast<float2*>(to) = make_float2(x, y);
 }
 """
@@ -139,7 +139,7 @@ class Consumer:
             for i in range(0, self.each, 2):
                 place = kernel.partial.ptr_to([row + i // 2 % 2 * 8, i // 4 * 8 + kernel.lane % 4 * 2])
                 low, high = (self.sums[patch * self.each + i + e] for e in range(2))
-                do(c_call("void", "store_two", place, low, high, source=_STORE_TWO))
+                do(c_call("void", "store_floats_at", place, low, high, source=_STORE_TWO))
 
 
 def _swizzled(address: Any) -> Any:

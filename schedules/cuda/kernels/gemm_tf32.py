@@ -23,7 +23,7 @@ from tvmops.schedules.cuda.words import Scalar, c_call, when
 _ITEM = 4  # bytes of an element
 _DEPTH = 2 * BK // _ITEM  # k of a stage
 _LOAD_WORD = """
-__forceinline__ __device__ unsigned load_word(unsigned from) {
+__forceinline__ __device__ unsigned load_shared_word(unsigned from) {
   unsigned word;
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(from) : "memory");
   return word;
@@ -54,7 +54,7 @@ class _Floats(Operand):
     def word(self, stage: Any, k: Any, own: Any) -> Any:
         """Return the element of a tile that does not lie along k."""
         address = self.address(stage, k, T.truncdiv(own, 4)) + T.Cast("uint32", own % 4 * _ITEM)
-        return c_call("uint32", "load_word", address, source=_LOAD_WORD)
+        return c_call("uint32", "load_shared_word", address, source=_LOAD_WORD)
 
     def copy_piece(self, *place: Any) -> Any:
         return copy_bytes(self.vector, *place)

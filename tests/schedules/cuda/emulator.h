@@ -445,7 +445,7 @@ static inline void tvm_builtin_ptx_mma_sync_aligned_m16n8k8_row_col_f32_tf32_tf3
   emulator::meet(warp.group);
   d0 = result[0]; d1 = result[1]; d2 = result[2]; d3 = result[3];
 }
-static inline uint32_t load_word(uint32_t from) { return emulator::word(from); }
+static inline uint32_t load_shared_word(uint32_t from) { return emulator::word(from); }
 
 // Of bytes: words hold four along k.
 template <typename Byte>
