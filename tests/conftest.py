@@ -7,14 +7,14 @@ from collections import Counter
 
 import pytest
 
-_CASES = 6  # of a test of kernels that always run, and every third of those that follow
+_CASES = 4  # of a test of kernels that always run, and every third of those that follow
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--library", metavar="FOLDER", help="what tests.device.library exported, for the tests marked device"
     )
-    parser.addoption("--thorough", action="store_true", help="all cases of tests of GPUs' kernels")
+    parser.addoption("--thorough", action="store_true", help="all cases of tests of kernels")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     seen: Counter[str] = Counter()
     left: list[pytest.Item] = []
     for item in items:
-        if "tests/schedules/cuda/" not in item.nodeid:
+        if "tests/schedules/" not in item.nodeid:
             continue
         test = item.nodeid.split("[")[0]
         if seen[test] >= _CASES and (seen[test] - _CASES) % 3:
