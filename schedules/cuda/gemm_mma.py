@@ -7,7 +7,9 @@ import math
 from tvm import IRModule
 
 from tvmops.schedules.cuda.extents import extent, known
-from tvmops.schedules.cuda.kernels.gemm_mma import BK, MmaKernel, MmaTiles, Product
+from tvmops.schedules.cuda.kernels.gemm_mma import MmaKernel, MmaTiles
+from tvmops.schedules.cuda.kernels.mma_operand import BK
+from tvmops.schedules.cuda.kernels.product import Product
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
 from tvmops.signatures.layouts import PLAIN

@@ -19,7 +19,9 @@ from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cpu.emit import Extent
 from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.kernels.conv_arrays import conv_module
-from tvmops.schedules.cuda.kernels.gemm_mma import BK, MmaKernel, MmaTiles, Operand, Product
+from tvmops.schedules.cuda.kernels.gemm_mma import MmaKernel, MmaTiles
+from tvmops.schedules.cuda.kernels.mma_operand import BK, Operand
+from tvmops.schedules.cuda.kernels.product import Product
 from tvmops.schedules.cuda.pairs import float_at, store_element, store_pair_at
 from tvmops.schedules.cuda.pieces import PIECE, copy_piece
 from tvmops.schedules.cuda.words import Scalar, c_call, pack, slice_of, when

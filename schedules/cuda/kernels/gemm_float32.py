@@ -15,8 +15,8 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import Extent
-from tvmops.schedules.cuda.kernels.gemm_mma import Product
 from tvmops.schedules.cuda.kernels.gemm_simt import FOUR, Factor, SimtKernel, SimtTiles, read_four
+from tvmops.schedules.cuda.kernels.product import Product
 from tvmops.schedules.cuda.words import Scalar, c_call, do, ptx, when
 
 _COPY = """

@@ -22,7 +22,9 @@ from tvm.tirx.script.builder import ir as T
 from tvmops.schedules.cpu.emit import Extent
 from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.byte_pieces import BYTES, copy_bytes, fetch_bytes
-from tvmops.schedules.cuda.kernels.gemm_mma import BK, MmaKernel, MmaTiles, Operand, Product
+from tvmops.schedules.cuda.kernels.gemm_mma import MmaKernel, MmaTiles
+from tvmops.schedules.cuda.kernels.mma_operand import BK, Operand
+from tvmops.schedules.cuda.kernels.product import Product
 from tvmops.schedules.cuda.pieces import place_words
 from tvmops.schedules.cuda.words import c_call, do, when
 

@@ -18,7 +18,7 @@ from tvm.tirx.lang.alloc_pool import SMEMPool
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import Extent, ceildiv
-from tvmops.schedules.cuda.kernels.gemm_mma import Product, finished
+from tvmops.schedules.cuda.kernels.product import Product, finished
 from tvmops.schedules.cuda.words import Scalar, c_call, do, slice_of, when
 
 FOUR = 4  # neighbours of a thread: 16 bytes of floats

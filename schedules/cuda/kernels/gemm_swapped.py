@@ -23,7 +23,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import ceildiv
 from tvmops.schedules.cuda.kernels.column_sums import STORE_FOUR, add_four
-from tvmops.schedules.cuda.kernels.gemm_mma import Product, finished
+from tvmops.schedules.cuda.kernels.product import Product, finished
 from tvmops.schedules.cuda.words import (
     PROGRAMMATIC_LAUNCH,
     PTX_TYPES,

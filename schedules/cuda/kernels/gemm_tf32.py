@@ -11,13 +11,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tvm import IRModule, tirx
-from tvm.script.ir_builder import IRBuilder
+from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import Extent
 from tvmops.schedules.cuda.byte_pieces import BYTES, copy_bytes
-from tvmops.schedules.cuda.kernels.gemm_mma import BK, MmaKernel, MmaTiles, Operand, Product, finished
+from tvmops.schedules.cuda.kernels.gemm_mma import MmaKernel, MmaTiles
+from tvmops.schedules.cuda.kernels.mma_operand import BK, Operand
+from tvmops.schedules.cuda.kernels.product import Product, finished
 from tvmops.schedules.cuda.words import Scalar, c_call, when
 
 _ITEM = 4  # bytes of an element
@@ -72,30 +73,14 @@ class _Floats(Operand):
 class Tf32Kernel(MmaKernel):
     """`main(a, b, [bias], [residual], c)`."""
 
-    itemsize = 1  # of what `_Floats` counts
+    operand = _Floats
+    itemsize, bias_align = 1, 4  # what `_Floats` counts is bytes
     a: _Floats
     b: _Floats
 
     def __init__(self, product: Product, tiles: MmaTiles, chained: bool = False) -> None:
-        super().__init__(replace(product, k=product.k * 2), tiles, chained)
-        self.own = product
-
-    def module(self) -> IRModule:
-        p, t = self.own, self.tiles
-        with IRBuilder() as builder, T.prim_func():
-            T.func_name("main")
-            a = self._array("a", (p.k, p.m) if p.trans_a else (p.m, p.k), "a")
-            b = self._array("b", (p.n, p.k) if p.trans_b else (p.k, p.n), "b")
-            self.a = _Floats(a, p.m, p.k, not p.trans_a, t.bm, t.a_vector)
-            self.b = _Floats(b, p.n, p.k, p.trans_b, t.bn, t.b_vector)
-            bias = T.buffer((p.n,), p.dtype, align=4, buffer_name="bias") if p.bias else None
-            self.bias = T.arg("bias", bias) if bias is not None else None
-            self.residual = self._array("residual", (p.m, p.n)) if p.residual else None
-            self.c = self._array("c", (p.m, p.n))
-            T.device_entry()
-            with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
-                self._body()
-        return self._module_of(builder.get())
+        super().__init__(product, tiles, chained)
+        self.product = replace(product, k=product.k * 2)
 
     def _keep(self, value: Any) -> Any:
         return Scalar(value)()  # a variable: what has a name alone is divided again at each use
