@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 from tvm import IRModule
 
@@ -20,7 +21,6 @@ from tvmops.workloads import Workload
 
 _AMPERE = 80  # mma.sync of 16 bits with cp.async
 _HOPPER = 90  # launches that don't wait for the kernel before
-_VECTORS = (8, 4, 2, 1)  # elements of a copy
 _MOST_REGISTERS = 136  # of a thread, for sums and what is read ahead
 _SHARE = 0.6  # of the tensor cores' rate that mma.sync reaches where wgmma is the native way
 _FILL_SECONDS = 3e-6
@@ -31,6 +31,13 @@ class MmaGemm(Template):
 
     name = "cuda.gemm_mma"
     version = 1
+    vectors: ClassVar[tuple[int, ...]] = (
+        8,
+        4,
+        2,
+        1,
+    )  # that a copy may take: elements, or bytes of those of other sizes
+    each = 1  # of these in an element
 
     def covers(self, workload: Workload, target: Target) -> bool:
         return (
@@ -43,7 +50,8 @@ class MmaGemm(Template):
         )
 
     def space(self, workload: Workload, target: Target) -> Space:
-        a, b = (_vectors(workload[dim]) for dim in row_dims(workload))
+        halves = self.in_halves(workload)
+        a, b = (self._vectors(workload[dim]) for dim in row_dims(workload))
         knobs = (
             Knob("bm", (16, 32, 64, 128, 256)),
             Knob("bn", (32, 64, 128, 256)),
@@ -53,7 +61,11 @@ class MmaGemm(Template):
             Knob("a_vector", a),
             Knob("b_vector", b),
         )
-        return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
+        return Space(self.name, knobs, lambda config: is_legal(config, halves, target))
+
+    def in_halves(self, workload: Workload) -> Workload:
+        """Return the product of 16-bit factors that moves as many bytes of them."""
+        return workload
 
     def default(self, workload: Workload, target: Target) -> Config:
         space = self.space(workload, target)
@@ -70,8 +82,8 @@ class MmaGemm(Template):
         rows = sorted(set(row_dims(workload)))
         few, many = _DEFAULTS[0], _DEFAULTS[3]
         kernels = []
-        for vector in (8, 1):
-            multiples = dict.fromkeys(rows, vector) if vector > 1 else {}
+        for vector in (self.vectors[0], self.vectors[-1]):
+            multiples = dict.fromkeys(rows, vector // self.each) if vector > self.each else {}
             for ranges, knobs in (({"m": (1, 16)}, few), ({}, many)):
                 config = Config.of(**knobs, a_vector=vector, b_vector=vector)
                 kernels.append(GenericKernel(ranges, config, multiples))
@@ -80,6 +92,7 @@ class MmaGemm(Template):
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Guess the seconds: of each wave of blocks the slower of multiplying and loading."""
         assert target.gpu is not None
+        workload = self.in_halves(workload)
         m, n, k = (known(workload, dim) for dim in "mnk")
         batch, tiles, gpu = known(workload, "batch"), tiles_of(config), target.gpu
         count = batch * math.ceil(m / tiles.bm) * math.ceil(n / tiles.bn)
@@ -99,6 +112,12 @@ class MmaGemm(Template):
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         product = product_of(self.kernel_workload(workload))
         return MmaKernel(product, tiles_of(config)).module()
+
+    def _vectors(self, row: object) -> tuple[int, ...]:
+        """Return what copies can take at once of rows of `row` elements: the most; both ends if unknown."""
+        if not isinstance(row, int):
+            return (self.vectors[0], self.vectors[-1])
+        return (next(vector for vector in self.vectors if row * self.each % vector == 0),)
 
 
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:
@@ -145,14 +164,7 @@ def product_of(workload: Workload) -> Product:
 
 def row_dims(workload: Workload) -> tuple[str, str]:
     """Return the dimensions along which the rows of a and of b lie."""
-    return "m" if workload["trans_a"] else "k", "k" if workload["trans_b"] else "n"
-
-
-def _vectors(row: object) -> tuple[int, ...]:
-    """Return what copies can take at once where rows have `row` elements: the most; both ends if unknown."""
-    if not isinstance(row, int):
-        return (8, 1)
-    return (next(vector for vector in _VECTORS if row % vector == 0),)
+    return "m" if dict(workload.items).get("trans_a") else "k", "k" if workload["trans_b"] else "n"
 
 
 def knobs_of(bm: int, bn: int, warps_m: int, warps_n: int, stages: int) -> dict[str, int]:

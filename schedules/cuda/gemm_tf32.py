@@ -7,9 +7,7 @@ from tvm import IRModule
 from tvmops.schedules.cuda.gemm_mma import (
     MmaGemm,
     is_chained,
-    is_legal,
     product_of,
-    row_dims,
     tiles_of,
 )
 from tvmops.schedules.cuda.gemm_tiles import FEWER_SUMS, narrowed, sums_of
@@ -24,7 +22,6 @@ from tvmops.workloads import Workload
 
 _AMPERE = 80
 _ALIGNED = 4  # elements of 16 bytes
-_VECTORS = (16, 8, 4)  # bytes of a copy
 
 
 class Tf32Gemm(WgmmaGemm):
@@ -73,6 +70,7 @@ class Tf32Mma(MmaGemm):
 
     name = "cuda.gemm_tf32_mma"
     version = 1
+    vectors, each = (16, 8, 4), 4
     precision = TF32
 
     def covers(self, workload: Workload, target: Target) -> bool:
@@ -83,27 +81,8 @@ class Tf32Mma(MmaGemm):
             and workload["precision"] == TF32
         )
 
-    def space(self, workload: Workload, target: Target) -> Space:
-        halves = _in_halves(workload)
-        a, b = (_vectors(workload[dim]) for dim in row_dims(workload))
-        knobs = (
-            *(knob for knob in super().space(halves, target).knobs if "vector" not in knob.name),
-            Knob("a_vector", a),
-            Knob("b_vector", b),
-        )
-        return Space(self.name, knobs, lambda config: is_legal(config, halves, target))
-
-    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        rows, kernels = sorted(set(row_dims(workload))), []
-        for vector in (_VECTORS[0], _VECTORS[-1]):
-            multiples = dict.fromkeys(rows, vector // 4) if vector > 4 else {}
-            for kernel in super().generic(_in_halves(workload), target)[:2]:
-                config = kernel.config.replace(a_vector=vector, b_vector=vector)
-                kernels.append(GenericKernel(kernel.ranges, config, multiples))
-        return kernels
-
-    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        return super().estimate(_in_halves(workload), target, config)
+    def in_halves(self, workload: Workload) -> Workload:
+        return _in_halves(workload)
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         product = product_of(self.kernel_workload(workload))
@@ -113,13 +92,6 @@ class Tf32Mma(MmaGemm):
 def _chained(config: Config) -> Config:
     """Return `config`, launched while the kernel before it ends."""
     return Config.of(**config.as_dict(), chained=1)
-
-
-def _vectors(row: object) -> tuple[int, ...]:
-    """Return the bytes that copies can take at once of rows of `row` floats: both ends if unknown."""
-    if not isinstance(row, int):
-        return (_VECTORS[0], _VECTORS[-1])
-    return (next(vector for vector in _VECTORS if row * 4 % vector == 0),)
 
 
 def _in_halves(workload: Workload) -> Workload:
