@@ -3,22 +3,20 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.schedules.cuda.compiled import compiled, needs_nvcc
-from tests.schedules.cuda.emulated import TensorMap, emulated, needs_emulator
+from tests.schedules.cuda.emulated import TensorMap, needs_emulator
+from tests.schedules.cuda.products import Launch, blocks_of, error_here
 from tvmops.ops import op_of
 from tvmops.schedules.cuda.gemm_swapped import SwappedGemm, is_legal, tiles_of
 from tvmops.schedules.cuda.kernels.gemm_swapped import PANEL
-from tvmops.signatures.dtypes import decode
 from tvmops.space import Config
 from tvmops.targets import target
 from tvmops.workloads import Workload, workload
 
 TEMPLATE = SwappedGemm()
 H200 = target("nvidia-h200")
-GUARD = 64  # elements
 
 
 def matmul(m: int, n: int, k: int, **fields: object) -> Workload:
@@ -63,27 +61,16 @@ def test_the_default_is_legal(shape: tuple[int, int, int]) -> None:
 
 def error_of(work: Workload, knobs: Config, folder: Path) -> float:
     """Return the largest error of an emulated run amid guards, as a share of what is allowed."""
-    cubin = compiled(TEMPLATE, work, H200, knobs)
-    assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
-    op, dtype, tiles = op_of(work), str(work["dtype"]), tiles_of(knobs)
-    inputs, specs = op.random_inputs(work, seed=1), op.inputs(work)
-    (right,) = op.reference(work, *(decode(a, s.dtype) for a, s in zip(inputs, specs)))
-    m, n, k = work.dims("m", "n", "k")
-    memory = np.full(right.size + 2 * GUARD, 0xFFFF, np.uint16).view(inputs[0].dtype)  # NaN
-    arguments: dict[str, object] = dict(zip((spec.name for spec in specs), inputs))
-    b = TensorMap.of(
-        inputs[1],
-        [k, n] if work["trans_b"] else [n, k],
-        [PANEL, tiles.lines if work["trans_b"] else tiles.bk],
-    )
-    arguments |= {"v": b, "v_1": TensorMap.of(inputs[0], [k, m], [PANEL, tiles.rows])}
-    arguments |= {"c": memory[GUARD:-GUARD].reshape(right.shape), "m": m, "n": n, "k": k}
-    grid = -(-m // tiles.rows) * -(-n // tiles.bn) * tiles.splits
-    emulated(cubin, folder)(grid, arguments, cluster=tiles.splits, shared_bytes=tiles.shared_bytes)
-    bits = memory.view(np.uint16)
-    assert (bits[:GUARD] == 0xFFFF).all() and (bits[-GUARD:] == 0xFFFF).all()
-    found = decode(memory[GUARD:-GUARD].reshape(right.shape), dtype).astype(np.float64)
-    return float(np.abs(found - right).max() / op.tolerance(work))
+    cubin, tiles = compiled(TEMPLATE, work, H200, knobs), tiles_of(knobs)
+    a, b = op_of(work).random_inputs(work, seed=1)[:2]
+    along = tiles.lines if work["trans_b"] else tiles.bk
+    boxes = {
+        "v": TensorMap.of(b, b.shape[::-1], (PANEL, along)),
+        "v_1": TensorMap.of(a, a.shape[::-1], (PANEL, tiles.rows)),
+    }
+    blocks = blocks_of(work, tiles.rows, tiles.bn) * tiles.splits
+    launch = Launch(blocks, tiles.splits, tiles.shared_bytes)
+    return error_here(cubin, work, launch, folder, boxes) / op_of(work).tolerance(work)
 
 
 CASES = [

@@ -2,23 +2,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.schedules.cuda.compiled import compiled, needs_nvcc, ptx_of
-from tests.schedules.cuda.emulated import emulated, needs_emulator
+from tests.schedules.cuda.emulated import needs_emulator
+from tests.schedules.cuda.products import Launch, blocks_of, error_here
 from tvmops.ops import op_of
 from tvmops.schedules.cuda.kernels.weight_only import shared_bytes
 from tvmops.schedules.cuda.weight_only import WeightOnlyMma, is_legal, tiles_of
 from tvmops.schedules.cuda.weight_only_product import product_of
-from tvmops.signatures.dtypes import decode
 from tvmops.space import Config
 from tvmops.targets import target
 from tvmops.workloads import Workload, workload
 
 TEMPLATE = WeightOnlyMma()
 H200 = target("nvidia-h200")
-GUARD = 64  # elements
 
 
 def product(m: int, n: int, k: int, **fields: object) -> Workload:
@@ -85,23 +83,10 @@ class TestRunHere:
 
     def test_it_computes_the_product(self, work: Workload, knobs: Config, tmp_path: Path) -> None:
         assert is_legal(knobs, work, H200)
-        cubin = compiled(TEMPLATE, work, H200, knobs)
-        assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
-        op, dtype, tiles = op_of(work), str(work["dtype"]), tiles_of(knobs)
-        inputs = op.random_inputs(work, seed=1)
-        specs = op.inputs(work)
-        (right,) = op.reference(work, *(decode(a, s.dtype) for a, s in zip(inputs, specs)))
-        m, n, k = work.dims("m", "n", "k")
-        memory = np.full(right.size + 2 * GUARD, 0xFFFF, np.uint16).view(inputs[0].dtype)  # NaN
-        arguments: dict[str, object] = dict(zip((spec.name for spec in specs), inputs))
-        arguments |= {"c": memory[GUARD:-GUARD].reshape(right.shape), "m": m, "n": n, "k": k}
-        grid = -(-m // tiles.bm) * -(-n // tiles.bn)
+        cubin, tiles = compiled(TEMPLATE, work, H200, knobs), tiles_of(knobs)
         shared = shared_bytes(product_of(work), tiles)
-        emulated(cubin, tmp_path)(grid, arguments, shared_bytes=shared)
-        bits = memory.view(np.uint16)
-        assert (bits[:GUARD] == 0xFFFF).all() and (bits[-GUARD:] == 0xFFFF).all()
-        found = decode(memory[GUARD:-GUARD].reshape(right.shape), dtype).astype(np.float64)
-        assert np.abs(found - right).max() <= op.tolerance(work)
+        launch = Launch(blocks_of(work, tiles.bm, tiles.bn), shared_bytes=shared)
+        assert error_here(cubin, work, launch, tmp_path) <= op_of(work).tolerance(work)
 
 
 @needs_nvcc
