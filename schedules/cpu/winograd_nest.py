@@ -18,6 +18,7 @@ from tvmops.schedules.cpu.emit import (
     ceildiv,
     chunk,
     chunks,
+    computed,
     divides,
     lanes,
     minimum,
@@ -82,10 +83,10 @@ class WinogradNest:
         if blocking.shared:
             v = self._alloc_v(grid.blocks)
             with self._tasks(grid.blocks * image.vectors) as task:
-                at, vector = task // image.vectors, task % image.vectors
+                at, vector = self._both(task, image.vectors)
                 image.transform(grid.block(at), vector, v, at)
             with self._tasks(grid.blocks * groups) as task:
-                at, group = task // groups, task % groups
+                at, group = self._both(task, groups)
                 self._multiply(grid.block(at), group, u, v, at, result)
         else:
             with self._tasks(grid.blocks) as task:
@@ -95,6 +96,13 @@ class WinogradNest:
                     image.transform(block, vector, v, 0)
                 with T.serial(groups) as group:
                     self._multiply(block, group, u, v, 0, result)
+
+    def _both(self, task: Extent, parts: Extent) -> tuple[Extent, Extent]:
+        """Return the block and the part of it that `task` is."""
+        both = task // parts, task % parts
+        if isinstance(self.grid.blocks, int):
+            return both
+        return computed(both[0]), computed(both[1])  # else LLVM works at each address ten times as long
 
     def _tasks(self, count: Extent) -> Any:
         return T.parallel(count) if self.blocking.parallel else T.serial(count)
