@@ -6,7 +6,9 @@ import ctypes
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,6 @@ _SHARED = re.compile(r"extern __shared__ __align__\(\d+\) uchar (\w+)\[\];")
 needs_emulator = [
     needs_nvcc,
     pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here, which compiles the emulator"),
-    pytest.mark.usefixtures("source_alone"),
 ]
 
 
@@ -59,10 +60,8 @@ extern "C" const char* run(int grid, int cluster, int shared_bytes, {taken}) {{
 }}
 """
     source, library = folder / f"kernel{number}.cpp", folder / f"kernel{number}.so"
-    source.write_text(f'#include "{_HEADER}"\n{helpers}{body}{launch}')
-    command = ["g++", "-O1", "-w", "-std=c++17", "-shared", "-fPIC", "-o", str(library), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    source.write_text(f'#include "{_HEADER.name}"\n{helpers}{body}{launch}')
+    _compile("-shared", "-I", _headers().name, "-o", str(library), str(source))
     run = ctypes.CDLL(str(library)).run
     run.restype = ctypes.c_char_p
 
@@ -72,6 +71,23 @@ extern "C" const char* run(int grid, int cluster, int shared_bytes, {taken}) {{
         assert complaint == b"", complaint
 
     return call
+
+
+def _compile(*arguments: str) -> None:
+    done = subprocess.run(
+        ["g++", "-O1", "-w", "-std=c++17", "-fPIC", *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@cache
+def _headers() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder of the headers, compiled beforehand: reading them takes longer than a kernel."""
+    folder = tempfile.TemporaryDirectory(prefix="emulator-")
+    for header in (_HEADER, _HOPPER):
+        shutil.copy(header, folder.name)
+    _compile("-x", "c++-header", f"{folder.name}/{_HEADER.name}")
+    return folder
 
 
 # Parts of names that the headers make by macros.
