@@ -12,14 +12,13 @@ a score, and of kv_len * 2**-126 in a sum of weighted values.
 
 from __future__ import annotations
 
-from typing import Any
-
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.attention import CpuAttention, tasks
 from tvmops.schedules.cpu.attention_problem import F32, Problem
-from tvmops.schedules.cpu.attention_tile import WEIGHTS_UNROLL, Tile, TileShape
+from tvmops.schedules.cpu.attention_queries import Vectors
+from tvmops.schedules.cpu.attention_tile import WEIGHTS_UNROLL, Tile, TileShape, unrolled
 from tvmops.schedules.cpu.dot import functions_of
 from tvmops.schedules.cpu.dot_x86 import Bfloat16
 from tvmops.schedules.cpu.dots import bfloat16_dots
@@ -54,16 +53,16 @@ class DotTile(Tile):
 
     def _allocate(self) -> None:
         problem, shape = self.problem, self.shape
-        self.words = problem.head_dim // 2  # of a query or key
+        self.steps = problem.head_dim // 2  # words of a query or key
         pairs = ceildiv(shape.block, 2)
         pitch = ceildiv(problem.head_dim, shape.width) * shape.width
-        self.queries = T.alloc_buffer((self.words, shape.queries), F32)  # the bits, that is
-        self.pairs = T.alloc_buffer((pairs, shape.queries), _WORD)
+        self.queries = self.lanes.memory(self.steps)  # the bits, that is
+        self.pairs = self.lanes.memory(pairs, _WORD)
         self.values = T.alloc_buffer((pairs, pitch), _WORD)
 
     def _query(self, row: list[Extent], part: Extent) -> tirx.Expr:
         problem, width = self.problem, self.shape.width
-        limit = None if divides(width, self.words) else problem.head_dim
+        limit = None if divides(width, self.steps) else problem.head_dim
         values = load(problem.q, problem.at(*row), part * 2 * width, 2 * width, limit)
         return T.reinterpret(f"{F32}x{width}", values)
 
@@ -93,20 +92,20 @@ class DotTile(Tile):
         key = T.reinterpret(_WORD, problem.k[(*problem.at(*self.of_kv, start + at), lanes(2 * d, 2))])
         return _DOT.add(total, broadcast(key, width), T.reinterpret(f"{_WORD}x{width}", query))
 
-    def _restrict(self, sums: Any, at: list[Extent], keys: list[Extent]) -> None:
+    def _restrict(self, sums: Vectors, at: list[Extent], keys: list[Extent]) -> None:
+        scale = broadcast(self.problem.scale, self.shape.width)
         for i in range(self.shape.keys):
             for v in range(self.shape.vectors):
-                scale = broadcast(self.problem.scale, self.shape.width)
-                self._put(sums, i, v, self._get(sums, i, v) * scale)
+                sums[i, v] = sums[i, v] * scale
         super()._restrict(sums, at, keys)
 
     def _weigh(self, count: Extent) -> None:
         def weigh(pair: Extent, keys: int = 2) -> None:
             for v in range(self.shape.vectors):
                 words = [self._rounded(self._weight(2 * pair + i, v)) for i in range(keys)]
-                self._put(self.pairs, pair, v, self._joined(words))
+                self.pairs[pair, v] = self._joined(words)
 
-        self._unrolled(count // 2, WEIGHTS_UNROLL // 2, weigh)
+        unrolled(count // 2, WEIGHTS_UNROLL // 2, weigh)
         with T.If(count % 2 == 1), T.Then():
             weigh(count // 2, keys=1)
 
@@ -120,17 +119,17 @@ class DotTile(Tile):
         half, one, sixteen = (broadcast(tirx.const(n, _WORD), width) for n in (0x7FFF, 1, 16))
         return (bits + half + ((bits >> sixteen) & one)) >> sixteen
 
-    def _over_keys(self, start: Extent, count: Extent, sums: Any, first: Extent, dims: int) -> None:
+    def _over_keys(self, start: Extent, count: Extent, sums: Vectors, first: Extent, dims: int) -> None:
         shape = self.shape
 
         def step(pair: Extent) -> None:
-            weights = [self._get(self.pairs, pair, v) for v in range(shape.vectors)]
+            weights = [self.pairs[pair, v] for v in range(shape.vectors)]
             for i in range(dims):
                 values = broadcast(self.values[pair, first + i], shape.width)
                 for v, weight in enumerate(weights):
-                    self._put(sums, i, v, _DOT.add(self._get(sums, i, v), values, weight))
+                    sums[i, v] = _DOT.add(sums[i, v], values, weight)
 
-        self._unrolled(ceildiv(count, 2), shape.unroll, step)
+        unrolled(ceildiv(count, 2), shape.unroll, step)
 
 
 __all__ = ["CpuAttentionDot"]

@@ -11,6 +11,7 @@ from tvm import IRModule, tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.conv2d import ConvKernel, ConvShape
+from tvmops.schedules.cpu.conv2d_channels_rows import CopiedRows, DirectRows, Row, Rows, apart, copy_channels
 from tvmops.schedules.cpu.emit import (
     ALL,
     Extent,
@@ -33,7 +34,6 @@ from tvmops.schedules.cpu.emit import (
 from tvmops.signatures.layouts import PANEL
 from tvmops.space import Config
 
-_LINE = 16  # elements of a cache line
 _Weight: TypeAlias = "Callable[[Extent, Extent, int], tirx.Expr]"
 
 
@@ -152,18 +152,6 @@ class ChannelsNest:
         return group * self.shape.co_each + index
 
 
-@dataclass(frozen=True)
-class _Row:
-    """Pixels of the output that lie in a row, and where their inputs are."""
-
-    image: Extent
-    row: Extent  # of y
-    count: Extent
-    # place in the kernel (r, s), pixel and channel, to a value of x
-    x: Callable[[Extent, Extent, Extent, Extent], tirx.Expr]
-    joined: bool  # (s, ci) runs through memory without a gap
-
-
 class _Task:
     """Some panels of the channels of one group."""
 
@@ -175,18 +163,18 @@ class _Task:
         nest, shape, x = self.nest, self.nest.shape, self.nest.kernel.x
         mr, channel = nest.tiling.mr, self.group * shape.ci_each
         pixels = shape.n * shape.h * shape.w
-        row = _Row(0, 0, pixels, lambda r, s, j, c: x[0, 0, j, channel + c], True)
+        row = Row(0, 0, pixels, lambda r, s, j, c: x[0, 0, j, channel + c], True)
         if not nest.tiling.pack_x:
             with T.serial(self.panels.count) as panel, T.serial(steps.count) as step:
                 self._tile(panel, (steps.start + step) * mr, row)
             return
-        near = T.alloc_buffer((mr, _apart(shape.ci_each)), nest.dtype)
+        near = T.alloc_buffer((mr, apart(shape.ci_each)), nest.dtype)
         with T.serial(steps.count) as step:
             start = (steps.start + step) * mr
             for j in range(mr):
                 pixel = start + j if divides(mr, pixels) else minimum(start + j, pixels - 1)
-                self._copy([0, 0, pixel], channel, near, [j], shape.ci_each)
-            copied = _Row(0, 0, pixels, lambda r, s, j, c: near[j - start, c], True)
+                copy_channels(nest.kernel, [0, 0, pixel], channel, near, [j, 0])
+            copied = Row(0, 0, pixels, lambda r, s, j, c: near[j - start, c], True)
             with T.serial(self.panels.count) as panel:
                 self._tile(panel, start, copied)
 
@@ -195,41 +183,19 @@ class _Task:
         nest, shape = self.nest, self.nest.shape
         each = nest.block_rows
         per_image = ceildiv(shape.oh, each)
-        image = _Copied(self, each) if nest.copies else None
+        x: Rows = DirectRows(nest.kernel, self.group)
+        if nest.copies:
+            x = CopiedRows(nest.kernel, self.group, each)
         with T.serial(blocks.count) as index:
             block = blocks.start + index
             rows = chunk(Span(0, shape.oh), block % per_image, each)
-            batch = block // per_image
-            if image is not None:
-                image.fill(batch, rows)
+            image = block // per_image
+            x.begin(image, rows)
             steps = chunks(Span(0, shape.ow), nest.tiling.mr)
             with T.serial(self.panels.count) as panel, T.serial(rows.count) as i, T.serial(steps) as step:
-                row = image.row(batch, rows, i) if image else self._direct(batch, rows.start + i)
-                self._tile(panel, step * nest.tiling.mr, row)
+                self._tile(panel, step * nest.tiling.mr, x.row(image, rows, i))
 
-    def _direct(self, image: Extent, row: Extent) -> _Row:
-        shape, x = self.nest.shape, self.nest.kernel.x
-        down, across = shape.down, shape.across
-
-        def value(r: Extent, s: Extent, j: Extent, c: Extent) -> tirx.Expr:
-            at = (image, row * down.stride + r * down.dilation, j * across.stride + s * across.dilation)
-            return x[(*at, self.group * shape.ci_each + c)]
-
-        return _Row(image, row, shape.ow, value, across.dilation == 1 and shape.groups == 1)
-
-    def _copy(self, at: list[Extent], channel: Extent, to: Any, where: list[Extent], count: Extent) -> None:
-        """Copy `count` neighbouring elements of x."""
-        x, width = self.nest.kernel.x, self.nest.width
-        *outer, start = where if len(where) > 1 or len(to.shape) == 1 else (*where, 0)
-        with T.serial(count // width) as v:
-            value = x[(*at, lanes(channel + v * width, width))]
-            T.buffer_store(to, value, [*outer, lanes(start + v * width, width)])
-        if not divides(width, count):
-            whole = count // width * width
-            with T.serial(count - whole) as c:
-                T.buffer_store(to, x[(*at, channel + whole + c)], [*outer, start + whole + c])
-
-    def _tile(self, panel: Extent, start: Extent, row: _Row) -> None:
+    def _tile(self, panel: Extent, start: Extent, row: Row) -> None:
         """Compute mr pixels from `start` of `row`, of one panel of channels."""
         mr, count = self.nest.tiling.mr, row.count
         if divides(mr, count):
@@ -245,7 +211,7 @@ class _Task:
         else:
             self._pixels(panel, start, row, mr, count)
 
-    def _pixels(self, panel: Extent, start: Extent, row: _Row, mr: int, limit: Extent | None) -> None:
+    def _pixels(self, panel: Extent, start: Extent, row: Row, mr: int, limit: Extent | None) -> None:
         nest = self.nest
         pixels = [start + j if limit is None else minimum(start + j, limit - 1) for j in range(mr)]
         sums = registers((mr, nest.nr), nest.dtype)
@@ -281,7 +247,7 @@ class _Task:
                 with T.serial(run % cu) as rest:
                     step(r, s, run // cu * cu + rest, base + run // cu * cu + rest)
 
-    def _store(self, sums: Any, j: int, panel: Extent, row: _Row, column: Extent) -> None:
+    def _store(self, sums: Any, j: int, panel: Extent, row: Row, column: Extent) -> None:
         nest, kernel, shape = self.nest, self.nest.kernel, self.nest.shape
         first = (self.panels.start + panel) * nest.nr
         end = (self.group + 1) * shape.co_each
@@ -305,62 +271,3 @@ class _Task:
 
     def _lanes(self, v: int) -> tirx.Expr:
         return lanes(v * self.nest.width, self.nest.width)
-
-
-class _Copied:
-    """A copy of the rows of x under some rows of the output, with zeros around the image.
-
-    For a kernel of one row (column) only the rows (columns) that it reads are copied.
-    """
-
-    def __init__(self, task: _Task, rows: Extent) -> None:
-        self.task, self.shape, self.dtype = task, task.nest.shape, task.nest.dtype
-        down, across = self.shape.down, self.shape.across
-        self.steps = (down.stride if down.reach > 1 else 1, across.stride if across.reach > 1 else 1)
-        self.skips = (down.stride // self.steps[0], across.stride // self.steps[1])
-        self.columns = (self.shape.ow - 1) * self.steps[1] + across.reach
-        self.pixel = _apart(self.shape.ci_each)
-        most = (rows - 1) * self.steps[0] + down.reach
-        self.memory = T.alloc_buffer((most * self.columns * self.pixel,), self.dtype)
-
-    def fill(self, image: Extent, rows: Span) -> None:
-        shape, down, across = self.shape, self.shape.down, self.shape.across
-        count = (rows.count - 1) * self.steps[0] + down.reach
-        with T.serial(count) as i, T.serial(self.columns) as j:
-            row = (rows.start * self.steps[0] + i) * self.skips[0] - down.before
-            column = j * self.skips[1] - across.before
-            target = (i * self.columns + j) * self.pixel
-            branch(
-                tirx.all(row >= 0, row < shape.h, column >= 0, column < shape.w),
-                lambda: self.task._copy(
-                    [image, row, column],
-                    self.task.group * shape.ci_each,
-                    self.memory,
-                    [target],
-                    shape.ci_each,
-                ),
-                lambda: self._zeros(target),
-            )
-
-    def _zeros(self, target: Extent) -> None:
-        width, ci = self.task.nest.width, self.shape.ci_each
-        with T.serial(ci // width) as v:
-            T.buffer_store(self.memory, zeros(self.dtype, width), [lanes(target + v * width, width)])
-        if not divides(width, ci):
-            with T.serial(ci % width) as c:
-                T.buffer_store(self.memory, tirx.const(0, self.dtype), [target + ci // width * width + c])
-
-    def row(self, image: Extent, rows: Span, i: Extent) -> _Row:
-        down, across = self.shape.down, self.shape.across
-
-        def value(r: Extent, s: Extent, j: Extent, c: Extent) -> tirx.Expr:
-            y, x = i * self.steps[0] + r * down.dilation, j * self.steps[1] + s * across.dilation
-            return self.memory[(y * self.columns + x) * self.pixel + c]
-
-        joined = across.dilation == 1 and self.pixel is self.shape.ci_each
-        return _Row(image, rows.start + i, self.shape.ow, value, joined)
-
-
-def _apart(channels: Extent) -> Extent:
-    """Return a pitch for rows of `channels`: no power of two, lest they share a few cache lines."""
-    return channels + _LINE if not isinstance(channels, int) or channels % 64 == 0 else channels

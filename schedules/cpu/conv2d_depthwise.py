@@ -16,7 +16,9 @@ from tvm import IRModule
 
 from tvmops.ops import op_of
 from tvmops.schedules.cpu.conv2d import ConvShape
-from tvmops.schedules.cpu.conv2d_depthwise_nest import ChannelsNest, DepthwiseNest, RowsNest, Tiling
+from tvmops.schedules.cpu.conv2d_depthwise_channels import ChannelsNest
+from tvmops.schedules.cpu.conv2d_depthwise_nest import DepthwiseNest, Tiling
+from tvmops.schedules.cpu.conv2d_depthwise_rows import RowsNest
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
 from tvmops.signatures.windows import windows

@@ -34,7 +34,8 @@ from tvmops.schedules.cpu.conv2d_direct import (
     row_knob,
     sharing_knobs,
 )
-from tvmops.schedules.cpu.conv2d_pixels_nest import PixelsNest, Tiling
+from tvmops.schedules.cpu.conv2d_pixels_nest import PixelsNest
+from tvmops.schedules.cpu.conv2d_pixels_tile import Tiling
 from tvmops.schedules.cpu.emit import ALL
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures.layouts import PLAIN

@@ -9,7 +9,8 @@ from tvm import IRModule
 
 from tvmops.schedules.cpu.emit import Extent
 from tvmops.schedules.cuda.extents import extent
-from tvmops.schedules.cuda.kernels.rows import WARP, RowKernel, RowShape, RowTiles
+from tvmops.schedules.cuda.kernels.row_values import WARP
+from tvmops.schedules.cuda.kernels.rows import RowKernel, RowShape, RowTiles
 from tvmops.schedules.cuda.row_memory import parts_of, vector_width
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY

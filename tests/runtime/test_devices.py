@@ -9,7 +9,7 @@ import pytest
 
 import tvmops
 from tvmops.errors import CallError
-from tvmops.runtime import arrays, known, load
+from tvmops.runtime import arrays, known, load, plans
 from tvmops.runtime.arrays import bounds
 from tvmops.runtime.known import KnownCalls
 from tvmops.workloads import Workload
@@ -65,7 +65,7 @@ def at_element(first: int, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         memory = torch.ones(8 * 8 + 32)
         start = next(i for i in range(16) if memory[i:].data_ptr() % 64 == 0) + first
         tensors.append(memory[start : start + 64].view(8, 8))
-    for module in (load, known, arrays):
+    for module in (load, plans, arrays):
         monkeypatch.setattr(module, "device_of", lambda array: "cuda:0")
     return tensors
 

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 import tvmops
 from tvmops.errors import CallError, CallTypeError
-from tvmops.runtime import known as known_calls
 from tvmops.runtime import load as runtime_load
+from tvmops.runtime import plans
 from tvmops.runtime.calls import CALLS
-from tvmops.runtime.known import key_of, plan_of
+from tvmops.runtime.known import key_of
 from tvmops.runtime.load import Library
+from tvmops.runtime.plans import plan_of
 
 Array = NDArray[Any]
 
@@ -282,7 +283,7 @@ def test_bits_of_tensors_go_where_kernels_take_bits() -> None:
 
 def test_what_a_kernel_of_a_gpu_does_not_check_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
-    monkeypatch.setattr(known_calls, "device_of", lambda array: "cuda:0")
+    monkeypatch.setattr(plans, "device_of", lambda array: "cuda:0")
     a, b = torch.ones(4, 4), torch.ones(4, 4)
     kernel = Recorded()
     plan = plan_of((a, b), CALLS["matmul"](a, b), kernel)

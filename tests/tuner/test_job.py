@@ -15,7 +15,8 @@ from tvmops.schedules.cpu.gemm import CpuGemm
 from tvmops.schedules.sketch import Sketch
 from tvmops.space import Config
 from tvmops.targets import Target, target
-from tvmops.tuner.job import BATCH, FINALISTS, Job, Proposal, Search
+from tvmops.tuner.job import FINALISTS, Job, Proposal
+from tvmops.tuner.search import BATCH, Search
 from tvmops.workloads import Workload
 
 WORK = matmul(64, 64, 64)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from tvm import IRModule, tirx
 
 from tvmops.manifest import KernelEntry
+from tvmops.measure.blocks import has_blocks
 from tvmops.schedules import Template
 from tvmops.space import Config
 from tvmops.targets import Target
@@ -31,15 +33,30 @@ def build_kernel(
         name.replace("main", entry.function): function
         for name, function in _named(template.build(workload, target, config))
     }
-    parallel = (
-        "parallel" in functions[entry.function].script()
-    )  # as a loop's kind, or as a sketch's annotation
+    parallel = _is_parallel(functions[entry.function])
     named = {name: function.with_attr("global_symbol", name) for name, function in functions.items()}
     return Kernel(dataclasses.replace(entry, parallel=parallel), IRModule(named))
 
 
 def _named(module: IRModule) -> list[tuple[str, tirx.PrimFunc]]:
     return [(variable.name_hint, function) for variable, function in module.functions.items()]
+
+
+def _is_parallel(function: tirx.PrimFunc) -> bool:
+    """True if some loop runs on several threads: by its kind or, in what a sketch became, by an annotation."""
+    if has_blocks(function):
+        return "parallel" in function.script()
+    return _has_parallel_loop(function.body)
+
+
+def _has_parallel_loop(statement: Any) -> bool:
+    if isinstance(statement, tirx.For) and statement.kind == tirx.ForKind.PARALLEL:
+        return True
+    if isinstance(statement, tirx.SeqStmt):
+        return any(map(_has_parallel_loop, statement.seq))
+    if isinstance(statement, tirx.IfThenElse):
+        return any(map(_has_parallel_loop, (statement.then_case, statement.else_case)))
+    return hasattr(statement, "body") and _has_parallel_loop(statement.body)
 
 
 def function_name(text: str) -> str:

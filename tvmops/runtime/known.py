@@ -13,34 +13,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from numpy import ascontiguousarray as _dense_copy
-from numpy import empty as _empty
 from numpy import ndarray as _ndarray
 
-from tvmops.runtime.arrays import (
-    argument_dtype,
-    bounds,
-    device_of,
-    dtype_of,
-    is_aligned,
-    is_dense,
-    new_output,
-    overlap,
-)
+from tvmops.runtime.arrays import is_dense
 from tvmops.runtime.calls.base import Call
 from tvmops.runtime.packed import PackedWeight
-from tvmops.signatures import SIGNATURES, TensorSpec
-from tvmops.signatures.dtypes import stored
+from tvmops.runtime.plans import Arrays, Plan, held, is_tensor, plan_of, strides
 
 _MOST = 4096  # calls to remember
 _NEW = object()
 REFUSALS = (ValueError, TypeError, BufferError, AttributeError, RuntimeError)
 
-Shape = tuple[int, ...]
-Arrays = tuple[Any, ...]  # arguments that may be arrays; None where one is left out
 Key = tuple[Any, ...]
 
 
@@ -109,7 +94,7 @@ class KnownCalls:
         key = _product_key(a, b, flags)
         if type(a) is _ndarray:
             self.products[key] = kernel
-        elif _is_tensor(a) and a.numel() > 1 and (is_packed or b.numel() > 1):
+        elif is_tensor(a) and a.numel() > 1 and (is_packed or b.numel() > 1):
             # tensors that are to be negated lie strided, but for a single element
             self.products[key] = _careful(kernel, is_packed)
 
@@ -158,168 +143,15 @@ def key_of(op: str, arrays: Arrays, attributes: tuple[Any, ...]) -> Key:
 
 
 def _with_strides(key: Key, arrays: Arrays) -> Key:
-    return (*key, *(array if array is None else _strides(held(array)) for array in arrays))
-
-
-@dataclass(frozen=True)
-class Form:
-    """What a kernel takes of an array."""
-
-    shape: Shape | None  # None: its own
-    bits: tuple[Any, Any] | None  # the dtype that a tensor must have, and that of its bits, which go
-
-    def __call__(self, array: Any) -> Any:
-        if self.shape is not None:
-            array = array.reshape(self.shape)
-        if self.bits is None:
-            return array
-        seen, taken = self.bits
-        if array.dtype is not seen:  # the kernel could not tell
-            raise TypeError(f"a tensor of dtype {array.dtype}")
-        return array.view(taken)
-
-
-_AS_IT_IS = Form(None, None)
-
-
-@dataclass(frozen=True)
-class Passing:
-    """How one array reaches a kernel."""
-
-    index: int  # among the arguments
-    form: Form
-    is_turned: bool = False  # its last two axes change places
-    is_copied: bool = False  # because it is strided
-
-    def of(self, arrays: Arrays) -> Any:
-        array = held(arrays[self.index])
-        if self.is_turned:
-            array = array.swapaxes(-1, -2)
-        if self.is_copied:
-            array = _dense_copy(array) if type(array) is _ndarray else array.contiguous()
-        return array if self.form is _AS_IT_IS else self.form(array)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How arrays reach a kernel."""
-
-    kernel: Callable[..., None]
-    inputs: tuple[Passing, ...]
-    scalars: tuple[float, ...]
-    outputs: tuple[tuple[Shape, str, Form], ...]  # shape and dtype, and how it goes
-    is_direct: bool  # True if all arrays go as they are, in the order of the arguments
-    is_packed: bool  # True if one of them is a packed weight, of which the kernel takes the array
-    on_cpu: bool  # where kernels check overlap themselves, and take arrays that begin at any element
-
-    @property
-    def is_dense(self) -> bool:
-        """True if all arrays go as they lie in memory."""
-        return not any(each.is_turned or each.is_copied for each in self.inputs)
-
-    def answer(self, arrays: Arrays, outs: Arrays) -> Arrays | None:
-        given = [each.of(arrays) for each in self.inputs]
-        inputs = tuple(given)
-        given += self.scalars
-        made: list[Any] = []
-        for out, (seen, dtype, form) in zip(outs, self.outputs):
-            if out is None:
-                numpy = type(arrays[0]) is _ndarray
-                out = _empty(seen, stored(dtype)) if numpy else new_output(arrays[0], seen, dtype)
-            elif form is not _AS_IT_IS and (out.shape != seen or not is_dense(out)):
-                return None  # reshaping would copy it
-            elif not self.on_cpu and any(overlap(out, other) for other in (*inputs, *made)):
-                return None
-            made.append(out)
-            given.append(out if form is _AS_IT_IS else form(out))
-        if not self.on_cpu and not all(map(is_aligned, (*inputs, *made))):
-            return None
-        self.kernel(*given)
-        return tuple(made)
-
-
-def plan_of(arrays: Arrays, call: Call, kernel: Callable[..., None]) -> Plan | None:
-    """Return how to make `call` again with other arrays of the same shapes and strides."""
-    specs = SIGNATURES[call.workload.op].inputs(call.workload)
-    inputs = []
-    for taken, viewed, spec in zip(call.inputs, call.views, specs):
-        ways = [_passing(index, array, taken, viewed, spec) for index, array in enumerate(arrays)]
-        found = [way for way in ways if way is not None]
-        if len(found) != 1 or dtype_of(taken) not in (spec.dtype, stored(spec.dtype)):
-            return None  # it was copied in some other way, or two arguments are one array
-        inputs += found
-    like = call.inputs[0]
-    outputs = [
-        (seen, spec.dtype, _form(seen, spec, like if _is_tensor(like) else None))
-        for seen, spec in zip(call.shapes, call.outputs)
-    ]
-    in_order = [index for index, array in enumerate(arrays) if array is not None]
-    on_cpu = device_of(like) == "cpu"
-    return Plan(
-        kernel,
-        tuple(inputs),
-        call.scalars,
-        tuple(outputs),
-        is_direct=on_cpu
-        and inputs == [Passing(index, _AS_IT_IS) for index in in_order]
-        and all(form is _AS_IT_IS for _, _, form in outputs),
-        is_packed=any(type(array) is PackedWeight for array in arrays),
-        on_cpu=on_cpu,
-    )
-
-
-def _form(seen: Shape, spec: TensorSpec, tensor: Any) -> Form:
-    """Return how an array of shape `seen` goes to a kernel, with the dtype of `tensor` if it is one."""
-    shape = None if seen == spec.shape else spec.shape
-    bits = None
-    if _is_tensor(tensor) and (taken := argument_dtype(tensor, spec.dtype)) != spec.dtype:
-        torch = sys.modules["torch"]
-        bits = getattr(torch, spec.dtype), getattr(torch, taken)
-    return Form(shape, bits) if shape or bits else _AS_IT_IS
+    return (*key, *(array if array is None else strides(held(array)) for array in arrays))
 
 
 def _is_given(array: Any) -> bool:
     return array is not None
 
 
-def held(array: Any) -> Any:
-    """Return the array that a packed weight holds, and any other as it is."""
-    return array.array if type(array) is PackedWeight else array
-
-
-def _passing(index: int, given: Any, taken: Any, viewed: Any, spec: TensorSpec) -> Passing | None:
-    """Return how `taken` was made of the argument `given`; None if it was not, or in some other way."""
-    array = held(given)
-    if array is None:
-        return None
-    if is_dense(array):
-        is_it = bounds(array) == bounds(taken)
-        return Passing(index, _form(tuple(array.shape), spec, taken)) if is_it else None
-    if type(viewed) is not type(array) or bounds(viewed)[0] != bounds(array)[0]:
-        return None
-    form = _form(spec.shape, spec, taken)
-    if _place(viewed) == _place(array):
-        return Passing(index, form, is_copied=True)
-    if len(array.shape) == len(spec.shape) and _place(viewed) == _place(array.swapaxes(-1, -2)):
-        return Passing(index, form, is_turned=True, is_copied=not is_dense(viewed))
-    return None
-
-
-def _place(array: Any) -> tuple[Shape, Shape]:
-    return tuple(array.shape), _strides(array)
-
-
-def _strides(array: Any) -> Shape:
-    return array.strides if type(array) is _ndarray else tuple(array.stride())
-
-
 def _is_dense(array: Any) -> bool:
     return array is None or is_dense(held(array))
-
-
-def _is_tensor(array: Any) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(array, torch.Tensor)
 
 
 def _is_plain(array: Any) -> bool:
@@ -327,6 +159,6 @@ def _is_plain(array: Any) -> bool:
 
 
 def _is_plain_tensor(array: Any) -> bool:
-    if not _is_tensor(array):
+    if not is_tensor(array):
         return False
     return not (array.is_neg() or (array.requires_grad and sys.modules["torch"].is_grad_enabled()))

@@ -12,7 +12,8 @@ from numpy import ndarray as _ndarray
 from tvmops.errors import CallError, CallTypeError
 from tvmops.runtime.arrays import as_output, bounds, check_aligned, dtype_of, is_dense, overlap, view
 from tvmops.runtime.calls import CALLS, Call
-from tvmops.runtime.known import REFUSALS, Plan, held, plan_of
+from tvmops.runtime.known import REFUSALS
+from tvmops.runtime.plans import Plan, held, plan_of
 from tvmops.signatures.dtypes import stored
 from tvmops.workloads import Workload
 

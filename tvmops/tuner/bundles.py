@@ -27,7 +27,7 @@ from tvmops.schedules import Template
 from tvmops.schedules.sketch import Sketch
 from tvmops.space import Config
 from tvmops.targets import Target
-from tvmops.tuner.job import BATCH, Search
+from tvmops.tuner.search import BATCH, Search
 from tvmops.tuner.strategy import Trial, templates_of
 from tvmops.tuner.transfer import experiences
 from tvmops.tuner.winner import pick_winner

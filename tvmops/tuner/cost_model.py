@@ -13,6 +13,7 @@ _ENOUGH = 8  # results before the model says anything
 _ROUNDS = 40
 _LEVELS = 32  # of speed, from that of anything some 15 times slower than the best, or more, to the best
 _PRIOR_WEIGHT = 0.25
+_THREADS = 1  # more add sums in another order from run to run, and wait for each other longer than they work
 _PARAMETERS = {
     "objective": "rank:pairwise",
     "lambdarank_pair_method": "mean",
@@ -21,7 +22,7 @@ _PARAMETERS = {
     "eta": 0.2,
     "min_child_weight": 1,
     "subsample": 0.9,
-    "nthread": 1,  # with more, sums are added in another order from run to run
+    "nthread": _THREADS,
     "verbosity": 0,
 }
 
@@ -74,7 +75,7 @@ class CostModel:
         sizes = [len(experience.seconds) for experience in experiences]
         earlier, last = sum(sizes[:-1]), sizes[-1]  # together at most a third as much as the last
         weights = [min(_PRIOR_WEIGHT, 0.3 * last / max(earlier, 1))] * (len(sizes) - 1) + [1.0]
-        data = xgboost.DMatrix(self._matrix(rows), np.array(labels))
+        data = xgboost.DMatrix(self._matrix(rows), np.array(labels), nthread=_THREADS)
         data.set_group(sizes)
         data.set_weight(np.array(weights))
         self._booster = xgboost.train({**_PARAMETERS, "seed": self._seed}, data, num_boost_round=_ROUNDS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tvmops.machine import this_machine
@@ -12,15 +12,13 @@ from tvmops.ops import op_of
 from tvmops.records import Record
 from tvmops.schedules import Template
 from tvmops.schedules.cpu.dots import products_at_once
-from tvmops.schedules.sketch import TraceSpace
 from tvmops.space import Config
 from tvmops.targets import Target
-from tvmops.tuner.cost_model import Experience
 from tvmops.tuner.progress import JobStatus
-from tvmops.tuner.strategy import SearchSpace, Strategy, Trial, make_strategy
+from tvmops.tuner.search import Search
+from tvmops.tuner.strategy import Trial
 from tvmops.workloads import Workload
 
-BATCH = 8  # configs that are asked for at a time, and built side by side before any is run
 CONVERGED = 96  # trials without a better config, after which a search has ended
 FINALISTS = 4  # besides the default config
 _SLOW = 3.0  # a candidate that takes this many times the best is given up after one run
@@ -28,59 +26,6 @@ _PROMISING = 1.3  # one that takes more is timed no longer than it takes to see 
 _AT_ROOFLINE = 0.97
 _FAR = 0.7  # of the roofline: a best below this share of it leaves room for another template
 _START_SECONDS = 3.0  # for a runner to read large inputs, and for a machine that stalls
-
-
-Describe = Callable[[Sequence[Candidate]], list[dict[str, float] | None]]
-
-
-@dataclass
-class Search:
-    """The search of one template for a workload, and how it stands."""
-
-    template: Template
-    space: SearchSpace
-    strategy: Strategy
-    trials: int = 0
-    best: float = float("inf")
-    is_over: bool = False  # no config is left to propose
-
-    @classmethod
-    def start(
-        cls,
-        template: Template,
-        workload: Workload,
-        target: Target,
-        strategy: str,
-        seed: int,
-        prior: Sequence[Experience] = (),
-        describe: Describe | None = None,
-        kernel: Workload | None = None,
-    ) -> Search:
-        """Begin a search for `workload`; `kernel`, if given, is what its configs are built for."""
-        built = kernel or workload
-
-        def code(configs: list[Config]) -> list[dict[str, float] | None]:
-            assert describe is not None
-            return describe([Candidate(built, target, template.path, config) for config in configs])
-
-        known = template.space(workload, target)
-        space = SearchSpace(
-            space=known if kernel is None else template.symbolic_space(known, kernel),
-            default=template.default(workload, target),
-            estimate=lambda config: template.estimate(workload, target, config),
-            features=lambda config: template.features(workload, target, config),
-            prior=prior,
-            code=code if describe else None,
-        )
-        return cls(template, space, make_strategy(strategy, space, seed))
-
-    @property
-    def is_over_traces(self) -> bool:
-        return isinstance(self.space.space, TraceSpace)
-
-    def keeps_up_with(self, leader: float) -> bool:
-        """True while this template may still win: it must come nearer the leader with each batch."""
-        return not self.trials or self.best <= leader * (1 + BATCH / self.trials)
 
 
 @dataclass(frozen=True)

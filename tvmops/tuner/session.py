@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 
-from tvmops.errors import ArgumentError
 from tvmops.measure.base import Measurer
-from tvmops.measure.fleet.measurer import FleetMeasurer
-from tvmops.measure.fleet.wire import read_token
-from tvmops.measure.local import LocalMeasurer
-from tvmops.measure.model.measurer import ModelMeasurer
 from tvmops.measure.peak import Peak, forget_peak, machine_peak
 from tvmops.records import LogWriter, Record, read_log
 from tvmops.targets import Target
 from tvmops.targets import target as target_named
+from tvmops.tuner.bench import Bench, check_measure
+from tvmops.tuner.budget import Budget
 from tvmops.tuner.checks import check_arguments, check_runs_here
-from tvmops.tuner.job import BATCH, FINALISTS, Job, Proposal, Search
+from tvmops.tuner.job import FINALISTS, Job, Proposal
 from tvmops.tuner.progress import Observer, Silent
 from tvmops.tuner.region import Region, representatives
+from tvmops.tuner.search import BATCH, Search
 from tvmops.tuner.strategy import strategy_class, templates_of
 from tvmops.tuner.transfer import experiences
 from tvmops.tuner.trials import Trials, comparing_seconds
 from tvmops.tuner.winner import pick_winner
 from tvmops.workloads import Workload
 
-MEASURES = ("local", "model", "fleet")
 _BETWEEN_SECONDS = 0.7  # to compare the kernels of a range at one shape more
 
 
@@ -98,51 +93,23 @@ def tune(
     work = [work] if isinstance(work, Workload) else list(dict.fromkeys(work))
     weights = weights or {}
     check_arguments(work, trials, seconds, weights)
-    if measure not in MEASURES:
-        raise ArgumentError(argument="measure", value=measure, expected=f"one of {', '.join(MEASURES)}")
-    if measure == "model" and any(workload.ranges for workload in work):
-        raise ArgumentError(argument="measure", value=measure, expected="local for ranges of sizes")
+    check_measure(measure, work)
     strategy_class(strategy)  # an unknown one is refused now, not when the workers have started
-    if measurer is None and measure == "local":
+    is_local = measurer is None and measure == "local"
+    if is_local:
         check_runs_here(target)
     budget = Budget(trials, seconds)
-    local: LocalMeasurer | None = None
     with ExitStack() as stack:
         writer = stack.enter_context(LogWriter(log))
-        if measurer is None and measure == "model":
-            measurer = model = stack.enter_context(closing(ModelMeasurer(target)))
-            target, peak = model.target, peak or model.peak
-        elif measurer is None and measure == "fleet":
-            fleet = FleetMeasurer(target, tracker, read_token(token_file))
-            measurer = stack.enter_context(closing(fleet))
-            target, peak = fleet.target, peak or machine_peak(fleet.target, fleet)
-        elif measurer is None:
-            measurer = local = stack.enter_context(closing(LocalMeasurer(target)))
-            peak = peak or machine_peak(target, local)
-        peak = peak or machine_peak(target)
-        observer = observer or Silent()
-        session = Session(work, target, writer, measurer, peak, budget, strategy, seed, observer, weights)
+        if measurer is None:
+            bench = Bench.open(stack, measure, target, peak, tracker, token_file)
+        else:
+            bench = Bench(measurer, target, peak or machine_peak(target))
+        session = Session(work, bench, writer, budget, strategy, seed, observer or Silent(), weights)
         winners = session.run()
-        if local and session.beat_the_roofline():
+        if is_local and session.beat_the_roofline():
             forget_peak(target)  # other work must have slowed it down when it was measured
         return winners
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Trials a workload, and seconds for the whole run, counted from when this was made."""
-
-    trials: int
-    seconds: float | None = None  # no limit
-    started: float = field(default_factory=lambda: time.monotonic())
-
-    @property
-    def elapsed(self) -> float:
-        return time.monotonic() - self.started
-
-    def is_spent(self, reserve: float) -> bool:
-        """True once no more than `reserve` seconds are left."""
-        return self.seconds is not None and self.elapsed + reserve > self.seconds
 
 
 class Session:
@@ -151,20 +118,18 @@ class Session:
     def __init__(
         self,
         work: Sequence[Workload],
-        target: Target,
+        bench: Bench,
         writer: LogWriter,
-        measurer: Measurer,
-        peak: Peak,
         budget: Budget,
         strategy: str,
         seed: int,
         observer: Observer,
         weights: Mapping[Workload, float],
     ) -> None:
-        self._target, self._measurer = target, measurer
-        self._trials = Trials(target, writer, measurer, seed)
+        self._bench, self._target = bench, bench.target
+        self._trials = Trials(bench.target, writer, bench.measurer, seed)
         self._budget, self._seed, self._observer = budget, seed, observer
-        self._strategy, self._peak, self._work = strategy, peak, work
+        self._strategy, self._work = strategy, work
         self._past = read_log(writer.path)
         self._jobs: list[Job] = []
         self._regions: list[Region] = []
@@ -189,13 +154,13 @@ class Session:
                 self._strategy,
                 self._seed,
                 prior=experiences(self._past, template, target, excluded=self._work),
-                describe=self._measurer.describe,
+                describe=self._bench.measurer.describe,
                 kernel=kernel,
             )
             for template in fitting
         ]
-        machine = self._measurer.machine
-        job = Job.start(workload, target, searches, self._seed, self._peak, weight, kernel, machine)
+        machine, peak = self._bench.measurer.machine, self._bench.peak
+        job = Job.start(workload, target, searches, self._seed, peak, weight, kernel, machine)
         job.remember(self._past)
         return job
 

@@ -9,7 +9,6 @@ then fetch the next while they work on one, and may keep weight and bias in shar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +18,10 @@ from tvm.tirx.lang.alloc_pool import SMEMPool
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import Extent, ceildiv
+from tvmops.schedules.cuda.kernels.row_ops import layer_norm, rms_norm, softmax
+from tvmops.schedules.cuda.kernels.row_values import WARP, Meeting, RowValues
 from tvmops.schedules.cuda.row_memory import load_vector, parts_of, store_vector, unpack, vector_width
-from tvmops.schedules.cuda.words import Scalar, c_call, do, exp2, shuffle_xor, when
-
-_LOG2_E = math.log2(math.e)
-WARP = 32
+from tvmops.schedules.cuda.words import Scalar, do, when
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,6 @@ class RowKernel:
         self.shape, self.tiles = shape, tiles
         self.width = vector_width(shape.dtype, shape.cols)
         self.parts = parts_of(shape.dtype, self.width)  # registers of a vector as it lies in memory
-        self.steps = -(-shape.cols // (self.width * tiles.threads))  # vectors of a thread
 
     def module(self) -> IRModule:
         shape = self.shape
@@ -107,10 +104,11 @@ class RowKernel:
         block = T.cta_id([tiles.blocks if tiles.stays else groups])
         self.warp, self.lane = T.warp_id([tiles.block // WARP]), T.lane_id([WARP])
         self.thread = self.warp * WARP + self.lane
-        self.column = self.thread % tiles.threads
+        column = self.thread % tiles.threads
         self._shared_memory()
-        self.values = T.alloc_local((self.steps * self.width,), "float32")
-        self.raw = {name: T.alloc_local((self.steps * self.parts,), "uint32") for name in self._read_once()}
+        self.row = RowValues(self.shape.cols, self.width, tiles.threads, column)
+        length = self.row.steps * self.parts
+        self.raw = {name: T.alloc_local((length,), "uint32") for name in self._read_once()}
         self.group, self.parity = Scalar(block), Scalar(0)
         if not tiles.stays:
             self._fetch(self.group())
@@ -144,12 +142,15 @@ class RowKernel:
         return [name for name in self.arrays if name in ("weight", "bias")]
 
     def _finish(self) -> None:
-        self.rounds = 0
+        shape, tiles = self.shape, self.tiles
         if self.sum is not None:
             self._write(self.sum)
-        {"softmax": self._softmax, "layer_norm": self._layer_norm, "rms_norm": self._rms_norm}[
-            self.shape.op
-        ]()
+        meeting = Meeting(tiles.threads, self.warp, self.lane, self.partial, self.parity())
+        if shape.op == "softmax":
+            softmax(self.row, meeting, shape.log)
+        else:
+            norm = {"layer_norm": layer_norm, "rms_norm": rms_norm}[shape.op]
+            norm(self.row, meeting, self.scalar)
         self._write(self.out)
 
     def _write(self, array: Any) -> None:
@@ -157,37 +158,19 @@ class RowKernel:
         if self._rows_divide():
             self._write_row(array)
             return
-        with when(self._row(self.group()) < self.shape.rows):
+        with when(self._index(self.group()) < self.shape.rows):
             self._write_row(array)
 
     def _rows_divide(self) -> bool:
         rows = self.shape.rows
         return self.tiles.rows == 1 or (isinstance(rows, int) and rows % self.tiles.rows == 0)
 
-    def _row(self, group: Any) -> Any:
+    def _index(self, group: Any) -> Any:
         return group * self.tiles.rows + T.truncdiv(self.thread, self.tiles.threads)
-
-    # Vectors of the row. Beyond its end registers hold what changes no result.
-
-    def _each(
-        self, do_step: Callable[[int, Any], None], otherwise: Callable[[int], None] | None = None
-    ) -> None:
-        """Do something for each vector: its number, its column."""
-        for step in range(self.steps):
-            column = (step * self.tiles.threads + self.column) * self.width
-            if (step + 1) * self.tiles.threads * self.width <= self.shape.cols:
-                do_step(step, column)
-                continue
-            with T.If(column < self.shape.cols):
-                with T.Then():
-                    do_step(step, column)
-                if otherwise is not None:
-                    with T.Else():
-                        otherwise(step)
 
     def _fetch(self, group: Any) -> None:
         """Begin to read the rows of `group`."""
-        row = self._row(group)
+        row = self._index(group)
         if not self._rows_divide():
             row = tirx.min(row, self.shape.rows - 1)
 
@@ -197,29 +180,29 @@ class RowKernel:
                 pointer = self.arrays[name].ptr_to([T.Cast("int64", own), column])
                 load_vector(raw, step * self.parts, pointer, self.shape.dtype, self.width)
 
-        self._each(load)
+        self.row.each(load)
 
     def _unpack(self) -> None:
-        dtype, width, values = self.shape.dtype, self.width, self.values
+        dtype, width, row = self.shape.dtype, self.width, self.row
         empty = -math.inf if self.shape.op == "softmax" else 0.0
         added = next((name for name in self.raw if name != "x"), None)
         more = T.alloc_local((width,), "float32")
 
         def convert(step: int, column: Any) -> None:
-            unpack(values, step * width, self.raw["x"], step * self.parts, dtype, width)
-            own = range(step * width, (step + 1) * width)
+            unpack(row.floats, step * width, self.raw["x"], step * self.parts, dtype, width)
+            own = row.of_step(step)
             for i in own if self.shape.scaled else ():
-                T.buffer_store(values, values[i] * self.scalar, [i])
+                row[i] = row[i] * self.scalar
             if added is not None:
                 unpack(more, 0, self.raw[added], step * self.parts, dtype, width)
                 for i in own:
-                    T.buffer_store(values, values[i] + more[i - step * width], [i])
+                    row[i] = row[i] + more[i - step * width]
 
         def fill(step: int) -> None:
-            for i in range(width):
-                T.buffer_store(values, tirx.const(empty, "float32"), [step * width + i])
+            for i in row.of_step(step):
+                row[i] = tirx.const(empty, "float32")
 
-        self._each(convert, fill)
+        self.row.each(convert, fill)
 
     def _keep_factors(self) -> None:
         """Copy weight and bias to shared memory: they serve all rows of this block."""
@@ -233,7 +216,7 @@ class RowKernel:
         do(T.cuda.cta_sync())
 
     def _write_row(self, array: Any) -> None:
-        dtype, width, values = self.shape.dtype, self.width, self.values
+        dtype, width, row = self.shape.dtype, self.width, self.row
         raw = T.alloc_local((self.parts,), "uint32")
         names = self._factors() if array is self.out else []
         factors = {name: T.alloc_local((width,), "float32") for name in names}
@@ -243,105 +226,14 @@ class RowKernel:
                 source = self.kept.get(name, self.arrays[name])
                 load_vector(raw, 0, source.ptr_to([column]), dtype, width, "*" if self.kept else "__ldg")
                 unpack(factor, 0, raw, 0, dtype, width)
-            for i in range(width if factors else 0):
-                value = values[step * width + i]
+            for i, own in enumerate(row.of_step(step) if factors else ()):
+                value = row[own]
                 if "weight" in factors:
                     value = value * factors["weight"][i]
                 if "bias" in factors:
                     value = value + factors["bias"][i]
-                T.buffer_store(values, value, [step * width + i])
-            out = array.ptr_to([T.Cast("int64", self._row(self.group())), column])
-            store_vector(out, values, step * width, dtype, width, self.tiles.stream)
+                row[own] = value
+            out = array.ptr_to([T.Cast("int64", self._index(self.group())), column])
+            store_vector(out, row.floats, step * width, dtype, width, self.tiles.stream)
 
-        self._each(write)
-
-    # The three ops.
-
-    def _softmax(self) -> None:
-        """Each thread takes its own maximum first; what that is worth is put right at the end."""
-        count = self.steps * self.width
-        most = Scalar(self.values[0], "float32")
-        for i in range(1, count):
-            most.set(tirx.max(most(), self.values[i]))
-        base = Scalar(_finite(most()), "float32")
-        total = Scalar(T.float32(0), "float32")
-        for i in range(count):
-            power = Scalar(_power(self.values[i] - base()), "float32")
-            total.set(total() + power())
-            if not self.shape.log:
-                T.buffer_store(self.values, power(), [i])
-        all_base = Scalar(_finite(self._across(most(), tirx.max)), "float32")
-        shrink = Scalar(_power(base() - all_base()), "float32")
-        all_total = self._across(total() * shrink(), lambda a, b: a + b)
-        if self.shape.log:
-            shift = Scalar(T.log(all_total), "float32")
-            for i in range(count):
-                T.buffer_store(self.values, self.values[i] - all_base() - shift(), [i])
-            return
-        factor = Scalar(shrink() / all_total, "float32")
-        for i in range(count):
-            T.buffer_store(self.values, self.values[i] * factor(), [i])
-
-    def _layer_norm(self) -> None:
-        """The mean first, then the squares of what differs from it: no cancellation."""
-        mean = self._sum(lambda value: value) / T.float32(self.shape.cols)
-        mean = Scalar(mean, "float32")
-
-        def subtract(step: int, column: Any) -> None:
-            for i in range(step * self.width, (step + 1) * self.width):
-                T.buffer_store(self.values, self.values[i] - mean(), [i])
-
-        self._each(subtract)
-        self._scale_to_unit()
-
-    def _rms_norm(self) -> None:
-        self._scale_to_unit()
-
-    def _scale_to_unit(self) -> None:
-        squares = self._sum(lambda value: value * value) / T.float32(self.shape.cols)
-        factor = Scalar(c_call("float32", "rsqrtf", squares + self.scalar, source="\n"), "float32")
-        for i in range(self.steps * self.width):
-            T.buffer_store(self.values, self.values[i] * factor(), [i])
-
-    def _sum(self, of: Callable[[Any], Any]) -> Any:
-        chains = [Scalar(T.float32(0), "float32") for _ in range(min(4, self.width))]
-        for i in range(self.steps * self.width):
-            chain = chains[i % len(chains)]
-            chain.set(chain() + of(self.values[i]))
-        total = chains[0]()
-        for chain in chains[1:]:
-            total = total + chain()
-        return self._across(total, lambda a, b: a + b)
-
-    def _across(self, value: Any, combine: Callable[[Any, Any], Any]) -> Any:
-        """Combine the values of all threads of a row; each gets the result."""
-        result = Scalar(value, "float32")
-        threads = self.tiles.threads
-        for distance in _halves(min(threads, WARP)):
-            result.set(combine(result(), shuffle_xor(result(), distance)))
-        if threads <= WARP:
-            return result()
-        warps = threads // WARP
-        turn, self.rounds = self.rounds, self.rounds + 1
-        with when(self.lane == 0):
-            T.buffer_store(self.partial, result(), [self.parity(), turn, self.warp])
-        do(T.cuda.cta_sync())
-        first = T.truncdiv(self.warp, warps) * warps
-        result.set(self.partial[self.parity(), turn, first + self.lane % warps])
-        for distance in _halves(min(warps, WARP)):
-            result.set(combine(result(), shuffle_xor(result(), distance)))
-        return result()
-
-
-def _halves(threads: int) -> list[int]:
-    """Return the distances of a butterfly over a power of two of lanes, widest first."""
-    return [1 << bit for bit in reversed(range(threads.bit_length() - 1))]
-
-
-def _power(x: Any) -> Any:
-    """Return e**x."""
-    return exp2(x * T.float32(_LOG2_E))
-
-
-def _finite(value: Any) -> Any:
-    return tirx.Select(value == tirx.const(-math.inf, "float32"), T.float32(0), value)
+        self.row.each(write)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
+import xgboost
 from numpy.typing import NDArray
 from tvm import s_tir
 from tvm.ir.utils import derived_object
@@ -148,13 +150,21 @@ class SeededModel(PyCostModel):  # type: ignore[misc]
         self._rng = np.random.default_rng(seed)
 
     def update(self, context: Any, candidates: list[Any], results: list[Any]) -> None:
-        self._model.update(self._context, candidates, results)
+        with _one_thread():
+            self._model.update(self._context, candidates, results)
 
     def predict(self, context: Any, candidates: list[Any]) -> NDArray[np.float64]:
         if self._model.data_size < _WARM_UP:  # its own guesses come from a generator we can't seed
             return self._rng.random(len(candidates))
-        scores: NDArray[np.float64] = self._model.predict(self._context, candidates)
+        with _one_thread():
+            scores: NDArray[np.float64] = self._model.predict(self._context, candidates)
         return scores
+
+
+def _one_thread() -> AbstractContextManager[None]:
+    """Let xgboost make matrices on one thread: more wait for each other longer than they work."""
+    context: AbstractContextManager[None] = xgboost.config_context(nthread=1)
+    return context
 
 
 def _result(trial: Trial) -> meta_schedule.runner.RunnerResult:
