@@ -34,6 +34,7 @@ from tvmops.schedules.cuda.kernels.gemm_operands import Operand
 from tvmops.schedules.cuda.kernels.gemm_operands import multiply as multiply_one
 from tvmops.schedules.cuda.kernels.gemm_partials import PartialSums
 from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results, factor_of
+from tvmops.schedules.cuda.kernels.gemm_streams import SharedSums, clear_flags
 from tvmops.schedules.cuda.kernels.gemm_sums import add_up
 from tvmops.schedules.cuda.kernels.gemm_zero_points import ZeroPoints
 from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH
@@ -47,8 +48,9 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     DT = arrays_of.dtype
     BM, BN, BK, STAGES = tiles.bm, tiles.bn, tiles.bk, tiles.stages
     CONSUMERS, WM, BUFFERS = tiles.consumers, tiles.blocks_a_group, tiles.store_buffers
-    SHARE, SPLIT, GROUP = tiles.cluster, tiles.split_k, tiles.group
+    SHARE, SPLIT, GROUP, LEAD = tiles.cluster, tiles.split_k, tiles.group, tiles.lead
     CLUSTER, CHAINED, PARTS = SHARE * SPLIT, bool(tiles.chained), form.parts
+    STREAMS, WORKERS = bool(tiles.streams), tiles.blocks // SHARE
     sums_form = form if PARTS == 1 else form.sums
     BY_TMA = sums_form.stores_by_tma and BN % 64 == 0
     NACC = BN // 2
@@ -58,21 +60,26 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
 
     def blocks_for(m: Any, n: Any, batch: Any) -> Any:
         """Return how many blocks are launched: for each share of a sum, or as many as stay."""
-        if SPLIT == 1 and not CHAINED:
-            return tiles.blocks // SHARE * CLUSTER
+        if STREAMS or SPLIT == 1 and not CHAINED:
+            return WORKERS * CLUSTER
         rows, columns = BM * SHARE, BN
         items = T.truncdiv(m + (rows - 1), rows) * T.truncdiv(n + (columns - 1), columns) * batch * PARTS
-        return (items if SPLIT > 1 else T.min(items, tiles.blocks // SHARE)) * CLUSTER
+        return (items if SPLIT > 1 else T.min(items, WORKERS)) * CLUSTER
+
+    def begin_of(worker: Any, steps: Any) -> Any:
+        """Return the first of `steps` that are this worker's, when all have as many or one more."""
+        return worker * T.truncdiv(steps, WORKERS) + T.min(worker, T.truncmod(steps, WORKERS))
 
     # fmt: off
     @T.prim_func
     def main() -> None:
-        arrays = T.meta_var(arrays_of.declare(workspace=bool(form.pads) or PARTS > 1))
+        arrays = T.meta_var(arrays_of.declare(workspace=bool(form.pads) or PARTS > 1 or STREAMS))
         C = T.meta_var(arrays["c"])
         a_map = T.meta_var(arrays_of.map_of("a", arrays, a_of.box))
         b_map = T.meta_var(arrays_of.map_of("b", arrays, b_of.box))
         c_map = T.meta_var(arrays_of.map_of_result(C) if BY_TMA else None)
         copied = T.meta_var(arrays_of.make_copies(arrays, 8 * tiles.multiprocessors, CHAINED))
+        cleared = T.meta_var(clear_flags(arrays, tiles) if STREAMS else None)
 
         with T.attr(0, "tirx.device_entry", True):
             T.attr({"tirx.launch_bounds_min_blocks_per_sm": tiles.beside})
@@ -130,6 +137,16 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             if SPLIT > 1:
                 first = T.truncdiv(DEPTH * rank, SPLIT)
                 last = T.truncdiv(DEPTH * (rank + 1), SPLIT)
+            # Of streams. Who waits for another's sums began after it: the last block has the first steps.
+            worker: T.int32 = WORKERS - 1 - tile
+            common: T.int32 = T.truncmod(TILES, WORKERS)  # tiles that all share
+            if (common > 0) & (TILES > WORKERS):
+                common = common + WORKERS
+            at: T.int32 = begin_of(worker, common * DEPTH)
+            end: T.int32 = begin_of(worker + 1, common * DEPTH)
+            whole: T.int32 = common + tile  # the next tile of one's own
+            other: T.int32
+            done: T.int32
 
             @T.inline
             def locate():
@@ -151,6 +168,22 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     last = T.max(T.min(T.truncdiv(DEPTH + (PARTS - 1), PARTS) * (item + 1), DEPTH), first + 1)  # zeros, beyond the end
 
             @T.inline
+            def go_on():
+                if STREAMS:
+                    if at < end:
+                        tile = T.truncdiv(at, DEPTH)
+                        first = T.truncmod(at, DEPTH)
+                        last = T.min(first + (end - at), DEPTH)
+                        at = at + (last - first)
+                    else:
+                        tile = whole
+                        first = 0
+                        last = DEPTH
+                        whole = whole + WORKERS
+                else:
+                    tile = tile + (TILES if SPLIT > 1 else WORKERS)
+
+            @T.inline
             def advance():
                 stage = stage + 1
                 if stage == STAGES:
@@ -162,6 +195,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                 T.ptx.griddepcontrol.wait()
             if integers:
                 zeros.begin((warp - 1) * 32 + lane)
+            if STREAMS:
+                go_on()
 
             if group == CONSUMERS:
                 T.ptx.setmaxnreg.dec.sync.aligned.u32(tiles.producer_registers)
@@ -175,7 +210,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                                 a_of.load(As, stage, a_map, tm * BM, (first + kt) * BK, 0, item, full.ptr_to([stage]))
                                 b_of.load(Bs, stage, b_map, tn * BN, (first + kt) * BK, part, item, full.ptr_to([stage]))
                                 advance()
-                            tile = tile + (TILES if SPLIT > 1 else tiles.blocks // SHARE)
+                            go_on()
                 if integers:
                     if (warp > 0) & zeros.needed:
                         while tile < TILES:
@@ -186,7 +221,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                                 zeros.leave(empty, stage, lane)
                                 advance()
                             zeros.publish()
-                            tile = tile + (TILES if SPLIT > 1 else tiles.blocks // SHARE)
+                            go_on()
                 if SPLIT > 1:  # until partial sums are there, and until they are read
                     T.cuda.cluster_sync()
                     T.cuda.cluster_sync()
@@ -208,6 +243,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                 consumer = T.meta_var(Consumer(group, warp, lane, tm, tn, item, row, acc, packed, factor if sums_form.has_factor else None))
                 results = T.meta_var(IntegerResults(arrays_of, arrays, tiles, consumer, zeros, columns) if isinstance(arrays_of, IntegerArrays) else Results(sums_form, arrays_of, arrays, tiles, consumer))
                 partials = T.meta_var(PartialSums(results, tiles, partial, rank))
+                shared = T.meta_var(SharedSums(arrays, tiles, consumer, rank) if STREAMS else None)
 
                 @T.inline
                 def release():
@@ -219,6 +255,9 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
 
                 @T.inline
                 def multiply():
+                    if LEAD > 0:
+                        if (group == 1) & (last - first >= STAGES):
+                            T.ptx.bar.sync(T.uint32(3), T.uint32(256))
                     for kt in T.serial(last - first):
                         T.cuda.mbarrier_wait(full.ptr_to([stage]), phase)
                         T.ptx.wgmma.fence.sync.aligned()
@@ -226,6 +265,9 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                           for w in T.unroll(WM):
                             multiply_one(form, BN, acc, w * NACC, a_of.view(a_base, stage, step, w), b_of.view(b_base, stage, step), T.Not((kt == 0) & (step == 0)))
                         T.ptx.wgmma.commit_group.sync.aligned()
+                        if LEAD > 0:
+                            if (group == 0) & (kt == LEAD - 1) & (last - first >= STAGES):
+                                T.ptx.bar.arrive(T.uint32(3), T.uint32(256))
                         T.ptx.wgmma.wait_group.sync.aligned(1)
                         if kt > 0:
                             release()
@@ -233,6 +275,23 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                         advance()
                     T.ptx.wgmma.wait_group.sync.aligned(0)
                     release()
+
+                @T.inline
+                def finish():
+                    if sums_form.finishes or sums_form.stores_directly:
+                        results.finish_all()
+                    if BY_TMA:
+                        results.store(Cs, c_map)
+                    elif not sums_form.stores_directly:
+                        results.store_by_warps(Cs)
+
+                @T.inline
+                def add_up_streams():
+                    done = end + (DEPTH - last)  # of the steps that all share, those of this tile
+                    other = worker + 1
+                    while begin_of(other, common * DEPTH) < done:
+                        shared.add(other)
+                        other = other + 1
 
                 if SPLIT > 1:
                     locate()
@@ -255,13 +314,15 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                         multiply()
                         if integers:
                             results.put_right()
-                        if sums_form.finishes or sums_form.stores_directly:
-                            results.finish_all()
-                        if BY_TMA:
-                            results.store(Cs, c_map)
-                        elif not sums_form.stores_directly:
-                            results.store_by_warps(Cs)
-                        tile = tile + (TILES if SPLIT > 1 else tiles.blocks // SHARE)
+                        if STREAMS:
+                            if first > 0:
+                                shared.leave(worker)
+                            else:
+                                add_up_streams()
+                                finish()
+                        else:
+                            finish()
+                        go_on()
                     if BY_TMA:
                         if (warp == 0) & (lane == 0):
                             T.ptx.cp.async_.bulk.wait_group(0)

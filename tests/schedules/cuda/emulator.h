@@ -27,6 +27,7 @@ typedef unsigned char uchar;
 typedef unsigned short ushort;
 struct alignas(16) uint4 { uint x, y, z, w; };
 struct alignas(16) float4 { float x, y, z, w; };
+static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 struct alignas(8) uint2 { uint x, y; };
 
 namespace emulator {
@@ -73,13 +74,15 @@ static void fail(const char* what) {
   for (;;) swapcontext(&now->context, &scheduler);
 }
 
+static bool come(Group& group) {
+  if (++group.arrived < group.size) return false;
+  group.arrived = 0;
+  ++group.round;
+  return true;
+}
 static void meet(Group& group) {
   const long round = group.round;
-  if (++group.arrived == group.size) {
-    group.arrived = 0;
-    ++group.round;
-    return;
-  }
+  if (come(group)) return;
   now->waits_for = &group;
   now->round = round;
   swapcontext(&now->context, &scheduler);

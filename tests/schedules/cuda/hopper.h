@@ -184,12 +184,25 @@ WAIT_FOR_STORES(0, 0) WAIT_FOR_STORES(read_0, 0) WAIT_FOR_STORES(read_1, 1)
 static inline void tvm_builtin_ptx_wgmma_commit_group_commit_group_sync_aligned() { emulator::now->products.emplace_back(); }
 static inline void tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_0() { emulator::finish(emulator::now->products, 0); }
 static inline void tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_1() { emulator::finish(emulator::now->products, 1); }
+// Clusters run one after the other: what a block waits for is there, or never.
+static inline void raise_flag(void* flags, int number) {
+  emulator::meet(emulator::warp().group);
+  static_cast<unsigned*>(flags)[number] = 1;
+}
+static inline void await_flag(const void* flags, int number) {
+  if (static_cast<const unsigned*>(flags)[number] != 1) emulator::fail("a flag that nobody raised before");
+}
 static inline bool tvm_builtin_elect_one_sync_op() { return emulator::lane() == 0; }
 static inline void tvm_builtin_cuda_cta_sync() { __syncthreads(); }
 static inline void tvm_builtin_ptx_bar_sync_count_sync(uint32_t name, uint32_t threads) {
   auto& group = emulator::now->block->named[name];
   group.size = threads;
   emulator::meet(group);
+}
+static inline void tvm_builtin_ptx_bar_arrive_arrive(uint32_t name, uint32_t threads) {
+  auto& group = emulator::now->block->named[name];
+  group.size = threads;
+  emulator::come(group);
 }
 static inline void tvm_builtin_cuda_warpgroup_sync(int name) { tvm_builtin_ptx_bar_sync_count_sync(name, 128); }
 // The sums, two descriptors, and whether to add.

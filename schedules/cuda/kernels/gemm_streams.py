@@ -1,0 +1,104 @@
+"""Sums of tiles whose k several blocks share (stream-K): left in a workspace, and added in a fixed order.
+
+A thread of one block holds the sums of the same places as its counterpart in another: it leaves them
+for that one alone, neighbours in memory next to neighbours in the warp. Warps tell each other by flags.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.script import tirx as T
+from tvm.tirx.script.builder import ir as builder
+
+from tvmops.schedules.cuda.gemm_tiles import Tiles
+from tvmops.schedules.cuda.kernels.gemm_results import Consumer
+from tvmops.schedules.cuda.words import c_call, do, tie, wait_for_kernels_before
+
+_CLEARERS = 8  # warps
+_CLEAR = """
+__forceinline__ __device__ void clear_flags(void* flags, int count, int thread, int threads) {
+  for (int at = thread; at < count; at += threads) static_cast<unsigned*>(flags)[at] = 0;
+}
+"""
+_LEAVE = """
+__forceinline__ __device__ void leave_sums_{count}(void* workspace, int place, int thread, const float* sums) {{
+  float4* to = static_cast<float4*>(workspace) + {count} / 4 * 128ll * place + thread;
+#pragma unroll
+  for (int i = 0; i < {count}; i += 4)
+    to[32 * i] = make_float4(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]);
+}}
+"""
+_ADD = """
+__forceinline__ __device__ void add_left_{count}(float* sums, const void* workspace, int place, int thread) {{
+  const float4* from = static_cast<const float4*>(workspace) + {count} / 4 * 128ll * place + thread;
+#pragma unroll
+  for (int i = 0; i < {count}; i += 4) {{
+    const float4 x = __ldcg(from + 32 * i);
+    sums[i] += x.x, sums[i + 1] += x.y, sums[i + 2] += x.z, sums[i + 3] += x.w;
+    if (i % 16 == 12) asm volatile("" ::: "memory");  // no more loads at a time than there are registers
+  }}
+}}
+"""
+_RAISE = """
+__forceinline__ __device__ void raise_flag(void* flags, int number) {
+  __syncwarp();
+  if ((threadIdx.x & 31) == 0)
+    asm volatile("st.release.gpu.global.u32 [%0], 1;" :: "l"(static_cast<unsigned*>(flags) + number) : "memory");
+}
+"""
+_AWAIT = """
+__forceinline__ __device__ void await_flag(const void* flags, int number) {
+  unsigned raised;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
+                 : "=r"(raised) : "l"(static_cast<const unsigned*>(flags) + number) : "memory");
+  } while (raised == 0);
+}
+"""
+
+
+class SharedSums:
+    """Sums of one thread that go to another block, or come from others."""
+
+    def __init__(self, arrays: dict[str, Any], tiles: Tiles, at: Consumer, rank: Any) -> None:
+        self.workspace, self.tiles, self.at, self.rank = arrays["workspace"], tiles, at, rank
+        self.count = tiles.blocks_a_group * tiles.bn // 2
+
+    def leave(self, worker: Any) -> None:
+        """Leave this thread's sums where those who finish the tile find them."""
+        tie(self.at.acc, self.count)
+        place, first = self._place(worker), T.address_of(self.at.acc[0])
+        source = _LEAVE.format(count=self.count)
+        do(c_call("void", f"leave_sums_{self.count}", self.workspace.data, place, self._thread, first, source=source))
+        do(c_call("void", "raise_flag", self._flags, place * 4 + self.at.warp, source=_RAISE))
+
+    def add(self, worker: Any) -> None:
+        """Add what `worker` left, when it is there."""
+        place, first = self._place(worker), T.address_of(self.at.acc[0])
+        source = _ADD.format(count=self.count)
+        do(c_call("void", "await_flag", self._flags, place * 4 + self.at.warp, source=_AWAIT))
+        tie(self.at.acc, self.count)
+        do(c_call("void", f"add_left_{self.count}", first, self.workspace.data, place, self._thread, source=source))
+
+    @property
+    def _thread(self) -> Any:
+        return self.at.warp * 32 + self.at.lane
+
+    @property
+    def _flags(self) -> Any:
+        return T.address_of(self.workspace[self.tiles.left_bytes])
+
+    def _place(self, worker: Any) -> Any:
+        return (worker * self.tiles.cluster + self.rank) * self.tiles.consumers + self.at.group
+
+
+def clear_flags(arrays: dict[str, Any], tiles: Tiles) -> None:
+    """Emit the kernel that takes all flags down, when the product before is done with them."""
+    with builder.attr(0, "tirx.device_entry", True):
+        builder.cta_id([1])
+        warp, lane = builder.warp_id([_CLEARERS]), builder.lane_id([32])
+        thread = builder.Bind(warp * 32 + lane)
+        wait_for_kernels_before()
+        flags = builder.address_of(arrays["workspace"][tiles.left_bytes])
+        do(c_call("void", "clear_flags", flags, tiles.flags, thread, _CLEARERS * 32, source=_CLEAR))
