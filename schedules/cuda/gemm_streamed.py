@@ -9,7 +9,7 @@ from tvm import IRModule
 
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm, tiles_of_c
-from tvmops.schedules.cuda.kernels.gemm_arrays import Form, workspace_function
+from tvmops.schedules.cuda.kernels.gemm_arrays import workspace_function
 from tvmops.schedules.template import GenericKernel
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
@@ -34,7 +34,7 @@ class StreamedGemm(WgmmaGemm):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        if not super().covers(workload, target) or workload.is_generic:
+        if not super().covers(workload, target) or workload.is_generic or workload["batch"] != 1:
             return False
         space = self.space(workload, target)
         return any(config in space for config in self.choices(workload))
@@ -56,9 +56,6 @@ class StreamedGemm(WgmmaGemm):
         waves = tiles_of_c(workload, tiles) / tiles.blocks
         left = 8 * tiles.bm * tiles.bn / _LEFT_RATE
         return super().estimate(workload, target, config) * waves / math.ceil(waves) + left + _START_SECONDS
-
-    def form_of(self, workload: Workload, config: Config) -> Form:
-        return super().form_of(workload, config)
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         module = super().build(workload, target, config)

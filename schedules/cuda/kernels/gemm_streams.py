@@ -36,7 +36,7 @@ __forceinline__ __device__ void add_left_{count}(float* sums, const void* worksp
   for (int i = 0; i < {count}; i += 4) {{
     const float4 x = __ldcg(from + 32 * i);
     sums[i] += x.x, sums[i + 1] += x.y, sums[i + 2] += x.z, sums[i + 3] += x.w;
-    if (i % 16 == 12) asm volatile("" ::: "memory");  // no more loads at a time than there are registers
+    if (i % 64 == 60) asm volatile("" ::: "memory");  // no more loads at a time than there are registers
   }}
 }}
 """
