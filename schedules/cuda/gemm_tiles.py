@@ -29,7 +29,6 @@ class Tiles:
     store_buffers: int = 2  # of 64 x 64, a consumer
     producer_registers: int = 40
     parts: int = 1  # blocks anywhere that do, whose sums a second kernel adds up
-    lead: int = 0  # stages that the first consumer is ahead of the second
     streams: int = 0  # 1: blocks share the last tiles evenly, all their steps along k (stream-K)
     chained: int = 0  # 1: launched while the kernel before it ends, for whose results it waits by itself
 

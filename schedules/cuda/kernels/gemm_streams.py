@@ -15,6 +15,7 @@ from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_results import Consumer
 from tvmops.schedules.cuda.words import c_call, do, tie, wait_for_kernels_before
 
+LEAVING = 2  # steps that take as long as leaving the sums of a tile
 _CLEARERS = 8  # warps
 _CLEAR = """
 __forceinline__ __device__ void clear_flags(void* flags, int count, int thread, int threads) {
@@ -36,7 +37,7 @@ __forceinline__ __device__ void add_left_{count}(float* sums, const void* worksp
   for (int i = 0; i < {count}; i += 4) {{
     const float4 x = __ldcg(from + 32 * i);
     sums[i] += x.x, sums[i + 1] += x.y, sums[i + 2] += x.z, sums[i + 3] += x.w;
-    if (i % 64 == 60) asm volatile("" ::: "memory");  // no more loads at a time than there are registers
+    if (i % 32 == 28) asm volatile("" ::: "memory");  // no more loads at a time than there are registers
   }}
 }}
 """
@@ -58,6 +59,19 @@ __forceinline__ __device__ void await_flag(const void* flags, int number) {
 """
 
 
+_AGAIN = """
+__forceinline__ __device__ int again(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+"""
+
+
+def again(value: Any) -> Any:
+    """Return `value` such that what is computed from it is computed here, and not kept from before."""
+    return c_call("int32", "again", value, source=_AGAIN)
+
+
 class SharedSums:
     """Sums of one thread that go to another block, or come from others."""
 
@@ -65,17 +79,17 @@ class SharedSums:
         self.workspace, self.tiles, self.at, self.rank = arrays["workspace"], tiles, at, rank
         self.count = tiles.blocks_a_group * tiles.bn // 2
 
-    def leave(self, worker: Any) -> None:
-        """Leave this thread's sums where those who finish the tile find them."""
+    def leave(self, place: Any) -> None:
+        """Leave this thread's sums at one of as many places as there are blocks."""
         tie(self.at.acc, self.count)
-        place, first = self._place(worker), T.address_of(self.at.acc[0])
+        place, first = self._of_group(place), T.address_of(self.at.acc[0])
         source = _LEAVE.format(count=self.count)
         do(c_call("void", f"leave_sums_{self.count}", self.workspace.data, place, self._thread, first, source=source))
         do(c_call("void", "raise_flag", self._flags, place * 4 + self.at.warp, source=_RAISE))
 
-    def add(self, worker: Any) -> None:
-        """Add what `worker` left, when it is there."""
-        place, first = self._place(worker), T.address_of(self.at.acc[0])
+    def add(self, place: Any) -> None:
+        """Add what was left there, when it is."""
+        place, first = self._of_group(place), T.address_of(self.at.acc[0])
         source = _ADD.format(count=self.count)
         do(c_call("void", "await_flag", self._flags, place * 4 + self.at.warp, source=_AWAIT))
         tie(self.at.acc, self.count)
@@ -89,8 +103,8 @@ class SharedSums:
     def _flags(self) -> Any:
         return T.address_of(self.workspace[self.tiles.left_bytes])
 
-    def _place(self, worker: Any) -> Any:
-        return (worker * self.tiles.cluster + self.rank) * self.tiles.consumers + self.at.group
+    def _of_group(self, place: Any) -> Any:
+        return (place * self.tiles.cluster + self.rank) * self.tiles.consumers + self.at.group
 
 
 def clear_flags(arrays: dict[str, Any], tiles: Tiles) -> None:

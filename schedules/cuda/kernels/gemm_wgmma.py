@@ -34,7 +34,7 @@ from tvmops.schedules.cuda.kernels.gemm_operands import Operand
 from tvmops.schedules.cuda.kernels.gemm_operands import multiply as multiply_one
 from tvmops.schedules.cuda.kernels.gemm_partials import PartialSums
 from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results, factor_of
-from tvmops.schedules.cuda.kernels.gemm_streams import SharedSums, clear_flags
+from tvmops.schedules.cuda.kernels.gemm_streams import LEAVING, SharedSums, again, clear_flags
 from tvmops.schedules.cuda.kernels.gemm_sums import add_up
 from tvmops.schedules.cuda.kernels.gemm_zero_points import ZeroPoints
 from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH
@@ -48,7 +48,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     DT = arrays_of.dtype
     BM, BN, BK, STAGES = tiles.bm, tiles.bn, tiles.bk, tiles.stages
     CONSUMERS, WM, BUFFERS = tiles.consumers, tiles.blocks_a_group, tiles.store_buffers
-    SHARE, SPLIT, GROUP, LEAD = tiles.cluster, tiles.split_k, tiles.group, tiles.lead
+    SHARE, SPLIT, GROUP = tiles.cluster, tiles.split_k, tiles.group
     CLUSTER, CHAINED, PARTS = SHARE * SPLIT, bool(tiles.chained), form.parts
     STREAMS, WORKERS = bool(tiles.streams), tiles.blocks // SHARE
     sums_form = form if PARTS == 1 else form.sums
@@ -65,10 +65,6 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         rows, columns = BM * SHARE, BN
         items = T.truncdiv(m + (rows - 1), rows) * T.truncdiv(n + (columns - 1), columns) * batch * PARTS
         return (items if SPLIT > 1 else T.min(items, WORKERS)) * CLUSTER
-
-    def begin_of(worker: Any, steps: Any) -> Any:
-        """Return the first of `steps` that are this worker's, when all have as many or one more."""
-        return worker * T.truncdiv(steps, WORKERS) + T.min(worker, T.truncmod(steps, WORKERS))
 
     # fmt: off
     @T.prim_func
@@ -137,16 +133,34 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             if SPLIT > 1:
                 first = T.truncdiv(DEPTH * rank, SPLIT)
                 last = T.truncdiv(DEPTH * (rank + 1), SPLIT)
-            # Of streams. Who waits for another's sums began after it: the last block has the first steps.
-            worker: T.int32 = WORKERS - 1 - tile
-            common: T.int32 = T.truncmod(TILES, WORKERS)  # tiles that all share
-            if (common > 0) & (TILES > WORKERS):
-                common = common + WORKERS
-            at: T.int32 = begin_of(worker, common * DEPTH)
-            end: T.int32 = begin_of(worker + 1, common * DEPTH)
-            whole: T.int32 = common + tile  # the next tile of one's own
-            other: T.int32
-            done: T.int32
+            # Of streams: the tiles that fill no wave are begun by the last blocks, and the others share what
+            # follows their first steps. Who waits for sums of others began after them.
+            common: T.int32
+            head: T.int32
+            share: T.int32
+            at: T.int32  # of the steps that others than the last blocks share
+            end: T.int32
+
+            @T.inline
+            def recall():
+                # Computed again for each tile: registers are full while products are made.
+                common = T.truncmod(again(TILES), WORKERS)
+                head = T.min(T.max(T.truncdiv(common * (DEPTH + LEAVING), WORKERS), 1), DEPTH)
+                share = T.max(T.truncdiv(common * (DEPTH - head) + (WORKERS - common - 1), WORKERS - common), 1)
+                end = T.min((T.truncdiv(bx, CLUSTER) + 1) * share, common * (DEPTH - head))
+
+            if STREAMS:
+                recall()
+                if tile >= WORKERS - common:
+                    tile = tile + common - WORKERS
+                    last = head
+                else:
+                    at = tile * share
+                    tile = tile + common
+                    if at < end:
+                        tile = T.truncdiv(at, DEPTH - head)
+                        first = head + T.truncmod(at, DEPTH - head)
+                        last = T.min(first + (end - at), DEPTH)
 
             @T.inline
             def locate():
@@ -170,16 +184,16 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             @T.inline
             def go_on():
                 if STREAMS:
-                    if at < end:
-                        tile = T.truncdiv(at, DEPTH)
-                        first = T.truncmod(at, DEPTH)
-                        last = T.min(first + (end - at), DEPTH)
-                        at = at + (last - first)
+                    recall()
+                    at = tile * (DEPTH - head) + (last - head)
+                    if (first > 0) & (at < end):
+                        tile = tile + 1
+                        first = head
+                        last = T.min(head + (end - at), DEPTH)
                     else:
-                        tile = whole
+                        tile = T.if_then_else(first > 0, common + T.truncdiv(bx, CLUSTER), tile + WORKERS)
                         first = 0
                         last = DEPTH
-                        whole = whole + WORKERS
                 else:
                     tile = tile + (TILES if SPLIT > 1 else WORKERS)
 
@@ -195,8 +209,6 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                 T.ptx.griddepcontrol.wait()
             if integers:
                 zeros.begin((warp - 1) * 32 + lane)
-            if STREAMS:
-                go_on()
 
             if group == CONSUMERS:
                 T.ptx.setmaxnreg.dec.sync.aligned.u32(tiles.producer_registers)
@@ -255,9 +267,6 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
 
                 @T.inline
                 def multiply():
-                    if LEAD > 0:
-                        if (group == 1) & (last - first >= STAGES):
-                            T.ptx.bar.sync(T.uint32(3), T.uint32(256))
                     for kt in T.serial(last - first):
                         T.cuda.mbarrier_wait(full.ptr_to([stage]), phase)
                         T.ptx.wgmma.fence.sync.aligned()
@@ -265,9 +274,6 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                           for w in T.unroll(WM):
                             multiply_one(form, BN, acc, w * NACC, a_of.view(a_base, stage, step, w), b_of.view(b_base, stage, step), T.Not((kt == 0) & (step == 0)))
                         T.ptx.wgmma.commit_group.sync.aligned()
-                        if LEAD > 0:
-                            if (group == 0) & (kt == LEAD - 1) & (last - first >= STAGES):
-                                T.ptx.bar.arrive(T.uint32(3), T.uint32(256))
                         T.ptx.wgmma.wait_group.sync.aligned(1)
                         if kt > 0:
                             release()
@@ -287,11 +293,10 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
 
                 @T.inline
                 def add_up_streams():
-                    done = end + (DEPTH - last)  # of the steps that all share, those of this tile
-                    other = worker + 1
-                    while begin_of(other, common * DEPTH) < done:
-                        shared.add(other)
-                        other = other + 1
+                    at = T.truncdiv(tile * (DEPTH - head), share)
+                    while at * share < (tile + 1) * (DEPTH - head):
+                        shared.add(tile + at)
+                        at = at + 1
 
                 if SPLIT > 1:
                     locate()
@@ -316,9 +321,11 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             results.put_right()
                         if STREAMS:
                             if first > 0:
-                                shared.leave(worker)
+                                shared.leave(tile + T.truncdiv(bx, CLUSTER))
                             else:
-                                add_up_streams()
+                                recall()
+                                if tile < common:
+                                    add_up_streams()
                                 finish()
                         else:
                             finish()

@@ -74,15 +74,13 @@ static void fail(const char* what) {
   for (;;) swapcontext(&now->context, &scheduler);
 }
 
-static bool come(Group& group) {
-  if (++group.arrived < group.size) return false;
-  group.arrived = 0;
-  ++group.round;
-  return true;
-}
 static void meet(Group& group) {
   const long round = group.round;
-  if (come(group)) return;
+  if (++group.arrived == group.size) {
+    group.arrived = 0;
+    ++group.round;
+    return;
+  }
   now->waits_for = &group;
   now->round = round;
   swapcontext(&now->context, &scheduler);

@@ -199,11 +199,6 @@ static inline void tvm_builtin_ptx_bar_sync_count_sync(uint32_t name, uint32_t t
   group.size = threads;
   emulator::meet(group);
 }
-static inline void tvm_builtin_ptx_bar_arrive_arrive(uint32_t name, uint32_t threads) {
-  auto& group = emulator::now->block->named[name];
-  group.size = threads;
-  emulator::come(group);
-}
 static inline void tvm_builtin_cuda_warpgroup_sync(int name) { tvm_builtin_ptx_bar_sync_count_sync(name, 128); }
 // The sums, two descriptors, and whether to add.
 using emulator::OfMatrix;

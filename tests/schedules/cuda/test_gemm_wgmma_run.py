@@ -51,7 +51,7 @@ CASES = [
     ("m=72 n=136 k=1032 dtype=bfloat16 bias=true residual=true", knobs(64, 64, streams=1, chained=1), 16),
     (
         "m=392 n=264 k=456 dtype=float16 trans_b=true",
-        knobs(128, 128, consumers=2, cluster=2, lead=2, streams=1, chained=1),
+        knobs(128, 128, consumers=2, cluster=2, streams=1, chained=1),
         6,
     ),
     ("m=200 n=136 k=520 dtype=bfloat16 residual=true", knobs(128, 128, consumers=2, split_k=4), 1),
