@@ -29,7 +29,7 @@ class Tiles:
     store_buffers: int = 2  # of 64 x 64, a consumer
     producer_registers: int = 40
     parts: int = 1  # blocks anywhere that do, whose sums a second kernel adds up
-    streams: int = 0  # 1: blocks share the last tiles evenly, all their steps along k (stream-K)
+    streams: int = 0  # 1: blocks share the last tiles evenly (stream-K); more: as many share each tile
     chained: int = 0  # 1: launched while the kernel before it ends, for whose results it waits by itself
 
     @classmethod

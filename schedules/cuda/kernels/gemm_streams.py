@@ -12,8 +12,8 @@ from tvm.script import tirx as T
 from tvm.tirx.script.builder import ir as builder
 
 from tvmops.schedules.cuda.gemm_tiles import Tiles
-from tvmops.schedules.cuda.kernels.gemm_results import Consumer
-from tvmops.schedules.cuda.words import c_call, do, tie, wait_for_kernels_before
+from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results
+from tvmops.schedules.cuda.words import c_call, do, tie, wait_for_kernels_before, when
 
 LEAVING = 2  # steps that take as long as leaving the sums of a tile
 _CLEARERS = 8  # warps
@@ -59,8 +59,26 @@ __forceinline__ __device__ void await_flag(const void* flags, int number) {
 """
 
 
+_MEET = """
+__forceinline__ __device__ void meet_{count}_{parts}(float* sums, const void* workspace, long long at, int pitch) {{
+  const float4* from = static_cast<const float4*>(workspace) + at;
+  float4 x[{parts}][{count} / 4];
+#pragma unroll
+  for (int part = 0; part < {parts}; ++part)
+#pragma unroll
+    for (int i = 0; i < {count} / 4; ++i) x[part][i] = __ldcg(from + part * pitch + 128 * i);
+#pragma unroll
+  for (int i = 0; i < {count} / 4; ++i) {{
+    float4 y = x[0][i];
+#pragma unroll
+    for (int part = 1; part < {parts}; ++part)
+      y.x += x[part][i].x, y.y += x[part][i].y, y.z += x[part][i].z, y.w += x[part][i].w;
+    sums[4 * i] = y.x, sums[4 * i + 1] = y.y, sums[4 * i + 2] = y.z, sums[4 * i + 3] = y.w;
+  }}
+}}
+"""
 _AGAIN = """
-__forceinline__ __device__ int again(int x) {
+__forceinline__ __device__ int taken_again(int x) {
   asm volatile("" : "+r"(x));
   return x;
 }
@@ -69,7 +87,7 @@ __forceinline__ __device__ int again(int x) {
 
 def again(value: Any) -> Any:
     """Return `value` such that what is computed from it is computed here, and not kept from before."""
-    return c_call("int32", "again", value, source=_AGAIN)
+    return c_call("int32", "taken_again", value, source=_AGAIN)
 
 
 class SharedSums:
@@ -94,6 +112,32 @@ class SharedSums:
         do(c_call("void", "await_flag", self._flags, place * 4 + self.at.warp, source=_AWAIT))
         tie(self.at.acc, self.count)
         do(c_call("void", f"add_left_{self.count}", first, self.workspace.data, place, self._thread, source=source))
+
+    def meet(self, results: Results, tile: Any, part: Any) -> None:
+        """Add up what all parts of a tile left, a stretch of each thread's sums for each, and store that."""
+        parts, at, n = self.tiles.streams, self.at, results.n
+        count = self.count // parts
+        place, pitch = self._of_group(tile * parts), self._of_group(1) - self._of_group(0)
+        for other in range(parts):
+            number = (place + other * pitch) * 4 + at.warp
+            do(c_call("void", "await_flag", self._flags, number, source=_AWAIT))
+        sums = builder.alloc_local((count,), "float32")
+        begin = T.Cast("int64", place) * (self.count * 32) + part * (count * 32) + self._thread
+        source = _MEET.format(count=count, parts=parts)
+        first, memory = T.address_of(sums[0]), self.workspace.data
+        do(c_call("void", f"meet_{count}_{parts}", first, memory, begin, pitch * (self.count * 32), source=source))
+        for i in range(0, count, 4):
+            of_thread = part * (count // 4) + i // 4
+            block = T.truncdiv(of_thread, self.tiles.bn // 8)
+            column = at.tn * self.tiles.bn + T.truncmod(of_thread, self.tiles.bn // 8) * 8 + at.lane % 4 * 2
+            row = at.tm * self.tiles.bm + (at.group * self.tiles.blocks_a_group + block) * 64 + self._row
+            for half in range(2):
+                with when((row + 8 * half < results.m) & (column < n)):
+                    results.finish_two(sums, i + 2 * half, row + 8 * half, column)
+
+    @property
+    def _row(self) -> Any:
+        return self.at.warp * 16 + T.truncdiv(self.at.lane, 4)
 
     @property
     def _thread(self) -> Any:

@@ -50,7 +50,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     CONSUMERS, WM, BUFFERS = tiles.consumers, tiles.blocks_a_group, tiles.store_buffers
     SHARE, SPLIT, GROUP = tiles.cluster, tiles.split_k, tiles.group
     CLUSTER, CHAINED, PARTS = SHARE * SPLIT, bool(tiles.chained), form.parts
-    STREAMS, WORKERS = bool(tiles.streams), tiles.blocks // SHARE
+    STREAMS, MEETING, WORKERS = tiles.streams == 1, tiles.streams > 1, tiles.blocks // SHARE
+    HOLDERS = max(tiles.streams, 1)  # blocks that share the sum of a tile through a workspace
     sums_form = form if PARTS == 1 else form.sums
     BY_TMA = sums_form.stores_by_tma and BN % 64 == 0
     NACC = BN // 2
@@ -63,19 +64,19 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         if STREAMS or SPLIT == 1 and not CHAINED:
             return WORKERS * CLUSTER
         rows, columns = BM * SHARE, BN
-        items = T.truncdiv(m + (rows - 1), rows) * T.truncdiv(n + (columns - 1), columns) * batch * PARTS
-        return (items if SPLIT > 1 else T.min(items, WORKERS)) * CLUSTER
+        items = T.truncdiv(m + (rows - 1), rows) * T.truncdiv(n + (columns - 1), columns) * batch * PARTS * HOLDERS
+        return (items if SPLIT > 1 or MEETING else T.min(items, WORKERS)) * CLUSTER
 
     # fmt: off
     @T.prim_func
     def main() -> None:
-        arrays = T.meta_var(arrays_of.declare(workspace=bool(form.pads) or PARTS > 1 or STREAMS))
+        arrays = T.meta_var(arrays_of.declare(workspace=bool(form.pads) or PARTS > 1 or tiles.streams > 0))
         C = T.meta_var(arrays["c"])
         a_map = T.meta_var(arrays_of.map_of("a", arrays, a_of.box))
         b_map = T.meta_var(arrays_of.map_of("b", arrays, b_of.box))
         c_map = T.meta_var(arrays_of.map_of_result(C) if BY_TMA else None)
         copied = T.meta_var(arrays_of.make_copies(arrays, 8 * tiles.multiprocessors, CHAINED))
-        cleared = T.meta_var(clear_flags(arrays, tiles) if STREAMS else None)
+        cleared = T.meta_var(clear_flags(arrays, tiles) if tiles.streams > 0 else None)
 
         with T.attr(0, "tirx.device_entry", True):
             T.attr({"tirx.launch_bounds_min_blocks_per_sm": tiles.beside})
@@ -135,6 +136,11 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                 last = T.truncdiv(DEPTH * (rank + 1), SPLIT)
             # Of streams: the tiles that fill no wave are begun by the last blocks, and the others share what
             # follows their first steps. Who waits for sums of others began after them.
+            holder: T.int32 = T.truncmod(tile, HOLDERS)
+            if MEETING:
+                first = T.truncdiv(DEPTH * holder, HOLDERS)
+                last = T.truncdiv(DEPTH * (holder + 1), HOLDERS)
+                tile = T.truncdiv(tile, HOLDERS)
             common: T.int32
             head: T.int32
             share: T.int32
@@ -195,7 +201,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                         first = 0
                         last = DEPTH
                 else:
-                    tile = tile + (TILES if SPLIT > 1 else WORKERS)
+                    tile = tile + (TILES if SPLIT > 1 or MEETING else WORKERS)
 
             @T.inline
             def advance():
@@ -255,7 +261,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                 consumer = T.meta_var(Consumer(group, warp, lane, tm, tn, item, row, acc, packed, factor if sums_form.has_factor else None))
                 results = T.meta_var(IntegerResults(arrays_of, arrays, tiles, consumer, zeros, columns) if isinstance(arrays_of, IntegerArrays) else Results(sums_form, arrays_of, arrays, tiles, consumer))
                 partials = T.meta_var(PartialSums(results, tiles, partial, rank))
-                shared = T.meta_var(SharedSums(arrays, tiles, consumer, rank) if STREAMS else None)
+                shared = T.meta_var(SharedSums(arrays, tiles, consumer, rank) if tiles.streams > 0 else None)
 
                 @T.inline
                 def release():
@@ -319,7 +325,10 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                         multiply()
                         if integers:
                             results.put_right()
-                        if STREAMS:
+                        if MEETING:
+                            shared.leave(tile * HOLDERS + holder)
+                            shared.meet(results, tile, holder)
+                        elif STREAMS:
                             if first > 0:
                                 shared.leave(tile + T.truncdiv(bx, CLUSTER))
                             else:

@@ -63,7 +63,7 @@ struct Thread {
 static Thread* now;
 static ucontext_t scheduler;
 static std::vector<std::unique_ptr<Block>>* cluster;
-static Group cluster_group;
+static Group cluster_group, flags;
 static std::function<void()> kernel;
 
 static std::string complaint;
