@@ -15,7 +15,7 @@ from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-_STREAM = {"streams": 1, "chained": 1}
+_HOLDERS = (1, 2, 3, 4, 6, 8, 12, 16)
 _LEAST_STEPS = 8  # of k, of each block: less is not worth another block's sums
 _LEFT_RATE = 5e10  # bytes a second in which one multiprocessor writes and reads sums
 _START_SECONDS = 1e-6  # of the kernel before
@@ -41,11 +41,12 @@ class StreamedGemm(WgmmaGemm):
 
     def space(self, workload: Workload, target: Target) -> Space:
         whole = super().space(workload, target)
-        knobs = (*whole.knobs, *(Knob(name, (value,)) for name, value in _STREAM.items()))
+        knobs = (*whole.knobs, Knob("streams", _HOLDERS), Knob("chained", (1,)))
         return Space(self.name, knobs, lambda c: whole.is_legal(c) and _is_legal(c, workload, target))
 
     def choices(self, workload: Workload) -> list[Config]:
-        return [Config.of(**config.as_dict(), **_STREAM) for config in super().choices(workload)]
+        whole = [*super().choices(workload), *_FEW]
+        return [Config.of(**one.as_dict(), streams=holders, chained=1) for one in whole for holders in _HOLDERS]
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         return []
@@ -53,9 +54,14 @@ class StreamedGemm(WgmmaGemm):
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Guess the seconds: those of whole tiles, without what the last wave leaves idle, and of sums left."""
         tiles = Tiles.of(config, target)
+        holders = tiles.streams
+        left = 8 * tiles.bm * tiles.bn / _LEFT_RATE + _START_SECONDS
+        if holders > 1:
+            (k,) = workload.dims("k")
+            items = workload.replace(batch=holders, k=max(8, math.ceil(k / holders)))
+            return super().estimate(items, target, config) + left
         waves = tiles_of_c(workload, tiles) / tiles.blocks
-        left = 8 * tiles.bm * tiles.bn / _LEFT_RATE
-        return super().estimate(workload, target, config) * waves / math.ceil(waves) + left + _START_SECONDS
+        return super().estimate(workload, target, config) * waves / math.ceil(waves) + left
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         module = super().build(workload, target, config)
@@ -66,10 +72,20 @@ class StreamedGemm(WgmmaGemm):
 
 def _is_legal(config: Config, workload: Workload, target: Target) -> bool:
     tiles = Tiles.of(config, target)
-    count = tiles_of_c(workload, tiles)
+    count, holders = tiles_of_c(workload, replace(tiles, bm=tiles.bm * tiles.cluster)), tiles.streams
     (k,) = workload.dims("k")
-    return (
-        tiles.split_k == 1
-        and count % tiles.blocks != 0
-        and count * math.ceil(k / tiles.bk) >= _LEAST_STEPS * tiles.blocks
-    )
+    steps = math.ceil(k / tiles.bk)
+    if tiles.split_k > 1:
+        return False
+    workers = tiles.blocks // tiles.cluster
+    rest = count % workers  # tiles, as clusters see them, that fill no wave
+    if holders == 1:
+        return rest > 0 and count * steps >= _LEAST_STEPS * workers
+    return 0 < rest * holders <= workers and steps >= 2 * holders
+
+
+# Tiles for few blocks of a long k.
+_FEW = tuple(
+    Config.of(bm=bm, bn=bn, bk=64, consumers=bm // 64, cluster=1, split_k=1, group=1, beside=1)
+    for bm, bn in ((128, 128), (128, 64), (64, 128))
+)

@@ -15,7 +15,7 @@ from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results
 from tvmops.schedules.cuda.words import c_call, do, tie, wait_for_kernels_before, when
 
-LEAVING = 2  # steps that take as long as leaving the sums of a tile
+LEAVING = 5  # steps that take as long as leaving the sums of a tile
 _CLEARERS = 8  # warps
 _CLEAR = """
 __forceinline__ __device__ void clear_flags(void* flags, int count, int thread, int threads) {
@@ -60,13 +60,15 @@ __forceinline__ __device__ void await_flag(const void* flags, int number) {
 
 
 _MEET = """
-__forceinline__ __device__ void meet_{count}_{parts}(float* sums, const void* workspace, long long at, int pitch) {{
+__forceinline__ __device__ void meet_{count}_{parts}(float* sums, const void* workspace, long long at, int pitch,
+                                                   int left) {{
   const float4* from = static_cast<const float4*>(workspace) + at;
   float4 x[{parts}][{count} / 4];
 #pragma unroll
   for (int part = 0; part < {parts}; ++part)
 #pragma unroll
-    for (int i = 0; i < {count} / 4; ++i) x[part][i] = __ldcg(from + part * pitch + 128 * i);
+    for (int i = 0; i < {count} / 4; ++i)
+      x[part][i] = 4 * i < left ? __ldcg(from + part * pitch + 128 * i) : make_float4(0, 0, 0, 0);
 #pragma unroll
   for (int i = 0; i < {count} / 4; ++i) {{
     float4 y = x[0][i];
@@ -116,23 +118,24 @@ class SharedSums:
     def meet(self, results: Results, tile: Any, part: Any) -> None:
         """Add up what all parts of a tile left, a stretch of each thread's sums for each, and store that."""
         parts, at, n = self.tiles.streams, self.at, results.n
-        count = self.count // parts
+        count = -(-self.count // 4 // parts) * 4  # whole fours, fewer for the last
         place, pitch = self._of_group(tile * parts), self._of_group(1) - self._of_group(0)
         for other in range(parts):
             number = (place + other * pitch) * 4 + at.warp
             do(c_call("void", "await_flag", self._flags, number, source=_AWAIT))
         sums = builder.alloc_local((count,), "float32")
         begin = T.Cast("int64", place) * (self.count * 32) + part * (count * 32) + self._thread
+        left = T.min(self.count - part * count, count)
         source = _MEET.format(count=count, parts=parts)
         first, memory = T.address_of(sums[0]), self.workspace.data
-        do(c_call("void", f"meet_{count}_{parts}", first, memory, begin, pitch * (self.count * 32), source=source))
+        do(c_call("void", f"meet_{count}_{parts}", first, memory, begin, pitch * (self.count * 32), left, source=source))
         for i in range(0, count, 4):
             of_thread = part * (count // 4) + i // 4
             block = T.truncdiv(of_thread, self.tiles.bn // 8)
             column = at.tn * self.tiles.bn + T.truncmod(of_thread, self.tiles.bn // 8) * 8 + at.lane % 4 * 2
             row = at.tm * self.tiles.bm + (at.group * self.tiles.blocks_a_group + block) * 64 + self._row
             for half in range(2):
-                with when((row + 8 * half < results.m) & (column < n)):
+                with when((i < left) & (row + 8 * half < results.m) & (column < n)):
                     results.finish_two(sums, i + 2 * half, row + 8 * half, column)
 
     @property

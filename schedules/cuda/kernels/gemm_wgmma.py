@@ -65,7 +65,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             return WORKERS * CLUSTER
         rows, columns = BM * SHARE, BN
         items = T.truncdiv(m + (rows - 1), rows) * T.truncdiv(n + (columns - 1), columns) * batch * PARTS * HOLDERS
-        return (items if SPLIT > 1 or MEETING else T.min(items, WORKERS)) * CLUSTER
+        return (items if SPLIT > 1 else T.min(items, WORKERS)) * CLUSTER
 
     # fmt: off
     @T.prim_func
@@ -136,11 +136,6 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                 last = T.truncdiv(DEPTH * (rank + 1), SPLIT)
             # Of streams: the tiles that fill no wave are begun by the last blocks, and the others share what
             # follows their first steps. Who waits for sums of others began after them.
-            holder: T.int32 = T.truncmod(tile, HOLDERS)
-            if MEETING:
-                first = T.truncdiv(DEPTH * holder, HOLDERS)
-                last = T.truncdiv(DEPTH * (holder + 1), HOLDERS)
-                tile = T.truncdiv(tile, HOLDERS)
             common: T.int32
             head: T.int32
             share: T.int32
@@ -155,6 +150,14 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                 share = T.max(T.truncdiv(common * (DEPTH - head) + (WORKERS - common - 1), WORKERS - common), 1)
                 end = T.min((T.truncdiv(bx, CLUSTER) + 1) * share, common * (DEPTH - head))
 
+            if MEETING:
+                common = T.truncmod(again(TILES), WORKERS)
+                if tile < common * HOLDERS:
+                    first = T.truncdiv(DEPTH * T.truncmod(tile, HOLDERS), HOLDERS)
+                    last = T.truncdiv(DEPTH * (T.truncmod(tile, HOLDERS) + 1), HOLDERS)
+                    tile = T.truncdiv(tile, HOLDERS)
+                else:
+                    tile = tile + common
             if STREAMS:
                 recall()
                 if tile >= WORKERS - common:
@@ -200,8 +203,13 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                         tile = T.if_then_else(first > 0, common + T.truncdiv(bx, CLUSTER), tile + WORKERS)
                         first = 0
                         last = DEPTH
+                elif MEETING:
+                    common = T.truncmod(again(TILES), WORKERS)
+                    tile = T.if_then_else(tile < common, common + T.truncdiv(bx, CLUSTER), tile + WORKERS)
+                    first = 0
+                    last = DEPTH
                 else:
-                    tile = tile + (TILES if SPLIT > 1 or MEETING else WORKERS)
+                    tile = tile + (TILES if SPLIT > 1 else WORKERS)
 
             @T.inline
             def advance():
@@ -326,8 +334,11 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                         if integers:
                             results.put_right()
                         if MEETING:
-                            shared.leave(tile * HOLDERS + holder)
-                            shared.meet(results, tile, holder)
+                            if tile < T.truncmod(again(TILES), WORKERS):
+                                shared.leave(T.truncdiv(bx, CLUSTER))
+                                shared.meet(results, tile, T.truncmod(T.truncdiv(bx, CLUSTER), HOLDERS))
+                            else:
+                                finish()
                         elif STREAMS:
                             if first > 0:
                                 shared.leave(tile + T.truncdiv(bx, CLUSTER))

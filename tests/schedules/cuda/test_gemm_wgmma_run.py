@@ -59,6 +59,7 @@ CASES = [
         knobs(128, 128, consumers=2, streams=4, chained=1),
         16,
     ),
+    ("m=264 n=200 k=456 dtype=bfloat16 trans_b=true", knobs(64, 128, streams=3, chained=1), 8),
     ("m=200 n=136 k=520 dtype=bfloat16 residual=true", knobs(128, 128, consumers=2, split_k=4), 1),
     ("m=200 n=72 k=1032 dtype=bfloat16 out_dtype=float32", knobs(128, 64, split_k=8, beside=2), 1),
 ]
@@ -106,7 +107,7 @@ def test_it_computes_the_product(text: str, chosen: dict[str, int], blocks: int,
     if tiles.streams:
         emulated(cubin, tmp_path)(1, arguments)
     if tiles.streams > 1:  # all blocks are there together
-        grid = cluster = tile_count * tiles.streams
+        grid = cluster = min(tile_count * tiles.streams, blocks)
     emulated(cubin, tmp_path, min(tiles.streams, 1))(grid, arguments, cluster, shared_bytes=tiles.shared_bytes)
     if tiles.parts > 1:
         emulated(cubin, tmp_path, 1)(-(-m * n // 2048), arguments)
