@@ -59,18 +59,19 @@ __forceinline__ __device__ void await_flag(const void* flags, int number) {
 """
 
 
+_ONCE = 16  # vectors that a thread reads at a time
 _MEET = """
-__forceinline__ __device__ void meet_{count}_{parts}(float* sums, const void* workspace, long long at, int pitch,
+__forceinline__ __device__ void meet_{fours}_{parts}(float* sums, const void* workspace, long long at, int pitch,
                                                    int left) {{
   const float4* from = static_cast<const float4*>(workspace) + at;
-  float4 x[{parts}][{count} / 4];
+  float4 x[{parts}][{fours}];
 #pragma unroll
   for (int part = 0; part < {parts}; ++part)
 #pragma unroll
-    for (int i = 0; i < {count} / 4; ++i)
-      x[part][i] = 4 * i < left ? __ldcg(from + part * pitch + 128 * i) : make_float4(0, 0, 0, 0);
+    for (int i = 0; i < {fours}; ++i)
+      x[part][i] = i < left ? __ldcg(from + part * pitch + 128 * i) : make_float4(0, 0, 0, 0);
 #pragma unroll
-  for (int i = 0; i < {count} / 4; ++i) {{
+  for (int i = 0; i < {fours}; ++i) {{
     float4 y = x[0][i];
 #pragma unroll
     for (int part = 1; part < {parts}; ++part)
@@ -117,30 +118,36 @@ class SharedSums:
 
     def meet(self, results: Results, tile: Any, part: Any) -> None:
         """Add up what all parts of a tile left, a stretch of each thread's sums for each, and store that."""
-        parts, at, n = self.tiles.streams, self.at, results.n
-        count = -(-self.count // 4 // parts) * 4  # whole fours, fewer for the last
+        parts = self.tiles.streams
         place, pitch = self._of_group(tile * parts), self._of_group(1) - self._of_group(0)
         for other in range(parts):
-            number = (place + other * pitch) * 4 + at.warp
+            number = (place + other * pitch) * 4 + self.at.warp
             do(c_call("void", "await_flag", self._flags, number, source=_AWAIT))
-        sums = builder.alloc_local((count,), "float32")
-        begin = T.Cast("int64", place) * (self.count * 32) + part * (count * 32) + self._thread
-        left = T.min(self.count - part * count, count)
-        source = _MEET.format(count=count, parts=parts)
-        first, memory = T.address_of(sums[0]), self.workspace.data
-        do(c_call("void", f"meet_{count}_{parts}", first, memory, begin, pitch * (self.count * 32), left, source=source))
-        for i in range(0, count, 4):
-            of_thread = part * (count // 4) + i // 4
-            block = T.truncdiv(of_thread, self.tiles.bn // 8)
-            column = at.tn * self.tiles.bn + T.truncmod(of_thread, self.tiles.bn // 8) * 8 + at.lane % 4 * 2
-            row = at.tm * self.tiles.bm + (at.group * self.tiles.blocks_a_group + block) * 64 + self._row
-            for half in range(2):
-                with when((i < left) & (row + 8 * half < results.m) & (column < n)):
-                    results.finish_two(sums, i + 2 * half, row + 8 * half, column)
+        fours = self.count // 4
+        own = -(-fours // parts)  # fewer for the last
+        once = min(own, max(1, _ONCE // parts))
+        sums = builder.alloc_local((4 * once,), "float32")
+        source = _MEET.format(fours=once, parts=parts)
+        for i in range(0, own, once):
+            begin = part * own + i
+            left = T.min(fours - part * own, own) - i
+            at = T.Cast("int64", place) * (fours * 128) + begin * 128 + self._thread
+            memory, first = self.workspace.data, T.address_of(sums[0])
+            call = f"meet_{once}_{parts}", first, memory, at, pitch * (fours * 128), left
+            do(c_call("void", *call, source=source))
+            for j in range(once):
+                self._store_four(results, sums, j, begin + j, j < left)
 
-    @property
-    def _row(self) -> Any:
-        return self.at.warp * 16 + T.truncdiv(self.at.lane, 4)
+    def _store_four(self, results: Results, sums: Any, at: int, number: Any, there: Any) -> None:
+        """Store four of a thread's sums, the `number`-th of all: two neighbours in each of two rows."""
+        tiles, where = self.tiles, self.at
+        block, run = T.truncdiv(number, tiles.bn // 8), T.truncmod(number, tiles.bn // 8)
+        column = where.tn * tiles.bn + run * 8 + where.lane % 4 * 2
+        first = where.tm * tiles.bm + (where.group * tiles.blocks_a_group + block) * 64
+        for half in range(2):
+            row = first + where.warp * 16 + T.truncdiv(where.lane, 4) + 8 * half
+            with when(there & (row < results.m) & (column < results.n)):
+                results.finish_two(sums, 4 * at + 2 * half, row, column)
 
     @property
     def _thread(self) -> Any:
