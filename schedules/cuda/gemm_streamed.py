@@ -1,4 +1,4 @@
-"""Products of 16 bits on Hopper whose last tiles all blocks share; `kernels.gemm_streams` says how."""
+"""Products of 16 bits on Hopper whose last tiles blocks share; `kernels.gemm_streams` says how."""
 
 from __future__ import annotations
 
@@ -15,19 +15,25 @@ from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-_HOLDERS = (1, 2, 3, 4, 6, 8, 12, 16)
-_LEAST_STEPS = 8  # of k, of each block: less is not worth another block's sums
-_LEFT_RATE = 5e10  # bytes a second in which one multiprocessor writes and reads sums
-_START_SECONDS = 1e-6  # of the kernel before
+_HOLDERS = (1, 2, 3, 4, 6, 8)
+_LEAST_ROWS = 33  # of a: fewer are streamed
+_LEAST_DEPTH = 1024  # of k: less is not worth the sums of another block
+_LEAST_STEPS = 8  # of k, of each block
+_LEAVING_SECONDS = 5e-6  # for sums to be left and found, and for the kernel before
 
 
 class StreamedGemm(WgmmaGemm):
-    """`WgmmaGemm` by stream-K: no block waits for the last wave of tiles, which all share.
+    """`WgmmaGemm` whose tiles that fill no wave are shared, by their steps along k.
 
-    Full waves but one take whole tiles; the steps along k of what is left, one to two tiles for each block, are
-    divided evenly. A block leaves the sums of a tile's later steps in a workspace, and the one that has
-    its first steps adds them up, always in the same order.
-    Osama, Merrill, Cecka, Garland, Owens: "Stream-K", PPoPP 2023.
+    With `streams` 1 all blocks share all of them evenly (stream-K): the last blocks begin a tile each,
+    the others divide what follows those tiles' first steps, and who began a tile adds up what they leave
+    in a workspace. With more, as many blocks share each tile, and each finishes a stretch of it.
+    Sums are always added in the same order.
+
+    References
+    ----------
+    Osama, Merrill, Cecka, Garland, Owens: "Stream-K", PPoPP 2023. Its blocks take steps of neighbouring
+    tiles; here those of one wave stay at the same k, for what they load is in L2 for others then.
     """
 
     name = "cuda.gemm_streamed"
@@ -35,6 +41,9 @@ class StreamedGemm(WgmmaGemm):
 
     def covers(self, workload: Workload, target: Target) -> bool:
         if not super().covers(workload, target) or workload.is_generic or workload["batch"] != 1:
+            return False
+        m, k = workload.dims("m", "k")
+        if m < _LEAST_ROWS or k < _LEAST_DEPTH:
             return False
         space = self.space(workload, target)
         return any(config in space for config in self.choices(workload))
@@ -46,22 +55,20 @@ class StreamedGemm(WgmmaGemm):
 
     def choices(self, workload: Workload) -> list[Config]:
         whole = [*super().choices(workload), *_FEW]
-        return [Config.of(**one.as_dict(), streams=holders, chained=1) for one in whole for holders in _HOLDERS]
+        return [
+            Config.of(**one.as_dict(), streams=holders, chained=1) for one in whole for holders in _HOLDERS
+        ]
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         return []
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        """Guess the seconds: those of whole tiles, without what the last wave leaves idle, and of sums left."""
+        """Guess the seconds: those of whole tiles, less what the last wave would leave idle."""
         tiles = Tiles.of(config, target)
-        holders = tiles.streams
-        left = 8 * tiles.bm * tiles.bn / _LEFT_RATE + _START_SECONDS
-        if holders > 1:
-            (k,) = workload.dims("k")
-            items = workload.replace(batch=holders, k=max(8, math.ceil(k / holders)))
-            return super().estimate(items, target, config) + left
-        waves = tiles_of_c(workload, tiles) / tiles.blocks
-        return super().estimate(workload, target, config) * waves / math.ceil(waves) + left
+        waves = _clusters(workload, tiles) / _workers(tiles)
+        rest = waves % 1.0 if tiles.streams == 1 else 1.0 / tiles.streams
+        saved = (math.floor(waves) + rest) / math.ceil(waves)
+        return super().estimate(workload, target, config) * saved + _LEAVING_SECONDS
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         module = super().build(workload, target, config)
@@ -70,22 +77,29 @@ class StreamedGemm(WgmmaGemm):
         return module
 
 
+def _clusters(workload: Workload, tiles: Tiles) -> int:
+    """Return how many tiles clusters have to do."""
+    return tiles_of_c(workload, replace(tiles, bm=tiles.bm * tiles.cluster))
+
+
+def _workers(tiles: Tiles) -> int:
+    return tiles.blocks // tiles.cluster
+
+
 def _is_legal(config: Config, workload: Workload, target: Target) -> bool:
     tiles = Tiles.of(config, target)
-    count, holders = tiles_of_c(workload, replace(tiles, bm=tiles.bm * tiles.cluster)), tiles.streams
-    (k,) = workload.dims("k")
-    steps = math.ceil(k / tiles.bk)
     if tiles.split_k > 1:
         return False
-    workers = tiles.blocks // tiles.cluster
-    rest = count % workers  # tiles, as clusters see them, that fill no wave
+    (k,) = workload.dims("k")
+    steps, count, workers = math.ceil(k / tiles.bk), _clusters(workload, tiles), _workers(tiles)
+    rest, holders = count % workers, tiles.streams  # tiles that fill no wave
     if holders == 1:
         return rest > 0 and count * steps >= _LEAST_STEPS * workers
-    return 0 < rest * holders <= workers and steps >= 2 * holders
+    return 0 < rest * holders <= workers and steps >= _LEAST_STEPS * holders
 
 
-# Tiles for few blocks of a long k.
+# Tiles for a result of few, and a long k.
 _FEW = tuple(
-    Config.of(bm=bm, bn=bn, bk=64, consumers=bm // 64, cluster=1, split_k=1, group=1, beside=1)
-    for bm, bn in ((128, 128), (128, 64), (64, 128))
+    Config.of(bm=bm, bn=bn, bk=64, consumers=consumers, cluster=1, split_k=1, group=1, beside=1)
+    for bm, bn, consumers in ((128, 128, 2), (128, 64, 1), (64, 128, 1))
 )

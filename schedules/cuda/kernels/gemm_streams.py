@@ -105,7 +105,17 @@ class SharedSums:
         tie(self.at.acc, self.count)
         place, first = self._of_group(place), T.address_of(self.at.acc[0])
         source = _LEAVE.format(count=self.count)
-        do(c_call("void", f"leave_sums_{self.count}", self.workspace.data, place, self._thread, first, source=source))
+        do(
+            c_call(
+                "void",
+                f"leave_sums_{self.count}",
+                self.workspace.data,
+                place,
+                self._thread,
+                first,
+                source=source,
+            )
+        )
         do(c_call("void", "raise_flag", self._flags, place * 4 + self.at.warp, source=_RAISE))
 
     def add(self, place: Any) -> None:
@@ -114,7 +124,17 @@ class SharedSums:
         source = _ADD.format(count=self.count)
         do(c_call("void", "await_flag", self._flags, place * 4 + self.at.warp, source=_AWAIT))
         tie(self.at.acc, self.count)
-        do(c_call("void", f"add_left_{self.count}", first, self.workspace.data, place, self._thread, source=source))
+        do(
+            c_call(
+                "void",
+                f"add_left_{self.count}",
+                first,
+                self.workspace.data,
+                place,
+                self._thread,
+                source=source,
+            )
+        )
 
     def meet(self, results: Results, tile: Any, part: Any) -> None:
         """Add up what all parts of a tile left, a stretch of each thread's sums for each, and store that."""

@@ -64,7 +64,13 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         if STREAMS or SPLIT == 1 and not CHAINED:
             return WORKERS * CLUSTER
         rows, columns = BM * SHARE, BN
-        items = T.truncdiv(m + (rows - 1), rows) * T.truncdiv(n + (columns - 1), columns) * batch * PARTS * HOLDERS
+        items = (
+            T.truncdiv(m + (rows - 1), rows)
+            * T.truncdiv(n + (columns - 1), columns)
+            * batch
+            * PARTS
+            * HOLDERS
+        )
         return (items if SPLIT > 1 else T.min(items, WORKERS)) * CLUSTER
 
     # fmt: off

@@ -37,14 +37,22 @@ def test_it_covers_what_is_long_enough_to_share(work: Workload, covered: bool) -
     assert TEMPLATE.covers(work, H200) is covered
 
 
-def test_whole_waves_are_not_shared() -> None:
+def test_whole_waves_are_not_shared_nor_tiles_by_more_blocks_than_there_are() -> None:
     space = TEMPLATE.space(LARGE, H200)
     for config in space:
         tiles = Tiles.of(config, H200)
-        assert -(-4096 // tiles.bm) * -(-4096 // tiles.bn) % tiles.blocks != 0
+        workers = tiles.blocks // tiles.cluster
+        rest = -(-4096 // (tiles.bm * tiles.cluster)) * -(-4096 // tiles.bn) % workers
+        assert rest > 0 and (tiles.streams == 1 or rest * tiles.streams <= workers)
     assert TEMPLATE.default(LARGE, H200) in space
     assert TEMPLATE.name in [template.name for template in templates_for(LARGE, H200)]
     assert not TEMPLATE.covers(LARGE, target("nvidia-a100"))
+
+
+@pytest.mark.parametrize("shape", [(33, 8, 1024), (256, 1024, 8192), (8192, 28672, 8192)])
+def test_what_it_covers_has_a_default(shape: tuple[int, int, int]) -> None:
+    work = matmul(*shape)
+    assert not TEMPLATE.covers(work, H200) or TEMPLATE.default(work, H200) in TEMPLATE.space(work, H200)
 
 
 def test_the_workspace_holds_a_tile_and_flags_for_each_block() -> None:

@@ -108,7 +108,9 @@ def test_it_computes_the_product(text: str, chosen: dict[str, int], blocks: int,
         emulated(cubin, tmp_path)(1, arguments)
     if tiles.streams > 1:  # all blocks are there together
         grid = cluster = min(tile_count * tiles.streams, blocks)
-    emulated(cubin, tmp_path, min(tiles.streams, 1))(grid, arguments, cluster, shared_bytes=tiles.shared_bytes)
+    emulated(cubin, tmp_path, min(tiles.streams, 1))(
+        grid, arguments, cluster, shared_bytes=tiles.shared_bytes
+    )
     if tiles.parts > 1:
         emulated(cubin, tmp_path, 1)(-(-m * n // 2048), arguments)
     edges = np.concatenate([memory[:GUARD], memory[-GUARD:]]).view(np.uint8)
