@@ -181,8 +181,8 @@ class SharedSums:
         return (place * self.tiles.cluster + self.rank) * self.tiles.consumers + self.at.group
 
 
-def clear_flags(arrays: dict[str, Any], tiles: Tiles) -> None:
-    """Emit the kernel that takes all flags down, when the product before is done with them."""
+def clear_flags(arrays: dict[str, Any], tiles: Tiles) -> int:
+    """Emit the kernel that takes all flags down, when the product before is done with them; return how many."""
     with builder.attr(0, "tirx.device_entry", True):
         builder.cta_id([1])
         warp, lane = builder.warp_id([_CLEARERS]), builder.lane_id([32])
@@ -190,3 +190,4 @@ def clear_flags(arrays: dict[str, Any], tiles: Tiles) -> None:
         wait_for_kernels_before()
         flags = builder.address_of(arrays["workspace"][tiles.left_bytes])
         do(c_call("void", "clear_flags", flags, tiles.flags, thread, _CLEARERS * 32, source=_CLEAR))
+    return tiles.flags

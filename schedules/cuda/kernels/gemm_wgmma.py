@@ -140,42 +140,47 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             if SPLIT > 1:
                 first = T.truncdiv(DEPTH * rank, SPLIT)
                 last = T.truncdiv(DEPTH * (rank + 1), SPLIT)
-            # Of streams: the tiles that fill no wave are begun by the last blocks, and the others share what
-            # follows their first steps. Who waits for sums of others began after them.
-            common: T.int32
-            head: T.int32
-            share: T.int32
-            at: T.int32  # of the steps that others than the last blocks share
+            # Tiles that fill no wave. Computed again where it is needed: registers are full while products are made.
+            common = T.meta_var(T.truncmod(again(TILES), WORKERS))
+            place = T.meta_var(T.truncdiv(bx, CLUSTER))
+            begun: T.int32  # of those, if they are shared evenly
+            head: T.int32  # steps that who begins such a tile takes of it; the last blocks do
+            share: T.int32  # steps of each other block, of what follows the heads
+            at: T.int32
             end: T.int32
 
             @T.inline
-            def recall():
-                # Computed again for each tile: registers are full while products are made.
-                common = T.truncmod(again(TILES), WORKERS)
-                head = T.min(T.max(T.truncdiv(common * (DEPTH + LEAVING), WORKERS), 1), DEPTH)
-                share = T.max(T.truncdiv(common * (DEPTH - head) + (WORKERS - common - 1), WORKERS - common), 1)
-                end = T.min((T.truncdiv(bx, CLUSTER) + 1) * share, common * (DEPTH - head))
+            def divide():
+                begun = common
+                head = T.min(T.max(T.truncdiv(begun * (DEPTH + LEAVING), WORKERS), 1), DEPTH)
+                share = T.max(T.truncdiv(begun * (DEPTH - head) + (WORKERS - begun - 1), WORKERS - begun), 1)
+                end = T.min((place + 1) * share, begun * (DEPTH - head))
 
+            @T.inline
+            def divide_again():
+                divide()
+                at = tile * (DEPTH - head) + (last - head)
+                end = T.if_then_else(first > 0, end, 0)
+
+            if STREAMS:
+                divide()
+                if tile >= WORKERS - begun:
+                    tile = tile + begun - WORKERS
+                    last = head
+                else:
+                    at = tile * share
+                    tile = tile + begun
+                    if at < end:
+                        tile = T.truncdiv(at, DEPTH - head)
+                        first = head + T.truncmod(at, DEPTH - head)
+                        last = T.min(first + (end - at), DEPTH)
             if MEETING:
-                common = T.truncmod(again(TILES), WORKERS)
                 if tile < common * HOLDERS:
                     first = T.truncdiv(DEPTH * T.truncmod(tile, HOLDERS), HOLDERS)
                     last = T.truncdiv(DEPTH * (T.truncmod(tile, HOLDERS) + 1), HOLDERS)
                     tile = T.truncdiv(tile, HOLDERS)
                 else:
                     tile = tile + common
-            if STREAMS:
-                recall()
-                if tile >= WORKERS - common:
-                    tile = tile + common - WORKERS
-                    last = head
-                else:
-                    at = tile * share
-                    tile = tile + common
-                    if at < end:
-                        tile = T.truncdiv(at, DEPTH - head)
-                        first = head + T.truncmod(at, DEPTH - head)
-                        last = T.min(first + (end - at), DEPTH)
 
             @T.inline
             def locate():
@@ -199,19 +204,17 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             @T.inline
             def go_on():
                 if STREAMS:
-                    recall()
-                    at = tile * (DEPTH - head) + (last - head)
-                    if (first > 0) & (at < end):
+                    divide_again()
+                    if at < end:
                         tile = tile + 1
                         first = head
                         last = T.min(head + (end - at), DEPTH)
                     else:
-                        tile = T.if_then_else(first > 0, common + T.truncdiv(bx, CLUSTER), tile + WORKERS)
+                        tile = T.if_then_else(end > 0, begun + place, tile + WORKERS)
                         first = 0
                         last = DEPTH
                 elif MEETING:
-                    common = T.truncmod(again(TILES), WORKERS)
-                    tile = T.if_then_else(tile < common, common + T.truncdiv(bx, CLUSTER), tile + WORKERS)
+                    tile = T.if_then_else(tile < common, common + place, tile + WORKERS)
                     first = 0
                     last = DEPTH
                 else:
@@ -340,17 +343,17 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                         if integers:
                             results.put_right()
                         if MEETING:
-                            if tile < T.truncmod(again(TILES), WORKERS):
-                                shared.leave(T.truncdiv(bx, CLUSTER))
-                                shared.meet(results, tile, T.truncmod(T.truncdiv(bx, CLUSTER), HOLDERS))
+                            if tile < common:
+                                shared.leave(place)
+                                shared.meet(results, tile, T.truncmod(place, HOLDERS))
                             else:
                                 finish()
                         elif STREAMS:
                             if first > 0:
-                                shared.leave(tile + T.truncdiv(bx, CLUSTER))
+                                shared.leave(tile + place)
                             else:
-                                recall()
-                                if tile < common:
+                                divide()
+                                if tile < begun:
                                     add_up_streams()
                                 finish()
                         else:
