@@ -37,8 +37,8 @@ __forceinline__ __device__ void store_two_apart(float* array, int row, int pitch
   if (column + 1 < pitch) at[1] = y;
 }
 """
-_STORE_PAIR = """
-__forceinline__ __device__ void store_pair(void* array, int row, int pitch, int column, unsigned pair) {
+_STORE_HALVES = """
+__forceinline__ __device__ void store_halves(void* array, int row, int pitch, int column, unsigned pair) {
   unsigned short* at = static_cast<unsigned short*>(array) + static_cast<long long>(row) * pitch + column;
   *reinterpret_cast<unsigned*>(at) = pair;
 }
@@ -213,7 +213,7 @@ class Results:
             self.store_two(row, column, sums[at], sums[at + 1])
             return
         pair = pack(self.form.result, sums[at], sums[at + 1])
-        do(c_call("void", "store_pair", self.c.data, row, self.n, column, pair, source=_STORE_PAIR))
+        do(c_call("void", "store_halves", self.c.data, row, self.n, column, pair, source=_STORE_HALVES))
 
     def store_eight(self, row: Any, column: Any, sums: Any) -> None:
         """Store eight results of other dtypes than the sums."""
