@@ -12,6 +12,10 @@ up one tile, each a stretch of k; the partial sums are exchanged through the clu
 memory and added in a fixed order, so that no workspace is needed and results repeat. They take the
 place of the ring. Large clusters leave a part of the machine idle: with `parts` > 1 blocks anywhere
 leave float32 sums of a stretch of k in a workspace, and a second kernel adds those (`gemm_sums`).
+With `streams` blocks share the tiles that fill no wave: they leave sums in a workspace for each other,
+tell so by flags that a kernel before this one takes down, and add them up themselves (`gemm_streams`).
+Blocks that add up wait for blocks launched before them, or for those next to them: none waits for
+one that can't begin.
 
 TMA leaves out what lies beyond an array when it stores, and reads zeros there: no shape needs
 to divide. Tiles whose columns end inside 64 that are loaded together are stored warp by warp.
