@@ -14,8 +14,7 @@ place of the ring. Large clusters leave a part of the machine idle: with `parts`
 leave float32 sums of a stretch of k in a workspace, and a second kernel adds those (`gemm_sums`).
 With `streams` blocks share the tiles that fill no wave: they leave sums in a workspace for each other,
 tell so by flags that a kernel before this one takes down, and add them up themselves (`gemm_streams`).
-Blocks that add up wait for blocks launched before them, or for those next to them: none waits for
-one that can't begin.
+Who adds up waits for blocks launched before it (stream-K), or for those next to it that hold the same tile.
 
 TMA leaves out what lies beyond an array when it stores, and reads zeros there: no shape needs
 to divide. Tiles whose columns end inside 64 that are loaded together are stored warp by warp.
