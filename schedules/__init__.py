@@ -37,6 +37,7 @@ from tvmops.schedules.cuda.gemm_mma import MmaGemm
 from tvmops.schedules.cuda.gemm_padded import PaddedGemm
 from tvmops.schedules.cuda.gemm_simt import SimtGemm
 from tvmops.schedules.cuda.gemm_stream import StreamGemm
+from tvmops.schedules.cuda.gemm_streamed import StreamedGemm
 from tvmops.schedules.cuda.gemm_summed import SummedGemm
 from tvmops.schedules.cuda.gemm_swapped import SwappedGemm
 from tvmops.schedules.cuda.gemm_tf32 import Tf32Gemm, Tf32Mma
@@ -76,6 +77,7 @@ TEMPLATES: tuple[Template, ...] = (
     WgmmaGemm(),
     ChainedGemm(),
     SummedGemm(),
+    StreamedGemm(),
     PaddedGemm(),
     Fp8Gemm(),
     MmaGemm(),

@@ -29,6 +29,7 @@ class Tiles:
     store_buffers: int = 2  # of 64 x 64, a consumer
     producer_registers: int = 40
     parts: int = 1  # blocks anywhere that do, whose sums a second kernel adds up
+    streams: int = 0  # 1: blocks share the last tiles evenly (stream-K); more: as many share each tile
     chained: int = 0  # 1: launched while the kernel before it ends, for whose results it waits by itself
 
     @classmethod
@@ -64,6 +65,20 @@ class Tiles:
     @property
     def stage_bytes(self) -> int:
         return (self.bm + -(-self.bn // 64) * 64) * self.bk * 2
+
+    @property
+    def flags(self) -> int:
+        """Warps that may leave sums for another block."""
+        return 4 * self.consumers * self.blocks
+
+    @property
+    def left_bytes(self) -> int:
+        """Bytes of the sums that all blocks may leave."""
+        return 4 * self.bm * self.bn * self.blocks
+
+    @property
+    def workspace_bytes(self) -> int:
+        return self.left_bytes + 4 * self.flags if self.streams else 0
 
     @property
     def partial_bytes(self) -> int:

@@ -37,6 +37,7 @@ class Form:
     pads: tuple[str, ...] = ()  # operands whose rows begin where TMA can't
     loose: bool = False  # whether the rows of the result do
     parts: int = 1  # stretches of k whose sums meet in a workspace
+    left_bytes: int = 0  # of a workspace for sums that blocks leave each other
 
     @property
     def result(self) -> str:
@@ -104,6 +105,7 @@ class Arrays:
             items = self.batch if self.items[name] else 1
             copy = Padded(rows * items, columns, self.workspace_bytes)
             self.copies[name], self.workspace_bytes = copy, copy.end
+        self.workspace_bytes += form.left_bytes
         if form.parts > 1:
             self.workspace_bytes += T.Cast("int64", self.m) * T.Cast("int64", self.n) * (4 * form.parts)
 

@@ -10,7 +10,7 @@ from tvm.script import tirx as T
 from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
-from tvmops.schedules.cuda.words import PTX_TYPES, c_call, do
+from tvmops.schedules.cuda.words import PTX_TYPES, c_call, do, pack
 
 _STORE = "cp.async.bulk.tensor.{rank}d.global.shared::cta.tile.bulk_group"
 _ELEMENT = """
@@ -35,6 +35,12 @@ __forceinline__ __device__ void store_two_apart(float* array, int row, int pitch
   float* at = array + static_cast<long long>(row) * pitch + column;
   at[0] = x;
   if (column + 1 < pitch) at[1] = y;
+}
+"""
+_STORE_HALVES = """
+__forceinline__ __device__ void store_halves(void* array, int row, int pitch, int column, unsigned pair) {
+  unsigned short* at = static_cast<unsigned short*>(array) + static_cast<long long>(row) * pitch + column;
+  *reinterpret_cast<unsigned*>(at) = pair;
 }
 """
 # A warp stores 16 rows of 64 elements of a swizzled tile, from row `first` on, `height` rows of it, to rows
@@ -198,6 +204,16 @@ class Results:
         """Return the first column of a part, and the first behind it that is another's."""
         first = self.at.tn * self.bn
         return first + part * 64, T.min(first + T.min(self.bn, part * 64 + 64), self.n)
+
+    def finish_two(self, sums: Any, at: int, row: Any, column: Any) -> None:
+        """Apply the epilogue to two neighbours, and store them."""
+        for e in range(2):
+            self.finish(sums, at + e, row, column + e)
+        if self.form.stores_directly:
+            self.store_two(row, column, sums[at], sums[at + 1])
+            return
+        pair = pack(self.form.result, sums[at], sums[at + 1])
+        do(c_call("void", "store_halves", self.c.data, row, self.n, column, pair, source=_STORE_HALVES))
 
     def store_eight(self, row: Any, column: Any, sums: Any) -> None:
         """Store eight results of other dtypes than the sums."""

@@ -12,6 +12,9 @@ up one tile, each a stretch of k; the partial sums are exchanged through the clu
 memory and added in a fixed order, so that no workspace is needed and results repeat. They take the
 place of the ring. Large clusters leave a part of the machine idle: with `parts` > 1 blocks anywhere
 leave float32 sums of a stretch of k in a workspace, and a second kernel adds those (`gemm_sums`).
+With `streams` blocks share the tiles that fill no wave: they leave sums in a workspace for each other,
+tell so by flags that a kernel before this one takes down, and add them up themselves (`gemm_streams`).
+Who adds up waits for blocks launched before it (stream-K), or for those next to it that hold the same tile.
 
 TMA leaves out what lies beyond an array when it stores, and reads zeros there: no shape needs
 to divide. Tiles whose columns end inside 64 that are loaded together are stored warp by warp.
@@ -34,6 +37,7 @@ from tvmops.schedules.cuda.kernels.gemm_operands import Operand
 from tvmops.schedules.cuda.kernels.gemm_operands import multiply as multiply_one
 from tvmops.schedules.cuda.kernels.gemm_partials import PartialSums
 from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results, factor_of
+from tvmops.schedules.cuda.kernels.gemm_streams import LEAVING, SharedSums, again, clear_flags
 from tvmops.schedules.cuda.kernels.gemm_sums import add_up
 from tvmops.schedules.cuda.kernels.gemm_zero_points import ZeroPoints
 from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH
@@ -49,6 +53,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     CONSUMERS, WM, BUFFERS = tiles.consumers, tiles.blocks_a_group, tiles.store_buffers
     SHARE, SPLIT, GROUP = tiles.cluster, tiles.split_k, tiles.group
     CLUSTER, CHAINED, PARTS = SHARE * SPLIT, bool(tiles.chained), form.parts
+    STREAMS, MEETING, WORKERS = tiles.streams == 1, tiles.streams > 1, tiles.blocks // SHARE
+    HOLDERS = max(tiles.streams, 1)  # blocks that share the sum of a tile through a workspace
     sums_form = form if PARTS == 1 else form.sums
     BY_TMA = sums_form.stores_by_tma and BN % 64 == 0
     NACC = BN // 2
@@ -58,21 +64,28 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
 
     def blocks_for(m: Any, n: Any, batch: Any) -> Any:
         """Return how many blocks are launched: for each share of a sum, or as many as stay."""
-        if SPLIT == 1 and not CHAINED:
-            return tiles.blocks // SHARE * CLUSTER
+        if STREAMS or SPLIT == 1 and not CHAINED:
+            return WORKERS * CLUSTER
         rows, columns = BM * SHARE, BN
-        items = T.truncdiv(m + (rows - 1), rows) * T.truncdiv(n + (columns - 1), columns) * batch * PARTS
-        return (items if SPLIT > 1 else T.min(items, tiles.blocks // SHARE)) * CLUSTER
+        items = (
+            T.truncdiv(m + (rows - 1), rows)
+            * T.truncdiv(n + (columns - 1), columns)
+            * batch
+            * PARTS
+            * HOLDERS
+        )
+        return (items if SPLIT > 1 else T.min(items, WORKERS)) * CLUSTER
 
     # fmt: off
     @T.prim_func
     def main() -> None:
-        arrays = T.meta_var(arrays_of.declare(workspace=bool(form.pads) or PARTS > 1))
+        arrays = T.meta_var(arrays_of.declare(workspace=bool(form.pads) or PARTS > 1 or tiles.streams > 0))
         C = T.meta_var(arrays["c"])
         a_map = T.meta_var(arrays_of.map_of("a", arrays, a_of.box))
         b_map = T.meta_var(arrays_of.map_of("b", arrays, b_of.box))
         c_map = T.meta_var(arrays_of.map_of_result(C) if BY_TMA else None)
         copied = T.meta_var(arrays_of.make_copies(arrays, 8 * tiles.multiprocessors, CHAINED))
+        cleared = T.meta_var(clear_flags(arrays, tiles) if tiles.streams > 0 else None)
 
         with T.attr(0, "tirx.device_entry", True):
             T.attr({"tirx.launch_bounds_min_blocks_per_sm": tiles.beside})
@@ -130,6 +143,47 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             if SPLIT > 1:
                 first = T.truncdiv(DEPTH * rank, SPLIT)
                 last = T.truncdiv(DEPTH * (rank + 1), SPLIT)
+            # Tiles that fill no wave. Computed again where it is needed: registers are full while products are made.
+            common = T.meta_var(T.truncmod(again(TILES), WORKERS))
+            place = T.meta_var(T.truncdiv(bx, CLUSTER))
+            begun: T.int32  # of those, if they are shared evenly
+            head: T.int32  # steps that who begins such a tile takes of it; the last blocks do
+            share: T.int32  # steps of each other block, of what follows the heads
+            at: T.int32
+            end: T.int32
+
+            @T.inline
+            def divide():
+                begun = common
+                head = T.min(T.max(T.truncdiv(begun * (DEPTH + LEAVING), WORKERS), 1), DEPTH)
+                share = T.max(T.truncdiv(begun * (DEPTH - head) + (WORKERS - begun - 1), WORKERS - begun), 1)
+                end = T.min((place + 1) * share, begun * (DEPTH - head))
+
+            @T.inline
+            def divide_again():
+                divide()
+                at = tile * (DEPTH - head) + (last - head)
+                end = T.if_then_else(first > 0, end, 0)
+
+            if STREAMS:
+                divide()
+                if tile >= WORKERS - begun:
+                    tile = tile + begun - WORKERS
+                    last = head
+                else:
+                    at = tile * share
+                    tile = tile + begun
+                    if at < end:
+                        tile = T.truncdiv(at, DEPTH - head)
+                        first = head + T.truncmod(at, DEPTH - head)
+                        last = T.min(first + (end - at), DEPTH)
+            if MEETING:
+                if tile < common * HOLDERS:
+                    first = T.truncdiv(DEPTH * T.truncmod(tile, HOLDERS), HOLDERS)
+                    last = T.truncdiv(DEPTH * (T.truncmod(tile, HOLDERS) + 1), HOLDERS)
+                    tile = T.truncdiv(tile, HOLDERS)
+                else:
+                    tile = tile + common
 
             @T.inline
             def locate():
@@ -149,6 +203,25 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                 if PARTS > 1:
                     first = T.truncdiv(DEPTH + (PARTS - 1), PARTS) * item
                     last = T.max(T.min(T.truncdiv(DEPTH + (PARTS - 1), PARTS) * (item + 1), DEPTH), first + 1)  # zeros, beyond the end
+
+            @T.inline
+            def go_on():
+                if STREAMS:
+                    divide_again()
+                    if at < end:
+                        tile = tile + 1
+                        first = head
+                        last = T.min(head + (end - at), DEPTH)
+                    else:
+                        tile = T.if_then_else(end > 0, begun + place, tile + WORKERS)
+                        first = 0
+                        last = DEPTH
+                elif MEETING:
+                    tile = T.if_then_else(tile < common, common + place, tile + WORKERS)
+                    first = 0
+                    last = DEPTH
+                else:
+                    tile = tile + (TILES if SPLIT > 1 else WORKERS)
 
             @T.inline
             def advance():
@@ -175,7 +248,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                                 a_of.load(As, stage, a_map, tm * BM, (first + kt) * BK, 0, item, full.ptr_to([stage]))
                                 b_of.load(Bs, stage, b_map, tn * BN, (first + kt) * BK, part, item, full.ptr_to([stage]))
                                 advance()
-                            tile = tile + (TILES if SPLIT > 1 else tiles.blocks // SHARE)
+                            go_on()
                 if integers:
                     if (warp > 0) & zeros.needed:
                         while tile < TILES:
@@ -186,7 +259,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                                 zeros.leave(empty, stage, lane)
                                 advance()
                             zeros.publish()
-                            tile = tile + (TILES if SPLIT > 1 else tiles.blocks // SHARE)
+                            go_on()
                 if SPLIT > 1:  # until partial sums are there, and until they are read
                     T.cuda.cluster_sync()
                     T.cuda.cluster_sync()
@@ -208,6 +281,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                 consumer = T.meta_var(Consumer(group, warp, lane, tm, tn, item, row, acc, packed, factor if sums_form.has_factor else None))
                 results = T.meta_var(IntegerResults(arrays_of, arrays, tiles, consumer, zeros, columns) if isinstance(arrays_of, IntegerArrays) else Results(sums_form, arrays_of, arrays, tiles, consumer))
                 partials = T.meta_var(PartialSums(results, tiles, partial, rank))
+                shared = T.meta_var(SharedSums(arrays, tiles, consumer, rank) if tiles.streams > 0 else None)
 
                 @T.inline
                 def release():
@@ -234,6 +308,22 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     T.ptx.wgmma.wait_group.sync.aligned(0)
                     release()
 
+                @T.inline
+                def finish():
+                    if sums_form.finishes or sums_form.stores_directly:
+                        results.finish_all()
+                    if BY_TMA:
+                        results.store(Cs, c_map)
+                    elif not sums_form.stores_directly:
+                        results.store_by_warps(Cs)
+
+                @T.inline
+                def add_up_streams():
+                    at = T.truncdiv(tile * (DEPTH - head), share)
+                    while at * share < (tile + 1) * (DEPTH - head):
+                        shared.add(tile + at)
+                        at = at + 1
+
                 if SPLIT > 1:
                     locate()
                     if integers:
@@ -255,13 +345,23 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                         multiply()
                         if integers:
                             results.put_right()
-                        if sums_form.finishes or sums_form.stores_directly:
-                            results.finish_all()
-                        if BY_TMA:
-                            results.store(Cs, c_map)
-                        elif not sums_form.stores_directly:
-                            results.store_by_warps(Cs)
-                        tile = tile + (TILES if SPLIT > 1 else tiles.blocks // SHARE)
+                        if MEETING:
+                            if tile < common:
+                                shared.leave(place)
+                                shared.meet(results, tile, T.truncmod(place, HOLDERS))
+                            else:
+                                finish()
+                        elif STREAMS:
+                            if first > 0:
+                                shared.leave(tile + place)
+                            else:
+                                divide()
+                                if tile < begun:
+                                    add_up_streams()
+                                finish()
+                        else:
+                            finish()
+                        go_on()
                     if BY_TMA:
                         if (warp == 0) & (lane == 0):
                             T.ptx.cp.async_.bulk.wait_group(0)

@@ -27,6 +27,7 @@ typedef unsigned char uchar;
 typedef unsigned short ushort;
 struct alignas(16) uint4 { uint x, y, z, w; };
 struct alignas(16) float4 { float x, y, z, w; };
+static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 struct alignas(8) uint2 { uint x, y; };
 
 namespace emulator {
@@ -62,7 +63,7 @@ struct Thread {
 static Thread* now;
 static ucontext_t scheduler;
 static std::vector<std::unique_ptr<Block>>* cluster;
-static Group cluster_group;
+static Group cluster_group, flags;
 static std::function<void()> kernel;
 
 static std::string complaint;

@@ -184,6 +184,19 @@ WAIT_FOR_STORES(0, 0) WAIT_FOR_STORES(read_0, 0) WAIT_FOR_STORES(read_1, 1)
 static inline void tvm_builtin_ptx_wgmma_commit_group_commit_group_sync_aligned() { emulator::now->products.emplace_back(); }
 static inline void tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_0() { emulator::finish(emulator::now->products, 0); }
 static inline void tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_1() { emulator::finish(emulator::now->products, 1); }
+// Clusters run one after the other: what a block waits for is there, or comes from its own cluster.
+static inline void raise_flag(void* flags, int number) {
+  emulator::meet(emulator::warp().group);
+  static_cast<unsigned*>(flags)[number] = 1;
+  ++emulator::flags.round;
+}
+static inline void await_flag(const void* flags, int number) {
+  while (static_cast<const unsigned*>(flags)[number] != 1) {
+    emulator::now->waits_for = &emulator::flags;
+    emulator::now->round = emulator::flags.round;
+    swapcontext(&emulator::now->context, &emulator::scheduler);
+  }
+}
 static inline bool tvm_builtin_elect_one_sync_op() { return emulator::lane() == 0; }
 static inline void tvm_builtin_cuda_cta_sync() { __syncthreads(); }
 static inline void tvm_builtin_ptx_bar_sync_count_sync(uint32_t name, uint32_t threads) {

@@ -46,6 +46,20 @@ CASES = [
         knobs(64, 128, parts=3, chained=1),
         2,
     ),
+    # Streams: tiles that three blocks share, whole tiles behind those, clusters; few tiles of a long k.
+    ("m=264 n=200 k=328 dtype=bfloat16", knobs(64, 64, streams=1, chained=1), 7),
+    ("m=72 n=136 k=1032 dtype=bfloat16 bias=true residual=true", knobs(64, 64, streams=1, chained=1), 16),
+    (
+        "m=392 n=264 k=456 dtype=float16 trans_b=true",
+        knobs(128, 128, consumers=2, cluster=2, streams=1, chained=1),
+        6,
+    ),
+    (
+        "m=136 n=200 k=328 dtype=bfloat16 residual=true activation=relu",
+        knobs(128, 128, consumers=2, streams=4, chained=1),
+        16,
+    ),
+    ("m=264 n=200 k=456 dtype=bfloat16 trans_b=true", knobs(64, 128, streams=3, chained=1), 8),
     ("m=200 n=136 k=520 dtype=bfloat16 residual=true", knobs(128, 128, consumers=2, split_k=4), 1),
     ("m=200 n=72 k=1032 dtype=bfloat16 out_dtype=float32", knobs(128, 64, split_k=8, beside=2), 1),
 ]
@@ -88,10 +102,15 @@ def test_it_computes_the_product(text: str, chosen: dict[str, int], blocks: int,
     cluster = tiles.cluster * tiles.split_k
     tile_count = -(-m // (tiles.bm * tiles.cluster)) * -(-n // tiles.bn) * batch
     grid = (tile_count if tiles.split_k > 1 else blocks // tiles.cluster) * cluster
-    if tiles.parts > 1:
-        arrays["workspace"] = np.full(tiles.parts * m * n * 4, 0xFF, np.uint8)
+    arrays["workspace"] = np.full(max(tiles.parts * m * n * 4, tiles.workspace_bytes), 0xFF, np.uint8)
     arguments = {**arrays, **sizes, **boxes(form, tiles, work, arrays)}
-    emulated(cubin, tmp_path)(grid, arguments, cluster, shared_bytes=tiles.shared_bytes)
+    if tiles.streams:
+        emulated(cubin, tmp_path)(1, arguments)
+    if tiles.streams > 1:  # all blocks are there together
+        grid = cluster = min(tile_count * tiles.streams, blocks)
+    emulated(cubin, tmp_path, min(tiles.streams, 1))(
+        grid, arguments, cluster, shared_bytes=tiles.shared_bytes
+    )
     if tiles.parts > 1:
         emulated(cubin, tmp_path, 1)(-(-m * n // 2048), arguments)
     edges = np.concatenate([memory[:GUARD], memory[-GUARD:]]).view(np.uint8)

@@ -1,0 +1,105 @@
+"""Products of 16 bits on Hopper whose last tiles blocks share; `kernels.gemm_streams` says how."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from tvm import IRModule
+
+from tvmops.schedules.cuda.gemm_tiles import Tiles
+from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm, tiles_of_c
+from tvmops.schedules.cuda.kernels.gemm_arrays import workspace_function
+from tvmops.schedules.template import GenericKernel
+from tvmops.space import Config, Knob, Space
+from tvmops.targets import Target
+from tvmops.workloads import Workload
+
+_HOLDERS = (1, 2, 3, 4, 6, 8)
+_LEAST_ROWS = 33  # of a: fewer are streamed
+_LEAST_DEPTH = 1024  # of k: less is not worth the sums of another block
+_LEAST_STEPS = 8  # of k, of each block
+_LEAVING_SECONDS = 5e-6  # for sums to be left and found, and for the kernel before
+
+
+class StreamedGemm(WgmmaGemm):
+    """`WgmmaGemm` whose tiles that fill no wave are shared, by their steps along k.
+
+    With `streams` 1 all blocks share all of them evenly (stream-K): the last blocks begin a tile each,
+    the others divide what follows those tiles' first steps, and who began a tile adds up what they leave
+    in a workspace. With more, as many blocks share each tile, and each finishes a stretch of it.
+    Sums are always added in the same order.
+
+    References
+    ----------
+    Osama, Merrill, Cecka, Garland, Owens: "Stream-K", PPoPP 2023. Its blocks take steps of neighbouring
+    tiles; here those of one wave stay at the same k, for what they load is in L2 for others then.
+    """
+
+    name = "cuda.gemm_streamed"
+    version = 1
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        if not super().covers(workload, target) or workload.is_generic or workload["batch"] != 1:
+            return False
+        m, k = workload.dims("m", "k")
+        if m < _LEAST_ROWS or k < _LEAST_DEPTH:
+            return False
+        space = self.space(workload, target)
+        return any(config in space for config in self.choices(workload))
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        whole = super().space(workload, target)
+        knobs = (*whole.knobs, Knob("streams", _HOLDERS), Knob("chained", (1,)))
+        return Space(self.name, knobs, lambda c: whole.is_legal(c) and _is_legal(c, workload, target))
+
+    def choices(self, workload: Workload) -> list[Config]:
+        whole = [*super().choices(workload), *_FEW]
+        return [
+            Config.of(**one.as_dict(), streams=holders, chained=1) for one in whole for holders in _HOLDERS
+        ]
+
+    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        return []
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        """Guess the seconds: those of whole tiles, less what the last wave would leave idle."""
+        tiles = Tiles.of(config, target)
+        waves = _clusters(workload, tiles) / _workers(tiles)
+        rest = waves % 1.0 if tiles.streams == 1 else 1.0 / tiles.streams
+        saved = (math.floor(waves) + rest) / math.ceil(waves)
+        return super().estimate(workload, target, config) * saved + _LEAVING_SECONDS
+
+    def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
+        module = super().build(workload, target, config)
+        form = replace(self.form_of(workload, config), left_bytes=Tiles.of(config, target).workspace_bytes)
+        module["main_workspace"] = workspace_function(form)
+        return module
+
+
+def _clusters(workload: Workload, tiles: Tiles) -> int:
+    """Return how many tiles clusters have to do."""
+    return tiles_of_c(workload, replace(tiles, bm=tiles.bm * tiles.cluster))
+
+
+def _workers(tiles: Tiles) -> int:
+    return tiles.blocks // tiles.cluster
+
+
+def _is_legal(config: Config, workload: Workload, target: Target) -> bool:
+    tiles = Tiles.of(config, target)
+    if tiles.split_k > 1:
+        return False
+    (k,) = workload.dims("k")
+    steps, count, workers = math.ceil(k / tiles.bk), _clusters(workload, tiles), _workers(tiles)
+    rest, holders = count % workers, tiles.streams  # tiles that fill no wave
+    if holders == 1:
+        return rest > 0 and count * steps >= _LEAST_STEPS * workers
+    return 0 < rest * holders <= workers and steps >= _LEAST_STEPS * holders
+
+
+# Tiles for a result of few, and a long k.
+_FEW = tuple(
+    Config.of(bm=bm, bn=bn, bk=64, consumers=consumers, cluster=1, split_k=1, group=1, beside=1)
+    for bm, bn, consumers in ((128, 128, 2), (128, 64, 1), (64, 128, 1))
+)

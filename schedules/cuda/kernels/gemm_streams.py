@@ -1,0 +1,193 @@
+"""Sums of tiles whose k several blocks share (stream-K): left in a workspace, and added in a fixed order.
+
+A thread of one block holds the sums of the same places as its counterpart in another: it leaves them
+for that one alone, neighbours in memory next to neighbours in the warp. Warps tell each other by flags.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.script import tirx as T
+from tvm.tirx.script.builder import ir as builder
+
+from tvmops.schedules.cuda.gemm_tiles import Tiles
+from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results
+from tvmops.schedules.cuda.words import c_call, do, tie, wait_for_kernels_before, when
+
+LEAVING = 5  # steps that take as long as leaving the sums of a tile
+_CLEARERS = 8  # warps
+_CLEAR = """
+__forceinline__ __device__ void clear_flags(void* flags, int count, int thread, int threads) {
+  for (int at = thread; at < count; at += threads) static_cast<unsigned*>(flags)[at] = 0;
+}
+"""
+_LEAVE = """
+__forceinline__ __device__ void leave_sums_{count}(void* workspace, int place, int thread, const float* sums) {{
+  float4* to = static_cast<float4*>(workspace) + {count} / 4 * 128ll * place + thread;
+#pragma unroll
+  for (int i = 0; i < {count}; i += 4)
+    to[32 * i] = make_float4(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]);
+}}
+"""
+_ADD = """
+__forceinline__ __device__ void add_left_{count}(float* sums, const void* workspace, int place, int thread) {{
+  const float4* from = static_cast<const float4*>(workspace) + {count} / 4 * 128ll * place + thread;
+#pragma unroll
+  for (int i = 0; i < {count}; i += 4) {{
+    const float4 x = __ldcg(from + 32 * i);
+    sums[i] += x.x, sums[i + 1] += x.y, sums[i + 2] += x.z, sums[i + 3] += x.w;
+    if (i % 32 == 28) asm volatile("" ::: "memory");  // no more loads at a time than there are registers
+  }}
+}}
+"""
+_RAISE = """
+__forceinline__ __device__ void raise_flag(void* flags, int number) {
+  __syncwarp();
+  if ((threadIdx.x & 31) == 0)
+    asm volatile("st.release.gpu.global.u32 [%0], 1;" :: "l"(static_cast<unsigned*>(flags) + number) : "memory");
+}
+"""
+_AWAIT = """
+__forceinline__ __device__ void await_flag(const void* flags, int number) {
+  unsigned raised;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
+                 : "=r"(raised) : "l"(static_cast<const unsigned*>(flags) + number) : "memory");
+  } while (raised == 0);
+}
+"""
+
+
+_ONCE = 16  # vectors that a thread reads at a time
+_MEET = """
+__forceinline__ __device__ void meet_{fours}_{parts}(float* sums, const void* workspace, long long at, int pitch,
+                                                   int left) {{
+  const float4* from = static_cast<const float4*>(workspace) + at;
+  float4 x[{parts}][{fours}];
+#pragma unroll
+  for (int part = 0; part < {parts}; ++part)
+#pragma unroll
+    for (int i = 0; i < {fours}; ++i)
+      x[part][i] = i < left ? __ldcg(from + part * pitch + 128 * i) : make_float4(0, 0, 0, 0);
+#pragma unroll
+  for (int i = 0; i < {fours}; ++i) {{
+    float4 y = x[0][i];
+#pragma unroll
+    for (int part = 1; part < {parts}; ++part)
+      y.x += x[part][i].x, y.y += x[part][i].y, y.z += x[part][i].z, y.w += x[part][i].w;
+    sums[4 * i] = y.x, sums[4 * i + 1] = y.y, sums[4 * i + 2] = y.z, sums[4 * i + 3] = y.w;
+  }}
+}}
+"""
+_AGAIN = """
+__forceinline__ __device__ int taken_again(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+"""
+
+
+def again(value: Any) -> Any:
+    """Return `value` such that what is computed from it is computed here, and not kept from before."""
+    return c_call("int32", "taken_again", value, source=_AGAIN)
+
+
+class SharedSums:
+    """Sums of one thread that go to another block, or come from others."""
+
+    def __init__(self, arrays: dict[str, Any], tiles: Tiles, at: Consumer, rank: Any) -> None:
+        self.workspace, self.tiles, self.at, self.rank = arrays["workspace"], tiles, at, rank
+        self.count = tiles.blocks_a_group * tiles.bn // 2
+
+    def leave(self, place: Any) -> None:
+        """Leave this thread's sums at one of as many places as there are blocks."""
+        tie(self.at.acc, self.count)
+        place, first = self._of_group(place), T.address_of(self.at.acc[0])
+        source = _LEAVE.format(count=self.count)
+        do(
+            c_call(
+                "void",
+                f"leave_sums_{self.count}",
+                self.workspace.data,
+                place,
+                self._thread,
+                first,
+                source=source,
+            )
+        )
+        do(c_call("void", "raise_flag", self._flags, place * 4 + self.at.warp, source=_RAISE))
+
+    def add(self, place: Any) -> None:
+        """Add what was left there, when it is."""
+        place, first = self._of_group(place), T.address_of(self.at.acc[0])
+        source = _ADD.format(count=self.count)
+        do(c_call("void", "await_flag", self._flags, place * 4 + self.at.warp, source=_AWAIT))
+        tie(self.at.acc, self.count)
+        do(
+            c_call(
+                "void",
+                f"add_left_{self.count}",
+                first,
+                self.workspace.data,
+                place,
+                self._thread,
+                source=source,
+            )
+        )
+
+    def meet(self, results: Results, tile: Any, part: Any) -> None:
+        """Add up what all parts of a tile left, a stretch of each thread's sums for each, and store that."""
+        parts = self.tiles.streams
+        place, pitch = self._of_group(tile * parts), self._of_group(1) - self._of_group(0)
+        for other in range(parts):
+            number = (place + other * pitch) * 4 + self.at.warp
+            do(c_call("void", "await_flag", self._flags, number, source=_AWAIT))
+        fours = self.count // 4
+        own = -(-fours // parts)  # fewer for the last
+        once = min(own, max(1, _ONCE // parts))
+        sums = builder.alloc_local((4 * once,), "float32")
+        source = _MEET.format(fours=once, parts=parts)
+        for i in range(0, own, once):
+            begin = part * own + i
+            left = T.min(fours - part * own, own) - i
+            at = T.Cast("int64", place) * (fours * 128) + begin * 128 + self._thread
+            memory, first = self.workspace.data, T.address_of(sums[0])
+            call = f"meet_{once}_{parts}", first, memory, at, pitch * (fours * 128), left
+            do(c_call("void", *call, source=source))
+            for j in range(once):
+                self._store_four(results, sums, j, begin + j, j < left)
+
+    def _store_four(self, results: Results, sums: Any, at: int, number: Any, there: Any) -> None:
+        """Store four of a thread's sums, the `number`-th of all: two neighbours in each of two rows."""
+        tiles, where = self.tiles, self.at
+        block, run = T.truncdiv(number, tiles.bn // 8), T.truncmod(number, tiles.bn // 8)
+        column = where.tn * tiles.bn + run * 8 + where.lane % 4 * 2
+        first = where.tm * tiles.bm + (where.group * tiles.blocks_a_group + block) * 64
+        for half in range(2):
+            row = first + where.warp * 16 + T.truncdiv(where.lane, 4) + 8 * half
+            with when(there & (row < results.m) & (column < results.n)):
+                results.finish_two(sums, 4 * at + 2 * half, row, column)
+
+    @property
+    def _thread(self) -> Any:
+        return self.at.warp * 32 + self.at.lane
+
+    @property
+    def _flags(self) -> Any:
+        return T.address_of(self.workspace[self.tiles.left_bytes])
+
+    def _of_group(self, place: Any) -> Any:
+        return (place * self.tiles.cluster + self.rank) * self.tiles.consumers + self.at.group
+
+
+def clear_flags(arrays: dict[str, Any], tiles: Tiles) -> int:
+    """Emit the kernel that takes all flags down, when the product before is done with them; return how many."""
+    with builder.attr(0, "tirx.device_entry", True):
+        builder.cta_id([1])
+        warp, lane = builder.warp_id([_CLEARERS]), builder.lane_id([32])
+        thread = builder.Bind(warp * 32 + lane)
+        wait_for_kernels_before()
+        flags = builder.address_of(arrays["workspace"][tiles.left_bytes])
+        do(c_call("void", "clear_flags", flags, tiles.flags, thread, _CLEARERS * 32, source=_CLEAR))
+    return tiles.flags
