@@ -26,16 +26,18 @@ __forceinline__ __device__ void copy_row_piece(unsigned to, const void* from, in
 
 
 class Copies:
-    """The chunks of one warp: every `warps`-th of its block's stretch, from `first`, `count` of them."""
+    """The chunks of one warp, `count` of them.
+
+    All warps of a head take turns: what they copy at a time lies together in memory.
+    """
 
     def __init__(self, kernel: SplitKernel) -> None:
         self.kernel = kernel
         split = kernel.split
-        chunks = ceildiv(kernel.length, split.keys)
-        each = ceildiv(chunks, split.splits)
-        self.first = T.Bind(kernel.rank * each + kernel.warp)
-        end = tirx.min((kernel.rank + 1) * each, chunks)
-        self.count = T.Bind(tirx.max(T.truncdiv(end - self.first + (split.warps - 1), split.warps), 0))
+        self.turns = split.splits * split.warps
+        self.first = T.Bind(kernel.warp * split.splits + kernel.rank)
+        left = ceildiv(kernel.length, split.keys) - self.first + (self.turns - 1)
+        self.count = T.Bind(T.truncdiv(tirx.max(left, 0), self.turns))
         self.base = Scalar(
             T.cuda.cvta_generic_to_shared(kernel.ring.ptr_to([kernel.warp, 0, 0, 0])), "uint32"
         )()
@@ -61,13 +63,16 @@ class Copies:
         if self.kernel.cache.page_size:  # read early: it is there when the next copy begins
             self._pages[-1].set(self._page_of(step + stages))
 
+    def key(self, step: Any) -> Any:
+        """Return the first key of chunk `step`."""
+        return (self.first + step * self.turns) * self.kernel.split.keys
+
     def place(self, stage: Any, which: int) -> Any:
         return self.base + T.Cast("uint32", stage * (2 * self.kernel.chunk) + which * self.kernel.chunk)
 
     def _page_of(self, step: Any) -> Any:
         """Return the page of this warp's chunk `step`: some page of its sequence, where there is none."""
-        key = (self.first + step * self.kernel.split.warps) * self.kernel.split.keys
-        column = T.truncdiv(key, self.kernel.cache.page_size)
+        column = T.truncdiv(self.key(step), self.kernel.cache.page_size)
         return self.kernel.table[self.kernel.sequence, tirx.min(column, self.kernel.columns_of_table - 1)]
 
     def _rows_of(self, name: str, outer: Any) -> Any:
@@ -85,7 +90,7 @@ class Copies:
         """Begin to copy k and v of chunk `step`, of `_pages[page]`; rows beyond the end become 0."""
         kernel = self.kernel
         dim = kernel.sizes.head_dim
-        key = (self.first + step * kernel.split.warps) * kernel.split.keys
+        key = self.key(step)
         first, end = key, kernel.length
         if kernel.cache.page_size:
             first = T.Bind(T.truncmod(key, kernel.cache.page_size))

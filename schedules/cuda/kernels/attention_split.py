@@ -1,10 +1,9 @@
 """The kernel of `attention_decode`: one query a head against a long cache, which is read once.
 
-A cluster of `splits` blocks serves one key and value head; each block takes a stretch of the
-keys, each of its warps every `warps`-th chunk of that. A warp works alone: it copies its next
-chunks to a ring of its own (cp.async) while it multiplies the last, on tensor cores, with keys
-as rows and the heads that share them as columns (mma.sync m16n8k16), so that up to 8 heads cost
-one product:
+A cluster of `splits` blocks serves one key and value head; their warps take its chunks of keys by
+turns. A warp works alone: it copies its next chunks to a ring of its own (cp.async) while it
+multiplies the last, on tensor cores, with keys as rows and the heads that share them as columns
+(mma.sync m16n8k16), so that up to 8 heads cost one product:
 
     scores (keys x heads) = k q^T        out^T (head_dim x heads) += v^T weights
 
@@ -144,7 +143,7 @@ class SplitKernel:
             ptx("cp.async.wait_group", stages - 2)
             do(T.cuda.warp_sync())
             copies.go_on(step, fill())
-            chunk.consume(use(), (copies.first + step * split.warps) * split.keys)
+            chunk.consume(use(), copies.key(step))
             for at in (use, fill):
                 at.set(tirx.Select(at() == stages - 1, 0, at() + 1))
         ptx("cp.async.wait_group", 0)
