@@ -9,7 +9,7 @@ multiplies the last, on tensor cores, with keys as rows and the heads that share
 
 Warps, then blocks, bring their sums to a common maximum and add them, in a fixed order, through
 shared memory and that of the cluster: each block sends its sums of a head to the block that
-finishes that head. No workspace, no second kernel (the split of the keys is that of T. Dao et
+finishes that head, and which waits for nothing else. No workspace, no second kernel (the split of the keys is that of T. Dao et
 al., Flash-Decoding, 2023).
 """
 
@@ -28,7 +28,7 @@ from tvmops.schedules.cuda.kernels.attention_copies import Copies
 from tvmops.schedules.cuda.kernels.attention_meeting import Meeting
 from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, PAD, Cache, Split, pitch
 from tvmops.schedules.cuda.kernels.attention_tiles import Heads, mask_argument
-from tvmops.schedules.cuda.words import Scalar, c_call, do, ptx, when
+from tvmops.schedules.cuda.words import Barriers, Scalar, c_call, do, ptx, when
 
 _PAIR = """
 __forceinline__ __device__ unsigned load_query_pair(const void* pointer) {
@@ -116,8 +116,8 @@ class SplitKernel:
         if split.splits > 1:  # from each block, of the heads that this one finishes
             places = (split.splits, split.finished(self.group))
             self.received = pool.alloc((*places, dim + PAD), "float32", align=16)
-            self.received_mosts = pool.alloc(places, "float32", align=4)
-            self.received_totals = pool.alloc(places, "float32", align=4)
+            self.received_scales = pool.alloc((*places, 2), "float32", align=8)  # maximum and total
+            self.all_here = Barriers(pool, 1, 1)
         pool.commit()
 
     def _load_q(self) -> None:
