@@ -95,9 +95,9 @@ class SplitKernel:
         if s.lengths:
             self.length = T.Bind(tirx.max(tirx.min(self.lengths[self.sequence], self.most_keys), 0))
         self._shared_memory()
-        meeting = Meeting(self)
         copies = Copies(self)
-        copies.begin()
+        copies.begin()  # before all that need not come first
+        meeting = Meeting(self)
         self._load_q()
         chunk = Chunk(self, copies)
         self._walk(copies, chunk)
