@@ -8,6 +8,7 @@ from tvmops.schedules.cpu.emit import Extent
 
 KEYS = 16  # of a product
 COLUMNS = 8  # heads of a product
+PAD = 4  # floats behind each row of a sum
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,10 @@ class Split:
     @property
     def threads(self) -> int:
         return 32 * self.warps
+
+    def finished(self, group: int) -> int:
+        """Return how many of a group's heads one block finishes, at most."""
+        return -(-group // self.splits)
 
 
 @dataclass(frozen=True)
@@ -36,16 +41,11 @@ def pitch(head_dim: int) -> int:
     return 2 * 64 * -(-head_dim // 64)
 
 
-def packed(group: int) -> int:
-    """Return for how many heads sums are kept, of the columns of products."""
-    return COLUMNS // 2 if group <= COLUMNS // 2 else COLUMNS * -(-group // COLUMNS)
-
-
 def shared_bytes(head_dim: int, group: int, split: Split) -> int:
-    columns, heads = COLUMNS * -(-group // COLUMNS), packed(group)
+    columns = COLUMNS * -(-group // COLUMNS)
     ring = split.warps * split.stages * 2 * split.keys * pitch(head_dim)
-    sums = split.warps * heads * head_dim * 4
+    sums = split.warps * columns * (head_dim + PAD) * 4
     received = 0
     if split.splits > 1:
-        received = heads * 4 * (head_dim + 2 * split.splits) + 8  # and a barrier
+        received = split.splits * split.finished(group) * 4 * (head_dim + PAD + 2) + 8  # and a barrier
     return max(ring, sums) + 8 * columns * split.warps + received

@@ -8,8 +8,8 @@ multiplies the last, on tensor cores, with keys as rows and the heads that share
     scores (keys x heads) = k q^T        out^T (head_dim x heads) += v^T weights
 
 Warps, then blocks, bring their sums to a common maximum and add them, in a fixed order, through
-shared memory and that of the cluster: each block sends its sums of some rows of out^T to the block
-that finishes those, and which waits for nothing else. No workspace, no second kernel (the split of the keys is that of T. Dao et
+shared memory and that of the cluster: each block sends its sums of a head to the block that
+finishes that head, and which waits for nothing else. No workspace, no second kernel (the split of the keys is that of T. Dao et
 al., Flash-Decoding, 2023).
 """
 
@@ -26,7 +26,7 @@ from tvmops.schedules.cpu.emit import ceildiv
 from tvmops.schedules.cuda.kernels.attention_chunk import Chunk
 from tvmops.schedules.cuda.kernels.attention_copies import Copies
 from tvmops.schedules.cuda.kernels.attention_meeting import Meeting
-from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, Cache, Split, packed, pitch
+from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, PAD, Cache, Split, pitch
 from tvmops.schedules.cuda.kernels.attention_tiles import Heads, mask_argument
 from tvmops.schedules.cuda.words import Barriers, Scalar, c_call, do, ptx, when
 
@@ -53,9 +53,7 @@ class SplitKernel:
         self.group = sizes.heads // sizes.kv_heads
         self.tiles = -(-self.group // COLUMNS)
         self.columns = self.tiles * COLUMNS
-        self.packed = packed(self.group)
         self.parts = sizes.head_dim // 16
-        self.own_rows = sizes.head_dim // split.splits
         self.chunk = split.keys * pitch(sizes.head_dim)  # bytes of k, or of v
 
     def module(self) -> IRModule:
@@ -111,14 +109,14 @@ class SplitKernel:
         self.ring = pool.alloc((split.warps, split.stages, 2, self.chunk), "uint8", align=128)
         end = pool.offset
         pool.move_base_to(0)
-        self.sums = pool.alloc((split.warps, dim, self.packed), "float32", align=16)
+        self.sums = pool.alloc((split.warps, self.columns, dim + PAD), "float32", align=16)
         pool.move_base_to(max(end, pool.offset))
         self.mosts = pool.alloc((split.warps, self.columns), "float32", align=16)
         self.totals = pool.alloc((split.warps, self.columns), "float32", align=16)
-        if split.splits > 1:  # from each block, of the rows that this one finishes
-            self.received = pool.alloc((split.splits, self.own_rows, self.packed), "float32", align=16)
-            scales = (split.splits, self.packed, 2)  # maximum and total
-            self.received_scales = pool.alloc(scales, "float32", align=8)
+        if split.splits > 1:  # from each block, of the heads that this one finishes
+            places = (split.splits, split.finished(self.group))
+            self.received = pool.alloc((*places, dim + PAD), "float32", align=16)
+            self.received_scales = pool.alloc((*places, 2), "float32", align=8)  # maximum and total
             self.all_here = Barriers(pool, 1, 1)
         pool.commit()
 
