@@ -53,7 +53,7 @@ __forceinline__ __device__ void {name}() {{
   asm volatile("{instruction}" ::: "memory");
 }}
 """
-_ARRIVE, _WAIT = "barrier.cluster.arrive.release.aligned;", "barrier.cluster.wait.acquire.aligned;"
+_ARRIVE, _WAIT = "barrier.cluster.arrive.relaxed.aligned;", "barrier.cluster.wait.acquire.aligned;"
 
 
 class Meeting:
@@ -72,8 +72,6 @@ class Meeting:
         with when(kernel.thread == 0):
             kernel.all_here.init()
             ptx("fence.mbarrier_init.release.cluster")
-            nbytes = split.splits * 4 * (kernel.sizes.head_dim + 2)
-            kernel.all_here.expect(0, T.Cast("uint32", self.finishes * nbytes))
         do(T.cuda.warp_sync())
         self._of_cluster("say_here", _ARRIVE)
 
@@ -83,6 +81,9 @@ class Meeting:
         split = self.kernel.split
         if split.splits > 1:
             self._of_cluster("await_all_here", _WAIT)  # memory of a block that has not begun is no place
+            with when(self.kernel.thread == 0):
+                nbytes = split.splits * 4 * (self.kernel.sizes.head_dim + 2)  # of a head
+                self.kernel.all_here.expect(0, T.Cast("uint32", self.finishes * nbytes))
         self._share()
         self._add_warps()
         if split.splits > 1:
