@@ -29,7 +29,7 @@ _MEETING = 2.5e-6  # of the blocks of a cluster, and what comes before the first
 
 class DecodeAttention(Template):
     name = "cuda.attention_decode"
-    version = 2
+    version = 3
 
     def covers(self, workload: Workload, target: Target) -> bool:
         if target.gpu is None or target.gpu.compute < _AMPERE or not is_plain(workload, _ALIGNED):

@@ -11,10 +11,12 @@ from tvm.tirx.script.builder import ir as T
 from tvmops.schedules.cuda.kernels.attention_copies import Copies
 from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, KEYS, pitch
 from tvmops.schedules.cuda.kernels.attention_tiles import least_scale, masked
-from tvmops.schedules.cuda.words import PTX_TYPES, Scalar, exp2, pack, ptx, shuffle_xor
+from tvmops.schedules.cuda.words import PTX_TYPES, Scalar, exp2, pack, ptx, shuffle_xor, when
 
 if TYPE_CHECKING:
     from tvmops.schedules.cuda.kernels.attention_split import SplitKernel
+
+_CHAINS = 4  # products at a time: each waits for the one before it that adds to the same scores
 
 
 class Chunk:
@@ -23,7 +25,8 @@ class Chunk:
     def __init__(self, kernel: SplitKernel, copies: Copies) -> None:
         self.kernel, self.copies = kernel, copies
         tiles, steps = kernel.tiles, kernel.split.keys // KEYS
-        self.scores = T.alloc_local((steps * tiles * 4,), "float32")
+        self.chains = max(1, _CHAINS // (steps * tiles))
+        self.scores = T.alloc_local((self.chains * steps * tiles * 4,), "float32")
         self.rows = T.alloc_local((tiles * kernel.parts * 4,), "float32")  # of out^T
         self.most = T.alloc_local((tiles * 2,), "float32")
         self.total = T.alloc_local((tiles * 2,), "float32")
@@ -40,7 +43,7 @@ class Chunk:
         self._multiply_k(stage)
         if self.kernel.sizes.mask:
             self._apply_mask(first_key)
-        if not isinstance(self.kernel.length, int) or self.kernel.length % self.kernel.split.keys:
+        with when(first_key + self.kernel.split.keys > self.kernel.length):
             self._mask(first_key)
         for tile in range(self.kernel.tiles):
             for column in range(2):
@@ -49,7 +52,8 @@ class Chunk:
         self._multiply_v(stage)
 
     def _multiply_k(self, stage: Any) -> None:
-        for i in range(self.kernel.split.keys // KEYS * self.kernel.tiles * 4):
+        size = self.kernel.split.keys // KEYS * self.kernel.tiles * 4
+        for i in range(self.chains * size):
             T.buffer_store(self.scores, T.float32(0), [i])
         for step in range(self.kernel.split.keys // KEYS):
             row = step * KEYS + self.kernel.lane % 16
@@ -57,9 +61,12 @@ class Chunk:
                 piece = (part * 2 + T.truncdiv(self.kernel.lane, 16)) ^ (row % 8)
                 self._load_matrix("", self.copies.place(stage, 0), row, piece)
                 for tile in range(self.kernel.tiles):
-                    at = (step * self.kernel.tiles + tile) * 4
+                    at = part % self.chains * size + (step * self.kernel.tiles + tile) * 4
                     b = (tile * self.kernel.parts + part) * 2
                     self._multiply(self.scores, at, self.kernel.queries, b)
+        for i in range(size):
+            for chain in range(1, self.chains):
+                T.buffer_store(self.scores, self.scores[i] + self.scores[chain * size + i], [i])
 
     def _multiply_v(self, stage: Any) -> None:
         for step in range(self.kernel.split.keys // KEYS):

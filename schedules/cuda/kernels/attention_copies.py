@@ -24,18 +24,35 @@ __forceinline__ __device__ void copy_row_piece(unsigned to, const void* from, in
 }
 """
 
+_ROW_OF = """
+__forceinline__ __device__ const void* row_of(const void* rows, int row, int pitch, int offset) {
+  return static_cast<const char*>(rows) + static_cast<long long>(row) * pitch + offset;
+}
+"""
+_COPY_WHOLE = """
+__forceinline__ __device__ void copy_whole_piece(unsigned to, const void* from, int offset) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::
+               "r"(to), "l"(static_cast<const char*>(from) + offset) : "memory");
+}
+"""
+
 
 class Copies:
-    """The chunks of one warp: every `warps`-th of its block's stretch, from `first`, `count` of them."""
+    """The chunks of one warp, `count` of them.
+
+    All warps of a head take turns: what they copy at a time lies together in memory.
+    """
 
     def __init__(self, kernel: SplitKernel) -> None:
         self.kernel = kernel
-        split = kernel.split
-        chunks = ceildiv(kernel.length, split.keys)
-        each = ceildiv(chunks, split.splits)
-        self.first = T.Bind(kernel.rank * each + kernel.warp)
-        end = tirx.min((kernel.rank + 1) * each, chunks)
-        self.count = T.Bind(tirx.max(T.truncdiv(end - self.first + (split.warps - 1), split.warps), 0))
+        split, dim = kernel.split, kernel.sizes.head_dim
+        self.pieces = dim // 8  # of 16 bytes, a row
+        self.count_of_pieces = split.keys * self.pieces // 32
+        self.pitch = 2 * dim * (kernel.sizes.kv_heads if kernel.cache.beside else 1)
+        self.turns = split.splits * split.warps
+        self.first = T.Bind(kernel.warp * split.splits + kernel.rank)
+        left = ceildiv(kernel.length, split.keys) - self.first + (self.turns - 1)
+        self.count = T.Bind(T.truncdiv(tirx.max(left, 0), self.turns))
         self.base = Scalar(
             T.cuda.cvta_generic_to_shared(kernel.ring.ptr_to([kernel.warp, 0, 0, 0])), "uint32"
         )()
@@ -61,13 +78,16 @@ class Copies:
         if self.kernel.cache.page_size:  # read early: it is there when the next copy begins
             self._pages[-1].set(self._page_of(step + stages))
 
+    def key(self, step: Any) -> Any:
+        """Return the first key of chunk `step`."""
+        return (self.first + step * self.turns) * self.kernel.split.keys
+
     def place(self, stage: Any, which: int) -> Any:
         return self.base + T.Cast("uint32", stage * (2 * self.kernel.chunk) + which * self.kernel.chunk)
 
     def _page_of(self, step: Any) -> Any:
         """Return the page of this warp's chunk `step`: some page of its sequence, where there is none."""
-        key = (self.first + step * self.kernel.split.warps) * self.kernel.split.keys
-        column = T.truncdiv(key, self.kernel.cache.page_size)
+        column = T.truncdiv(self.key(step), self.kernel.cache.page_size)
         return self.kernel.table[self.kernel.sequence, tirx.min(column, self.kernel.columns_of_table - 1)]
 
     def _rows_of(self, name: str, outer: Any) -> Any:
@@ -84,24 +104,48 @@ class Copies:
     def _copy(self, step: Any, stage: Any, page: int) -> None:
         """Begin to copy k and v of chunk `step`, of `_pages[page]`; rows beyond the end become 0."""
         kernel = self.kernel
-        dim = kernel.sizes.head_dim
-        key = (self.first + step * kernel.split.warps) * kernel.split.keys
+        key = T.Bind(self.key(step))
         first, end = key, kernel.length
         if kernel.cache.page_size:
             first = T.Bind(T.truncmod(key, kernel.cache.page_size))
             end = kernel.length - key + first
-        apart = kernel.sizes.kv_heads if kernel.cache.beside else 1
-        pieces = dim // 8  # of 16 bytes, a row
-        for which, name in enumerate("kv"):
-            paged = kernel.cache.page_size > 0
-            rows = T.Bind(self._rows_of(name, self._pages[page]())) if paged else self._rows[name]
-            for i in range(kernel.split.keys * pieces // 32):
-                piece = i * 32 + kernel.lane
-                row, column = T.truncdiv(piece, pieces), T.truncmod(piece, pieces)
-                inside = row * pitch(dim) + (column ^ (row % 8)) * 16
-                do(
-                    c_call(
-                        "void", "copy_row_piece", self.place(stage, which) + T.Cast("uint32", inside),
-                        rows, first + row, 2 * dim * apart, column * 16, end, source=_COPY,
-                    )
-                )  # fmt: skip
+        with T.If(key + kernel.split.keys <= kernel.length):
+            with T.Then():
+                for which, name in enumerate("kv"):
+                    self._copy_whole(self._rows_at(name, page), first, self.place(stage, which))
+            with T.Else():
+                for which, name in enumerate("kv"):
+                    self._copy_part(self._rows_at(name, page), first, end, self.place(stage, which))
+
+    def _rows_at(self, name: str, page: int) -> Any:
+        paged = self.kernel.cache.page_size > 0
+        return T.Bind(self._rows_of(name, self._pages[page]())) if paged else self._rows[name]
+
+    def _copy_whole(self, rows: Any, first: Any, to: Any) -> None:
+        """Copy without a look at each row; addresses differ by constants where rows divide a warp."""
+        lane, pieces = self.kernel.lane, self.pieces
+        together = 32 % pieces == 0
+        row, column = T.truncdiv(lane, pieces), T.truncmod(lane, pieces)
+        own = row * self.pitch + column * 16 if together else 0
+        start = T.Bind(c_call("handle", "row_of", rows, first, self.pitch, own, source=_ROW_OF))
+        for i in range(self.count_of_pieces):
+            row, column, inside = self._piece(i)
+            offset = i * (32 // pieces) * self.pitch if together else row * self.pitch + column * 16
+            do(c_call("void", "copy_whole_piece", to + inside, start, offset, source=_COPY_WHOLE))
+
+    def _copy_part(self, rows: Any, first: Any, end: Any, to: Any) -> None:
+        with T.serial(self.count_of_pieces) as i:
+            row, column, inside = self._piece(i)
+            do(
+                c_call(
+                    "void", "copy_row_piece", to + inside, rows, first + row, self.pitch, column * 16, end,
+                    source=_COPY,
+                )
+            )  # fmt: skip
+
+    def _piece(self, i: Any) -> tuple[Any, Any, Any]:
+        """Return row and column of this thread's piece `i` of a chunk, and its place in shared memory."""
+        piece = i * 32 + self.kernel.lane
+        row, column = T.truncdiv(piece, self.pieces), T.truncmod(piece, self.pieces)
+        inside = row * pitch(self.kernel.sizes.head_dim) + (column ^ (row % 8)) * 16
+        return row, column, T.Cast("uint32", inside)

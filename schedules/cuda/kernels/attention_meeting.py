@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tvm import tirx
@@ -9,33 +10,70 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cuda.kernels.attention_chunk import Chunk, finite
 from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS
-from tvmops.schedules.cuda.words import Scalar, c_call, do, exp2, shuffle_xor, when
+from tvmops.schedules.cuda.kernels.column_sums import STORE_FOUR
+from tvmops.schedules.cuda.words import Scalar, c_call, do, exp2, pack, ptx, shuffle_xor, when
 
 if TYPE_CHECKING:
     from tvmops.schedules.cuda.kernels.attention_split import SplitKernel
 
-_SEND = """
-__forceinline__ __device__ void send_to_block(const void* place, int rank, float value) {
-  unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(place)), remote;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
-  asm volatile("st.shared::cluster.f32 [%0], %1;" :: "r"(remote), "f"(value) : "memory");
+_FOUR = 4  # neighbouring columns that a thread adds up
+_ADD_SCALED = """
+__forceinline__ __device__ void add_scaled_four(float* sums, const void* from, float factor) {
+  const float4 values = *static_cast<const float4*>(from);
+  sums[0] += values.x * factor;
+  sums[1] += values.y * factor;
+  sums[2] += values.z * factor;
+  sums[3] += values.w * factor;
+}
+"""
+# To the same place of another block, whose barrier counts the bytes that come.
+_SEND_FOUR = """
+__forceinline__ __device__ void send_four(const void* place, const void* barrier, int rank,
+                                          float a, float b, float c, float d) {
+  unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(place)), remote;
+  unsigned counter = static_cast<unsigned>(__cvta_generic_to_shared(barrier)), its;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(to), "r"(rank));
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(its) : "r"(counter), "r"(rank));
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::
+               "r"(remote), "f"(a), "f"(b), "f"(c), "f"(d), "r"(its) : "memory");
+}
+"""
+_SEND_TWO = """
+__forceinline__ __device__ void send_two(const void* place, const void* barrier, int rank, float a, float b) {
+  unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(place)), remote;
+  unsigned counter = static_cast<unsigned>(__cvta_generic_to_shared(barrier)), its;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(to), "r"(rank));
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(its) : "r"(counter), "r"(rank));
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::
+               "r"(remote), "f"(a), "f"(b), "r"(its) : "memory");
 }
 """
 _CLUSTER = """
 __forceinline__ __device__ void {name}() {{
-  asm volatile("{instructions}" ::: "memory");
+  asm volatile("{instruction}" ::: "memory");
 }}
 """
-_ARRIVE, _WAIT = "barrier.cluster.arrive.{order}.aligned;", "barrier.cluster.wait.acquire.aligned;"
+_ARRIVE, _WAIT = "barrier.cluster.arrive.relaxed.aligned;", "barrier.cluster.wait.acquire.aligned;"
 
 
 class Meeting:
-    """Begins when a block begins: to send to a block, one must know that it has."""
+    """Begins when a block begins: to send to a block, one must know that it has.
+
+    Each block finishes some of the heads. What the others have of these comes to its shared memory;
+    a barrier there counts the bytes, so that no block waits for more than it needs.
+    """
 
     def __init__(self, kernel: SplitKernel) -> None:
         self.kernel = kernel
-        if kernel.split.splits > 1:
-            self._of_cluster("say_here", _ARRIVE.format(order="relaxed"))
+        split = kernel.split
+        if split.splits == 1:
+            return
+        self.finishes = T.Bind(T.truncdiv(kernel.group - kernel.rank + (split.splits - 1), split.splits))
+        with when(kernel.thread == 0):
+            kernel.all_here.init()
+            ptx("fence.mbarrier_init.release.cluster")
+        do(T.cuda.warp_sync())
+        self._of_cluster("say_here", _ARRIVE)
 
     def hold(self, chunk: Chunk) -> None:
         """Add up what the warps and blocks have in their registers, and write it."""
@@ -43,93 +81,102 @@ class Meeting:
         split = self.kernel.split
         if split.splits > 1:
             self._of_cluster("await_all_here", _WAIT)  # memory of a block that has not begun is no place
+            with when(self.kernel.thread == 0):
+                nbytes = split.splits * 4 * (self.kernel.sizes.head_dim + 2)  # of a head
+                self.kernel.all_here.expect(0, T.Cast("uint32", self.finishes * nbytes))
+        self._share()
         self._add_warps()
         if split.splits > 1:
-            self._of_cluster("meet_cluster", _ARRIVE.format(order="release") + _WAIT)
-            self._finish()
+            with when(self.finishes > 0):
+                do(T.cuda.mbarrier_wait_acquire_cluster(self.kernel.all_here.at(0), 0))
+                self._each(self.finishes, split.finished(self.kernel.group), self._finish_at)
+
+    def _share(self) -> None:
+        """Show the other warps what this one has."""
+        kernel, held = self.kernel, self.held
+        for head in range(kernel.tiles * 2):
+            for distance in (4, 8, 16):
+                more = shuffle_xor(held.total[head], distance)
+                T.buffer_store(held.total, held.total[head] + more, [head])
+        do(T.cuda.cta_sync())  # the rings are free
+        with when(kernel.lane < 4):
+            for tile in range(kernel.tiles):
+                for column in range(2):
+                    at = [kernel.warp, tile * COLUMNS + kernel.lane * 2 + column]
+                    T.buffer_store(kernel.mosts, held.most[tile * 2 + column], at)
+                    T.buffer_store(kernel.totals, held.total[tile * 2 + column], at)
+        for tile in range(kernel.tiles):
+            for i in range(kernel.parts * 4):
+                row = i // 4 * 16 + i % 4 // 2 * 8 + T.truncdiv(kernel.lane, 4)
+                column = tile * COLUMNS + kernel.lane % 4 * 2 + i % 2
+                value = held.rows[tile * kernel.parts * 4 + i]
+                T.buffer_store(kernel.sums, value, [kernel.warp, column, row])
+        do(T.cuda.cta_sync())
 
     def _add_warps(self) -> None:
-        split, dim = self.kernel.split, self.kernel.sizes.head_dim
-        for tile in range(self.kernel.tiles):
-            for column in range(2):
-                head = tile * 2 + column
-                for distance in (4, 8, 16):
-                    more = shuffle_xor(self.held.total[head], distance)
-                    T.buffer_store(self.held.total, self.held.total[head] + more, [head])
-        do(T.cuda.cta_sync())  # the rings are free
-        with when(self.kernel.lane < 4):
-            for tile in range(self.kernel.tiles):
-                for column in range(2):
-                    at = [self.kernel.warp, tile * COLUMNS + self.kernel.lane * 2 + column]
-                    T.buffer_store(self.kernel.mosts, self.held.most[tile * 2 + column], at)
-                    T.buffer_store(self.kernel.totals, self.held.total[tile * 2 + column], at)
-        for tile in range(self.kernel.tiles):
-            for i in range(self.kernel.parts * 4):
-                row = i // 4 * 16 + i % 4 // 2 * 8 + T.truncdiv(self.kernel.lane, 4)
-                column = tile * COLUMNS + self.kernel.lane % 4 * 2 + i % 2
-                value = self.held.rows[tile * self.kernel.parts * 4 + i]
-                T.buffer_store(self.kernel.sums, value, [self.kernel.warp, column, row])
-        do(T.cuda.cta_sync())
-        size = self.kernel.group * dim
-        with T.serial(-(-size // split.threads)) as step:
-            at = step * split.threads + self.kernel.thread
-            with when(at < size):
-                self._add_warps_at(T.truncdiv(at, dim), T.truncmod(at, dim))
+        self._each(self.kernel.group, self.kernel.group, self._add_warps_at)
 
     def _add_warps_at(self, head: Any, column: Any) -> None:
-        warps = range(self.kernel.split.warps)
-        most, total, value = _joined(
-            [self.kernel.mosts[w, head] for w in warps],
-            [self.kernel.totals[w, head] for w in warps],
-            [self.kernel.sums[w, head, column] for w in warps],
+        kernel, warps = self.kernel, range(self.kernel.split.warps)
+        most, total, values = _joined(
+            [kernel.mosts[w, head] for w in warps],
+            [kernel.totals[w, head] for w in warps],
+            [kernel.sums.ptr_to([w, head, column]) for w in warps],
         )
-        if self.kernel.split.splits == 1:
-            self._write(head, column, total, value)
-            return
-        owner, place = T.truncmod(head, self.kernel.split.splits), T.truncdiv(head, self.kernel.split.splits)
-        self._send(self.kernel.received, [self.kernel.rank, place, column], owner, value)
+        if kernel.split.splits == 1:
+            self._write(head, column, total, values)
+        else:
+            self._send(head, column, most, total, values)
+
+    def _each(self, heads: Any, most_heads: int, visit: Callable[[Any, Any], None]) -> None:
+        """Call `visit(head, column)` for all columns of `heads` heads, four at a time."""
+        fours, threads = self.kernel.sizes.head_dim // _FOUR, self.kernel.split.threads
+        with T.serial(-(-most_heads * fours // threads)) as step:
+            at = step * threads + self.kernel.thread
+            with when(at < heads * fours):
+                visit(T.Bind(T.truncdiv(at, fours)), T.Bind(T.truncmod(at, fours) * _FOUR))
+
+    def _send(self, head: Any, column: Any, most: Any, total: Any, values: list[Any]) -> None:
+        kernel, splits = self.kernel, self.kernel.split.splits
+        owner, place = T.Bind(T.truncmod(head, splits)), T.Bind(T.truncdiv(head, splits))
+        to, barrier = kernel.received.ptr_to([kernel.rank, place, column]), kernel.all_here.at(0)
+        do(c_call("void", "send_four", to, barrier, owner, *values, source=_SEND_FOUR))
         with when(column == 0):
-            self._send(self.kernel.received_mosts, [self.kernel.rank, place], owner, most)
-            self._send(self.kernel.received_totals, [self.kernel.rank, place], owner, total)
+            to = kernel.received_scales.ptr_to([kernel.rank, place, 0])
+            do(c_call("void", "send_two", to, barrier, owner, most, total, source=_SEND_TWO))
 
-    def _of_cluster(self, name: str, instructions: str) -> None:
-        do(c_call("void", name, source=_CLUSTER.format(name=name, instructions=instructions)))
+    def _finish_at(self, place: Any, column: Any) -> None:
+        """Add up what all blocks have sent."""
+        kernel, ranks = self.kernel, range(self.kernel.split.splits)
+        _, total, values = _joined(
+            [kernel.received_scales[rank, place, 0] for rank in ranks],
+            [kernel.received_scales[rank, place, 1] for rank in ranks],
+            [kernel.received.ptr_to([rank, place, column]) for rank in ranks],
+        )
+        self._write(place * kernel.split.splits + kernel.rank, column, total, values)
 
-    def _send(self, memory: Any, place: list[Any], rank: Any, value: Any) -> None:
-        do(c_call("void", "send_to_block", memory.ptr_to(place), rank, value, source=_SEND))
+    def _of_cluster(self, name: str, instruction: str) -> None:
+        do(c_call("void", name, source=_CLUSTER.format(name=name, instruction=instruction)))
 
-    def _finish(self) -> None:
-        """Add up what all blocks have sent of this one's heads."""
-        split, dim = self.kernel.split, self.kernel.sizes.head_dim
-        size = split.finished(self.kernel.group) * dim
-        with T.serial(-(-size // split.threads)) as step:
-            at = step * split.threads + self.kernel.thread
-            place, column = T.truncdiv(at, dim), T.truncmod(at, dim)
-            head = place * split.splits + self.kernel.rank
-            with when(tirx.all(at < size, head < self.kernel.group)):
-                ranks = range(split.splits)
-                _, total, value = _joined(
-                    [self.kernel.received_mosts[rank, place] for rank in ranks],
-                    [self.kernel.received_totals[rank, place] for rank in ranks],
-                    [self.kernel.received[rank, place, column] for rank in ranks],
-                )
-                self._write(head, column, total, value)
-
-    def _write(self, head: Any, column: Any, total: Any, value: Any) -> None:
-        result = tirx.Select(total == 0, T.float32(0), value / total)
-        at = [self.kernel.sequence, self.kernel.head * self.kernel.group + head, 0, column]
-        T.buffer_store(self.kernel.out, T.Cast(self.kernel.sizes.dtype, result), at)
+    def _write(self, head: Any, column: Any, total: Any, values: list[Any]) -> None:
+        kernel, dtype = self.kernel, self.kernel.sizes.dtype
+        share = Scalar(tirx.Select(total == 0, T.float32(0), T.float32(1) / total), "float32")
+        halves = [pack(dtype, *(value * share() for value in values[i : i + 2])) for i in (0, 2)]
+        at = kernel.out.ptr_to([kernel.sequence, kernel.head * kernel.group + head, 0, column])
+        do(c_call("void", "store_four", at, *halves, source=STORE_FOUR))
 
 
-def _joined(mosts: list[Any], totals: list[Any], values: list[Any]) -> tuple[Any, Any, Any]:
-    """Return the common maximum of several sums, their total, and the sum of their values."""
+def _joined(mosts: list[Any], totals: list[Any], places: list[Any]) -> tuple[Any, Any, list[Any]]:
+    """Return the common maximum of several sums, their total, and the sums of four values at `places`."""
     most = Scalar(mosts[0], "float32")
     for other in mosts[1:]:
         most.set(tirx.max(most(), other))
     base = Scalar(finite(most()), "float32")
-    total, value = Scalar(T.float32(0), "float32"), Scalar(T.float32(0), "float32")
-    for own_most, own_total, own_value in zip(mosts, totals, values):
+    total, four = Scalar(T.float32(0), "float32"), T.alloc_local((_FOUR,), "float32")
+    for i in range(_FOUR):
+        T.buffer_store(four, T.float32(0), [i])
+    for own_most, own_total, place in zip(mosts, totals, places):
         worth = Scalar(exp2(own_most - base()), "float32")
         total.set(total() + own_total * worth())
-        value.set(value() + own_value * worth())
-    return most(), total(), value()
+        do(c_call("void", "add_scaled_four", T.address_of(four[0]), place, worth(), source=_ADD_SCALED))
+    return most(), total(), [four[i] for i in range(_FOUR)]

@@ -45,5 +45,7 @@ def shared_bytes(head_dim: int, group: int, split: Split) -> int:
     columns = COLUMNS * -(-group // COLUMNS)
     ring = split.warps * split.stages * 2 * split.keys * pitch(head_dim)
     sums = split.warps * columns * (head_dim + PAD) * 4
-    received = split.splits * split.finished(group) * 4 * (head_dim + PAD + 2) if split.splits > 1 else 0
+    received = 0
+    if split.splits > 1:
+        received = split.splits * split.finished(group) * 4 * (head_dim + PAD + 2) + 8  # and a barrier
     return max(ring, sums) + 8 * columns * split.warps + received

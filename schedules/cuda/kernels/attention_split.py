@@ -1,16 +1,15 @@
 """The kernel of `attention_decode`: one query a head against a long cache, which is read once.
 
-A cluster of `splits` blocks serves one key and value head; each block takes a stretch of the
-keys, each of its warps every `warps`-th chunk of that. A warp works alone: it copies its next
-chunks to a ring of its own (cp.async) while it multiplies the last, on tensor cores, with keys
-as rows and the heads that share them as columns (mma.sync m16n8k16), so that up to 8 heads cost
-one product:
+A cluster of `splits` blocks serves one key and value head; their warps take its chunks of keys by
+turns. A warp works alone: it copies its next chunks to a ring of its own (cp.async) while it
+multiplies the last, on tensor cores, with keys as rows and the heads that share them as columns
+(mma.sync m16n8k16), so that up to 8 heads cost one product:
 
     scores (keys x heads) = k q^T        out^T (head_dim x heads) += v^T weights
 
 Warps, then blocks, bring their sums to a common maximum and add them, in a fixed order, through
 shared memory and that of the cluster: each block sends its sums of a head to the block that
-finishes that head. No workspace, no second kernel (the split of the keys is that of T. Dao et
+finishes that head, and which waits for nothing else. No workspace, no second kernel (the split of the keys is that of T. Dao et
 al., Flash-Decoding, 2023).
 """
 
@@ -29,7 +28,7 @@ from tvmops.schedules.cuda.kernels.attention_copies import Copies
 from tvmops.schedules.cuda.kernels.attention_meeting import Meeting
 from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, PAD, Cache, Split, pitch
 from tvmops.schedules.cuda.kernels.attention_tiles import Heads, mask_argument
-from tvmops.schedules.cuda.words import Scalar, c_call, do, ptx, when
+from tvmops.schedules.cuda.words import Barriers, Scalar, c_call, do, ptx, when
 
 _PAIR = """
 __forceinline__ __device__ unsigned load_query_pair(const void* pointer) {
@@ -96,9 +95,9 @@ class SplitKernel:
         if s.lengths:
             self.length = T.Bind(tirx.max(tirx.min(self.lengths[self.sequence], self.most_keys), 0))
         self._shared_memory()
-        meeting = Meeting(self)
         copies = Copies(self)
-        copies.begin()
+        copies.begin()  # before all that need not come first
+        meeting = Meeting(self)
         self._load_q()
         chunk = Chunk(self, copies)
         self._walk(copies, chunk)
@@ -117,8 +116,8 @@ class SplitKernel:
         if split.splits > 1:  # from each block, of the heads that this one finishes
             places = (split.splits, split.finished(self.group))
             self.received = pool.alloc((*places, dim + PAD), "float32", align=16)
-            self.received_mosts = pool.alloc(places, "float32", align=4)
-            self.received_totals = pool.alloc(places, "float32", align=4)
+            self.received_scales = pool.alloc((*places, 2), "float32", align=8)  # maximum and total
+            self.all_here = Barriers(pool, 1, 1)
         pool.commit()
 
     def _load_q(self) -> None:
@@ -144,7 +143,7 @@ class SplitKernel:
             ptx("cp.async.wait_group", stages - 2)
             do(T.cuda.warp_sync())
             copies.go_on(step, fill())
-            chunk.consume(use(), (copies.first + step * split.warps) * split.keys)
+            chunk.consume(use(), copies.key(step))
             for at in (use, fill):
                 at.set(tirx.Select(at() == stages - 1, 0, at() + 1))
         ptx("cp.async.wait_group", 0)

@@ -272,14 +272,13 @@ static inline unsigned tvm_builtin_cuda_cvta_generic_to_shared(const void* p) {
 }
 static inline void say_here() {}
 static inline void await_all_here() { emulator::meet(emulator::cluster_group); }
-static inline void meet_cluster() { emulator::meet(emulator::cluster_group); }
-static inline void send_to_block(const void* place, int rank, float value) {
-  std::memcpy((*emulator::cluster)[rank]->memory.data() + tvm_builtin_cuda_cvta_generic_to_shared(place), &value, 4);
-}
 static inline void copy_row_piece(unsigned to, const void* from, int row, int pitch, int offset, int rows) {
   const bool inside = row < rows;
   const char* at = static_cast<const char*>(from) + static_cast<long long>(inside ? row : 0) * pitch + offset;
   emulator::now->groups.back().push_back({to, at, inside ? 16 : 0});
+}
+static inline void copy_whole_piece(unsigned to, const void* from, int offset) {
+  emulator::now->groups.back().push_back({to, static_cast<const char*>(from) + offset, 16});
 }
 static inline void copy_piece(unsigned to, const void* from, int row, int pitch, int column, int valid, int alignment) {
   const char* at = static_cast<const char*>(from);

@@ -153,6 +153,25 @@ static inline void tvm_builtin_ptx_mbarrier_arrive_nocount_arrive_shared__cluste
 static inline void tvm_builtin_cuda_mbarrier_wait(void* barrier, int parity) {
   emulator::await(emulator::barrier_at(tvm_builtin_cuda_cvta_generic_to_shared(barrier)), parity);
 }
+static inline void tvm_builtin_cuda_mbarrier_wait_acquire_cluster(void* barrier, int parity) {
+  tvm_builtin_cuda_mbarrier_wait(barrier, parity);
+}
+namespace emulator {
+template <size_t count> static void send(const void* place, const void* barrier, int rank, const float (&values)[count]) {
+  const unsigned to = tvm_builtin_cuda_cvta_generic_to_shared(place);
+  if (to % sizeof(values)) fail("an address that is not aligned");
+  auto& counter = barrier_of(rank, tvm_builtin_cuda_cvta_generic_to_shared(barrier));
+  counter.bytes -= sizeof(values);
+  std::memcpy((*cluster)[rank]->memory.data() + to, values, sizeof(values));
+  end_phase(counter);
+}
+}  // namespace emulator
+static inline void send_four(const void* place, const void* barrier, int rank, float a, float b, float c, float d) {
+  emulator::send(place, barrier, rank, {a, b, c, d});
+}
+static inline void send_two(const void* place, const void* barrier, int rank, float a, float b) {
+  emulator::send(place, barrier, rank, {a, b});
+}
 #define BOXES(dims, parameters, ...)                                                                          \
   static inline void                                                                                          \
   tvm_builtin_ptx_cp_async_bulk_tensor_g2s_cluster_async_bulk_tensor_##dims##d_shared__cluster_global_mbarrier__complete_tx__bytes( \
