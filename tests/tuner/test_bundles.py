@@ -18,7 +18,7 @@ import pytest
 from tvmops.errors import ArgumentError, BundleError
 from tvmops.measure.bundle.content import FILE, RESULTS, Bundle, read_results
 from tvmops.measure.bundle.on_cpu import Cpu
-from tvmops.measure.bundle.run import Run
+from tvmops.measure.bundle.work import POISONED, Run
 from tvmops.records import read_log
 from tvmops.runtime.backend import load_backend
 from tvmops.schedules import templates_for
@@ -130,6 +130,37 @@ class Hot(Cpu):
 
 def product(a: Any, b: Any, c: Any) -> None:
     c[...] = a @ b
+
+
+class Broken(Hot):
+    """No longer computes after its peer was called."""
+
+    is_broken = False
+
+    def clock(self, call: Any, sets: Any) -> Any:
+        if call is product:
+            self.is_broken = True
+            raise RuntimeError("an illegal address")
+        return super().clock(call, sets)
+
+    def poison(self, workload: Workload, expected: Any) -> Any:
+        assert not self.is_broken
+        return super().poison(workload, expected)
+
+
+def test_a_peer_that_breaks_the_device_costs_itself_alone(made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    shutil.copytree(made, folder)
+    (folder / RESULTS).unlink(missing_ok=True)
+    load_backend(folder)
+    bundle = Bundle.read(folder)
+    codes = [Run(folder, bundle, math.inf, Broken()).all() for _ in range(3)]
+    assert codes == [POISONED, 0, 0]
+    results = read_results(folder)
+    skipped = [(r.key, r.detail) for r in results if r.status == "skipped"]
+    assert skipped == [("peer", "RuntimeError: an illegal address")]
+    right = {r.key for r in results if (r.stage, r.status) == ("search", "ok")}
+    assert {r.key for r in results if (r.stage, r.status) == ("final", "ok")} == right | {"copy"}
 
 
 def test_the_best_two_are_timed_for_seconds_by_turns(made: Path, tmp_path: Path) -> None:

@@ -6,10 +6,13 @@ the very shapes of its workload, and keeps what it returns in memory of its own.
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import importlib.util
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from tvmops.measure.bundle.device import Call
@@ -37,9 +40,9 @@ def compiled_peers(torch: Any, workload: Workload, seconds: float) -> dict[str, 
         return {}
     function, prepare = found
     torch._dynamo.reset()  # it gives up on a function that it compiled for too many shapes
-    from torch._inductor import select_algorithm
+    from torch._inductor import config, select_algorithm
 
-    select_algorithm.PRINT_AUTOTUNE = False
+    select_algorithm.PRINT_AUTOTUNE = config.max_autotune_report_choices_stats = False
     compiled = torch.compile(function, mode=MODE, fullgraph=True, dynamic=False)
     count = len(op_of(workload).inputs(workload))
     prepared: dict[tuple[int, ...], Tensors] = {}  # by where the inputs lie
@@ -59,6 +62,24 @@ def compiled_peers(torch: Any, workload: Workload, seconds: float) -> dict[str, 
         return made if isinstance(made, tuple) else (made,)
 
     return {f"torch {torch.__version__} compile": call}
+
+
+def choose_alone(lock: Path) -> None:
+    """Have inductor time what it chooses from only while no other process that locks `lock` does."""
+    from torch._inductor.runtime.benchmarking import benchmarker
+
+    measure = benchmarker.benchmark_gpu
+    file = lock.open("w")
+
+    @functools.wraps(measure)
+    def alone(*arguments: Any, **options: Any) -> Any:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            return measure(*arguments, **options)
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+    benchmarker.benchmark_gpu = alone
 
 
 @contextmanager
