@@ -30,14 +30,14 @@ HERE = target("native")
 W = workload("matmul", m=24, n=40, k=16)
 
 
-def run(folder: Path, *arguments: str) -> str:
+def run(folder: Path, *arguments: str, code: int = 0) -> str:
     """Run the bundle as its reader would: from elsewhere, without this package on the path."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, str(folder / "run.py"), *arguments]
     done = subprocess.run(
         command, env=environment, cwd=folder.parent, capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return done.stdout
 
 
@@ -99,6 +99,36 @@ def test_its_results_become_records_once_and_the_next_round_knows_them(ran: Path
     again = make_bundle([W], HERE, tmp_path / "next", log, trials=2)
     fresh = [entry for entry in again.entries if json.dumps(dict(entry.config), sort_keys=True) not in known]
     assert len(fresh) == 2 and any(entry.default for entry in again.entries)
+
+
+SANITIZER = """#!/bin/sh
+tool=$2
+while [ "$1" != {python} ]; do shift; done
+"$@" || exit
+[ $tool = racecheck ] && echo a hazard && exit 9
+exit 0
+"""
+
+
+def test_each_candidate_is_verified_under_each_tool_of_a_sanitizer(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, stub = tmp_path / "b", tmp_path / "compute-sanitizer"
+    shutil.copytree(made, folder)
+    broken, *right = Bundle.read(folder).entries
+    shutil.copy(folder / right[0].library, folder / right[1].library)  # the fixture's may be broken
+    (folder / broken.library).write_bytes(b"no library")
+    stub.write_text(SANITIZER.format(python=sys.executable))
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    said = run(folder, "--sanitize", "3", code=1)
+    assert said.splitlines()[-1] == "compute-sanitizer: 0 of 3 runs found nothing"
+    assert said.count("ended with 1:") == 3 and said.count(f"{W}, {broken.key}: RuntimeError: ") == 3
+    shutil.copy(folder / right[0].library, folder / broken.library)
+    assert run(folder, "--check", "1/2").splitlines() == [f"{W}, {right[0].key}: right"]
+    said = run(folder, "--sanitize", "3", code=1)
+    assert said.splitlines()[-1] == "compute-sanitizer: 2 of 3 runs found nothing"
+    assert said.count("ended with") == said.count("racecheck ended with 9:") == said.count("a hazard") == 1
 
 
 class Hot(Cpu):

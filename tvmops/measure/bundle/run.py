@@ -18,7 +18,8 @@ from tvmops.gpu import runs
 from tvmops.machine import this_machine
 from tvmops.measure.bundle.content import Bundle, Result, append_result, read_results
 from tvmops.measure.bundle.prepare import prepare, serve
-from tvmops.measure.bundle.work import MARKER, POISONED, STRETCH, Run, open_device
+from tvmops.measure.bundle.sanitize import check, sanitize
+from tvmops.measure.bundle.work import MARKER, POISONED, STRETCH, Run, load, open_device
 
 _SUSTAINED = 16.0  # seconds of all of a workload's
 _STALL = 60.0  # seconds without a line from the worker
@@ -48,6 +49,16 @@ def main(folder: Path) -> int:
         help="only compile what --compile would, JOBS at a time (one a core); a run of any bundle then "
         "finds it in PyTorch's caches",
     )
+    parser.add_argument(
+        "--sanitize",
+        type=int,
+        nargs="?",
+        const=os.cpu_count(),
+        metavar="JOBS",
+        help="only verify each candidate under compute-sanitizer's memcheck, racecheck and synccheck, "
+        "JOBS processes at a time (one a core)",
+    )
+    parser.add_argument("--check", metavar="PART", help=argparse.SUPPRESS)
     parser.add_argument("--lock", type=Path, help=argparse.SUPPRESS)
     parser.add_argument(
         "--sustained",
@@ -66,12 +77,16 @@ def main(folder: Path) -> int:
     if arguments.worker:
         device = open_device(bundle.kind, folder, arguments.compile)
         return Run(folder, bundle, arguments.seconds, device, arguments.sustained).all()
+    if arguments.check:
+        return _check(folder, bundle, arguments.check)
     missing = [need for need in bundle.needs if need not in this_machine().features and not runs(need)]
     if missing:
         print(f"this machine lacks {', '.join(missing)}, which {bundle.target} needs", file=sys.stderr)
         return 1
     if arguments.prepare:
         return _prepare(folder, bundle, arguments.prepare, arguments.seconds, arguments.compile or _COMPILING)
+    if arguments.sanitize:
+        return _sanitize(folder, arguments.sanitize, arguments.seconds)
     return supervise(folder, bundle, arguments.seconds, arguments.compile, arguments.sustained)
 
 
@@ -142,6 +157,25 @@ def _serve_compiled(lock: Path, compiling: float) -> int:
     device = TorchCuda(compiling)
     choose_alone(lock)
     return serve(device.compile)
+
+
+def _sanitize(folder: Path, jobs: int, seconds: float) -> int:
+    codes = []
+    for tool, code, said in sanitize(folder, jobs, seconds):
+        codes.append(code)
+        if code:
+            print(f"{tool} ended with {code}:\n{said}")
+    print(f"compute-sanitizer: {codes.count(0)} of {len(codes)} runs found nothing")
+    return int(any(codes))
+
+
+def _check(folder: Path, bundle: Bundle, part: str) -> int:
+    """Be a process of `sanitize`; what a sanitizer says of a kernel comes before its name."""
+    device, complaints = open_device(bundle.kind, folder), []
+    for name, complaint in check(bundle, part, device, lambda library: load(folder / library)):
+        print(f"{name}: {complaint or 'right'}")
+        complaints.append(complaint)
+    return int(any(complaints))
 
 
 def _summary(folder: Path, bundle: Bundle) -> int:

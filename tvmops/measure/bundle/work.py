@@ -41,6 +41,11 @@ def open_device(kind: str, folder: Path, compiling: float = 0.0) -> Device:
     return TorchCuda(compiling)
 
 
+def load(library: Path) -> Callable[..., object]:
+    """Return the kernel in the shared library."""
+    return kernel_of(load_kernels(library), "main")
+
+
 class Run:
     """The work of one worker process."""
 
@@ -102,7 +107,7 @@ class Run:
 
     def _kernel(self, entry: Entry) -> Callable[..., object]:
         if entry.library not in self._kernels:
-            self._kernels[entry.library] = kernel_of(load_kernels(self._folder / entry.library), "main")
+            self._kernels[entry.library] = load(self._folder / entry.library)
         return self._kernels[entry.library]
 
     def _search(self, problem: Problem, entry: Entry) -> Result:
