@@ -131,6 +131,16 @@ def test_each_candidate_is_verified_under_each_tool_of_a_sanitizer(
     assert said.count("ended with") == said.count("racecheck ended with 9:") == said.count("a hazard") == 1
 
 
+def test_without_trials_it_holds_the_winner_alone(ran: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    unknown = workload("matmul", m=25, n=40, k=16)
+    import_bundle(ran, log)
+    known, other = make_bundle([W, unknown], HERE, tmp_path / "next", log, trials=0).entries
+    (winner,) = [r for r in read_log(log) if r.rank == 0]
+    assert (known.template, known.config_key) == (winner.template, winner.config_key)
+    assert (other.workload, other.default) == (str(unknown), True)
+
+
 class Hot(Cpu):
     """Tells what was asked of it; its clock falls with each call."""
 
@@ -226,8 +236,8 @@ def test_a_machine_that_lacks_something_is_told(made: Path, tmp_path: Path) -> N
 def test_refusals(made: Path, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="does not exist yet"):
         make_bundle([W], HERE, made)
-    with pytest.raises(ArgumentError, match="at least 1"):
-        make_bundle([W], HERE, tmp_path / "new", trials=0)
+    with pytest.raises(ArgumentError, match="at least 0"):
+        make_bundle([W], HERE, tmp_path / "new", trials=-1)
     with pytest.raises(BundleError, match="can't be read"):
         Bundle.read(tmp_path)
     (tmp_path / FILE).write_text('{"schema": 99}')

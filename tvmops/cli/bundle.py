@@ -31,7 +31,11 @@ def add_to(commands: Commands) -> None:
     make.add_target()
     make.add_argument("--log", metavar="FILE", help="what earlier rounds found")
     make.add_argument(
-        "--trials", type=int, default=64, metavar="N", help="new configs a workload (%(default)s)"
+        "--trials",
+        type=int,
+        default=64,
+        metavar="N",
+        help="new configs a workload (%(default)s); 0: only the best known, against peers",
     )
     make.add_argument("--strategy", default="auto", metavar="NAME", help="how to search (%(default)s)")
     make.add_argument("--seed", type=int, default=0, metavar="N", help="fixes the proposals (%(default)s)")
