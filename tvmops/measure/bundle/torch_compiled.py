@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from tvmops.measure.bundle.device import Call
+from tvmops.measure.bundle.torch_peers import precision_of
 from tvmops.measure.bundle.torch_weights import in_rows
 from tvmops.ops import op_of
 from tvmops.signatures import SIGNATURES
@@ -53,12 +54,13 @@ def compiled_peers(torch: Any, workload: Workload, seconds: float) -> dict[str, 
         inputs = arguments[:count]
         key = tuple(tensor.data_ptr() for tensor in inputs)
         if key not in prepared:
-            with _at_most(seconds):
-                taken = prepare(inputs)
+            taken = prepare(inputs)
+            with _at_most(seconds), precision_of(torch, workload):
                 made = compiled(*taken)
             prepared[key] = taken
         else:
-            made = compiled(*prepared[key])
+            with precision_of(torch, workload):
+                made = compiled(*prepared[key])
         return made if isinstance(made, tuple) else (made,)
 
     return {f"torch {torch.__version__} compile": call}
@@ -137,6 +139,44 @@ def _matmul_fp8(torch: Any, workload: Workload) -> tuple[Function, Prepare]:
 
     def matmul(a: Any, b: Any, a_scale: Any, b_scale: Any) -> Any:
         return torch._scaled_mm(a, b, a_scale, b_scale, out_dtype=result, use_fast_accum=True)
+
+    return matmul, prepare
+
+
+def _matmul_int8(torch: Any, workload: Workload) -> tuple[Function, Prepare] | None:
+    """Sums of products, what zero points and scales make of them behind; sums of b's columns are known."""
+    if workload["packed"] != PLAIN:
+        return None
+    values = dict(zip(SIGNATURES[workload.op].scalars(workload), op_of(workload).scalars(workload)))
+    names = [spec.name for spec in SIGNATURES[workload.op].inputs(workload)][2:]
+    activation, out = (
+        _activation(torch, str(workload["activation"])),
+        getattr(torch, str(workload["out_dtype"])),
+    )
+    shift = 128 if workload["dtype"] == "uint8" else 0
+    a_zero, trans_b = int(values["a_zero_point"]) - shift, workload["trans_b"]
+    (k,) = workload.dims("k")
+
+    def prepare(inputs: Tensors) -> Tensors:
+        a, b, *more = inputs
+        b = b.mT if trans_b else b
+        return a, b, b.sum(0, dtype=torch.int32), *more
+
+    def matmul(a: Any, b: Any, b_sums: Any, *more: Any) -> Any:
+        given = dict(zip(names, more))
+        a = (a ^ shift).view(torch.int8) if shift else a
+        c = torch._int_mm(a, b) - a_zero * b_sums
+        zeros = given.get("b_zero_points", int(values.get("b_zero_point", 0)))
+        if workload["b_zero_points"] != "none":
+            c = c - (a.sum(1, dtype=torch.int32)[:, None] - k * a_zero) * zeros
+        if out == torch.int32:
+            return c
+        y = activation(c * (values["scale"] * given.get("b_scales", 1.0)) + given.get("bias", 0.0))
+        if out == torch.float32:
+            return y
+        limits = torch.iinfo(out)
+        y = torch.round(y / values["out_scale"]) + values["out_zero_point"]
+        return y.clamp(limits.min, limits.max).to(out)
 
     return matmul, prepare
 
@@ -236,6 +276,7 @@ FUNCTIONS: dict[str, Callable[[Any, Workload], tuple[Function, Prepare] | None]]
     "layer_norm": _norm,
     "matmul": _matmul,
     "matmul_fp8": _matmul_fp8,
+    "matmul_int8": _matmul_int8,
     "matmul_weight_only": _weight_only,
     "rms_norm": _norm,
     "softmax": _softmax,
