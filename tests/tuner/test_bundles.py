@@ -18,6 +18,7 @@ import pytest
 from tvmops.errors import ArgumentError, BundleError
 from tvmops.measure.bundle.content import FILE, RESULTS, Bundle, read_results
 from tvmops.measure.bundle.on_cpu import Cpu
+from tvmops.measure.bundle.sanitize import TOOLS, sanitize
 from tvmops.measure.bundle.work import POISONED, Run
 from tvmops.records import read_log
 from tvmops.runtime.backend import load_backend
@@ -110,6 +111,16 @@ exit 0
 """
 
 
+DYING = """
+import sys
+for number in sys.argv[1].removeprefix("--check=").split(","):
+    if number in ("2", "4"):
+        raise SystemExit(5)
+    print("checked", number)
+raise SystemExit(5 * (number == "6"))
+"""
+
+
 def test_each_candidate_is_verified_under_each_tool_of_a_sanitizer(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,13 +133,29 @@ def test_each_candidate_is_verified_under_each_tool_of_a_sanitizer(
     stub.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     said = run(folder, "--sanitize", "3", code=1)
-    assert said.splitlines()[-1] == "compute-sanitizer: 0 of 3 runs found nothing"
+    assert said.splitlines()[-1] == "compute-sanitizer, 3 candidates: 0 of 3 parts without findings"
     assert said.count("ended with 1:") == 3 and said.count(f"{W}, {broken.key}: RuntimeError: ") == 3
     shutil.copy(folder / right[0].library, folder / broken.library)
-    assert run(folder, "--check", "1/2").splitlines() == [f"{W}, {right[0].key}: right"]
+    assert run(folder, "--check", "1").splitlines() == [f"checked {W}, {right[0].key}: right"]
     said = run(folder, "--sanitize", "3", code=1)
-    assert said.splitlines()[-1] == "compute-sanitizer: 2 of 3 runs found nothing"
+    assert said.splitlines()[-1] == "compute-sanitizer, 3 candidates: 2 of 3 parts without findings"
     assert said.count("ended with") == said.count("racecheck ended with 9:") == said.count("a hazard") == 1
+
+
+def test_a_candidate_that_ends_its_process_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "run.py").write_text(DYING)
+    stub = tmp_path / "compute-sanitizer"
+    stub.write_text(SANITIZER.format(python=sys.executable).replace("racecheck", "none"))
+    stub.chmod(0o755)
+    path = os.environ["PATH"]
+    os.environ["PATH"] = f"{tmp_path}:{path}"
+    try:
+        found = list(sanitize(tmp_path, 7, 6, math.inf))
+    finally:
+        os.environ["PATH"] = path
+    assert [tool for tool, _ in found] == [*TOOLS, *TOOLS]
+    evens = "ended with 5:\nchecked 0\nended with 5:\nended with 5:\nchecked 6\n"
+    assert [said for _, said in found] == [evens] * 3 + [""] * 3
 
 
 def test_without_trials_it_holds_the_winner_alone(ran: Path, tmp_path: Path) -> None:

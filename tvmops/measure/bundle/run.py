@@ -58,7 +58,7 @@ def main(folder: Path) -> int:
         help="only verify each candidate under compute-sanitizer's memcheck, racecheck and synccheck, "
         "JOBS processes at a time (one a core)",
     )
-    parser.add_argument("--check", metavar="PART", help=argparse.SUPPRESS)
+    parser.add_argument("--check", help=argparse.SUPPRESS)
     parser.add_argument("--lock", type=Path, help=argparse.SUPPRESS)
     parser.add_argument(
         "--sustained",
@@ -86,7 +86,7 @@ def main(folder: Path) -> int:
     if arguments.prepare:
         return _prepare(folder, bundle, arguments.prepare, arguments.seconds, arguments.compile or _COMPILING)
     if arguments.sanitize:
-        return _sanitize(folder, arguments.sanitize, arguments.seconds)
+        return _sanitize(folder, bundle, arguments.sanitize, arguments.seconds)
     return supervise(folder, bundle, arguments.seconds, arguments.compile, arguments.sustained)
 
 
@@ -159,21 +159,24 @@ def _serve_compiled(lock: Path, compiling: float) -> int:
     return serve(device.compile)
 
 
-def _sanitize(folder: Path, jobs: int, seconds: float) -> int:
-    codes = []
-    for tool, code, said in sanitize(folder, jobs, seconds):
-        codes.append(code)
-        if code:
-            print(f"{tool} ended with {code}:\n{said}")
-    print(f"compute-sanitizer: {codes.count(0)} of {len(codes)} runs found nothing")
-    return int(any(codes))
+def _sanitize(folder: Path, bundle: Bundle, jobs: int, seconds: float) -> int:
+    found = list(sanitize(folder, len(bundle.entries), jobs, seconds))
+    for tool, findings in found:
+        if findings:
+            print(f"{tool} {findings}")
+    clean = sum(not findings for _, findings in found)
+    print(
+        f"compute-sanitizer, {len(bundle.entries)} candidates: {clean} of {len(found)} parts without findings"
+    )
+    return int(clean < len(found))
 
 
-def _check(folder: Path, bundle: Bundle, part: str) -> int:
-    """Be a process of `sanitize`; what a sanitizer says of a kernel comes before its name."""
+def _check(folder: Path, bundle: Bundle, numbers: str) -> int:
+    """Be a process of `sanitize`; what a sanitizer says of a candidate comes before its line."""
     device, complaints = open_device(bundle.kind, folder), []
-    for name, complaint in check(bundle, part, device, lambda library: load(folder / library)):
-        print(f"{name}: {complaint or 'right'}")
+    chosen = list(map(int, numbers.split(",")))
+    for line, complaint in check(bundle, chosen, device, lambda library: load(folder / library)):
+        print(line)
         complaints.append(complaint)
     return int(any(complaints))
 
