@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import importlib.util
+import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ def compiled_peers(torch: Any, workload: Workload, seconds: float) -> dict[str, 
     from torch._inductor import config, select_algorithm
 
     select_algorithm.PRINT_AUTOTUNE = config.max_autotune_report_choices_stats = False
+    logging.getLogger(select_algorithm.__name__).setLevel(logging.CRITICAL)  # choices that don't fit are many
     compiled = torch.compile(function, mode=MODE, fullgraph=True, dynamic=False)
     count = len(op_of(workload).inputs(workload))
     prepared: dict[tuple[int, ...], Tensors] = {}  # by where the inputs lie
