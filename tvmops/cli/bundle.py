@@ -51,6 +51,7 @@ def add_to(commands: Commands) -> None:
         "show", help="show the results against those of peers", example="tvmops bundle show b"
     )
     show.add_argument("folder", metavar="FOLDER", help="a bundle that was run")
+    show.add_specs(least=0)  # of all, where none is named
     show.set_defaults(run=_show)
 
 
@@ -85,7 +86,8 @@ def _import(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     from tvmops.report.finals import finals, geometric_mean
 
-    found = finals(Path(arguments.folder))
+    work = {str(workload) for workload in read_specs(arguments.specs)}
+    found = [f for f in finals(Path(arguments.folder)) if not work or f.workload in work]
     head = ["workload", "time", "times as fast", "as the best peer", "of a copy's rate"]
     rows = [
         [f.workload, duration(f.seconds), _ratio(f.speedup), f.peer or "-", _ratio(f.of_copy)] for f in found
