@@ -10,7 +10,9 @@ import pytest
 from tvmops import suites
 from tvmops.errors import SuiteError, UnknownSuiteError, WorkloadError
 from tvmops.ops import op_of
+from tvmops.schedules import TEMPLATES, templates_for
 from tvmops.suites import read_specs, suite_names
+from tvmops.targets import target
 from tvmops.workloads import workload
 
 if sys.version_info >= (3, 11):
@@ -109,3 +111,11 @@ def test_the_suites_of_models_add_up(name: str, op: str, layers: int, gflops: fl
 def test_all_norms_of_a_transformer_but_the_first_follow_a_sum(name: str, op: str, norms: int) -> None:
     counts = [(w["residual"], count) for w, count in read_specs([name]).items() if w.op == op]
     assert sorted(counts) == [(False, 1), (True, norms - 1)]
+
+
+def test_the_suite_for_sanitizers_has_a_workload_for_each_cuda_template() -> None:
+    machine = target("nvidia-h200")
+    work = read_specs([str(Path(__file__).parent.parent / "scripts" / "suites" / "cuda-small.toml")])
+    fitting = {template.label for w in work for template in templates_for(w, machine)}
+    assert fitting >= {template.label for template in TEMPLATES if template.name.startswith("cuda.")}
+    assert all(op_of(w).flops(w) < 2**26 for w in work)

@@ -50,6 +50,13 @@ def test_the_best_kernel_meets_the_best_peer_by_medians(folder: Path) -> None:
     assert second.workload == ALONE.workload and math.isinf(second.speedup)
 
 
+def test_only_some_of_them_are_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(folder, final(ENTRY, 1.0), final("peer", 2.0), final(ALONE, 5.0))
+    assert main(["bundle", "show", str(folder), ALONE.workload]) == 0
+    shown = capsys.readouterr().out
+    assert ALONE.workload in shown and ENTRY.workload not in shown
+
+
 def sustained(entry: Entry | str, seconds: float, *megahertz: float) -> Result:
     return dataclasses.replace(final(entry, seconds, seconds), stage="sustained", megahertz=megahertz)
 

@@ -18,7 +18,8 @@ import pytest
 from tvmops.errors import ArgumentError, BundleError
 from tvmops.measure.bundle.content import FILE, RESULTS, Bundle, read_results
 from tvmops.measure.bundle.on_cpu import Cpu
-from tvmops.measure.bundle.run import Run
+from tvmops.measure.bundle.sanitize import TOOLS, sanitize
+from tvmops.measure.bundle.work import POISONED, Run
 from tvmops.records import read_log
 from tvmops.runtime.backend import load_backend
 from tvmops.schedules import templates_for
@@ -30,14 +31,14 @@ HERE = target("native")
 W = workload("matmul", m=24, n=40, k=16)
 
 
-def run(folder: Path, *arguments: str) -> str:
+def run(folder: Path, *arguments: str, code: int = 0) -> str:
     """Run the bundle as its reader would: from elsewhere, without this package on the path."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, str(folder / "run.py"), *arguments]
     done = subprocess.run(
         command, env=environment, cwd=folder.parent, capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return done.stdout
 
 
@@ -101,6 +102,64 @@ def test_its_results_become_records_once_and_the_next_round_knows_them(ran: Path
     assert len(fresh) == 2 and any(entry.default for entry in again.entries)
 
 
+SANITIZER = """#!/bin/sh
+while [ "$1" != {python} ]; do shift; done
+exec "$@"
+"""
+
+
+@pytest.fixture
+def sanitizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that finds nothing."""
+    stub = tmp_path / "compute-sanitizer"
+    stub.write_text(SANITIZER.format(python=sys.executable))
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
+DYING = """
+import sys
+for number in sys.argv[1].removeprefix("--check=").split(","):
+    if number in ("2", "4"):
+        raise SystemExit(5)
+    print("checked", number)
+raise SystemExit(5 * (number == "6"))
+"""
+
+
+@pytest.mark.usefixtures("sanitizer")
+def test_each_candidate_is_verified_under_each_tool_of_a_sanitizer(made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    shutil.copytree(made, folder)
+    broken, right, third = Bundle.read(folder).entries
+    shutil.copy(folder / right.library, folder / third.library)  # the fixture's may be broken
+    (folder / broken.library).write_bytes(b"no library")
+    said = run(folder, "--sanitize", "3", code=1)
+    assert said.splitlines()[-1] == "compute-sanitizer, 3 candidates: 0 of 3 parts without findings"
+    assert [said.count(f"{tool} ended with 1:") for tool in TOOLS] == [1, 1, 1]
+    assert said.count(f"checked {W}, {broken.key}: RuntimeError: ") == 3
+    assert said.count(f"checked {W}, {right.key}: right") == 3
+
+
+@pytest.mark.usefixtures("sanitizer")
+def test_a_candidate_that_ends_its_process_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "run.py").write_text(DYING)
+    found = list(sanitize(tmp_path, 7, 6, math.inf))
+    assert [tool for tool, _ in found] == [*TOOLS, *TOOLS]
+    evens = "ended with 5:\nchecked 0\nended with 5:\nended with 5:\nchecked 6\n"
+    assert [said for _, said in found] == [evens] * 3 + [""] * 3
+
+
+def test_without_trials_it_holds_the_winner_alone(ran: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    unknown = workload("matmul", m=25, n=40, k=16)
+    import_bundle(ran, log)
+    known, other = make_bundle([W, unknown], HERE, tmp_path / "next", log, trials=0).entries
+    (winner,) = [r for r in read_log(log) if r.rank == 0]
+    assert (known.template, known.config_key) == (winner.template, winner.config_key)
+    assert (other.workload, other.default) == (str(unknown), True)
+
+
 class Hot(Cpu):
     """Tells what was asked of it; its clock falls with each call."""
 
@@ -130,6 +189,37 @@ class Hot(Cpu):
 
 def product(a: Any, b: Any, c: Any) -> None:
     c[...] = a @ b
+
+
+class Broken(Hot):
+    """No longer computes after its peer was called."""
+
+    is_broken = False
+
+    def clock(self, call: Any, sets: Any) -> Any:
+        if call is product:
+            self.is_broken = True
+            raise RuntimeError("an illegal address")
+        return super().clock(call, sets)
+
+    def poison(self, workload: Workload, expected: Any) -> Any:
+        assert not self.is_broken
+        return super().poison(workload, expected)
+
+
+def test_a_peer_that_breaks_the_device_costs_itself_alone(made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    shutil.copytree(made, folder)
+    (folder / RESULTS).unlink(missing_ok=True)
+    load_backend(folder)
+    bundle = Bundle.read(folder)
+    codes = [Run(folder, bundle, math.inf, Broken()).all() for _ in range(3)]
+    assert codes == [POISONED, 0, 0]
+    results = read_results(folder)
+    skipped = [(r.key, r.detail) for r in results if r.status == "skipped"]
+    assert skipped == [("peer", "RuntimeError: an illegal address")]
+    right = {r.key for r in results if (r.stage, r.status) == ("search", "ok")}
+    assert {r.key for r in results if (r.stage, r.status) == ("final", "ok")} == right | {"copy"}
 
 
 def test_the_best_two_are_timed_for_seconds_by_turns(made: Path, tmp_path: Path) -> None:
@@ -165,8 +255,8 @@ def test_a_machine_that_lacks_something_is_told(made: Path, tmp_path: Path) -> N
 def test_refusals(made: Path, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="does not exist yet"):
         make_bundle([W], HERE, made)
-    with pytest.raises(ArgumentError, match="at least 1"):
-        make_bundle([W], HERE, tmp_path / "new", trials=0)
+    with pytest.raises(ArgumentError, match="at least 0"):
+        make_bundle([W], HERE, tmp_path / "new", trials=-1)
     with pytest.raises(BundleError, match="can't be read"):
         Bundle.read(tmp_path)
     (tmp_path / FILE).write_text('{"schema": 99}')

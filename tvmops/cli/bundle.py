@@ -31,7 +31,11 @@ def add_to(commands: Commands) -> None:
     make.add_target()
     make.add_argument("--log", metavar="FILE", help="what earlier rounds found")
     make.add_argument(
-        "--trials", type=int, default=64, metavar="N", help="new configs a workload (%(default)s)"
+        "--trials",
+        type=int,
+        default=64,
+        metavar="N",
+        help="new configs a workload (%(default)s); 0: only the best known, against peers",
     )
     make.add_argument("--strategy", default="auto", metavar="NAME", help="how to search (%(default)s)")
     make.add_argument("--seed", type=int, default=0, metavar="N", help="fixes the proposals (%(default)s)")
@@ -47,6 +51,7 @@ def add_to(commands: Commands) -> None:
         "show", help="show the results against those of peers", example="tvmops bundle show b"
     )
     show.add_argument("folder", metavar="FOLDER", help="a bundle that was run")
+    show.add_specs(least=0)  # of all, where none is named
     show.set_defaults(run=_show)
 
 
@@ -81,7 +86,8 @@ def _import(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     from tvmops.report.finals import finals, geometric_mean
 
-    found = finals(Path(arguments.folder))
+    work = {str(workload) for workload in read_specs(arguments.specs)}
+    found = [f for f in finals(Path(arguments.folder)) if not work or f.workload in work]
     head = ["workload", "time", "times as fast", "as the best peer", "of a copy's rate"]
     rows = [
         [f.workload, duration(f.seconds), _ratio(f.speedup), f.peer or "-", _ratio(f.of_copy)] for f in found

@@ -21,7 +21,7 @@ from tvmops.measure.bundle.content import Bundle, Entry, Result, read_results
 from tvmops.measure.candidate import Candidate
 from tvmops.measure.scratch import Scratch
 from tvmops.measure.toolchain import toolchain
-from tvmops.records import LogWriter, Record, read_log
+from tvmops.records import LogWriter, Record, best_records, read_log
 from tvmops.runtime.backend import CUDA_RUNTIME_FILE, RUNTIME_FILE
 from tvmops.schedules import Template
 from tvmops.schedules.sketch import Sketch
@@ -64,18 +64,18 @@ def make_bundle(
     """Compile the next `trials` candidates of each workload into a bundle.
 
     The default config is among them each time, to be compared with; so is the best that
-    `log` knows.
+    `log` knows. With no `trials`, that best is the only one, for a comparison with peers.
 
     Raises
     ------
     ArgumentError
-        `path` is there already, or `trials` is no positive number.
+        `path` is there already, or `trials` is negative.
     """
     folder = Path(path)
     if folder.exists():
         raise ArgumentError(argument="path", value=str(path), expected="a folder that does not exist yet")
-    if trials < 1:
-        raise ArgumentError(argument="trials", value=trials, expected="an integer of at least 1")
+    if trials < 0:
+        raise ArgumentError(argument="trials", value=trials, expected="an integer of at least 0")
     past = read_log(log) if log and Path(log).is_file() else []
     proposals = [
         proposal
@@ -125,6 +125,8 @@ def _proposals(
     templates = [
         t for t in templates if not isinstance(t, Sketch)
     ] or templates  # traces are drawn in the dark
+    if trials == 0:
+        return [_best_known(workload, target, past, templates)]
     known = {
         (record.template, record.config_key): record
         for record in past
@@ -141,6 +143,19 @@ def _proposals(
         fresh = _fresh(search, own, share)
         proposals |= {(workload, template, c): None for c in (search.space.default, *kept, *fresh)}
     return list(proposals)
+
+
+def _best_known(
+    workload: Workload, target: Target, past: Sequence[Record], templates: Sequence[Template]
+) -> Proposal:
+    """Return what a library would hold: the best of `past`, or the usual template's default."""
+    by_label = {template.label: template for template in templates}
+    fitting = [r for r in past if r.workload == str(workload) and r.template in by_label]
+    best = best_records(fitting, [target.name]).get(str(workload))
+    if best is None:
+        return workload, templates[0], templates[0].default(workload, target)
+    template = by_label[best.template]
+    return workload, template, template.space(workload, target).config(best.config)
 
 
 def _fresh(search: Search, known: Mapping[str, Record], count: int) -> list[Config]:

@@ -130,7 +130,7 @@ class Results:
     ) -> None:
         self.form, self.m, self.n = form, arrays_of.m, arrays_of.n
         self.arrays, self.at = arrays, at
-        self.c = arrays["workspace" if form != arrays_of.form else "c"]  # sums alone
+        self.c = arrays["workspace" if arrays_of.form.parts > 1 else "c"]
         self.bm, self.bn, self.buffers = tiles.bm, tiles.bn, tiles.store_buffers
         self.blocks = tiles.blocks_a_group  # of 64 rows
         self.parts = -(-tiles.bn // 64)  # of up to 64 columns

@@ -142,11 +142,11 @@ class SwappedKernel:
                     ptx("griddepcontrol.wait")
                 self._multiply()
                 self._share()
-                self._meet()
-                self._finish()
             with T.Else():
                 self._load_all()
-                self._meet()
+        self._meet()  # all of the block at one instruction, as `bar.sync` is defined
+        with when(self.warp < CONSUMERS):
+            self._finish()
         if t.splits > 1:
             do(T.cuda.cluster_sync())  # no block leaves while its memory is read
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,3 +120,11 @@ def read_results(folder: Path) -> list[Result]:
         if "key" in table:
             results.append(Result(**{name: value for name, value in table.items() if name in _FIELDS}))
     return results
+
+
+def append_result(folder: Path, result: Result) -> None:
+    """Write `result` down, on the disk before this returns."""
+    with (folder / RESULTS).open("a") as file:
+        file.write(json.dumps(dataclasses.asdict(result)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

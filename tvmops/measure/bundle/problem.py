@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 from tvmops.measure.bundle.content import Bundle
@@ -27,9 +28,13 @@ class Problem:
         self._inputs = device.draw(workload, bundle.seed)
         self._expected = device.reference(workload, self._inputs)
         wanted = -(-3 * bundle.cache_bytes // max(1, op.nbytes(workload)))
-        self.sets = [self._arguments(self._inputs)]
-        for number in range(1, min(max(wanted, 1), _MOST_SETS)):
-            self.sets.append(self._arguments(device.draw(workload, bundle.seed + number)))
+        self._seeds = range(bundle.seed, bundle.seed + min(max(wanted, 1), _MOST_SETS))
+
+    @cached_property
+    def sets(self) -> list[tuple[Any, ...]]:
+        """As many arguments as it takes to have no cache hold those whose turn comes."""
+        others = [self._device.draw(self.workload, seed) for seed in self._seeds[1:]]
+        return [self._arguments(inputs) for inputs in (self._inputs, *others)]
 
     def _arguments(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
         return (*inputs, *self._scalars, *self._device.poison(self.workload, self._expected))

@@ -6,13 +6,18 @@ the very shapes of its workload, and keeps what it returns in memory of its own.
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import importlib.util
+import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from tvmops.measure.bundle.device import Call
+from tvmops.measure.bundle.torch_peers import precision_of
 from tvmops.measure.bundle.torch_weights import in_rows
 from tvmops.ops import op_of
 from tvmops.signatures import SIGNATURES
@@ -37,9 +42,10 @@ def compiled_peers(torch: Any, workload: Workload, seconds: float) -> dict[str, 
         return {}
     function, prepare = found
     torch._dynamo.reset()  # it gives up on a function that it compiled for too many shapes
-    from torch._inductor import select_algorithm
+    from torch._inductor import config, select_algorithm
 
-    select_algorithm.PRINT_AUTOTUNE = False
+    select_algorithm.PRINT_AUTOTUNE = config.max_autotune_report_choices_stats = False
+    logging.getLogger(select_algorithm.__name__).setLevel(logging.CRITICAL)  # choices that don't fit are many
     compiled = torch.compile(function, mode=MODE, fullgraph=True, dynamic=False)
     count = len(op_of(workload).inputs(workload))
     prepared: dict[tuple[int, ...], Tensors] = {}  # by where the inputs lie
@@ -50,15 +56,34 @@ def compiled_peers(torch: Any, workload: Workload, seconds: float) -> dict[str, 
         inputs = arguments[:count]
         key = tuple(tensor.data_ptr() for tensor in inputs)
         if key not in prepared:
-            with _at_most(seconds):
-                taken = prepare(inputs)
+            taken = prepare(inputs)
+            with _at_most(seconds), precision_of(torch, workload):
                 made = compiled(*taken)
             prepared[key] = taken
         else:
-            made = compiled(*prepared[key])
+            with precision_of(torch, workload):
+                made = compiled(*prepared[key])
         return made if isinstance(made, tuple) else (made,)
 
     return {f"torch {torch.__version__} compile": call}
+
+
+def choose_alone(lock: Path) -> None:
+    """Have inductor time what it chooses from only while no other process that locks `lock` does."""
+    from torch._inductor.runtime.benchmarking import benchmarker
+
+    measure = benchmarker.benchmark_gpu
+    file = lock.open("w")
+
+    @functools.wraps(measure)
+    def alone(*arguments: Any, **options: Any) -> Any:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            return measure(*arguments, **options)
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+    benchmarker.benchmark_gpu = alone
 
 
 @contextmanager
@@ -116,6 +141,44 @@ def _matmul_fp8(torch: Any, workload: Workload) -> tuple[Function, Prepare]:
 
     def matmul(a: Any, b: Any, a_scale: Any, b_scale: Any) -> Any:
         return torch._scaled_mm(a, b, a_scale, b_scale, out_dtype=result, use_fast_accum=True)
+
+    return matmul, prepare
+
+
+def _matmul_int8(torch: Any, workload: Workload) -> tuple[Function, Prepare] | None:
+    """Sums of products, what zero points and scales make of them behind; sums of b's columns are known."""
+    if workload["packed"] != PLAIN:
+        return None
+    values = dict(zip(SIGNATURES[workload.op].scalars(workload), op_of(workload).scalars(workload)))
+    names = [spec.name for spec in SIGNATURES[workload.op].inputs(workload)][2:]
+    activation, out = (
+        _activation(torch, str(workload["activation"])),
+        getattr(torch, str(workload["out_dtype"])),
+    )
+    shift = 128 if workload["dtype"] == "uint8" else 0
+    a_zero, trans_b = int(values["a_zero_point"]) - shift, workload["trans_b"]
+    (k,) = workload.dims("k")
+
+    def prepare(inputs: Tensors) -> Tensors:
+        a, b, *more = inputs
+        b = b.mT if trans_b else b
+        return a, b, b.sum(0, dtype=torch.int32), *more
+
+    def matmul(a: Any, b: Any, b_sums: Any, *more: Any) -> Any:
+        given = dict(zip(names, more))
+        a = (a ^ shift).view(torch.int8) if shift else a
+        c = torch._int_mm(a, b) - a_zero * b_sums
+        zeros = given.get("b_zero_points", int(values.get("b_zero_point", 0)))
+        if workload["b_zero_points"] != "none":
+            c = c - (a.sum(1, dtype=torch.int32)[:, None] - k * a_zero) * zeros
+        if out == torch.int32:
+            return c
+        y = activation(c * (values["scale"] * given.get("b_scales", 1.0)) + given.get("bias", 0.0))
+        if out == torch.float32:
+            return y
+        limits = torch.iinfo(out)
+        y = torch.round(y / values["out_scale"]) + values["out_zero_point"]
+        return y.clamp(limits.min, limits.max).to(out)
 
     return matmul, prepare
 
@@ -215,6 +278,7 @@ FUNCTIONS: dict[str, Callable[[Any, Workload], tuple[Function, Prepare] | None]]
     "layer_norm": _norm,
     "matmul": _matmul,
     "matmul_fp8": _matmul_fp8,
+    "matmul_int8": _matmul_int8,
     "matmul_weight_only": _weight_only,
     "rms_norm": _norm,
     "softmax": _softmax,

@@ -6,7 +6,8 @@ which costs it nothing in a CUDA graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tvmops.measure.bundle.device import Call
@@ -20,22 +21,27 @@ from tvmops.signatures.windows import sizes
 from tvmops.workloads import Workload
 
 
+@contextmanager
+def precision_of(torch: Any, workload: Workload) -> Iterator[None]:
+    """Have PyTorch keep as many bits of float32 factors as `workload` asks for."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = workload.op == "matmul" and workload["precision"] == TF32
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 def _matmul(torch: Any, workload: Workload) -> dict[str, Call]:
     if workload["bias"] or workload["residual"] or workload["activation"] != "none":
         return {}
 
     def matmul(a: Any, b: Any, c: Any) -> None:
         left, right = (a.mT if workload["trans_a"] else a), (b.mT if workload["trans_b"] else b)
-        torch.matmul(left, right, out=c)
+        with precision_of(torch, workload):
+            torch.matmul(left, right, out=c)
 
-    def matmul_tf32(a: Any, b: Any, c: Any) -> None:
-        torch.backends.cuda.matmul.allow_tf32 = True
-        matmul(a, b, c)
-        torch.backends.cuda.matmul.allow_tf32 = False
-
-    if workload["precision"] == TF32:
-        return {f"torch {torch.__version__} matmul, allow_tf32": matmul_tf32}
-    return {f"torch {torch.__version__} matmul": matmul}
+    return {f"torch {torch.__version__} matmul{', allow_tf32' * (workload['precision'] == TF32)}": matmul}
 
 
 def _matmul_fp8(torch: Any, workload: Workload) -> dict[str, Call]:
