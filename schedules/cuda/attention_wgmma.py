@@ -11,13 +11,14 @@ from tvmops.schedules.cuda.attention_sizes import gpu_of, is_plain, sizes_of
 from tvmops.schedules.cuda.kernels.attention_flash import FlashKernel
 from tvmops.schedules.cuda.kernels.attention_tiles import IN_PAIRS, Tiles, shared_bytes
 from tvmops.schedules.template import GenericKernel, Template
-from tvmops.signatures.attention import BHLD
+from tvmops.signatures.attention import BHLD, THD
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-_ALIGNED = 8  # elements of head_dim: the copy engine takes rows of a multiple of 16 bytes
+ALIGNED = 8  # elements of head_dim: the copy engine takes rows of a multiple of 16 bytes
 _ACCUMULATORS = {2: 196, 3: 128}  # registers of a thread for scores, weights and out, by consumers
+_ACCUMULATORS_PACKED = {2: 188, 3: 120}  # its producer needs more
 _TOGETHER = (IN_PAIRS, 4, 8, 16, 32, 64)
 # Cycles of a multiprocessor, fitted to times on an H200.
 _PRODUCTS = 4096 * 0.85  # operations of 16 bits a cycle, at the clock that they leave
@@ -32,9 +33,10 @@ _MISSES_L2 = 1.05  # where the heads at work hold more keys and values than it
 class WgmmaAttention(Template):
     name = "cuda.attention_wgmma"
     version = 1
+    generic_together = IN_PAIRS
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        if target.gpu is None or target.gpu.code != "sm_90a" or not is_plain(workload, _ALIGNED):
+        if target.gpu is None or target.gpu.code != "sm_90a" or not is_plain(workload, ALIGNED):
             return False
         return workload["layout"] == BHLD and workload["page_size"] == 0
 
@@ -45,9 +47,13 @@ class WgmmaAttention(Template):
             Knob("stages", (2, 3, 4)),
             Knob("take_turns", (False, True)),
             Knob("own_out", (False, True)),
-            Knob("together", _TOGETHER if workload["causal"] else (IN_PAIRS,)),
+            Knob("together", self.together(workload)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
+
+    def together(self, workload: Workload) -> tuple[int, ...]:
+        """Return the values of this knob."""
+        return _TOGETHER if workload["causal"] else (IN_PAIRS,)
 
     def default(self, workload: Workload, target: Target) -> Config:
         space = self.space(workload, target)
@@ -62,8 +68,8 @@ class WgmmaAttention(Template):
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         space = self.space(workload, target)
-        fitting = [config for config in (_config(*tiles, IN_PAIRS) for tiles in _DEFAULTS) if config in space]
-        return [GenericKernel({}, fitting[0])]
+        choices = (_config(*tiles, self.generic_together) for tiles in _DEFAULTS)
+        return [GenericKernel({}, next(config for config in choices if config in space))]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Guess the cycles of the block that has most to do."""
@@ -90,11 +96,11 @@ class WgmmaAttention(Template):
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     """Say whether `config` fits the machine; the only statement of the template's limits."""
     tiles = tiles_of(config, target)
-    (head_dim,) = workload.dims("head_dim")
+    (head_dim,), packed = workload.dims("head_dim"), workload["layout"] == THD
     accumulators = tiles.bn // 2 + tiles.bn // 4 + -(-head_dim // 16) * 16 // 2
     return (
-        accumulators <= _ACCUMULATORS[tiles.consumers]
-        and shared_bytes(head_dim, tiles) <= gpu_of(target).shared_bytes
+        accumulators <= (_ACCUMULATORS_PACKED if packed else _ACCUMULATORS)[tiles.consumers]
+        and shared_bytes(head_dim, tiles, packed) <= gpu_of(target).shared_bytes
     )
 
 
@@ -161,4 +167,4 @@ def _memory_factor(workload: Workload, target: Target, tiles: Tiles) -> float:
     return _MISSES_L2 if held > target.l2_bytes / 2 else 1.0
 
 
-__all__ = ["WgmmaAttention", "is_legal", "tiles_of"]
+__all__ = ["ALIGNED", "WgmmaAttention", "is_legal", "tiles_of"]

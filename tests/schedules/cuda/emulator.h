@@ -225,7 +225,17 @@ static inline float __shfl_xor_sync(uint32_t, float x, int mask) { return exchan
 static inline int __shfl_up_sync(uint32_t, int x, int by) {
   return exchange(x, emulator::lane() < by ? emulator::lane() : emulator::lane() - by);
 }
-static inline int __shfl_sync(uint32_t, int x, int from, int) { return exchange(x, from); }
+static inline int __shfl_sync(uint32_t, int x, int from, int = 32) { return exchange(x, from); }
+template <typename Join> static inline int all_of_warp(int x, Join join) {
+  for (int mask = 1; mask < 32; mask *= 2) x = join(x, exchange(x, emulator::lane() ^ mask));
+  return x;
+}
+static inline int __reduce_add_sync(uint32_t, int x) { return all_of_warp(x, [](int a, int b) { return a + b; }); }
+static inline int __reduce_max_sync(uint32_t, int x) { return all_of_warp(x, [](int a, int b) { return max(a, b); }); }
+static inline uint32_t __ballot_sync(uint32_t, bool is) {
+  return all_of_warp(is ? 1u << emulator::lane() : 0, [](int a, int b) { return a | b; });
+}
+static inline int __ffs(int x) { return __builtin_ffs(x); }
 
 // What kernels say in PTX.
 

@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 
 from tvmops.measure.bundle.torch_weights import draw_packed, unpacked
 from tvmops.ops import op_of
-from tvmops.ops.attention import SHARPNESS, gathered, last_key
+from tvmops.ops.attention import SHARPNESS, gathered, last_key, packed_alone, random_offsets
 from tvmops.signatures import SIGNATURES
-from tvmops.signatures.attention import BLHD, NO_MASK
+from tvmops.signatures.attention import BLHD, NO_MASK, THD
 from tvmops.signatures.windows import sizes
 from tvmops.workloads import Workload
 
@@ -89,6 +89,8 @@ def _attention(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequenc
     if workload["mask"] != NO_MASK:
         return None
     q, k, v, *more = inputs
+    if workload["layout"] == THD:
+        return _packed_attention(torch, workload, q, k, v, *(each.tolist() for each in more))
     if workload["layout"] == BLHD:
         q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
     if workload["page_size"] != 0:
@@ -98,7 +100,7 @@ def _attention(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequenc
     (scale,) = op_of(workload).scalars(workload)
     out = torch.empty(q.shape, dtype=torch.float64, device=q.device)
     keys = torch.arange(kv_len, device=q.device)
-    rows = max(1, _SCORES // kv_len)
+    rows = max(1, _SCORES // max(kv_len, 1))
     for b in range(batch):
         length = int(more[0][b]) if workload["lengths"] else kv_len
         for h in range(heads):
@@ -113,6 +115,27 @@ def _attention(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequenc
                 weights = torch.softmax(scores, -1).nan_to_num_(nan=0.0)  # 0 for a query that sees no key
                 out[b, h, begin : begin + rows] = weights @ value
     return (out,)
+
+
+def _packed_attention(
+    torch: Any, workload: Workload, q: Any, k: Any, v: Any, of_q: Sequence[int], of_k: Sequence[int]
+) -> Sequence[Any]:
+    """Compute each sequence by itself."""
+    out = torch.empty(q.shape, dtype=torch.float64, device=q.device)
+    for rows, keys in zip(map(slice, of_q, of_q[1:]), map(slice, of_k, of_k[1:])):
+        alone = packed_alone(workload, rows.stop - rows.start, keys.stop - keys.start)
+        arrays = [array.transpose(0, 1)[None] for array in (q[rows], k[keys], v[keys])]
+        found = _attention(torch, alone, arrays)
+        assert found is not None
+        out[rows] = found[0][0].transpose(0, 1)
+    return (out,)
+
+
+def _packed_offsets(torch: Any, workload: Workload, generator: Any) -> dict[str, Any]:
+    if workload["layout"] != THD:
+        return {}
+    ends = random_offsets(workload, generator.initial_seed())
+    return {f"cu_seqlens_{name}": torch.from_numpy(each).cuda() for name, each in zip("qk", ends)}
 
 
 def _softmax(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequence[Any] | None:
@@ -155,4 +178,7 @@ SCALES: dict[str, Callable[[Workload], dict[str, float] | None]] = {
     "attention": _sharp_queries,
     "conv2d": lambda workload: {} if workload["packed"] == "none" else None,
 }
-DRAWN: dict[str, Callable[[Any, Workload, Any], dict[str, Any]]] = {"matmul_weight_only": draw_packed}
+DRAWN: dict[str, Callable[[Any, Workload, Any], dict[str, Any]]] = {
+    "attention": _packed_offsets,
+    "matmul_weight_only": draw_packed,
+}

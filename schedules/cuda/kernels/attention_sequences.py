@@ -1,0 +1,212 @@
+"""Which tiles of queries of packed sequences a block of threads takes, and how many keys they see.
+
+How many tiles there are, and what each costs, is in the offsets, on the device. Tiles go to the
+blocks longest first, in order and back again, so that shares come out equal without any meeting
+of blocks. The order needs no list: a tile has a level, by the number of keys that it sees, and a
+warp counts the tiles of a level among 32 sequences at once. So blocks step through levels, from
+the highest to 0, and through sequences within a level, until they have passed as many tiles as
+others take. `together` heads are walked side by side, then the next ones, lest keys and values of
+all heads at once be more than the L2 holds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tvmops.schedules.cpu.emit import ceildiv
+from tvmops.schedules.cuda.kernels.attention_tiles import END
+from tvmops.schedules.cuda.kernels.attention_walk import Walk
+from tvmops.schedules.cuda.words import Scalar, c_call, do
+
+if TYPE_CHECKING:
+    from tvmops.schedules.cuda.kernels.attention_packed import PackedKernel
+
+# What `find_tile` keeps: items to pass over (a tile of a head is one), the place it has come to, the
+# highest number of keys or level (-1: not looked for yet); and what it found.
+_LEFT, _PARTY, _LEVEL, _CHUNK, _MOST, _SEQUENCE, _TILE, _HEAD = range(8)
+_TOLD_VALUES = 6
+
+# Causal, tile j of a sequence is at the level of the keys before it, in tiles; all that are below 0 count
+# as 0. Otherwise all tiles of a sequence are at one of 8 levels.
+_FIND = """
+__forceinline__ __device__ void find_tile(int* at, const void* ends_of_q, const void* ends_of_k, int batch,
+                                          int heads, int together, int rows, int causal, int below_right) {
+  const int* q_ends = static_cast<const int*>(ends_of_q);
+  const int* k_ends = static_cast<const int*>(ends_of_k);
+  const int lane = threadIdx.x % 32, chunks = (batch + 31) / 32;
+  int tiles, keys, first;
+  auto look = [&](int chunk, int most) {
+    const int s = min(chunk * 32 + lane, batch - 1), is_one = chunk * 32 + lane < batch;
+    const int queries = is_one * max(q_ends[s + 1] - q_ends[s], 0);
+    keys = is_one * max(k_ends[s + 1] - k_ends[s], 0);
+    tiles = (queries + rows - 1) / rows;
+    const int before = below_right ? keys - queries : 0;
+    first = causal ? (before + (before < 0 ? 1 - rows : 0)) / rows : keys * 7ll / max(most, 1);
+  };
+  if (at[4] < 0) {
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      look(chunk, 0);
+      at[4] = max(at[4], __reduce_max_sync(0xFFFFFFFFu, causal ? (tiles ? first + tiles - 1 : 0) : keys));
+    }
+    at[4] = max(at[4], 0);
+    at[2] = causal ? at[4] : 7;
+  }
+  while (at[1] * together < heads) {
+    look(at[3], at[4]);
+    int own = first == at[2] ? tiles : 0;
+    if (causal) own = at[2] > 0 ? first <= at[2] && at[2] < first + tiles : max(0, min(1 - first, tiles));
+    const int side_by_side = min(together, heads - at[1] * together);
+    const int all = __reduce_add_sync(0xFFFFFFFFu, own) * side_by_side;
+    if (at[0] < all) {
+      const int wanted = at[0] / side_by_side;
+      int counted = own;
+      for (int by = 1; by < 32; by *= 2) {
+        const int other = __shfl_up_sync(0xFFFFFFFFu, counted, by);
+        if (lane >= by) counted += other;
+      }
+      const int owner = __ffs(__ballot_sync(0xFFFFFFFFu, wanted < counted)) - 1;
+      const int tile = wanted - (counted - own) + (causal && at[2] > 0 ? at[2] - first : 0);
+      at[5] = at[3] * 32 + owner;
+      at[6] = __shfl_sync(0xFFFFFFFFu, tile, owner);
+      at[7] = at[1] * together + at[0] % side_by_side;
+      return;
+    }
+    at[0] -= all;
+    if (++at[3] < chunks) continue;
+    at[3] = 0;
+    if (--at[2] >= 0) continue;
+    at[2] = causal ? at[4] : 7;
+    ++at[1];
+  }
+}
+"""
+
+
+class SequenceWalk(Walk):
+    """The tiles of queries that a block takes, one after the other, as a warp finds them."""
+
+    kernel: PackedKernel
+
+    def __init__(self, kernel: PackedKernel) -> None:
+        self.kernel = kernel
+        self._at = T.alloc_local((8,), "int32")
+        for place, value in ((_LEFT, kernel.block), (_PARTY, 0), (_CHUNK, 0), (_MOST, -1)):
+            T.buffer_store(self._at, value, [place])
+        self._stride = Scalar(2 * kernel.tiles.blocks - 1 - 2 * kernel.block)
+        self._first_query, self._queries, self.first_key = Scalar(0), Scalar(0), Scalar(0)
+        self._length, self._count = Scalar(0), Scalar(0)
+        self._find()
+
+    @property
+    def head(self) -> Any:
+        return self._at[_HEAD]
+
+    @property
+    def length(self) -> Any:
+        return self._length()
+
+    @property
+    def offset(self) -> Any:
+        sizes = self.kernel.sizes
+        return self.length - self._queries() if sizes.causal and sizes.below_right else 0
+
+    @property
+    def first_row(self) -> Any:
+        return self._at[_TILE] * self.kernel.tiles.bm
+
+    def queries(self, row: Any) -> tuple[Any, ...]:
+        return rows_of_sequence(self.head, self._first_query(), self._queries(), row)
+
+    def more(self) -> Any:
+        return self._at[_PARTY] < ceildiv(self.kernel.sizes.heads, self.kernel.tiles.together)
+
+    def advance(self) -> None:
+        T.buffer_store(self._at, self._at[_LEFT] + self._stride(), [_LEFT])
+        self._stride.set(2 * self.kernel.tiles.blocks - self._stride())
+        self._find()
+
+    def locate(self) -> None:
+        sequence, ends = self._at[_SEQUENCE], self.kernel.ends
+        for name, first, count in (
+            ("q", self._first_query, self._queries),
+            ("k", self.first_key, self._length),
+        ):
+            first.set(ends[name][sequence])
+            count.set(tirx.max(ends[name][sequence + 1] - first(), 0))
+        self._find_count()
+
+    def tell(self, group: int) -> None:
+        """Tell a warpgroup what it gets."""
+        told = (self.count, self.first_row, self._first_query(), self._queries(), self.length, self.head)
+        for place, value in enumerate(told):
+            T.buffer_store(self.kernel.told, value, [group, place])
+
+    def tell_end(self, group: int) -> None:
+        """Tell a warpgroup that there are no more tiles."""
+        T.buffer_store(self.kernel.told, 0, [group, 0])
+
+    def _find(self) -> None:
+        kernel, sizes = self.kernel, self.kernel.sizes
+        do(
+            c_call(
+                "void", "find_tile", T.address_of(self._at[0]), kernel.ends["q"].data, kernel.ends["k"].data,
+                kernel.offsets - 1, sizes.heads, kernel.tiles.together, kernel.tiles.bm, int(sizes.causal),
+                int(sizes.below_right), source=_FIND,
+            )
+        )  # fmt: skip
+
+
+class ToldWalk(Walk):
+    """The same tiles as a warpgroup is told of them, when their queries have come."""
+
+    kernel: PackedKernel
+
+    def __init__(self, kernel: PackedKernel) -> None:
+        self.kernel = kernel
+        self._told = [Scalar(0) for _ in range(_TOLD_VALUES)]
+        self._count, self._phase = self._told[0], Scalar(0)
+        self._hear()
+
+    def _hear(self) -> None:
+        kernel = self.kernel
+        kernel.q_full.wait(kernel.group, self._phase())
+        self._phase.set(self._phase() ^ 1)
+        for place, value in enumerate(self._told):
+            value.set(kernel.told[kernel.group, place])
+
+    @property
+    def first_row(self) -> Any:
+        return self._told[1]()
+
+    @property
+    def length(self) -> Any:
+        return self._told[4]()
+
+    @property
+    def offset(self) -> Any:
+        sizes = self.kernel.sizes
+        return self.length - self._told[3]() if sizes.causal and sizes.below_right else 0
+
+    def queries(self, row: Any) -> tuple[Any, ...]:
+        _, _, first, queries, _, head = (value() for value in self._told)
+        return rows_of_sequence(head, first, queries, row)
+
+    def more(self) -> Any:
+        return self.count > 0
+
+    def locate(self) -> None:
+        """Nothing is left to find."""
+
+    def advance(self) -> None:
+        self._hear()
+
+
+def rows_of_sequence(head: Any, first: Any, length: Any, row: Any) -> tuple[Any, ...]:
+    """Return where rows of a sequence, from its `row` on, lie to the copy engine."""
+    return head, END - length + row, first + length, END
+
+
+__all__ = ["SequenceWalk", "ToldWalk", "rows_of_sequence"]
