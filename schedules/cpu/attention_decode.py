@@ -21,8 +21,8 @@ from tvmops.schedules.cpu.attention_problem import F32, FEW_QUERIES, Problem
 from tvmops.schedules.cpu.emit import Extent, Span, ceildiv, computed, minimum, share
 from tvmops.schedules.cpu.floats import DTYPES
 from tvmops.schedules.template import GenericKernel, Template
-from tvmops.signatures.attention import THD
 from tvmops.signatures import ANY
+from tvmops.signatures.attention import THD
 from tvmops.signatures.dtypes import bits_of
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target

@@ -1,4 +1,4 @@
-"""Attention of packed sequences of any lengths on Hopper's tensor cores; `kernels.attention_packed` says how."""
+"""Attention of packed sequences on Hopper's tensor cores; `kernels.attention_packed` says how."""
 
 from __future__ import annotations
 

@@ -18,7 +18,6 @@ from tvmops.workloads import Workload
 
 ALIGNED = 8  # elements of head_dim: the copy engine takes rows of a multiple of 16 bytes
 _ACCUMULATORS = {2: 196, 3: 128}  # registers of a thread for scores, weights and out, by consumers
-_ACCUMULATORS_PACKED = {2: 188, 3: 120}  # its producer needs more
 _TOGETHER = (IN_PAIRS, 4, 8, 16, 32, 64)
 # Cycles of a multiprocessor, fitted to times on an H200.
 _PRODUCTS = 4096 * 0.85  # operations of 16 bits a cycle, at the clock that they leave
@@ -99,7 +98,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     (head_dim,), packed = workload.dims("head_dim"), workload["layout"] == THD
     accumulators = tiles.bn // 2 + tiles.bn // 4 + -(-head_dim // 16) * 16 // 2
     return (
-        accumulators <= (_ACCUMULATORS_PACKED if packed else _ACCUMULATORS)[tiles.consumers]
+        accumulators <= _ACCUMULATORS[tiles.consumers]
         and shared_bytes(head_dim, tiles, packed) <= gpu_of(target).shared_bytes
     )
 

@@ -28,7 +28,7 @@ from tvmops.schedules.cuda.kernels.attention_sequences import (
     ToldWalk,
     rows_of_sequence,
 )
-from tvmops.schedules.cuda.kernels.attention_tiles import COLUMNS, END, ROWS, TOLD, Heads, Tiles
+from tvmops.schedules.cuda.kernels.attention_tiles import COLUMNS, END, FOUND, ROWS, TOLD, Heads, Tiles
 from tvmops.schedules.cuda.words import Position, tensor_map, when
 
 
@@ -38,6 +38,7 @@ class PackedKernel(FlashKernel):
     def __init__(self, sizes: Heads, tiles: Tiles, total_q: Extent, total_k: Extent) -> None:
         super().__init__(sizes, tiles)
         self.total_q, self.total_k = total_q, total_k
+        self.ends: dict[str, Any] = {}
         self.offsets = tirx.Var("offsets", "int32")  # one more than sequences
 
     def _arguments(self) -> None:
@@ -70,11 +71,12 @@ class PackedKernel(FlashKernel):
 
     def _shared_memory(self, pool: Any) -> None:
         super()._shared_memory(pool)
+        self.found = pool.alloc((FOUND,), "int32", align=4)
         self.told = pool.alloc((self.tiles.consumers, TOLD), "int32", align=4)
 
     def registers(self) -> tuple[int, int]:
         """Finding tiles takes more than copying does."""
-        return {2: (56, 224), 3: (56, 152)}[self.tiles.consumers]
+        return {2: (40, 232), 3: (32, 160)}[self.tiles.consumers]
 
     def _produce(self) -> None:
         with when(self.warp == 0):

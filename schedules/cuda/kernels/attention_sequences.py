@@ -24,16 +24,18 @@ from tvmops.schedules.cuda.words import Scalar, c_call, do
 if TYPE_CHECKING:
     from tvmops.schedules.cuda.kernels.attention_packed import PackedKernel
 
-# What `find_tile` keeps: items to pass over (a tile of a head is one), the place it has come to, the
-# highest number of keys or level (-1: not looked for yet); and what it found.
+# What `find_tile` keeps, in shared memory, since a producer has few registers: items to pass over (a tile of
+# a head is one), the place it has come to, the highest number of keys or level (-1: not looked for yet); and
+# what it found. Each thread of the warp writes the same, after all have read.
 _LEFT, _PARTY, _LEVEL, _CHUNK, _MOST, _SEQUENCE, _TILE, _HEAD = range(8)
 _TOLD_VALUES = 6
 
 # Causal, tile j of a sequence is at the level of the keys before it, in tiles; all that are below 0 count
 # as 0. Otherwise all tiles of a sequence are at one of 8 levels.
 _FIND = """
-__forceinline__ __device__ void find_tile(int* at, const void* ends_of_q, const void* ends_of_k, int batch,
-                                          int heads, int together, int rows, int causal, int below_right) {
+__forceinline__ __device__ void find_tile(int* at, int step, const void* ends_of_q, const void* ends_of_k,
+                                          int batch, int heads, int together, int rows, int causal,
+                                          int below_right) {
   const int* q_ends = static_cast<const int*>(ends_of_q);
   const int* k_ends = static_cast<const int*>(ends_of_k);
   const int lane = threadIdx.x % 32, chunks = (batch + 31) / 32;
@@ -44,43 +46,45 @@ __forceinline__ __device__ void find_tile(int* at, const void* ends_of_q, const 
     keys = is_one * max(k_ends[s + 1] - k_ends[s], 0);
     tiles = (queries + rows - 1) / rows;
     const int before = below_right ? keys - queries : 0;
-    first = causal ? (before + (before < 0 ? 1 - rows : 0)) / rows : keys * 7ll / max(most, 1);
+    first = causal ? (before + (before < 0 ? 1 - rows : 0)) / rows : static_cast<int>(keys * (7.0f / max(most, 1)));
   };
-  if (at[4] < 0) {
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      look(chunk, 0);
-      at[4] = max(at[4], __reduce_max_sync(0xFFFFFFFFu, causal ? (tiles ? first + tiles - 1 : 0) : keys));
+  int left = at[0] + step, party = at[1], level = at[2], chunk = at[3], most = at[4];
+  if (most < 0) {
+    for (int each = 0; each < chunks; ++each) {
+      look(each, 0);
+      most = max(most, __reduce_max_sync(0xFFFFFFFFu, causal ? (tiles ? first + tiles - 1 : 0) : keys));
     }
-    at[4] = max(at[4], 0);
-    at[2] = causal ? at[4] : 7;
+    most = max(most, 0);
+    level = causal ? most : 7;
   }
-  while (at[1] * together < heads) {
-    look(at[3], at[4]);
-    int own = first == at[2] ? tiles : 0;
-    if (causal) own = at[2] > 0 ? first <= at[2] && at[2] < first + tiles : max(0, min(1 - first, tiles));
-    const int side_by_side = min(together, heads - at[1] * together);
+  while (party * together < heads) {
+    look(chunk, most);
+    int own = first == level ? tiles : 0;
+    if (causal) own = level > 0 ? first <= level && level < first + tiles : max(0, min(1 - first, tiles));
+    const int side_by_side = min(together, heads - party * together);
     const int all = __reduce_add_sync(0xFFFFFFFFu, own) * side_by_side;
-    if (at[0] < all) {
-      const int wanted = at[0] / side_by_side;
+    if (left < all) {
+      const int wanted = left / side_by_side;
       int counted = own;
       for (int by = 1; by < 32; by *= 2) {
         const int other = __shfl_up_sync(0xFFFFFFFFu, counted, by);
         if (lane >= by) counted += other;
       }
       const int owner = __ffs(__ballot_sync(0xFFFFFFFFu, wanted < counted)) - 1;
-      const int tile = wanted - (counted - own) + (causal && at[2] > 0 ? at[2] - first : 0);
-      at[5] = at[3] * 32 + owner;
+      const int tile = wanted - (counted - own) + (causal && level > 0 ? level - first : 0);
+      at[5] = chunk * 32 + owner;
       at[6] = __shfl_sync(0xFFFFFFFFu, tile, owner);
-      at[7] = at[1] * together + at[0] % side_by_side;
-      return;
+      at[7] = party * together + left % side_by_side;
+      break;
     }
-    at[0] -= all;
-    if (++at[3] < chunks) continue;
-    at[3] = 0;
-    if (--at[2] >= 0) continue;
-    at[2] = causal ? at[4] : 7;
-    ++at[1];
+    left -= all;
+    if (++chunk < chunks) continue;
+    chunk = 0;
+    if (--level >= 0) continue;
+    level = causal ? most : 7;
+    ++party;
   }
+  at[0] = left, at[1] = party, at[2] = level, at[3] = chunk, at[4] = most;
 }
 """
 
@@ -92,13 +96,17 @@ class SequenceWalk(Walk):
 
     def __init__(self, kernel: PackedKernel) -> None:
         self.kernel = kernel
-        self._at = T.alloc_local((8,), "int32")
+        self._at = kernel.found
         for place, value in ((_LEFT, kernel.block), (_PARTY, 0), (_CHUNK, 0), (_MOST, -1)):
             T.buffer_store(self._at, value, [place])
         self._stride = Scalar(2 * kernel.tiles.blocks - 1 - 2 * kernel.block)
         self._first_query, self._queries, self.first_key = Scalar(0), Scalar(0), Scalar(0)
         self._length, self._count = Scalar(0), Scalar(0)
-        self._find()
+        self._find(0)
+
+    @property
+    def sequence(self) -> Any:
+        return self._at[_SEQUENCE]
 
     @property
     def head(self) -> Any:
@@ -124,12 +132,11 @@ class SequenceWalk(Walk):
         return self._at[_PARTY] < ceildiv(self.kernel.sizes.heads, self.kernel.tiles.together)
 
     def advance(self) -> None:
-        T.buffer_store(self._at, self._at[_LEFT] + self._stride(), [_LEFT])
+        self._find(self._stride())
         self._stride.set(2 * self.kernel.tiles.blocks - self._stride())
-        self._find()
 
     def locate(self) -> None:
-        sequence, ends = self._at[_SEQUENCE], self.kernel.ends
+        sequence, ends = self.sequence, self.kernel.ends
         for name, first, count in (
             ("q", self._first_query, self._queries),
             ("k", self.first_key, self._length),
@@ -148,11 +155,12 @@ class SequenceWalk(Walk):
         """Tell a warpgroup that there are no more tiles."""
         T.buffer_store(self.kernel.told, 0, [group, 0])
 
-    def _find(self) -> None:
+    def _find(self, step: Any) -> None:
+        """Go on by `step` items."""
         kernel, sizes = self.kernel, self.kernel.sizes
         do(
             c_call(
-                "void", "find_tile", T.address_of(self._at[0]), kernel.ends["q"].data, kernel.ends["k"].data,
+                "void", "find_tile", T.address_of(self._at[0]), step, kernel.ends["q"].data, kernel.ends["k"].data,
                 kernel.offsets - 1, sizes.heads, kernel.tiles.together, kernel.tiles.bm, int(sizes.causal),
                 int(sizes.below_right), source=_FIND,
             )

@@ -126,7 +126,11 @@ class TensorMap(ctypes.Structure):
 
     @classmethod
     def of(
-        cls, array: NDArray[Any], dims: Sequence[int], box: Sequence[int], steps: Sequence[int] = (),
+        cls,
+        array: NDArray[Any],
+        dims: Sequence[int],
+        box: Sequence[int],
+        steps: Sequence[int] = (),
         pitches: Sequence[int] = (),
     ) -> TensorMap:
         """Describe `array`, sizes innermost first; pitches are of all dimensions but the first."""

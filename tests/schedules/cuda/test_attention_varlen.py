@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tvm import IRModule
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
 
 from tests.schedules.cuda.compiled import compiled, needs_nvcc
 from tests.schedules.cuda.emulated import TensorMap, emulated, needs_emulator
@@ -16,15 +20,18 @@ from tvmops.schedules.cuda.attention_sizes import sizes_of
 from tvmops.schedules.cuda.attention_varlen import VarlenAttention
 from tvmops.schedules.cuda.extents import extent
 from tvmops.schedules.cuda.kernels.attention_packed import PackedKernel
-from tvmops.schedules.cuda.kernels.attention_tiles import END, Tiles, shared_bytes
+from tvmops.schedules.cuda.kernels.attention_sequences import SequenceWalk
+from tvmops.schedules.cuda.kernels.attention_tiles import END, FOUND, Tiles, shared_bytes
+from tvmops.schedules.cuda.words import Scalar, when
 from tvmops.signatures.dtypes import decode
-from tvmops.space import Config
 from tvmops.targets import target
 from tvmops.workloads import Workload, workload
 
 TEMPLATE = VarlenAttention()
 H200 = target("nvidia-h200")
 BLOCKS = 3
+MOST = 256  # items of a block
+Lengths: TypeAlias = list[tuple[int, int]]  # of queries and of keys, of each sequence
 
 
 def attention(**changes: object) -> Workload:
@@ -45,55 +52,164 @@ def described(array: NDArray[np.uint16], rows: int) -> TensorMap:
     return TensorMap.of(array, [head_dim, heads, END, total + 1, END + 1], [64, 1, rows, 1, 1], pitches=apart)
 
 
+@pytest.mark.parametrize(
+    "work, machine, covered",
+    [
+        (attention(), "nvidia-h200", True),
+        (attention(causal=True, kv_heads=2, head_dim=64, dtype="float16"), "nvidia-h100", True),
+        (attention(kv_len=77, total_k=300, head_dim=256), "nvidia-h200", True),
+        (attention().generic(), "nvidia-h200", True),
+        (attention(q_len=1, total_q=4), "nvidia-h200", True),  # decoding
+        (attention(layout="bhld", total_q=0, total_k=0), "nvidia-h200", False),
+        (attention(head_dim=100), "nvidia-h200", False),
+        (attention(dtype="float32"), "nvidia-h200", False),
+        (attention(), "nvidia-a100", False),
+    ],
+)
+def test_what_it_covers(work: Workload, machine: str, covered: bool) -> None:
+    assert TEMPLATE.covers(work, target(machine)) is covered
+
+
+def test_no_other_template_takes_its_workloads() -> None:
+    for work in (attention(), attention(q_len=1, total_q=4)):
+        assert [template.name for template in templates_for(work, H200)] == [TEMPLATE.name]
+
+
+@pytest.mark.parametrize("head_dim", [8, 64, 80, 128, 256])
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_default_is_legal(head_dim: int, causal: bool) -> None:
+    work = attention(head_dim=head_dim, causal=causal)
+    assert TEMPLATE.default(work, H200) in TEMPLATE.space(work, H200)
+    (generic,) = TEMPLATE.generic(work.generic(), H200)
+    assert generic.ranges == {} and generic.config in TEMPLATE.space(work.generic(), H200)
+
+
+def test_one_kernel_serves_all_sizes() -> None:
+    other = attention(batch=9, heads=6, kv_heads=2, q_len=7, total_q=63, kv_len=99, total_k=99)
+    assert TEMPLATE.kernel_workload(attention()) == TEMPLATE.kernel_workload(other)
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    "fields, changes", [({"causal": True}, {}), ({"head_dim": 64}, {"consumers": 3}), ({"head_dim": 256}, {})]
+)
+def test_the_code_is_what_was_meant(fields: dict[str, object], changes: dict[str, int]) -> None:
+    work = attention(**fields)
+    config = TEMPLATE.default(work, H200).replace(**changes)
+    cubin = compiled(TEMPLATE, work, H200, config)
+    assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
+    assert "cp.async.bulk.tensor.5d" in cubin.source and "find_tile" in cubin.source
+
+
+def visits(lengths: Lengths, shape: Tiles, folder: Path, **fields: object) -> NDArray[np.int32]:
+    """Run the walk of each block: what it takes, in order, as sequence, first row, head, tiles of keys."""
+    work = attention(**fields)
+    kernel = PackedKernel(sizes_of(work.generic().replace(heads=work["heads"])), shape, 0, 0)
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name("main")
+        for name in ("cu_seqlens_q", "cu_seqlens_k"):
+            kernel.ends[name[-1]] = T.arg(name, T.buffer((kernel.offsets,), "int32", buffer_name=name))
+        out = T.arg("out", T.buffer((shape.blocks, MOST, 4), "int32", buffer_name="out"))
+        T.device_entry()
+        kernel.block, lane, _ = T.cta_id([shape.blocks]), T.lane_id([32]), T.warp_id([1])
+        kernel.found = T.alloc_local((FOUND,), "int32")
+        walk, row = SequenceWalk(kernel), Scalar(0)
+        with T.While(walk.more()):
+            walk.locate()
+            with when(lane == 0):
+                for place, value in enumerate((walk.sequence, walk.first_row, walk.head, walk.count)):
+                    T.buffer_store(out, value, [kernel.block, row(), place])
+            row.set(row() + 1)
+            walk.advance()
+    _, (cubin,) = compile_module(IRModule({"main": builder.get().with_attr("global_symbol", "main")}), H200)
+    found = np.full((shape.blocks, MOST, 4), -1, np.int32)
+    ends = dict(zip(("cu_seqlens_q", "cu_seqlens_k"), offsets_of(lengths)))
+    emulated(cubin, folder)(shape.blocks, {**ends, "out": found, "offsets": len(lengths) + 1})
+    return found
+
+
+def offsets_of(lengths: Lengths) -> list[NDArray[np.int32]]:
+    return [np.cumsum([0, *each], dtype=np.int32) for each in zip(*lengths)]
+
+
+RNG = random.Random(0)
+
+
 # Lengths of queries and keys of each sequence: none, one, whole tiles, a tile and one, fewer keys than
 # queries and the other way; more sequences than a warp has threads.
-ALIKE = [(n, n) for n in (0, 1, 128, 129, 300, 0, 64)]
+ALIKE = [(n, n) for n in (0, 1, 128, 129, 200, 0, 64)]
 UNLIKE = [(3, 200), (130, 257), (0, 40), (150, 20), (17, 0), (1, 1)]
 MANY = [(n % 3, n % 5) for n in range(70)]
+TOP_LEFT = {"causal": True, "align": "top-left"}
 
 
-@pytest.mark.parametrize(
-    "lengths, fields, shape",
-    [
-        (ALIKE, {"causal": True, "heads": 3, "kv_heads": 3}, tiles(128, 4)),
-        (ALIKE, {"head_dim": 64, "heads": 4, "kv_heads": 2}, tiles(64, 2, own_out=False)),
-        (UNLIKE, {"causal": True, "heads": 4, "kv_heads": 1, "dtype": "float16"}, tiles(128, 3)),
-        (UNLIKE, {"causal": True, "align": "top-left", "heads": 1, "kv_heads": 1, "head_dim": 64}, tiles(64, 8)),
-        (UNLIKE, {"heads": 2, "kv_heads": 1, "head_dim": 256}, tiles(64, 8, own_out=False)),
-        (MANY, {"causal": True, "heads": 2, "kv_heads": 2, "head_dim": 64}, tiles(64, 8)),
-    ],
-)  # fmt: skip
-def test_sequences_do_not_see_each_other(
-    lengths: list[tuple[int, int]], fields: dict[str, object], shape: Tiles, tmp_path: Path
-) -> None:
-    """Values of the neighbours are NaN to any kernel that takes them; their results are not written."""
-    q_ends, k_ends = (np.cumsum([0, *each], dtype=np.int32) for each in zip(*lengths))
-    most = [max(each) for each in zip(*lengths)]
-    work = attention(
-        batch=len(lengths), q_len=most[0], kv_len=most[1], total_q=int(q_ends[-1]), total_k=int(k_ends[-1]),
-        **fields,
-    )  # fmt: skip
-    op, dtype = op_of(work), str(work["dtype"])
-    q, k, v, *_ = op.random_inputs(work, seed=1)
-    out = np.full((q.shape[0] + 1, *q.shape[1:]), 0x7FFF, np.uint16)
-    inputs = [array.view(np.uint16) for array in (q, k, v)]
-    inputs[2][k_ends[1] : k_ends[2]] = 0x7FFF  # NaN
-    general = work.generic()
-    totals = extent(general, "total_q"), extent(general, "total_k")
-    _, (cubin,) = compile_module(PackedKernel(sizes_of(general), shape, *totals).module(), H200)
-    names = ("v_1", "v", "v_2", "v_3")  # of q, k, v and out: keys are loaded first
-    rows = (64, shape.bn, shape.bn, 64)
-    maps = [described(array, count) for array, count in zip((*inputs, out[:-1]), rows)]
-    heads, kv_heads, head_dim = work.dims("heads", "kv_heads", "head_dim")
-    emulated(cubin, tmp_path)(
-        BLOCKS,
-        {
-            **dict(zip(names, maps)), "cu_seqlens_q": q_ends, "cu_seqlens_k": k_ends, "heads": heads,
-            "kv_heads": kv_heads, "offsets": len(q_ends), "scale": op.scalars(work)[0],
-        },
-        shared_bytes=shared_bytes(head_dim, shape, packed=True) + 1024,
-    )  # fmt: skip
-    (right,) = op.reference(work, *(decode(array, dtype) for array in (q, k, v)), q_ends, k_ends)
-    found = decode(out[:-1].view(q.dtype), dtype)
-    np.testing.assert_allclose(found, right, rtol=0, atol=op.tolerance(work))
-    assert (out[-1] == 0x7FFF).all()
+class TestEmulated:
+    pytestmark = needs_emulator
+
+    @pytest.mark.parametrize(
+        "lengths, together, fields",
+        [
+            ([(n, n) for n in (2000, 100, 0, 900, 1500, 128)], 4, {"heads": 6, "causal": True}),
+            ([(RNG.randrange(300), RNG.randrange(500)) for _ in range(70)], 8, {"heads": 3, "causal": True}),
+            ([(RNG.randrange(300), RNG.randrange(3000)) for _ in range(40)], 4, {"heads": 4}),
+        ],
+    )
+    def test_each_tile_is_taken_once_and_shares_are_fair(
+        self, lengths: Lengths, together: int, fields: dict[str, object], tmp_path: Path
+    ) -> None:
+        shape = Tiles(2, 128, 2, take_turns=True, own_out=True, together=together, blocks=7)
+        found = visits(lengths, shape, tmp_path, **fields, kv_heads=fields["heads"])
+        wanted = {}
+        for sequence, (q_len, kv_len) in enumerate(lengths):
+            for row in range(0, q_len, 128):
+                seen = min(row + 128 + kv_len - q_len, kv_len) if "causal" in fields else kv_len
+                for head in range(int(str(fields["heads"]))):
+                    wanted[sequence, row, head] = max(-(-seen // 128), 1)
+        taken = [tuple(item) for block in found for item in block if item[0] >= 0]
+        assert len(taken) == len(wanted) and {item[:3]: item[3] for item in taken} == wanted
+        shares = np.where(found[..., 0] >= 0, found[..., 3], 0).sum(axis=1)
+        assert shares.max() <= 1.1 * shares.mean()
+
+    @pytest.mark.parametrize(
+        "lengths, fields, shape",
+        [
+            (ALIKE, {"causal": True, "heads": 4, "kv_heads": 2, "head_dim": 64}, tiles(128, 3)),
+            (UNLIKE, {"causal": True, "heads": 2, "kv_heads": 1, "dtype": "float16"}, tiles(128, 3)),
+            (UNLIKE, {"heads": 3, "kv_heads": 3, "head_dim": 64}, tiles(64, 2, own_out=False)),
+            (MANY, {**TOP_LEFT, "heads": 2, "kv_heads": 2, "head_dim": 64}, tiles(64, 8)),
+        ],
+    )
+    def test_sequences_do_not_see_each_other(
+        self, lengths: Lengths, fields: dict[str, object], shape: Tiles, tmp_path: Path
+    ) -> None:
+        """Values of the neighbours are NaN to any kernel that takes them; their results are not written."""
+        q_ends, k_ends = offsets_of(lengths)
+        most = [max(each) for each in zip(*lengths)]
+        work = attention(
+            batch=len(lengths), q_len=most[0], kv_len=most[1], total_q=int(q_ends[-1]),
+            total_k=int(k_ends[-1]), **fields,
+        )  # fmt: skip
+        op, dtype = op_of(work), str(work["dtype"])
+        q, k, v, *_ = op.random_inputs(work, seed=1)
+        out = np.full((q.shape[0] + 1, *q.shape[1:]), 0x7FFF, np.uint16)
+        inputs = [array.view(np.uint16) for array in (q, k, v)]
+        inputs[2][k_ends[1] : k_ends[2]] = 0x7FFF  # NaN
+        general = work.generic()
+        totals = extent(general, "total_q"), extent(general, "total_k")
+        _, (cubin,) = compile_module(PackedKernel(sizes_of(general), shape, *totals).module(), H200)
+        names = ("v_1", "v", "v_2", "v_3")  # of q, k, v and out: keys are loaded first
+        rows = (64, shape.bn, shape.bn, 64)
+        maps = [described(array, count) for array, count in zip((*inputs, out[:-1]), rows)]
+        heads, kv_heads, head_dim = work.dims("heads", "kv_heads", "head_dim")
+        emulated(cubin, tmp_path)(
+            BLOCKS,
+            {
+                **dict(zip(names, maps)), "cu_seqlens_q": q_ends, "cu_seqlens_k": k_ends, "heads": heads,
+                "kv_heads": kv_heads, "offsets": len(q_ends), "scale": op.scalars(work)[0],
+            },
+            shared_bytes=shared_bytes(head_dim, shape, packed=True) + 1024,
+        )  # fmt: skip
+        (right,) = op.reference(work, *(decode(array, dtype) for array in (q, k, v)), q_ends, k_ends)
+        found = decode(out[:-1].view(q.dtype), dtype)
+        np.testing.assert_allclose(found, right, rtol=0, atol=op.tolerance(work))
+        assert (out[-1] == 0x7FFF).all()

@@ -94,7 +94,7 @@ def _attention(torch: Any, workload: Workload) -> dict[str, Call]:
 
 def _packed_attention(torch: Any, workload: Workload) -> dict[str, Call]:
     """What is behind `varlen_attn` and behind attention of nested tensors."""
-    q_len, kv_len, heads, kv_heads = workload.dims("q_len", "kv_len", "heads", "kv_heads")
+    q_len, kv_len = workload.dims("q_len", "kv_len")
     causal = bool(workload["causal"])
     if workload["align"] != "bottom-right":
         return {}
@@ -107,7 +107,7 @@ def _packed_attention(torch: Any, workload: Workload) -> dict[str, Call]:
         attend = torch.ops.aten._cudnn_attention_forward
         return (attend(q, k, v, None, of_q, of_k, q_len, kv_len, False, 0.0, causal, False, scale=scale)[0],)
 
-    calls = {f"torch {torch.__version__} flash, packed": flash}
+    calls: dict[str, Call] = {f"torch {torch.__version__} flash, packed": flash}
     if workload["total_q"] == workload["total_k"] or not causal:  # else it aligns them otherwise
         calls[f"torch {torch.__version__} cudnn, packed"] = cudnn
     return calls

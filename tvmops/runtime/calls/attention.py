@@ -12,7 +12,7 @@ from tvmops.errors import CallError, CallTypeError
 from tvmops.runtime.arrays import as_bytes, broadcast, dtype_of, is_dense, view
 from tvmops.runtime.calls.base import Call, float_dtype, shape_of
 from tvmops.signatures import SIGNATURES
-from tvmops.signatures.attention import BHLD, BLHD, MASK_DTYPES, MASK_SIZES
+from tvmops.signatures.attention import BHLD, BLHD, MASK_DTYPES, MASK_SIZES, THD
 from tvmops.signatures.dtypes import BFLOAT16, decode
 from tvmops.workloads import Workload
 
@@ -30,6 +30,10 @@ def call(
     align: str = "bottom-right",
     lengths: Any = None,
     block_table: Any = None,
+    cu_seqlens_q: Any = None,
+    cu_seqlens_k: Any = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
 ) -> Call:
     """Return the call that `Library.attention` makes of its arguments.
 
@@ -37,6 +41,11 @@ def call(
     a library has no kernel for that, the call's `otherwise` copies them.
     """
     q, k, v = (view(OP, name, array) for name, array in (("q", q), ("k", k), ("v", v)))
+    packing = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
+    bounds = {"max_seqlen_q": max_seqlen_q, "max_seqlen_k": max_seqlen_k}
+    if any(each is not None for each in (*packing.values(), *bounds.values())):
+        others = {"mask": mask, "lengths": lengths, "block_table": block_table}
+        return _packed({"q": q, "k": k, "v": v}, packing, bounds, others, causal, align, scale)
     batch, heads, q_len, head_dim = shape_of(OP, "q", q, 4)
     outer, kv_heads, rows, _ = shape_of(OP, "k", k, 4)
     inputs: dict[str, Any] = {"q": q, "k": k, "v": v}
@@ -44,11 +53,8 @@ def call(
     of_kv = (outer if block_table is not None else batch, kv_heads, rows, head_dim)
     _check(OP, "k", k.shape, of_kv)
     _check(OP, "v", v.shape, of_kv)
-    if heads % kv_heads if kv_heads else heads:
-        expected = f"a number of heads that divides the {heads} of q"
-        raise CallError(op=OP, argument="k", value=f"of shape {tuple(k.shape)}", expected=expected)
-    if align not in _ALIGNS:
-        raise CallError(op=OP, argument="align", value=repr(align), expected=" or ".join(map(repr, _ALIGNS)))
+    _check_heads(k, heads, kv_heads)
+    _check_align(align)
     dtype = float_dtype(q)
     fields: dict[str, Any] = {
         "batch": batch,
@@ -79,6 +85,75 @@ def call(
     return made({}, BHLD, None)
 
 
+def _packed(
+    inputs: dict[str, Any],
+    packing: dict[str, Any],
+    bounds: dict[str, Any],
+    others: dict[str, Any],
+    causal: bool,
+    align: str,
+    scale: float | None,
+) -> Call:
+    """Return the call on sequences that lie one after the other."""
+    for name, value in (*packing.items(), *bounds.items()):
+        if value is None:
+            expected = "given, as the others of cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k are"
+            raise CallError(op=OP, argument=name, value="None", expected=expected)
+    for name, other in others.items():
+        if other is not None:
+            raise CallError(op=OP, argument=name, value="given", expected="None beside cu_seqlens_q")
+    q, k, v = inputs.values()
+    total_q, heads, head_dim = shape_of(OP, "q", q, 3)
+    total_k, kv_heads, _ = shape_of(OP, "k", k, 3)
+    for name, array in (("k", k), ("v", v)):
+        _check(OP, name, array.shape, (total_k, kv_heads, head_dim))
+    _check_heads(k, heads, kv_heads)
+    _check_align(align)
+    inputs |= {name: view(OP, name, ends) for name, ends in packing.items()}
+    (ends,) = shape_of(OP, "cu_seqlens_q", inputs["cu_seqlens_q"], 1)
+    if ends == 0:
+        raise CallError(op=OP, argument="cu_seqlens_q", value="empty", expected="one more than sequences")
+    totals = dict(zip(bounds, (total_q, total_k)))
+    longest = {name: _bound(name, value, totals[name], ends - 1) for name, value in bounds.items()}
+    return Call.of(
+        OP,
+        inputs,
+        (_scale(scale, head_dim),),
+        None,
+        batch=ends - 1,
+        heads=heads,
+        kv_heads=kv_heads,
+        q_len=longest["max_seqlen_q"],
+        kv_len=longest["max_seqlen_k"],
+        head_dim=head_dim,
+        causal=bool(causal),
+        align=align if causal else "bottom-right",
+        layout=THD,
+        total_q=total_q,
+        total_k=total_k,
+        dtype=float_dtype(q),
+    )
+
+
+def _bound(name: str, value: Any, total: int, sequences: int) -> int:
+    """Return a bound of the lengths: none is longer than all together, some as long as the mean."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        expected = "how many rows the longest sequence has, an int of the host"
+        raise CallTypeError(op=OP, argument=name, value=repr(value), expected=expected)
+    return min(max(value, -(-total // max(sequences, 1))), total)
+
+
+def _check_heads(k: Any, heads: int, kv_heads: int) -> None:
+    if heads % kv_heads if kv_heads else heads:
+        expected = f"a number of heads that divides the {heads} of q"
+        raise CallError(op=OP, argument="k", value=f"of shape {tuple(k.shape)}", expected=expected)
+
+
+def _check_align(align: str) -> None:
+    if align not in _ALIGNS:
+        raise CallError(op=OP, argument="align", value=repr(align), expected=" or ".join(map(repr, _ALIGNS)))
+
+
 def _cache(
     inputs: dict[str, Any], batch: int, outer: int, rows: int, lengths: Any, block_table: Any
 ) -> tuple[dict[str, Any], int]:
@@ -104,6 +179,8 @@ def arguments(workload: Workload, inputs: Sequence[Any]) -> dict[str, Any]:
     given = {spec.name: array for spec, array in zip(specs, inputs)}
     if workload["mask"] == "bool":
         given["mask"] = given["mask"].view("bool")
+    if workload["layout"] == THD:
+        given.update(max_seqlen_q=workload["q_len"], max_seqlen_k=workload["kv_len"])
     if workload["layout"] == BLHD:
         given.update({name: given[name].swapaxes(1, 2) for name in "qkv"})
     return {**given, "causal": workload["causal"], "align": workload["align"]}

@@ -34,7 +34,8 @@ _SCHEMAS = {
     "matmul_weight_only": "(Tensor x, Tensor w, str packed, SymInt[] shape, int x_bits=24, "
     "Tensor? bias=None, str? activation=None) -> Tensor",
     "attention": "(Tensor q, Tensor k, Tensor v, bool causal=False, float? scale=None, Tensor? mask=None, "
-    "str align='bottom-right', Tensor? lengths=None, Tensor? block_table=None) -> Tensor",
+    "str align='bottom-right', Tensor? lengths=None, Tensor? block_table=None, Tensor? cu_seqlens_q=None, "
+    "Tensor? cu_seqlens_k=None, SymInt? max_seqlen_q=None, SymInt? max_seqlen_k=None) -> Tensor",
     "conv2d": "(Tensor x, Tensor w, Tensor? bias=None, int[2] stride=1, int[4] padding=0, "
     "int[2] dilation=1, int groups=1, str? activation=None, Tensor? residual=None, str layout='NCHW', "
     f"{_PACKED}) -> Tensor",
