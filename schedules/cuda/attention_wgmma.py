@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import numpy as np
 from tvm import IRModule
@@ -15,6 +16,8 @@ from tvmops.signatures.attention import BHLD, THD
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
+
+Costs: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.float64]]"
 
 ALIGNED = 8  # elements of head_dim: the copy engine takes rows of a multiple of 16 bytes
 _ACCUMULATORS = {2: 196, 3: 128}  # registers of a thread for scores, weights and out, by consumers
@@ -75,13 +78,7 @@ class WgmmaAttention(Template):
         if workload.is_generic:
             return 0.0
         tiles = tiles_of(config, target)
-        steps = _steps(workload, tiles)
-        rows, head_dim = tiles.bm, workload.dims("head_dim")[0]
-        products = 4 * rows * tiles.bn * (-(-head_dim // 16) * 16) / _PRODUCTS
-        exponentials = rows * tiles.bn / _EXPONENTIALS
-        exposed = _EXPOSED[tiles.consumers] if tiles.take_turns else 0.9
-        step = max(products, exponentials) + exposed * min(products, exponentials) + _STEP
-        cost = steps * step + (_TILE_OWN_OUT if tiles.own_out else _TILE)
+        cost = costs(workload, tiles)
         return _longest_share(cost, workload, tiles) * _memory_factor(workload, target, tiles)
 
     def kernel_workload(self, workload: Workload) -> Workload:
@@ -90,6 +87,17 @@ class WgmmaAttention(Template):
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         sizes = sizes_of(self.kernel_workload(workload))
         return FlashKernel(sizes, tiles_of(config, target)).module()
+
+
+def costs(workload: Workload, tiles: Tiles) -> Costs:
+    """Guess the cycles of each tile of one head's queries."""
+    steps = _steps(workload, tiles)
+    rows, head_dim = tiles.bm, workload.dims("head_dim")[0]
+    products = 4 * rows * tiles.bn * (-(-head_dim // 16) * 16) / _PRODUCTS
+    exponentials = rows * tiles.bn / _EXPONENTIALS
+    exposed = _EXPOSED[tiles.consumers] if tiles.take_turns else 0.9
+    step = max(products, exponentials) + exposed * min(products, exponentials) + _STEP
+    return steps * step + (_TILE_OWN_OUT if tiles.own_out else _TILE)
 
 
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:
@@ -125,7 +133,7 @@ def _config(consumers: int, bn: int, own_out: bool, together: int) -> Config:
 _DEFAULTS = ((2, 128, True), (3, 128, True), (2, 80, False), (2, 64, False), (2, 48, False))
 
 
-def _steps(workload: Workload, tiles: Tiles) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _steps(workload: Workload, tiles: Tiles) -> Costs:
     """Count the tiles of keys that each tile of one head's queries sees."""
     q_len, kv_len = workload.dims("q_len", "kv_len")
     count = -(-q_len // tiles.bm)
@@ -136,9 +144,7 @@ def _steps(workload: Workload, tiles: Tiles) -> np.ndarray[tuple[int], np.dtype[
     return np.maximum(np.ceil(np.minimum(last, kv_len) / tiles.bn), 1.0)
 
 
-def _longest_share(
-    cost: np.ndarray[tuple[int], np.dtype[np.float64]], workload: Workload, tiles: Tiles
-) -> float:
+def _longest_share(cost: Costs, workload: Workload, tiles: Tiles) -> float:
     """Return the cost of the block that has most to do; `cost` is that of one head's tiles."""
     batch, heads = workload.dims("batch", "heads")
     pairs, count, blocks = batch * heads, len(cost), tiles.blocks
@@ -166,4 +172,4 @@ def _memory_factor(workload: Workload, target: Target, tiles: Tiles) -> float:
     return _MISSES_L2 if held > target.l2_bytes / 2 else 1.0
 
 
-__all__ = ["ALIGNED", "WgmmaAttention", "is_legal", "tiles_of"]
+__all__ = ["ALIGNED", "WgmmaAttention", "costs", "is_legal", "tiles_of"]
