@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
 from typing import Any
 
@@ -133,7 +134,7 @@ class Attention(Op):
     def reference(self, workload: Workload, *inputs: Array) -> tuple[Exact, ...]:
         given = {spec.name: array for spec, array in zip(self.inputs(workload), inputs)}
         if workload["layout"] == THD:
-            return self._packed_reference(workload, **given)
+            return self._packed_reference(workload, *inputs)
         q, k, v = (array.astype(np.float64) for array in inputs[:3])
         if workload["layout"] == BLHD:
             q, k, v = (array.swapaxes(1, 2) for array in (q, k, v))
@@ -153,22 +154,24 @@ class Attention(Op):
         return (out,)
 
     def _packed_reference(
-        self, workload: Workload, q: Array, k: Array, v: Array, cu_seqlens_q: Array, cu_seqlens_k: Array
+        self, workload: Workload, q: Array, k: Array, v: Array, cu_seqlens_q: Array, *of_keys: Array
     ) -> tuple[Exact, ...]:
         """Compute each sequence by itself."""
         out = np.empty(q.shape)
         for b in range(workload.dims("batch")[0]):
-            rows, keys = (slice(*ends[b : b + 2]) for ends in (cu_seqlens_q, cu_seqlens_k))
-            alone = packed_alone(workload, *(int(part.stop - part.start) for part in (rows, keys)))
-            arrays = [array.swapaxes(0, 1)[None] for array in (q[rows], k[keys], v[keys])]
+            rows = slice(*cu_seqlens_q[b : b + 2])
+            keys, values = (packed_rows(array, of_keys, b) for array in (k, v))
+            alone = packed_alone(workload, len(q[rows]), len(keys))
+            arrays = [array.swapaxes(0, 1)[None] for array in (q[rows], keys, values)]
             out[rows] = self.reference(alone, *arrays)[0][0].swapaxes(0, 1)
         return (out,)
 
     def flops(self, workload: Workload) -> int:
         """Count a product and a sum for each element of q k^T and of the weighted sum of v."""
         if workload["layout"] == THD:
-            batch, *totals = workload.dims("batch", "total_q", "total_k")
-            return batch * self.flops(packed_alone(workload, *(total // batch for total in totals)))
+            batch, total_q, total_k, kv_len = workload.dims("batch", "total_q", "total_k", "kv_len")
+            mean = total_k // batch if total_k else kv_len
+            return batch * self.flops(packed_alone(workload, total_q // batch, mean))
         batch, heads, q_len = workload.dims("batch", "heads", "q_len")
         kv_len, head_dim = workload.dims("kv_len", "head_dim")
         pairs = q_len * kv_len
@@ -214,14 +217,31 @@ def last_key(workload: Workload, length: Any = None) -> Any:
 
 def packed_alone(workload: Workload, q_len: int, kv_len: int) -> Workload:
     """Return the workload of one of its packed sequences, of these lengths."""
-    return workload.replace(batch=1, q_len=q_len, kv_len=kv_len, layout=BHLD, total_q=0, total_k=0)
+    dense: dict[str, Any] = {"layout": BHLD, "total_q": 0, "total_k": 0, "lengths": False}
+    return workload.replace(batch=1, q_len=q_len, kv_len=kv_len, pages=0, page_size=0, **dense)
 
 
-def random_offsets(workload: Workload, seed: int) -> tuple[Array, Array]:
-    """Draw where packed sequences begin: the same for queries and keys, where all may be alike."""
+def packed_rows(array: Any, of_keys: Sequence[Any], b: int) -> Any:
+    """Return the keys, or values, of a sequence, by cu_seqlens_k or by lengths and block_table."""
+    if len(of_keys) == 1:
+        return array[int(of_keys[0][b]) : int(of_keys[0][b + 1])]
+    lengths, table = of_keys
+    return array[table[b]].reshape(-1, *array.shape[2:])[: int(lengths[b])]
+
+
+def random_offsets(workload: Workload, seed: int) -> tuple[Array, ...]:
+    """Draw where packed sequences begin: the same for queries and keys, where all may be alike.
+
+    Where these read pages: how many keys each has, none fewer than queries, and which pages.
+    """
     batch, *sizes = workload.dims("batch", "total_q", "q_len", "total_k", "kv_len")
     rng = np.random.default_rng(seed + 2)
     for_queries = _random_ends(rng, batch, *sizes[:2])
+    if workload["page_size"] != 0:
+        least = np.minimum(np.diff(for_queries), sizes[3])
+        lengths = rng.integers(least, sizes[3], endpoint=True, dtype=np.int32)
+        columns = -(-sizes[3] // workload.dims("page_size")[0])
+        return for_queries, lengths, _random_table(rng, workload, batch, columns)
     return for_queries, for_queries if sizes[:2] == sizes[2:] else _random_ends(rng, batch, *sizes[2:])
 
 

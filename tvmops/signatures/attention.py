@@ -36,7 +36,8 @@ class Attention(Signature):
     With `lengths`, the array of that name (batch) says how many of the kv_len keys there are. With
     a `page_size`, k and v are pools of `pages` (pages, kv_heads, page_size, head_dim), or with
     layout=blhd (pages, page_size, kv_heads, head_dim), and block_table (batch, kv_len / page_size,
-    rounded up) names those of each sequence, in order.
+    rounded up) names those of each sequence, in order. Queries that read pages may be packed: then there
+    are no total_k and cu_seqlens_k, and pages lie as with layout=blhd.
     """
 
     fields = (
@@ -120,11 +121,12 @@ class Attention(Signature):
                     expected = f"0 where the layout is not {THD}"
                     raise WorkloadError(op=workload.op, field=name, value=workload[name], expected=expected)
             return
-        for name, plain in (("lengths", False), ("page_size", 0), ("mask", NO_MASK)):
+        paged = workload["page_size"] != 0
+        for name, plain in (("lengths", paged), ("mask", NO_MASK), *((("total_k", 0),) if paged else ())):
             if workload[name] != plain:
-                expected = f"{text_of(plain)}, as the layout is {THD}"
+                expected = f"{text_of(plain)}, as the layout is {THD} {'with' if paged else 'without'} pages"
                 raise WorkloadError(op=workload.op, field=name, value=workload[name], expected=expected)
-        for name, bound in (("total_q", "q_len"), ("total_k", "kv_len")):
+        for name, bound in (("total_q", "q_len"), *(() if paged else (("total_k", "kv_len"),))):
             total, most = workload[name], _product(workload["batch"], workload[bound])
             if total == 0 or (isinstance(total, int) and most is not None and total > most):
                 expected = f"1 to batch times {bound}, as the layout is {THD}"
@@ -145,12 +147,21 @@ class Attention(Signature):
 
 def _packed_inputs(workload: Workload) -> tuple[TensorSpec, ...]:
     batch, heads, kv_heads, head_dim = workload.dims("batch", "heads", "kv_heads", "head_dim")
-    total_q, total_k = workload.dims("total_q", "total_k")
+    total_q, total_k, pages, page_size = workload.dims("total_q", "total_k", "pages", "page_size")
     dtype = str(workload["dtype"])
-    return (
+    rows = (pages, page_size) if page_size else (total_k,)
+    arrays = (
         TensorSpec("q", (total_q, heads, head_dim), dtype),
-        *(TensorSpec(name, (total_k, kv_heads, head_dim), dtype) for name in "kv"),
-        *(TensorSpec(f"cu_seqlens_{name}", (batch + 1,), "int32") for name in "qk"),
+        *(TensorSpec(name, (*rows, kv_heads, head_dim), dtype) for name in "kv"),
+        TensorSpec("cu_seqlens_q", (batch + 1,), "int32"),
+    )
+    if not page_size:
+        return (*arrays, TensorSpec("cu_seqlens_k", (batch + 1,), "int32"))
+    columns = -(-workload.dims("kv_len")[0] // page_size)
+    return (
+        *arrays,
+        TensorSpec("lengths", (batch,), "int32"),
+        TensorSpec("block_table", (batch, columns), "int32"),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from tvmops.measure.bundle.torch_weights import draw_packed, unpacked
 from tvmops.ops import op_of
-from tvmops.ops.attention import SHARPNESS, gathered, last_key, packed_alone, random_offsets
+from tvmops.ops.attention import SHARPNESS, gathered, last_key, packed_alone, packed_rows, random_offsets
 from tvmops.signatures import SIGNATURES
 from tvmops.signatures.attention import BLHD, NO_MASK, THD
 from tvmops.signatures.windows import sizes
@@ -90,7 +90,7 @@ def _attention(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequenc
         return None
     q, k, v, *more = inputs
     if workload["layout"] == THD:
-        return _packed_attention(torch, workload, q, k, v, *(each.tolist() for each in more))
+        return _packed_attention(torch, workload, q, k, v, *more)
     if workload["layout"] == BLHD:
         q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
     if workload["page_size"] != 0:
@@ -118,13 +118,16 @@ def _attention(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequenc
 
 
 def _packed_attention(
-    torch: Any, workload: Workload, q: Any, k: Any, v: Any, of_q: Sequence[int], of_k: Sequence[int]
+    torch: Any, workload: Workload, q: Any, k: Any, v: Any, cu_seqlens_q: Any, *of_keys: Any
 ) -> Sequence[Any]:
     """Compute each sequence by itself."""
     out = torch.empty(q.shape, dtype=torch.float64, device=q.device)
-    for rows, keys in zip(map(slice, of_q, of_q[1:]), map(slice, of_k, of_k[1:])):
-        alone = packed_alone(workload, rows.stop - rows.start, keys.stop - keys.start)
-        arrays = [array.transpose(0, 1)[None] for array in (q[rows], k[keys], v[keys])]
+    ends = cu_seqlens_q.tolist()
+    for b in range(len(ends) - 1):
+        rows = slice(ends[b], ends[b + 1])
+        keys, values = (packed_rows(array, of_keys, b) for array in (k, v))
+        alone = packed_alone(workload, len(q[rows]), len(keys))
+        arrays = [array.transpose(0, 1)[None] for array in (q[rows], keys, values)]
         found = _attention(torch, alone, arrays)
         assert found is not None
         out[rows] = found[0][0].transpose(0, 1)
@@ -134,8 +137,9 @@ def _packed_attention(
 def _packed_offsets(torch: Any, workload: Workload, generator: Any) -> dict[str, Any]:
     if workload["layout"] != THD:
         return {}
-    ends = random_offsets(workload, generator.initial_seed())
-    return {f"cu_seqlens_{name}": torch.from_numpy(each).cuda() for name, each in zip("qk", ends)}
+    names = [spec.name for spec in op_of(workload).inputs(workload)[3:]]
+    drawn = random_offsets(workload, generator.initial_seed())
+    return {name: torch.from_numpy(each).cuda() for name, each in zip(names, drawn)}
 
 
 def _softmax(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequence[Any] | None:
