@@ -134,6 +134,11 @@ def test_packed_sequences_make_a_workload() -> None:
     "changes, error, message",
     [
         ({"cu_seqlens_k": None}, CallError, "argument 'cu_seqlens_k' is None; expected given"),
+        (
+            {"block_table": np.zeros((3, 4), np.int32)},
+            CallError,
+            "'cu_seqlens_k' is given; expected None beside",
+        ),
         ({"max_seqlen_q": None}, CallError, "argument 'max_seqlen_q' is None"),
         ({"max_seqlen_q": np.int32(3)}, CallTypeError, "argument 'max_seqlen_q' is "),
         ({"max_seqlen_k": -1}, CallTypeError, "argument 'max_seqlen_k' is -1"),
@@ -156,6 +161,27 @@ def test_packed_sequences_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         call(**packed(**changes))
+
+
+def test_packed_queries_may_read_pages() -> None:
+    pool = np.zeros((9, 8, 2, 16), np.float32)  # page, row, head
+    cache = {"lengths": np.zeros(3, np.int32), "block_table": np.zeros((3, 5), np.int32)}
+    given = packed(
+        k=pool.swapaxes(1, 2), v=pool.swapaxes(1, 2), cu_seqlens_k=None, max_seqlen_k=None, **cache
+    )
+    made = call(**given)
+    assert str(made.workload) == (
+        "attention batch=3 heads=4 kv_heads=2 q_len=15 kv_len=40 head_dim=16 layout=thd lengths=true "
+        "pages=9 page_size=8 total_q=20 dtype=float32"
+    )
+    assert [array.shape for array in made.inputs[1:3]] == [pool.shape] * 2
+    assert np.shares_memory(made.inputs[1], pool) and np.shares_memory(made.inputs[5], cache["block_table"])
+    assert call(**arguments(made.workload, made.inputs)).workload == made.workload
+    heads_first = np.zeros((9, 2, 8, 16), np.float32)
+    with pytest.raises(CallError, match="argument 'v' is of other strides; expected a view of dense"):
+        call(**{**given, "v": heads_first})
+    with pytest.raises(CallError, match="argument 'lengths' is None; expected given beside"):
+        call(**{**given, "lengths": None})
 
 
 def test_a_library_for_cpus_has_nothing_for_packed_sequences(lib: tvmops.Library) -> None:

@@ -226,7 +226,9 @@ def packed_rows(array: Any, of_keys: Sequence[Any], b: int) -> Any:
     if len(of_keys) == 1:
         return array[int(of_keys[0][b]) : int(of_keys[0][b + 1])]
     lengths, table = of_keys
-    return array[table[b]].reshape(-1, *array.shape[2:])[: int(lengths[b])]
+    length = int(lengths[b])
+    pages = table[b][: -(-length // array.shape[1])]
+    return array[pages].reshape(-1, *array.shape[2:])[:length]
 
 
 def random_offsets(workload: Workload, seed: int) -> tuple[Array, ...]:

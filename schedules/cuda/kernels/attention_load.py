@@ -70,11 +70,13 @@ class Producer:
         """Wait until there is a place for the next queries of a warpgroup."""
         self.kernel.q_empty.wait(group, self.q_phase() ^ 1)
 
-    def _copy(self, name: str, memory: Any, stage: Any, place: tuple[Any, ...], barrier: Any) -> None:
+    def _copy(
+        self, name: str, memory: Any, stage: Any, place: tuple[Any, ...], barrier: Any, first: Any = 0
+    ) -> None:
         rank = 1 + len(place)
         for block in range(self.kernel.blocks_of_columns):
             ptx(
                 f"cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes",
-                memory.ptr_to([stage, block, 0, 0]), T.address_of(self.kernel.maps[name]),
+                memory.ptr_to([stage, block, first, 0]), T.address_of(self.kernel.maps[name]),
                 block * COLUMNS, *place, barrier,
             )  # fmt: skip

@@ -38,28 +38,48 @@ class PackedKernel(FlashKernel):
     def __init__(self, sizes: Heads, tiles: Tiles, total_q: Extent, total_k: Extent) -> None:
         super().__init__(sizes, tiles)
         self.total_q, self.total_k = total_q, total_k
-        self.ends: dict[str, Any] = {}
         self.offsets = tirx.Var("offsets", "int32")  # one more than sequences
 
     def _arguments(self) -> None:
         s = self.sizes
         self.arrays = {"q": self._rows("q", self.total_q, s.heads)}
-        self.arrays |= {name: self._rows(name, self.total_k, s.kv_heads) for name in "kv"}
-        self.ends = {name: self._ends(f"cu_seqlens_{name}") for name in "qk"}
+        self.arrays |= {name: self._keys(name) for name in "kv"}
+        self.q_ends = self._ends("cu_seqlens_q")
+        self._ends_of_keys()
         self.scale = T.arg("scale", T.float32())
         self.arrays["out"] = self._rows("out", self.total_q, s.heads)
-        boxes = {"q": ROWS, "k": self.tiles.bn, "v": self.tiles.bn, "out": ROWS}
-        self.maps = {name: self._map(array, boxes[name]) for name, array in self.arrays.items()}
+        of_keys = self._rows_of_box()
+        boxes = {"q": ROWS, "k": of_keys, "v": of_keys, "out": ROWS}
+        totals = {"q": self.total_q, "k": self.total_k, "v": self.total_k, "out": self.total_q}
+        self.maps = {name: self._map(self.arrays[name], totals[name], boxes[name]) for name in totals}
 
     def _rows(self, name: str, total: Extent, heads: Extent) -> Any:
         shape = (total, heads, self.sizes.head_dim)
         return T.arg(name, T.buffer(shape, self.sizes.dtype, align=16, buffer_name=name))
 
+    def _keys(self, name: str) -> Any:
+        return self._rows(name, self.total_k, self.sizes.kv_heads)
+
+    def _ends_of_keys(self) -> None:
+        self.k_ends = self._ends("cu_seqlens_k")
+
+    def _rows_of_box(self) -> int:
+        """Count the rows of keys that are copied at once."""
+        return self.tiles.bn
+
+    def keys_for_finding(self) -> tuple[Any, int]:
+        """Return what tells the lengths of keys, and whether it does without subtracting."""
+        return self.k_ends.data, 0
+
+    def keys_of(self, sequence: Any) -> tuple[Any, Any]:
+        """Return where the keys of a sequence begin, and how many they are."""
+        return self.k_ends[sequence], self.k_ends[sequence + 1] - self.k_ends[sequence]
+
     def _ends(self, name: str) -> Any:
         return T.arg(name, T.buffer((self.offsets,), "int32", buffer_name=name))
 
-    def _map(self, array: Any, rows: int) -> Any:
-        total, heads, head_dim = array.shape
+    def _map(self, array: Any, total: Extent, rows: int) -> Any:
+        *_, heads, head_dim = array.shape
         pitch = tirx.Cast("int64", heads) * (2 * head_dim)
         return tensor_map(
             array,
@@ -80,7 +100,10 @@ class PackedKernel(FlashKernel):
 
     def _produce(self) -> None:
         with when(self.warp == 0):
-            PackedProducer(self, SequenceWalk(self)).run()
+            self.producer(PackedProducer).run()
+
+    def producer(self, kind: type[PackedProducer]) -> PackedProducer:
+        return kind(self, SequenceWalk(self))
 
     def _consume(self) -> None:
         Consumer(self, ToldWalk(self)).run()

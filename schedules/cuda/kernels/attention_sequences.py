@@ -35,7 +35,7 @@ _TOLD_VALUES = 6
 _FIND = """
 __forceinline__ __device__ void find_tile(int* at, int step, const void* ends_of_q, const void* ends_of_k,
                                           int batch, int heads, int together, int rows, int causal,
-                                          int below_right) {
+                                          int below_right, int are_lengths) {
   const int* q_ends = static_cast<const int*>(ends_of_q);
   const int* k_ends = static_cast<const int*>(ends_of_k);
   const int lane = threadIdx.x % 32, chunks = (batch + 31) / 32;
@@ -43,7 +43,7 @@ __forceinline__ __device__ void find_tile(int* at, int step, const void* ends_of
   auto look = [&](int chunk, int most) {
     const int s = min(chunk * 32 + lane, batch - 1), is_one = chunk * 32 + lane < batch;
     const int queries = is_one * max(q_ends[s + 1] - q_ends[s], 0);
-    keys = is_one * max(k_ends[s + 1] - k_ends[s], 0);
+    keys = is_one * max(are_lengths ? k_ends[s] : k_ends[s + 1] - k_ends[s], 0);
     tiles = (queries + rows - 1) / rows;
     const int before = below_right ? keys - queries : 0;
     first = causal ? (before + (before < 0 ? 1 - rows : 0)) / rows : static_cast<int>(keys * (7.0f / max(most, 1)));
@@ -136,13 +136,12 @@ class SequenceWalk(Walk):
         self._stride.set(2 * self.kernel.tiles.blocks - self._stride())
 
     def locate(self) -> None:
-        sequence, ends = self.sequence, self.kernel.ends
-        for name, first, count in (
-            ("q", self._first_query, self._queries),
-            ("k", self.first_key, self._length),
-        ):
-            first.set(ends[name][sequence])
-            count.set(tirx.max(ends[name][sequence + 1] - first(), 0))
+        sequence, q_ends = self.sequence, self.kernel.q_ends
+        first, count = self.kernel.keys_of(sequence)
+        self._first_query.set(q_ends[sequence])
+        self._queries.set(tirx.max(q_ends[sequence + 1] - self._first_query(), 0))
+        self.first_key.set(first)
+        self._length.set(tirx.max(count, 0))
         self._find_count()
 
     def tell(self, group: int) -> None:
@@ -158,11 +157,12 @@ class SequenceWalk(Walk):
     def _find(self, step: Any) -> None:
         """Go on by `step` items."""
         kernel, sizes = self.kernel, self.kernel.sizes
+        of_keys, are_lengths = kernel.keys_for_finding()
         do(
             c_call(
-                "void", "find_tile", T.address_of(self._at[0]), step, kernel.ends["q"].data, kernel.ends["k"].data,
+                "void", "find_tile", T.address_of(self._at[0]), step, kernel.q_ends.data, of_keys,
                 kernel.offsets - 1, sizes.heads, kernel.tiles.together, kernel.tiles.bm, int(sizes.causal),
-                int(sizes.below_right), source=_FIND,
+                int(sizes.below_right), are_lengths, source=_FIND,
             )
         )  # fmt: skip
 

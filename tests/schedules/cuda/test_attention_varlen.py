@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -18,7 +18,6 @@ from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.attention_sizes import sizes_of
 from tvmops.schedules.cuda.attention_varlen import VarlenAttention
-from tvmops.schedules.cuda.extents import extent
 from tvmops.schedules.cuda.kernels.attention_packed import PackedKernel
 from tvmops.schedules.cuda.kernels.attention_sequences import SequenceWalk
 from tvmops.schedules.cuda.kernels.attention_tiles import END, FOUND, Tiles, shared_bytes
@@ -107,8 +106,10 @@ def visits(lengths: Lengths, shape: Tiles, folder: Path, **fields: object) -> ND
     kernel = PackedKernel(sizes_of(work.generic().replace(heads=work["heads"])), shape, 0, 0)
     with IRBuilder() as builder, T.prim_func():
         T.func_name("main")
-        for name in ("cu_seqlens_q", "cu_seqlens_k"):
-            kernel.ends[name[-1]] = T.arg(name, T.buffer((kernel.offsets,), "int32", buffer_name=name))
+        kernel.q_ends, kernel.k_ends = (
+            T.arg(name, T.buffer((kernel.offsets,), "int32", buffer_name=name))
+            for name in ("cu_seqlens_q", "cu_seqlens_k")
+        )
         out = T.arg("out", T.buffer((shape.blocks, MOST, 4), "int32", buffer_name="out"))
         T.device_entry()
         kernel.block, lane, _ = T.cta_id([shape.blocks]), T.lane_id([32]), T.warp_id([1])
@@ -141,6 +142,31 @@ ALIKE = [(n, n) for n in (0, 1, 128, 129, 200, 0, 64)]
 UNLIKE = [(3, 200), (130, 257), (0, 40), (150, 20), (17, 0), (1, 1)]
 MANY = [(n % 3, n % 5) for n in range(70)]
 TOP_LEFT = {"causal": True, "align": "top-left"}
+
+
+def run(work: Workload, shape: Tiles, inputs: list[NDArray[Any]], folder: Path) -> None:
+    """Compare an emulated run, whose result a guard follows, with the reference."""
+    op, dtype, general = op_of(work), str(work["dtype"]), work.generic()
+    names = [spec.name for spec in op.inputs(work)]
+    q, k, v, *others = inputs
+    out = np.full((q.shape[0] + 1, *q.shape[1:]), 0x7FFF, np.uint16)
+    _, (cubin,) = compile_module(TEMPLATE.kernel(general, shape).module(), H200)
+    (page_size,) = work.dims("page_size")
+    box = min(page_size, shape.bn) if page_size else shape.bn
+    arrays = [array.view(np.uint16).reshape(-1, *array.shape[-2:]) for array in (q, k, v)]
+    maps = [described(array, rows) for array, rows in zip((*arrays, out[:-1]), (64, box, box, 64))]
+    arguments = {
+        **dict(zip(("v_1", "v", "v_2", "v_3"), maps)),
+        **dict(zip(names[3:], others)),
+    }  # keys come first
+    arguments |= dict(zip(("heads", "kv_heads"), work.dims("heads", "kv_heads")))
+    arguments |= {"offsets": len(others[0]), "scale": op.scalars(work)[0], "columns": others[-1].shape[-1]}
+    shared = shared_bytes(work.dims("head_dim")[0], shape, packed=True) + 1024
+    emulated(cubin, folder)(BLOCKS, arguments, shared_bytes=shared)
+    (right,) = op.reference(work, *(decode(array, dtype) for array in (q, k, v)), *others)
+    found = decode(out[:-1].view(q.dtype), dtype)
+    np.testing.assert_allclose(found, right, rtol=0, atol=op.tolerance(work))
+    assert (out[-1] == 0x7FFF).all()
 
 
 class TestEmulated:
@@ -182,34 +208,39 @@ class TestEmulated:
     def test_sequences_do_not_see_each_other(
         self, lengths: Lengths, fields: dict[str, object], shape: Tiles, tmp_path: Path
     ) -> None:
-        """Values of the neighbours are NaN to any kernel that takes them; their results are not written."""
+        """Values of a neighbour are NaN to any kernel that takes them; its results are not written."""
         q_ends, k_ends = offsets_of(lengths)
-        most = [max(each) for each in zip(*lengths)]
+        most, totals = [max(each) for each in zip(*lengths)], (int(q_ends[-1]), int(k_ends[-1]))
         work = attention(
-            batch=len(lengths), q_len=most[0], kv_len=most[1], total_q=int(q_ends[-1]),
-            total_k=int(k_ends[-1]), **fields,
+            batch=len(lengths), q_len=most[0], kv_len=most[1], total_q=totals[0], total_k=totals[1], **fields
+        )
+        q, k, v, *_ = op_of(work).random_inputs(work, seed=1)
+        v.view(np.uint16)[k_ends[1] : k_ends[2]] = 0x7FFF  # NaN
+        run(work, shape, [q, k, v, q_ends, k_ends], tmp_path)
+
+    @pytest.mark.parametrize(
+        "page_size, fields, shape",
+        [
+            (16, {"causal": True, "heads": 4, "kv_heads": 2}, tiles(64, 8)),
+            (128, {"heads": 1, "kv_heads": 1, "dtype": "float16"}, tiles(64, 8, own_out=False)),
+        ],
+    )
+    def test_pages_are_read_as_far_as_they_are_filled(
+        self, page_size: int, fields: dict[str, object], shape: Tiles, tmp_path: Path
+    ) -> None:
+        """What no sequence has is NaN; what a table says of pages that are not needed is nonsense."""
+        lengths = [(3, 200), (130, 257), (0, 40), (20, 150), (17, 0), (1, 1)]
+        q_ends, of_keys = offsets_of(lengths)[0], np.array(lengths, np.int32)[:, 1].copy()
+        work = attention(
+            batch=6, q_len=130, kv_len=260, total_q=int(q_ends[-1]), total_k=0, head_dim=64,
+            lengths=True, pages=6 * -(-260 // page_size) + 1, page_size=page_size, **fields,
         )  # fmt: skip
-        op, dtype = op_of(work), str(work["dtype"])
-        q, k, v, *_ = op.random_inputs(work, seed=1)
-        out = np.full((q.shape[0] + 1, *q.shape[1:]), 0x7FFF, np.uint16)
-        inputs = [array.view(np.uint16) for array in (q, k, v)]
-        inputs[2][k_ends[1] : k_ends[2]] = 0x7FFF  # NaN
-        general = work.generic()
-        totals = extent(general, "total_q"), extent(general, "total_k")
-        _, (cubin,) = compile_module(PackedKernel(sizes_of(general), shape, *totals).module(), H200)
-        names = ("v_1", "v", "v_2", "v_3")  # of q, k, v and out: keys are loaded first
-        rows = (64, shape.bn, shape.bn, 64)
-        maps = [described(array, count) for array, count in zip((*inputs, out[:-1]), rows)]
-        heads, kv_heads, head_dim = work.dims("heads", "kv_heads", "head_dim")
-        emulated(cubin, tmp_path)(
-            BLOCKS,
-            {
-                **dict(zip(names, maps)), "cu_seqlens_q": q_ends, "cu_seqlens_k": k_ends, "heads": heads,
-                "kv_heads": kv_heads, "offsets": len(q_ends), "scale": op.scalars(work)[0],
-            },
-            shared_bytes=shared_bytes(head_dim, shape, packed=True) + 1024,
-        )  # fmt: skip
-        (right,) = op.reference(work, *(decode(array, dtype) for array in (q, k, v)), q_ends, k_ends)
-        found = decode(out[:-1].view(q.dtype), dtype)
-        np.testing.assert_allclose(found, right, rtol=0, atol=op.tolerance(work))
-        assert (out[-1] == 0x7FFF).all()
+        q, k, v, _, _, table = op_of(work).random_inputs(work, seed=1)
+        unused = np.ones(v.shape[:2], bool)
+        for pages, length in zip(table, of_keys):
+            for key in range(length):
+                unused[pages[key // page_size], key % page_size] = False
+        v.view(np.uint16)[unused] = 0x7FFF
+        work_table = np.where(np.arange(table.shape[1]) * page_size < of_keys[:, None], table, 0x7FFFFFF)
+        inputs = [q, k, v, q_ends, of_keys]
+        run(work, shape, [*inputs, work_table.astype(np.int32)], tmp_path)

@@ -160,7 +160,7 @@ def _norm(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequence[Any
 
 
 def _sharp_queries(workload: Workload) -> dict[str, float] | None:
-    drawn = workload["mask"] != NO_MASK or workload["lengths"]
+    drawn = workload["mask"] != NO_MASK or (workload["lengths"] and workload["layout"] != THD)
     return None if drawn else {"q": SHARPNESS}
 
 

@@ -67,9 +67,10 @@ class Attention(Family):
             int32 of shape (sequences + 1). Sequences are then packed, each as long as it is: q of shape
             (total_q, heads, head_dim), k and v of (total_k, kv_heads, head_dim), the result like q; sequence
             b is rows `cu_seqlens_q[b]` to `cu_seqlens_q[b + 1]` of q and likewise of k and v. `causal`
-            aligns each sequence by itself. Neither `mask` nor `lengths` goes with them. The offsets must
-            not fall, nor point beyond the arrays: nothing checks that, as it would take waiting for the
-            device. Kernels for CUDA alone.
+            aligns each sequence by itself. No `mask` goes with them. With a `block_table`, `lengths` and
+            pools of pages stand for `cu_seqlens_k` and packed k and v; pools must then be views of (pages,
+            page_size, kv_heads, head_dim). The offsets must not fall, nor point beyond the arrays:
+            nothing checks that, as it would take waiting for the device. Kernels for CUDA alone.
         max_seqlen_q, max_seqlen_k
             Bounds of the lengths of packed sequences, ints that are known without looking at the device.
 
