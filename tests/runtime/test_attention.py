@@ -142,7 +142,7 @@ def test_packed_sequences_make_a_workload() -> None:
         ({"max_seqlen_q": None}, CallError, "argument 'max_seqlen_q' is None"),
         ({"max_seqlen_q": np.int32(3)}, CallTypeError, "argument 'max_seqlen_q' is "),
         ({"max_seqlen_k": -1}, CallTypeError, "argument 'max_seqlen_k' is -1"),
-        ({"cu_seqlens_q": np.zeros(0, np.int32)}, CallError, "argument 'cu_seqlens_q' is empty"),
+        ({"cu_seqlens_q": np.zeros(1, np.int32)}, CallError, "argument 'cu_seqlens_q' is of 1; expected at"),
         ({"cu_seqlens_k": np.zeros(3, np.int32)}, CallError, "argument 'cu_seqlens_k' is of shape"),
         ({"cu_seqlens_k": np.zeros(4, np.float32)}, CallTypeError, "argument 'cu_seqlens_k' is of dtype"),
         ({"q": np.zeros((1, 4, 20, 16), np.float32)}, CallError, "argument 'q' is of shape"),

@@ -103,8 +103,9 @@ def _packed(
     total_q, heads, head_dim = shape_of(OP, "q", inputs["q"], 3)
     inputs["cu_seqlens_q"] = view(OP, "cu_seqlens_q", packing["cu_seqlens_q"])
     (ends,) = shape_of(OP, "cu_seqlens_q", inputs["cu_seqlens_q"], 1)
-    if ends == 0:
-        raise CallError(op=OP, argument="cu_seqlens_q", value="empty", expected="one more than sequences")
+    if ends < 2:
+        expected = "at least 2 offsets, one more than there are sequences"
+        raise CallError(op=OP, argument="cu_seqlens_q", value=f"of {ends}", expected=expected)
     of_keys = _pool if cache["block_table"] is not None else _packed_keys
     kv_heads, fields = of_keys(inputs, packing, cache, ends - 1, head_dim)
     _check_heads(inputs["k"], heads, kv_heads)
@@ -173,7 +174,7 @@ def _bound(name: str, value: Any, total: int, sequences: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         expected = "how many rows the longest sequence has, an int of the host"
         raise CallTypeError(op=OP, argument=name, value=repr(value), expected=expected)
-    return min(max(value, -(-total // max(sequences, 1))), total)
+    return min(max(value, -(-total // sequences)), total)
 
 
 def _check_heads(k: Any, heads: int, kv_heads: int) -> None:
