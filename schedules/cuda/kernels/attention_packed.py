@@ -92,7 +92,7 @@ class PackedKernel(FlashKernel):
     def _shared_memory(self, pool: Any) -> None:
         super()._shared_memory(pool)
         self.found = pool.alloc((FOUND,), "int32", align=4)
-        self.told = pool.alloc((self.tiles.consumers, TOLD), "int32", align=4)
+        self.told = pool.alloc((self.tiles.consumers, 2, TOLD), "int32", align=4)
 
     def registers(self) -> tuple[int, int]:
         """Finding tiles takes more than copying does."""
@@ -119,7 +119,7 @@ class PackedProducer(Producer):
         with when(self.kernel.lane == 0):
             for group in range(self.kernel.tiles.consumers):
                 self._await_place(group)
-                self.walk.tell_end(group)
+                self.walk.tell_end(group, self.q_phase())
                 self.kernel.q_full.arrive(group)
 
     def _locate_keys(self) -> None:
@@ -139,4 +139,4 @@ class PackedProducer(Producer):
 
     def _await_place(self, group: int) -> None:
         super()._await_place(group)
-        self.walk.tell(group)
+        self.walk.tell(group, self.q_phase())

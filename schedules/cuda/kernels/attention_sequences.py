@@ -19,14 +19,14 @@ from tvm.tirx.script.builder import ir as T
 from tvmops.schedules.cpu.emit import ceildiv
 from tvmops.schedules.cuda.kernels.attention_tiles import END
 from tvmops.schedules.cuda.kernels.attention_walk import Walk
-from tvmops.schedules.cuda.words import Scalar, c_call, do
+from tvmops.schedules.cuda.words import Scalar, c_call, do, when
 
 if TYPE_CHECKING:
     from tvmops.schedules.cuda.kernels.attention_packed import PackedKernel
 
 # What `find_tile` keeps, in shared memory, since a producer has few registers: items to pass over (a tile of
 # a head is one), the place it has come to, the highest number of keys or level (-1: not looked for yet); and
-# what it found. Each thread of the warp writes the same, after all have read.
+# what it found.
 _LEFT, _PARTY, _LEVEL, _CHUNK, _MOST, _SEQUENCE, _TILE, _HEAD = range(8)
 _TOLD_VALUES = 6
 
@@ -49,6 +49,7 @@ __forceinline__ __device__ void find_tile(int* at, int step, const void* ends_of
     first = causal ? (before + (before < 0 ? 1 - rows : 0)) / rows : static_cast<int>(keys * (7.0f / max(most, 1)));
   };
   int left = at[0] + step, party = at[1], level = at[2], chunk = at[3], most = at[4];
+  int sequence = 0, found = 0, head = 0;
   if (most < 0) {
     for (int each = 0; each < chunks; ++each) {
       look(each, 0);
@@ -72,9 +73,9 @@ __forceinline__ __device__ void find_tile(int* at, int step, const void* ends_of
       }
       const int owner = __ffs(__ballot_sync(0xFFFFFFFFu, wanted < counted)) - 1;
       const int tile = wanted - (counted - own) + (causal && level > 0 ? level - first : 0);
-      at[5] = chunk * 32 + owner;
-      at[6] = __shfl_sync(0xFFFFFFFFu, tile, owner);
-      at[7] = party * together + left % side_by_side;
+      sequence = chunk * 32 + owner;
+      found = __shfl_sync(0xFFFFFFFFu, tile, owner);
+      head = party * together + left % side_by_side;
       break;
     }
     left -= all;
@@ -84,7 +85,11 @@ __forceinline__ __device__ void find_tile(int* at, int step, const void* ends_of
     level = causal ? most : 7;
     ++party;
   }
-  at[0] = left, at[1] = party, at[2] = level, at[3] = chunk, at[4] = most;
+  __syncwarp();
+  const int kept[8] = {left, party, level, chunk, most, sequence, found, head};
+  for (int i = 0; i < 8; ++i)
+    if (lane == 0) at[i] = kept[i];
+  __syncwarp();
 }
 """
 
@@ -97,8 +102,10 @@ class SequenceWalk(Walk):
     def __init__(self, kernel: PackedKernel) -> None:
         self.kernel = kernel
         self._at = kernel.found
-        for place, value in ((_LEFT, kernel.block), (_PARTY, 0), (_CHUNK, 0), (_MOST, -1)):
-            T.buffer_store(self._at, value, [place])
+        with when(kernel.lane == 0):
+            for place, value in ((_LEFT, kernel.block), (_PARTY, 0), (_LEVEL, 0), (_CHUNK, 0), (_MOST, -1)):
+                T.buffer_store(self._at, value, [place])
+        do(T.cuda.warp_sync())
         self._stride = Scalar(2 * kernel.tiles.blocks - 1 - 2 * kernel.block)
         self._first_query, self._queries, self.first_key = Scalar(0), Scalar(0), Scalar(0)
         self._length, self._count = Scalar(0), Scalar(0)
@@ -144,15 +151,15 @@ class SequenceWalk(Walk):
         self._length.set(tirx.max(count, 0))
         self._find_count()
 
-    def tell(self, group: int) -> None:
+    def tell(self, group: int, phase: Any) -> None:
         """Tell a warpgroup what it gets."""
         told = (self.count, self.first_row, self._first_query(), self._queries(), self.length, self.head)
         for place, value in enumerate(told):
-            T.buffer_store(self.kernel.told, value, [group, place])
+            T.buffer_store(self.kernel.told, value, [group, phase, place])
 
-    def tell_end(self, group: int) -> None:
+    def tell_end(self, group: int, phase: Any) -> None:
         """Tell a warpgroup that there are no more tiles."""
-        T.buffer_store(self.kernel.told, 0, [group, 0])
+        T.buffer_store(self.kernel.told, 0, [group, phase, 0])
 
     def _find(self, step: Any) -> None:
         """Go on by `step` items."""
@@ -181,9 +188,9 @@ class ToldWalk(Walk):
     def _hear(self) -> None:
         kernel = self.kernel
         kernel.q_full.wait(kernel.group, self._phase())
-        self._phase.set(self._phase() ^ 1)
         for place, value in enumerate(self._told):
-            value.set(kernel.told[kernel.group, place])
+            value.set(kernel.told[kernel.group, self._phase(), place])
+        self._phase.set(self._phase() ^ 1)
 
     @property
     def first_row(self) -> Any:

@@ -68,7 +68,7 @@ class Tiles:
 def shared_bytes(head_dim: int, tiles: Tiles, packed: bool = False) -> int:
     columns = 2 * COLUMNS * -(-head_dim // COLUMNS)
     rows = tiles.bm * (1 + tiles.own_out) + 2 * tiles.stages * tiles.bn
-    told = 4 * (FOUND + TOLD * tiles.consumers) if packed else 0
+    told = 4 * (FOUND + 2 * TOLD * tiles.consumers) if packed else 0
     return rows * columns + 16 * (2 * tiles.stages + tiles.consumers) + told
 
 

@@ -272,6 +272,7 @@ static inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shi
 static inline void tvm_builtin_ptx_griddepcontrol_launch_dependents() {}
 static inline void tvm_builtin_ptx_griddepcontrol_wait() {}
 static inline void tvm_builtin_cuda_warp_sync() { emulator::meet(emulator::warp().group); }
+static inline void __syncwarp() { emulator::meet(emulator::warp().group); }
 static inline void tvm_builtin_cuda_cluster_sync() { emulator::meet(emulator::cluster_group); }
 static inline unsigned tvm_builtin_cluster_ctaid_x() { return emulator::now->block->rank; }
 static inline unsigned tvm_builtin_cuda_cvta_generic_to_shared(const void* p) {

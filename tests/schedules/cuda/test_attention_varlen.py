@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from tvm import IRModule
 from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.lang.alloc_pool import SMEMPool
 from tvm.tirx.script.builder import ir as T
 
 from tests.schedules.cuda.compiled import compiled, needs_nvcc
@@ -112,12 +113,14 @@ def visits(lengths: Lengths, shape: Tiles, folder: Path, **fields: object) -> ND
         )
         out = T.arg("out", T.buffer((shape.blocks, MOST, 4), "int32", buffer_name="out"))
         T.device_entry()
-        kernel.block, lane, _ = T.cta_id([shape.blocks]), T.lane_id([32]), T.warp_id([1])
-        kernel.found = T.alloc_local((FOUND,), "int32")
+        kernel.block, kernel.lane, _ = T.cta_id([shape.blocks]), T.lane_id([32]), T.warp_id([1])
+        pool = SMEMPool()
+        kernel.found = pool.alloc((FOUND,), "int32", align=4)
+        pool.commit()
         walk, row = SequenceWalk(kernel), Scalar(0)
         with T.While(walk.more()):
             walk.locate()
-            with when(lane == 0):
+            with when(kernel.lane == 0):
                 for place, value in enumerate((walk.sequence, walk.first_row, walk.head, walk.count)):
                     T.buffer_store(out, value, [kernel.block, row(), place])
             row.set(row() + 1)
@@ -125,7 +128,9 @@ def visits(lengths: Lengths, shape: Tiles, folder: Path, **fields: object) -> ND
     _, (cubin,) = compile_module(IRModule({"main": builder.get().with_attr("global_symbol", "main")}), H200)
     found = np.full((shape.blocks, MOST, 4), -1, np.int32)
     ends = dict(zip(("cu_seqlens_q", "cu_seqlens_k"), offsets_of(lengths)))
-    emulated(cubin, folder)(shape.blocks, {**ends, "out": found, "offsets": len(lengths) + 1})
+    emulated(cubin, folder)(
+        shape.blocks, {**ends, "out": found, "offsets": len(lengths) + 1}, shared_bytes=64
+    )
     return found
 
 
