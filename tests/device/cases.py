@@ -100,8 +100,9 @@ def make_case(name: str, lib: Library, device: str = "cuda") -> Case:
         seen = [F.scaled_dot_product_attention(*each, is_causal=True, enable_gqa=True) for each in alone]
         exact = torch.cat([each[0].transpose(0, 1) for each in seen])
         offsets = torch.tensor(ends, dtype=torch.int32, device=device)
-        packing = {"cu_seqlens_q": offsets, "cu_seqlens_k": offsets, "max_seqlen_q": 200, "max_seqlen_k": 200}
-        return Case("attention", (q, k, v), exact, 2**-9, {"causal": True, **packing})
+        packing = {"cu_seqlens_q": offsets, "cu_seqlens_k": offsets.clone()}
+        bounds = {"max_seqlen_q": 200, "max_seqlen_k": 200}
+        return Case("attention", (q, k, v), exact, 2**-9, {"causal": True, **packing, **bounds})
 
     def conv2d_nhwc() -> Case:
         x, w = rand(2, 14, 14, 64, dtype=torch.float16), rand(64, 3, 3, 64, dtype=torch.float16)

@@ -96,22 +96,8 @@ def _packed_attention(torch: Any, workload: Workload) -> dict[str, Call]:
     """What is behind `varlen_attn` and behind attention of nested tensors."""
     q_len, kv_len = workload.dims("q_len", "kv_len")
     causal = bool(workload["causal"])
-    if workload["align"] != "bottom-right":
+    if workload["align"] != "bottom-right" or workload["page_size"] != 0:
         return {}
-
-    if workload["page_size"] != 0:
-
-        def paged(
-            q: Any, k: Any, v: Any, of_q: Any, lengths: Any, table: Any, scale: float, out: Any
-        ) -> tuple[Any]:
-            attend, cache = (
-                torch.ops.aten._flash_attention_forward,
-                {"seqused_k": lengths, "block_table": table},
-            )
-            ends = (of_q, of_q, q_len, kv_len)
-            return (attend(q, k, v, *ends, 0.0, causal, False, scale=scale, **cache)[0],)
-
-        return {f"torch {torch.__version__} flash, paged": paged}
 
     def flash(q: Any, k: Any, v: Any, of_q: Any, of_k: Any, scale: float, out: Any) -> tuple[Any]:
         attend = torch.ops.aten._flash_attention_forward
