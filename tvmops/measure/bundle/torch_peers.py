@@ -108,7 +108,8 @@ def _packed_attention(torch: Any, workload: Workload) -> dict[str, Call]:
         return (attend(q, k, v, None, of_q, of_k, q_len, kv_len, False, 0.0, causal, False, scale=scale)[0],)
 
     calls: dict[str, Call] = {f"torch {torch.__version__} flash, packed": flash}
-    if workload["total_q"] == workload["total_k"] or not causal:  # else it aligns them otherwise
+    alike = (workload["total_q"], q_len) == (workload["total_k"], kv_len)
+    if alike or not causal:  # else it aligns them otherwise
         calls[f"torch {torch.__version__} cudnn, packed"] = cudnn
     return calls
 
