@@ -26,6 +26,7 @@ from tvmops.schedules.cpu.attention_tile import Tile, TileShape
 from tvmops.schedules.cpu.emit import Extent, branch, ceildiv, computed
 from tvmops.schedules.cpu.floats import DTYPES
 from tvmops.schedules.template import GenericKernel, Template
+from tvmops.signatures.attention import THD
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
@@ -58,7 +59,7 @@ class CpuAttention(Template):
     version = 3
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        if workload.op != "attention" or workload["lengths"]:
+        if workload.op != "attention" or workload["lengths"] or workload["layout"] == THD:
             return False
         return workload["dtype"] in DTYPES and target.kind == "cpu"
 

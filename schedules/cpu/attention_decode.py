@@ -22,6 +22,7 @@ from tvmops.schedules.cpu.emit import Extent, Span, ceildiv, computed, minimum, 
 from tvmops.schedules.cpu.floats import DTYPES
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
+from tvmops.signatures.attention import THD
 from tvmops.signatures.dtypes import bits_of
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
@@ -52,7 +53,7 @@ class CpuDecode(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        if workload.op != "attention" or workload["lengths"]:
+        if workload.op != "attention" or workload["lengths"] or workload["layout"] == THD:
             return False
         if workload["dtype"] not in DTYPES or target.kind != "cpu":
             return False

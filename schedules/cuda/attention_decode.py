@@ -12,7 +12,7 @@ from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, KEYS, Cache,
 from tvmops.schedules.cuda.kernels.attention_split import SplitKernel
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
-from tvmops.signatures.attention import BLHD, NO_MASK
+from tvmops.signatures.attention import BLHD, NO_MASK, THD
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
@@ -37,6 +37,7 @@ class DecodeAttention(Template):
         heads, kv_heads = workload["heads"], workload["kv_heads"]
         return (
             workload["q_len"] == 1
+            and workload["layout"] != THD
             and not (workload["causal"] and workload["align"] == "top-left")  # that query sees one key
             and (workload["page_size"] == 0 or workload["mask"] == NO_MASK)
             and isinstance(heads, int)

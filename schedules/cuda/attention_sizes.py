@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvmops.schedules.cuda.extents import extent
 from tvmops.schedules.cuda.kernels.attention_tiles import Heads
-from tvmops.signatures.attention import MASK_DTYPES
+from tvmops.signatures.attention import MASK_DTYPES, THD
 from tvmops.targets import Gpu, Target
 from tvmops.workloads import Workload
 
@@ -39,7 +39,7 @@ def sizes_of(workload: Workload) -> Heads:
         causal=bool(workload["causal"]),
         below_right=workload["align"] == "bottom-right",
         dtype=str(workload["dtype"]),
-        lengths=bool(workload["lengths"]),
+        lengths=bool(workload["lengths"]) or workload["layout"] == THD,
         mask=MASK_DTYPES.get(str(workload["mask"]), ""),
         mask_dims=str(workload["mask_dims"]),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import numpy as np
 from tvm import IRModule
@@ -11,12 +12,15 @@ from tvmops.schedules.cuda.attention_sizes import gpu_of, is_plain, sizes_of
 from tvmops.schedules.cuda.kernels.attention_flash import FlashKernel
 from tvmops.schedules.cuda.kernels.attention_tiles import IN_PAIRS, Tiles, shared_bytes
 from tvmops.schedules.template import GenericKernel, Template
-from tvmops.signatures.attention import BHLD
+from tvmops.signatures.attention import BHLD, THD
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-_ALIGNED = 8  # elements of head_dim: the copy engine takes rows of a multiple of 16 bytes
+_ACCUMULATORS_PAGED = {2: 196, 3: 120}  # of packed queries: looking up pages takes some
+Costs: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.float64]]"
+
+ALIGNED = 8  # elements of head_dim: the copy engine takes rows of a multiple of 16 bytes
 _ACCUMULATORS = {2: 196, 3: 128}  # registers of a thread for scores, weights and out, by consumers
 _TOGETHER = (IN_PAIRS, 4, 8, 16, 32, 64)
 # Cycles of a multiprocessor, fitted to times on an H200.
@@ -32,9 +36,10 @@ _MISSES_L2 = 1.05  # where the heads at work hold more keys and values than it
 class WgmmaAttention(Template):
     name = "cuda.attention_wgmma"
     version = 1
+    generic_together = IN_PAIRS
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        if target.gpu is None or target.gpu.code != "sm_90a" or not is_plain(workload, _ALIGNED):
+        if target.gpu is None or target.gpu.code != "sm_90a" or not is_plain(workload, ALIGNED):
             return False
         return workload["layout"] == BHLD and workload["page_size"] == 0
 
@@ -45,9 +50,13 @@ class WgmmaAttention(Template):
             Knob("stages", (2, 3, 4)),
             Knob("take_turns", (False, True)),
             Knob("own_out", (False, True)),
-            Knob("together", _TOGETHER if workload["causal"] else (IN_PAIRS,)),
+            Knob("together", self.together(workload)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
+
+    def together(self, workload: Workload) -> tuple[int, ...]:
+        """Return the values of this knob."""
+        return _TOGETHER if workload["causal"] else (IN_PAIRS,)
 
     def default(self, workload: Workload, target: Target) -> Config:
         space = self.space(workload, target)
@@ -62,21 +71,15 @@ class WgmmaAttention(Template):
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         space = self.space(workload, target)
-        fitting = [config for config in (_config(*tiles, IN_PAIRS) for tiles in _DEFAULTS) if config in space]
-        return [GenericKernel({}, fitting[0])]
+        choices = (_config(*tiles, self.generic_together) for tiles in _DEFAULTS)
+        return [GenericKernel({}, next(config for config in choices if config in space))]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Guess the cycles of the block that has most to do."""
         if workload.is_generic:
             return 0.0
         tiles = tiles_of(config, target)
-        steps = _steps(workload, tiles)
-        rows, head_dim = tiles.bm, workload.dims("head_dim")[0]
-        products = 4 * rows * tiles.bn * (-(-head_dim // 16) * 16) / _PRODUCTS
-        exponentials = rows * tiles.bn / _EXPONENTIALS
-        exposed = _EXPOSED[tiles.consumers] if tiles.take_turns else 0.9
-        step = max(products, exponentials) + exposed * min(products, exponentials) + _STEP
-        cost = steps * step + (_TILE_OWN_OUT if tiles.own_out else _TILE)
+        cost = costs(workload, tiles)
         return _longest_share(cost, workload, tiles) * _memory_factor(workload, target, tiles)
 
     def kernel_workload(self, workload: Workload) -> Workload:
@@ -87,14 +90,27 @@ class WgmmaAttention(Template):
         return FlashKernel(sizes, tiles_of(config, target)).module()
 
 
+def costs(workload: Workload, tiles: Tiles) -> Costs:
+    """Guess the cycles of each tile of one head's queries."""
+    steps = _steps(workload, tiles)
+    rows, head_dim = tiles.bm, workload.dims("head_dim")[0]
+    products = 4 * rows * tiles.bn * (-(-head_dim // 16) * 16) / _PRODUCTS
+    exponentials = rows * tiles.bn / _EXPONENTIALS
+    exposed = _EXPOSED[tiles.consumers] if tiles.take_turns else 0.9
+    step = max(products, exponentials) + exposed * min(products, exponentials) + _STEP
+    return steps * step + (_TILE_OWN_OUT if tiles.own_out else _TILE)
+
+
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     """Say whether `config` fits the machine; the only statement of the template's limits."""
     tiles = tiles_of(config, target)
-    (head_dim,) = workload.dims("head_dim")
+    (head_dim, page_size), packed = workload.dims("head_dim", "page_size"), workload["layout"] == THD
+    paged = packed and page_size > 0
     accumulators = tiles.bn // 2 + tiles.bn // 4 + -(-head_dim // 16) * 16 // 2
     return (
-        accumulators <= _ACCUMULATORS[tiles.consumers]
-        and shared_bytes(head_dim, tiles) <= gpu_of(target).shared_bytes
+        accumulators <= (_ACCUMULATORS_PAGED if paged else _ACCUMULATORS)[tiles.consumers]
+        and shared_bytes(head_dim, tiles, packed) <= gpu_of(target).shared_bytes
+        and (not paged or tiles.bn % page_size == 0 or page_size % tiles.bn == 0)
     )
 
 
@@ -120,7 +136,7 @@ def _config(consumers: int, bn: int, own_out: bool, together: int) -> Config:
 _DEFAULTS = ((2, 128, True), (3, 128, True), (2, 80, False), (2, 64, False), (2, 48, False))
 
 
-def _steps(workload: Workload, tiles: Tiles) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _steps(workload: Workload, tiles: Tiles) -> Costs:
     """Count the tiles of keys that each tile of one head's queries sees."""
     q_len, kv_len = workload.dims("q_len", "kv_len")
     count = -(-q_len // tiles.bm)
@@ -131,9 +147,7 @@ def _steps(workload: Workload, tiles: Tiles) -> np.ndarray[tuple[int], np.dtype[
     return np.maximum(np.ceil(np.minimum(last, kv_len) / tiles.bn), 1.0)
 
 
-def _longest_share(
-    cost: np.ndarray[tuple[int], np.dtype[np.float64]], workload: Workload, tiles: Tiles
-) -> float:
+def _longest_share(cost: Costs, workload: Workload, tiles: Tiles) -> float:
     """Return the cost of the block that has most to do; `cost` is that of one head's tiles."""
     batch, heads = workload.dims("batch", "heads")
     pairs, count, blocks = batch * heads, len(cost), tiles.blocks
@@ -161,4 +175,4 @@ def _memory_factor(workload: Workload, target: Target, tiles: Tiles) -> float:
     return _MISSES_L2 if held > target.l2_bytes / 2 else 1.0
 
 
-__all__ = ["WgmmaAttention", "is_legal", "tiles_of"]
+__all__ = ["ALIGNED", "WgmmaAttention", "costs", "is_legal", "tiles_of"]

@@ -222,9 +222,14 @@ class Ring:
 
 
 def tensor_map(
-    array: Any, dtype: str, dims: list[Extent], box: list[int], steps: list[int] | None = None
+    array: Any,
+    dtype: str,
+    dims: list[Extent],
+    box: list[int],
+    steps: list[int] | None = None,
+    pitches: list[Extent] | None = None,
 ) -> Any:
-    """Describe a row-major array to the copy engine, for boxes of rows of 128 bytes, swizzled.
+    """Describe an array to the copy engine, for boxes of rows of 128 bytes, swizzled.
 
     Parameters
     ----------
@@ -234,10 +239,12 @@ def tensor_map(
         Sizes of one copy; `box[0]` elements are 128 bytes.
     steps
         From one element of a copy to the next, along each dimension; a box counts those between.
+    pitches
+        Bytes from one element to the next, along each dimension but the first; row-major without.
     """
     item = 2
-    strides: list[Extent] = [dims[0] * item]
-    for size in dims[1:-1]:
+    strides: list[Extent] = pitches or [dims[0] * item]
+    for size in [] if pitches else dims[1:-1]:
         strides.append(_wide(strides[-1]) * size)
     rank = len(dims)
     var = T.Bind(T.tvm_stack_alloca("tensormap", 1), T.handle("tensormap"))

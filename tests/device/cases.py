@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ NAMES = (
     "rms_norm",
     "attention",
     "attention decode",
+    "attention of packed sequences",
     "conv2d NHWC",
     "conv2d NCHW",
     "pool2d",
@@ -86,6 +88,21 @@ def make_case(name: str, lib: Library, device: str = "cuda") -> Case:
     def attention(q: Any, k: Any, v: Any) -> Case:
         exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), enable_gqa=True)
         return Case("attention", (q, k, v), exact, 2**-6)
+
+    def packed_attention() -> Case:
+        ends = [0, 100, 100, 300, 337]
+        q = rand(337, 4, 64, dtype=torch.float16)
+        k, v = (rand(337, 2, 64, dtype=torch.float16) for _ in "kv")
+        alone = [
+            [x[first:last].double().transpose(0, 1)[None] for x in (q, k, v)]
+            for first, last in pairwise(ends) if last > first
+        ]  # fmt: skip
+        seen = [F.scaled_dot_product_attention(*each, is_causal=True, enable_gqa=True) for each in alone]
+        exact = torch.cat([each[0].transpose(0, 1) for each in seen])
+        offsets = torch.tensor(ends, dtype=torch.int32, device=device)
+        packing = {"cu_seqlens_q": offsets, "cu_seqlens_k": offsets.clone()}
+        bounds = {"max_seqlen_q": 200, "max_seqlen_k": 200}
+        return Case("attention", (q, k, v), exact, 2**-9, {"causal": True, **packing, **bounds})
 
     def conv2d_nhwc() -> Case:
         x, w = rand(2, 14, 14, 64, dtype=torch.float16), rand(64, 3, 3, 64, dtype=torch.float16)
@@ -156,6 +173,7 @@ def make_case(name: str, lib: Library, device: str = "cuda") -> Case:
         "attention decode": lambda: attention(
             rand(2, 4, 1, 64, dtype=torch.float16), *(rand(2, 2, 256, 64, dtype=torch.float16) for _ in "kv")
         ),
+        "attention of packed sequences": packed_attention,
         "conv2d NHWC": conv2d_nhwc,
         "conv2d NCHW": conv2d_nchw,
         "pool2d": pool2d,

@@ -23,6 +23,9 @@ DECODE = "attention batch=3 heads=4 kv_heads=2 q_len=1 kv_len=40 head_dim=16"
         f"{PROMPT} causal=true align=top-left lengths=true",
         f"{DECODE} lengths=true pages=20 page_size=8",
         f"{DECODE} layout=blhd lengths=true pages=20 page_size=8",
+        f"{PROMPT} layout=thd total_q=11 total_k=70",
+        f"{PROMPT} causal=true layout=thd total_q=11 total_k=70",
+        f"{PROMPT} causal=true layout=thd lengths=true pages=20 page_size=8 total_q=11",
     ],
 )
 def test_attention(text: str) -> None:

@@ -41,6 +41,10 @@ def test_what_they_compute(text: str) -> None:
     [
         "pool2d n=2 h=9 w=7 c=6 kernel=global",
         "pool2d n=2 h=9 w=7 c=6 kernel=3 padding=1x0x0x1",
+        "attention batch=2 heads=4 kv_heads=2 q_len=3 kv_len=8 head_dim=8 layout=thd lengths=true pages=9 "
+        "page_size=4 total_q=5",
+        "attention batch=2 heads=4 kv_heads=2 q_len=3 kv_len=8 head_dim=8 causal=true align=top-left "
+        "layout=thd total_q=5 total_k=9",
     ],
 )
 def test_what_pytorch_has_not(text: str) -> None:

@@ -94,11 +94,42 @@ def test_pages_are_looked_up(layout: str) -> None:
     np.testing.assert_array_equal(ATTENTION.reference(w, q, k, v, lengths, table), expected)
 
 
+@pytest.mark.parametrize("align", ["bottom-right", "top-left"])
+def test_packed_sequences_are_by_themselves(align: str) -> None:
+    w = attention(4, 4, 2, 6, 9, 7, causal=True, align=align, layout="thd", total_q=14, total_k=20)
+    q, k, v, *_ = ATTENTION.random_inputs(w, seed=1)
+    assert q.shape == (14, 4, 7) and k.shape == v.shape == (20, 2, 7)
+    q_ends, k_ends = np.array([0, 6, 6, 11, 14]), np.array([0, 3, 11, 11, 20])
+    (found,) = ATTENTION.reference(w, q, k, v, q_ends, k_ends)
+    assert found.shape == q.shape
+    for rows, keys in (((0, 6), (0, 3)), ((11, 14), (11, 20))):
+        alone = attention(1, 4, 2, rows[1] - rows[0], keys[1] - keys[0], 7, causal=True, align=align)
+        arrays = [x[slice(*part)].swapaxes(0, 1)[None] for x, part in ((q, rows), (k, keys), (v, keys))]
+        (expected,) = ATTENTION.reference(alone, *arrays)
+        np.testing.assert_array_equal(found[slice(*rows)], expected[0].swapaxes(0, 1))
+    assert (found[6:11] == 0).all()  # there are no keys
+
+
+@pytest.mark.parametrize("total_q", [1, 7, 12, 23, 24])
+def test_packed_sequences_are_drawn_to_fit(total_q: int) -> None:
+    for seed in range(5):
+        w = attention(4, 1, 1, 6, 9, 8, layout="thd", total_q=total_q, total_k=20)
+        *_, q_ends, k_ends = ATTENTION.random_inputs(w, seed=seed)
+        for ends, longest, total in ((q_ends, 6, total_q), (k_ends, 9, 20)):
+            assert ends.dtype == np.int32 and ends[0] == 0 and ends[-1] == total
+            assert (np.diff(ends) >= 0).all() and np.diff(ends).max() <= longest
+    w = attention(4, 1, 1, 9, 9, 8, layout="thd", total_q=20, total_k=20)
+    *_, q_ends, k_ends = ATTENTION.random_inputs(w, seed=1)
+    assert (q_ends == k_ends).all()  # texts that look at themselves
+
+
 def test_work_is_counted() -> None:
     assert ATTENTION.flops(attention(2, 4, 2, 3, 5, 7)) == 4 * 2 * 4 * 3 * 5 * 7
     assert ATTENTION.flops(attention(1, 1, 1, 3, 5, 1, causal=True)) == 4 * (3 + 4 + 5)
     assert ATTENTION.flops(attention(1, 1, 1, 3, 5, 1, causal=True, align="top-left")) == 4 * (1 + 2 + 3)
     assert ATTENTION.flops(attention(1, 1, 1, 5, 3, 1, causal=True)) == 4 * (0 + 0 + 1 + 2 + 3)
+    packed = {"layout": "thd", "total_q": 6, "total_k": 10, "causal": True}
+    assert ATTENTION.flops(attention(2, 1, 1, 5, 9, 1, **packed)) == 2 * 4 * (3 + 4 + 5)
 
 
 @pytest.mark.parametrize("dims, shape", [("k", (1, 1, 1, 5)), ("bqk", (2, 1, 3, 5)), ("bhqk", (2, 4, 3, 5))])
@@ -117,6 +148,11 @@ def test_a_mask_has_the_dimensions_that_are_named(dims: str, shape: tuple[int, .
         ({"mask": "bool", "q_len": 1}, "mask_dims"),
         ({"lengths": True, "pages": 4}, "page_size"),
         ({"pages": 4, "page_size": 16}, "lengths"),
+        ({"total_q": 4}, "total_q"),
+        ({"layout": "thd", "total_q": 4}, "total_k"),
+        ({"layout": "thd", "total_q": 7, "total_k": 5}, "total_q"),  # more than twice 3
+        ({"layout": "thd", "total_q": 6, "total_k": 5, "lengths": True}, "lengths"),
+        ({"layout": "thd", "total_q": 6, "total_k": 5, "mask": "bool"}, "mask"),
     ],
 )
 def test_fields_that_do_not_fit_each_other_are_refused(fields: dict[str, object], field: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import tvmops
 from tests.libraries import default_record, write_log
-from tvmops.errors import CallError, CallTypeError, NoTemplateError
+from tvmops.errors import CallError, CallTypeError, NoTemplateError, NotInLibraryError
 from tvmops.ops import op_of
 from tvmops.runtime.calls.attention import arguments, call
 from tvmops.schedules import templates_for
@@ -101,9 +101,98 @@ def test_caches_that_do_not_fit_are_refused(
         call(**{"q": q, "k": pool, "v": pool, **cache, **changes})
 
 
-def test_no_template_for_cpus_takes_lengths() -> None:
-    work = Workload.parse(f"{DECODE} lengths=true")
-    with pytest.raises(NoTemplateError, match="lengths=true"):
+def packed(**changes: Any) -> dict[str, Any]:
+    """Return the arguments of a call on three sequences of 20 queries and 33 keys in all."""
+    arrays = {
+        "q": np.zeros((20, 4, 16), np.float32),
+        **dict.fromkeys("kv", np.zeros((33, 2, 16), np.float32)),
+    }
+    ends = {
+        "cu_seqlens_q": np.array([0, 5, 5, 20], np.int32),
+        "cu_seqlens_k": np.array([0, 9, 10, 33], np.int32),
+    }
+    return {**arrays, **ends, "max_seqlen_q": 15, "max_seqlen_k": 23, **changes}
+
+
+def test_packed_sequences_make_a_workload() -> None:
+    given = packed(causal=True)
+    made = call(**given)
+    assert str(made.workload) == (
+        "attention batch=3 heads=4 kv_heads=2 q_len=15 kv_len=23 head_dim=16 causal=true layout=thd "
+        "total_q=20 total_k=33 dtype=float32"
+    )
+    assert made.outputs[0].shape == (20, 4, 16) and made.shapes == ((20, 4, 16),)
+    assert np.shares_memory(made.inputs[4], given["cu_seqlens_k"])
+    again = call(**arguments(made.workload, made.inputs))
+    assert again.workload == made.workload
+    loose = call(**packed(max_seqlen_q=4096, max_seqlen_k=1)).workload
+    assert loose.dims("q_len", "kv_len") == (20, 11)  # as long as all, and as the mean
+    assert call(**packed(q=np.zeros((0, 4, 16), np.float32))).is_empty
+
+
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        ({"cu_seqlens_k": None}, CallError, "argument 'cu_seqlens_k' is None; expected given"),
+        (
+            {"block_table": np.zeros((3, 4), np.int32)},
+            CallError,
+            "'cu_seqlens_k' is given; expected None beside",
+        ),
+        ({"max_seqlen_q": None}, CallError, "argument 'max_seqlen_q' is None"),
+        ({"max_seqlen_q": np.int32(3)}, CallTypeError, "argument 'max_seqlen_q' is "),
+        ({"max_seqlen_k": -1}, CallTypeError, "argument 'max_seqlen_k' is -1"),
+        ({"cu_seqlens_q": np.zeros(1, np.int32)}, CallError, "argument 'cu_seqlens_q' is of 1; expected at"),
+        ({"cu_seqlens_k": np.zeros(3, np.int32)}, CallError, "argument 'cu_seqlens_k' is of shape"),
+        ({"cu_seqlens_k": np.zeros(4, np.float32)}, CallTypeError, "argument 'cu_seqlens_k' is of dtype"),
+        ({"q": np.zeros((1, 4, 20, 16), np.float32)}, CallError, "argument 'q' is of shape"),
+        ({"v": np.zeros((20, 2, 16), np.float32)}, CallError, "argument 'v' is of shape"),
+        (
+            {"k": np.zeros((33, 3, 16), np.float32), "v": np.zeros((33, 3, 16), np.float32)},
+            CallError,
+            "divides the 4",
+        ),
+        ({"mask": np.zeros((20, 33), np.float32)}, CallError, "argument 'mask' is given; expected None"),
+        ({"lengths": np.zeros(3, np.int32)}, CallError, "argument 'lengths' is given"),
+    ],
+)
+def test_packed_sequences_that_do_not_fit_are_refused(
+    changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        call(**packed(**changes))
+
+
+def test_packed_queries_may_read_pages() -> None:
+    pool = np.zeros((9, 8, 2, 16), np.float32)  # page, row, head
+    cache = {"lengths": np.zeros(3, np.int32), "block_table": np.zeros((3, 5), np.int32)}
+    given = packed(
+        k=pool.swapaxes(1, 2), v=pool.swapaxes(1, 2), cu_seqlens_k=None, max_seqlen_k=None, **cache
+    )
+    made = call(**given)
+    assert str(made.workload) == (
+        "attention batch=3 heads=4 kv_heads=2 q_len=15 kv_len=40 head_dim=16 layout=thd lengths=true "
+        "pages=9 page_size=8 total_q=20 dtype=float32"
+    )
+    assert [array.shape for array in made.inputs[1:3]] == [pool.shape] * 2
+    assert np.shares_memory(made.inputs[1], pool) and np.shares_memory(made.inputs[5], cache["block_table"])
+    assert call(**arguments(made.workload, made.inputs)).workload == made.workload
+    heads_first = np.zeros((9, 2, 8, 16), np.float32)
+    with pytest.raises(CallError, match="argument 'v' is of other strides; expected a view of dense"):
+        call(**{**given, "v": heads_first})
+    with pytest.raises(CallError, match="argument 'lengths' is None; expected given beside"):
+        call(**{**given, "lengths": None})
+
+
+def test_a_library_for_cpus_has_nothing_for_packed_sequences(lib: tvmops.Library) -> None:
+    with pytest.raises(NotInLibraryError, match="layout=thd"):
+        lib.attention(**packed())
+
+
+@pytest.mark.parametrize("fields", ["lengths=true", "layout=thd total_q=4 total_k=40"])
+def test_no_template_for_cpus_takes_sequences_of_unequal_lengths(fields: str) -> None:
+    work = Workload.parse(f"{DECODE} {fields}")
+    with pytest.raises(NoTemplateError, match=fields):
         templates_for(work, tvmops.target("znver4"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from tvmops.ops.base import Array, Exact, Op
 from tvmops.ops.matmul import ROUNDING, UNIT_ROUNDOFF
-from tvmops.signatures.attention import BLHD, NO_MASK
+from tvmops.signatures.attention import BHLD, BLHD, NO_MASK, THD
 from tvmops.signatures.dtypes import decode, encode
 from tvmops.workloads import Workload
 
@@ -36,6 +37,13 @@ class Attention(Op):
     it by their weight, 0.
 
     Where q, k and v lie as (batch, length, heads, head_dim) they are read in place (layout=blhd).
+
+    Sequences of unequal lengths may lie packed, one after the other (layout=thd), each as long as its
+    offsets in `cu_seqlens_q` and `cu_seqlens_k` say. Those lengths stand for q_len and kv_len above, so
+    that each sequence is one by itself; rows before the first offset and from the last on belong to none
+    and are left alone. Offsets must not fall and must lie within the arrays, and no sequence be longer than
+    q_len and kv_len say: nothing checks that, since it would take waiting for the device. Work is
+    counted as of sequences of equal lengths.
 
     Scores, weights, their sum and the weighted sum of v are float32, accumulated block by block
     of keys with a running maximum (M. Milakov and N. Gimelshein, Online normalizer calculation
@@ -125,6 +133,8 @@ class Attention(Op):
 
     def reference(self, workload: Workload, *inputs: Array) -> tuple[Exact, ...]:
         given = {spec.name: array for spec, array in zip(self.inputs(workload), inputs)}
+        if workload["layout"] == THD:
+            return self._packed_reference(workload, *inputs)
         q, k, v = (array.astype(np.float64) for array in inputs[:3])
         if workload["layout"] == BLHD:
             q, k, v = (array.swapaxes(1, 2) for array in (q, k, v))
@@ -143,8 +153,25 @@ class Attention(Op):
                     out[b, h] = _softmax(scores) @ v[b, shared, :length]
         return (out,)
 
+    def _packed_reference(
+        self, workload: Workload, q: Array, k: Array, v: Array, cu_seqlens_q: Array, *of_keys: Array
+    ) -> tuple[Exact, ...]:
+        """Compute each sequence by itself."""
+        out = np.empty(q.shape)
+        for b in range(workload.dims("batch")[0]):
+            rows = slice(*cu_seqlens_q[b : b + 2])
+            keys, values = (packed_rows(array, of_keys, b) for array in (k, v))
+            alone = packed_alone(workload, len(q[rows]), len(keys))
+            arrays = [array.swapaxes(0, 1)[None] for array in (q[rows], keys, values)]
+            out[rows] = self.reference(alone, *arrays)[0][0].swapaxes(0, 1)
+        return (out,)
+
     def flops(self, workload: Workload) -> int:
         """Count a product and a sum for each element of q k^T and of the weighted sum of v."""
+        if workload["layout"] == THD:
+            batch, total_q, total_k, kv_len = workload.dims("batch", "total_q", "total_k", "kv_len")
+            mean = total_k // batch if total_k else kv_len
+            return batch * self.flops(packed_alone(workload, total_q // batch, mean))
         batch, heads, q_len = workload.dims("batch", "heads", "q_len")
         kv_len, head_dim = workload.dims("kv_len", "head_dim")
         pairs = q_len * kv_len
@@ -164,6 +191,10 @@ class Attention(Op):
     def random_inputs(self, workload: Workload, seed: int) -> list[Array]:
         """Draw k and v uniformly from [-1, 1), q from a wider range; a mask excludes every fifth key."""
         q, k, v, *rest = super().random_inputs(workload, seed)
+        dtype = str(workload["dtype"])
+        sharper = encode(decode(q, dtype).astype(np.float32) * np.float32(SHARPNESS), dtype)
+        if workload["layout"] == THD:
+            return [sharper, k, v, *random_offsets(workload, seed)]
         masks = rest[:1] if workload["mask"] != NO_MASK else []
         rng = np.random.default_rng(seed + 2)
         whole = self.inputs(workload)[-1]
@@ -175,15 +206,54 @@ class Attention(Op):
             masks = [np.where(out, 0, 1).astype(np.uint8) for out in excluded]
         else:
             masks = [np.where(out, np.float32(-np.inf), mask) for out, mask in zip(excluded, masks)]
-        dtype = str(workload["dtype"])
-        sharper = decode(q, dtype).astype(np.float32) * np.float32(SHARPNESS)
-        return [encode(sharper, dtype), k, v, *masks, *lengths, *tables]
+        return [sharper, k, v, *masks, *lengths, *tables]
 
 
 def last_key(workload: Workload, length: Any = None) -> Any:
     """Return the last key, of `length` or kv_len, that a causal mask lets query 0 see; below 0 if none."""
     q_len, kv_len = workload.dims("q_len", "kv_len")
     return (kv_len if length is None else length) - q_len if workload["align"] == "bottom-right" else 0
+
+
+def packed_alone(workload: Workload, q_len: int, kv_len: int) -> Workload:
+    """Return the workload of one of its packed sequences, of these lengths."""
+    dense: dict[str, Any] = {"layout": BHLD, "total_q": 0, "total_k": 0, "lengths": False}
+    return workload.replace(batch=1, q_len=q_len, kv_len=kv_len, pages=0, page_size=0, **dense)
+
+
+def packed_rows(array: Any, of_keys: Sequence[Any], b: int) -> Any:
+    """Return the keys, or values, of a sequence, by cu_seqlens_k or by lengths and block_table."""
+    if len(of_keys) == 1:
+        return array[int(of_keys[0][b]) : int(of_keys[0][b + 1])]
+    lengths, table = of_keys
+    length = int(lengths[b])
+    pages = table[b][: -(-length // array.shape[1])]
+    return array[pages].reshape(-1, *array.shape[2:])[:length]
+
+
+def random_offsets(workload: Workload, seed: int) -> tuple[Array, ...]:
+    """Draw where packed sequences begin: the same for queries and keys, where all may be alike.
+
+    Where these read pages: how many keys each has, none fewer than queries, and which pages.
+    """
+    batch, *sizes = workload.dims("batch", "total_q", "q_len", "total_k", "kv_len")
+    rng = np.random.default_rng(seed + 2)
+    for_queries = _random_ends(rng, batch, *sizes[:2])
+    if workload["page_size"] != 0:
+        least = np.minimum(np.diff(for_queries), sizes[3])
+        lengths = rng.integers(least, sizes[3], endpoint=True, dtype=np.int32)
+        columns = -(-sizes[3] // workload.dims("page_size")[0])
+        return for_queries, lengths, _random_table(rng, workload, batch, columns)
+    return for_queries, for_queries if sizes[:2] == sizes[2:] else _random_ends(rng, batch, *sizes[2:])
+
+
+def _random_ends(rng: np.random.Generator, batch: int, total: int, longest: int) -> Array:
+    """Draw lengths from nothing to twice the mean, at most `longest`, of this total; return their ends."""
+    shares = rng.random(batch)
+    lengths = np.minimum((shares * (total / shares.sum())).astype(np.int64), longest)
+    for b in range(batch):  # what is missing goes to the first that have room
+        lengths[b] += min(total - int(lengths.sum()), longest - int(lengths[b]))
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
 
 
 def gathered(pool: Any, table: Any) -> Any:

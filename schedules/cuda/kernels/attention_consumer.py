@@ -22,8 +22,8 @@ _TURN = 4  # the first of the named barriers by which warpgroups take turns
 class Consumer:
     """One warpgroup. A thread holds parts of two rows."""
 
-    def __init__(self, kernel: FlashKernel) -> None:
-        self.kernel, self.walk = kernel, Walk(kernel)
+    def __init__(self, kernel: FlashKernel, walk: Walk) -> None:
+        self.kernel, self.walk = kernel, walk
         self.k, self.v = Position(kernel.tiles.stages), Position(kernel.tiles.stages)
         self.q_phase = Scalar(0)
         self.held = Registers(kernel)

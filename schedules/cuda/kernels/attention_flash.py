@@ -29,6 +29,7 @@ from tvmops.schedules.cpu.emit import Extent, ceildiv
 from tvmops.schedules.cuda.kernels.attention_consumer import Consumer
 from tvmops.schedules.cuda.kernels.attention_load import Producer
 from tvmops.schedules.cuda.kernels.attention_tiles import COLUMNS, ROWS, Heads, Tiles, mask_argument
+from tvmops.schedules.cuda.kernels.attention_walk import Walk
 from tvmops.schedules.cuda.words import Barriers, Ring, do, ptx, tensor_map, when
 
 
@@ -86,25 +87,36 @@ class FlashKernel:
         self.group = T.warpgroup_id([tiles.consumers + 1])
         self.warp = T.warp_id_in_wg([4])
         self.lane = T.lane_id([32])
-        self._shared_memory()
+        pool = SMEMPool()
+        self._shared_memory(pool)
+        pool.commit()
         with when((self.group == 0) & (self.warp == 0) & (self.lane == 0)):
             for barriers in (self.q_full, self.q_empty, self.k_ring, self.v_ring):
                 barriers.init()
             ptx("fence.mbarrier_init.release.cluster")
         do(T.cuda.cta_sync())
-        produces, consumes = tiles.registers
+        produces, consumes = self.registers()
         with T.If(self.group == tiles.consumers):
             with T.Then():
                 ptx("setmaxnreg.dec.sync.aligned.u32", produces)
-                with when(self.warp == 0), when(T.cuda.elect_sync()):
-                    Producer(self).run()
+                self._produce()
             with T.Else():
                 ptx("setmaxnreg.inc.sync.aligned.u32", consumes)
-                Consumer(self).run()
+                self._consume()
 
-    def _shared_memory(self) -> None:
+    def registers(self) -> tuple[int, int]:
+        """Count the registers of a thread of the producer, and of a consumer."""
+        return self.tiles.registers
+
+    def _produce(self) -> None:
+        with when(self.warp == 0), when(T.cuda.elect_sync()):
+            Producer(self, Walk(self)).run()
+
+    def _consume(self) -> None:
+        Consumer(self, Walk(self)).run()
+
+    def _shared_memory(self, pool: Any) -> None:
         tiles, dtype, columns = self.tiles, self.sizes.dtype, self.blocks_of_columns
-        pool = SMEMPool()
         own = (tiles.consumers, columns, ROWS, COLUMNS)
         self.q_words = pool.alloc((tiles.consumers, columns * ROWS * COLUMNS // 2), "uint32", align=1024)
         pool.move_base_to(0)
@@ -114,4 +126,3 @@ class FlashKernel:
         self.v = pool.alloc((tiles.stages, columns, tiles.bn, COLUMNS), dtype, align=1024)
         self.q_full, self.q_empty = Barriers(pool, tiles.consumers, 1), Barriers(pool, tiles.consumers, 1)
         self.k_ring, self.v_ring = (Ring(pool, tiles.stages, tiles.consumers) for _ in "kv")
-        pool.commit()

@@ -36,12 +36,13 @@ def write_out(kernel: FlashKernel, held: Registers, walk: Walk) -> None:
         )
     ptx("fence.proxy.async.shared::cta")
     do(T.cuda.warpgroup_sync(kernel.group + 1))
+    place = walk.queries(walk.first_row + kernel.group * ROWS)
     with when(leads):
         for block in range(kernel.blocks_of_columns):
             ptx(
-                "cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group",
+                f"cp.async.bulk.tensor.{1 + len(place)}d.global.shared::cta.tile.bulk_group",
                 T.address_of(kernel.maps["out"]), block * COLUMNS,
-                walk.first_row + kernel.group * ROWS, walk.pair,
+                *place,
                 kernel.out.ptr_to([kernel.group, block, 0, 0]),
             )  # fmt: skip
         ptx("cp.async.bulk.commit_group")

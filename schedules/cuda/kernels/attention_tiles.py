@@ -14,6 +14,9 @@ from tvmops.schedules.cpu.emit import Extent
 COLUMNS = 64  # of 2 bytes: a row of the 128-byte swizzle
 ROWS = 64  # of a wgmma
 IN_PAIRS = 0
+FOUND = 8  # words of what a block knows of packed sequences
+TOLD = 8  # words that each warpgroup is told of a tile of packed sequences
+END = 1 << 30  # of the rows of a packed sequence, as the copy engine sees them
 _LEAST_SCALE = 1e-30  # below, scores differ by nothing that shows; 0 times -inf would be NaN
 _LOG2_E = math.log2(math.e)
 
@@ -62,10 +65,11 @@ class Tiles:
         return {2: (24, 240), 3: (32, 160)}[self.consumers]
 
 
-def shared_bytes(head_dim: int, tiles: Tiles) -> int:
+def shared_bytes(head_dim: int, tiles: Tiles, packed: bool = False) -> int:
     columns = 2 * COLUMNS * -(-head_dim // COLUMNS)
     rows = tiles.bm * (1 + tiles.own_out) + 2 * tiles.stages * tiles.bn
-    return rows * columns + 16 * (2 * tiles.stages + tiles.consumers)
+    told = 4 * (FOUND + 2 * TOLD * tiles.consumers) if packed else 0
+    return rows * columns + 16 * (2 * tiles.stages + tiles.consumers) + told
 
 
 def least_scale(scale: Any) -> Any:

@@ -53,6 +53,10 @@ class Walk:
         """The last key that query 0 sees."""
         return self.kernel.sizes.offset(self.length)
 
+    def queries(self, row: Any) -> tuple[Any, ...]:
+        """Return where the queries, or results, from `row` on lie to the copy engine."""
+        return row, self.pair
+
     @property
     def first_row(self) -> Any:
         return self._q_tile() * self.kernel.tiles.bm
@@ -83,13 +87,12 @@ class Walk:
                     self._second.set(1)
 
     def locate(self) -> None:
-        kernel, bn = self.kernel, self.kernel.tiles.bn
+        kernel = self.kernel
         if not kernel.sizes.causal:
             self._pair.set(T.truncdiv(self._index(), kernel.q_tiles))
             self._q_tile.set(T.truncmod(self._index(), kernel.q_tiles))
             self._find_length()
-            tiles = ceildiv(self.length, bn)
-            self._count.set(tirx.max(tiles, 1) if kernel.sizes.lengths else tiles)
+            self._find_count()
             return
         if self.in_pairs:
             near = T.truncmod(self._index(), self._half)
@@ -98,8 +101,16 @@ class Walk:
         else:
             self._locate_longest_first()
         self._find_length()
-        seen = minimum(self.first_row + kernel.tiles.bm + self.offset, self.length)
-        self._count.set(tirx.max(T.truncdiv(seen + (bn - 1), bn), 1))
+        self._find_count()
+
+    def _find_count(self) -> None:
+        sizes, tiles = self.kernel.sizes, self.kernel.tiles
+        if sizes.causal:
+            seen = minimum(self.first_row + tiles.bm + self.offset, self.length)
+            self._count.set(tirx.max(T.truncdiv(seen + (tiles.bn - 1), tiles.bn), 1))
+        else:
+            count = ceildiv(self.length, tiles.bn)
+            self._count.set(tirx.max(count, 1) if sizes.lengths else count)
 
     def _locate_longest_first(self) -> None:
         kernel, q_tiles, together = self.kernel, self.kernel.q_tiles, self.kernel.tiles.together

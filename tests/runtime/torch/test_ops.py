@@ -13,7 +13,7 @@ pytest.importorskip("tvm", reason="exports a library")
 
 import tvmops  # noqa: E402
 from tests.libraries import default_record, write_log  # noqa: E402
-from tvmops.errors import ArgumentError, CallError  # noqa: E402
+from tvmops.errors import ArgumentError, CallError, NotInLibraryError  # noqa: E402
 from tvmops.library.export import export  # noqa: E402
 from tvmops.quantize import quantize  # noqa: E402
 from tvmops.runtime.load import Library  # noqa: E402
@@ -231,3 +231,13 @@ def test_a_namespace_holds_one_library(lib: Library, ops: Any) -> None:
     for name in (SPACE, "aten", "not a name"):
         with pytest.raises(ArgumentError, match=f"'namespace' is '{name}'"):
             register(tvmops.load(lib.path), name)
+
+
+def test_attention_takes_what_sequences_are_as_a_method_does(ops: Any) -> None:
+    """There are no kernels for it here: the error says what would be needed."""
+    offsets = torch.tensor([0, 4, 9], dtype=torch.int32)
+    with pytest.raises(NotInLibraryError, match="lengths=true"):
+        ops.attention(Q, K, V, lengths=offsets[:1])
+    rows, bounds = rand(9, 2, 8), {"max_seqlen_q": 5, "max_seqlen_k": 5}
+    with pytest.raises(NotInLibraryError, match="layout=thd total_q=9 total_k=9"):
+        ops.attention(rows, rows, rows, cu_seqlens_q=offsets, cu_seqlens_k=offsets, **bounds)

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -120,17 +121,25 @@ class TensorMap(ctypes.Structure):
         ("dims", ctypes.c_longlong * 5),
         ("box", ctypes.c_int * 5),
         ("steps", ctypes.c_int * 5),
+        ("pitches", ctypes.c_ulonglong * 5),
     )
 
     @classmethod
     def of(
-        cls, array: NDArray[Any], dims: Sequence[int], box: Sequence[int], steps: Sequence[int] = ()
+        cls,
+        array: NDArray[Any],
+        dims: Sequence[int],
+        box: Sequence[int],
+        steps: Sequence[int] = (),
+        pitches: Sequence[int] = (),
     ) -> TensorMap:
-        """Describe `array`, sizes innermost first."""
+        """Describe `array`, sizes innermost first; pitches are of all dimensions but the first."""
         ones = [1] * (5 - len(dims))
         each = ([*sizes, *ones] for sizes in (dims, box, steps or [1] * len(dims)))
         kinds = (ctypes.c_longlong * 5, ctypes.c_int * 5, ctypes.c_int * 5)
-        values = (kind(*sizes) for kind, sizes in zip(kinds, each))
+        dense = [array.itemsize * prod(dims[:axis]) for axis in range(1, 5)]
+        apart = (ctypes.c_ulonglong * 5)(array.itemsize, *(pitches or dense))
+        values = (*(kind(*sizes) for kind, sizes in zip(kinds, each)), apart)
         return cls(array.ctypes.data, len(dims), array.itemsize, *values)
 
 

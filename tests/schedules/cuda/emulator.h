@@ -226,7 +226,17 @@ static inline float __shfl_xor_sync(uint32_t, float x, int mask) { return exchan
 static inline int __shfl_up_sync(uint32_t, int x, int by) {
   return exchange(x, emulator::lane() < by ? emulator::lane() : emulator::lane() - by);
 }
-static inline int __shfl_sync(uint32_t, int x, int from, int) { return exchange(x, from); }
+static inline int __shfl_sync(uint32_t, int x, int from, int = 32) { return exchange(x, from); }
+template <typename Join> static inline int all_of_warp(int x, Join join) {
+  for (int mask = 1; mask < 32; mask *= 2) x = join(x, exchange(x, emulator::lane() ^ mask));
+  return x;
+}
+static inline int __reduce_add_sync(uint32_t, int x) { return all_of_warp(x, [](int a, int b) { return a + b; }); }
+static inline int __reduce_max_sync(uint32_t, int x) { return all_of_warp(x, [](int a, int b) { return max(a, b); }); }
+static inline uint32_t __ballot_sync(uint32_t, bool is) {
+  return all_of_warp(is ? 1u << emulator::lane() : 0, [](int a, int b) { return a | b; });
+}
+static inline int __ffs(int x) { return __builtin_ffs(x); }
 
 // What kernels say in PTX.
 
@@ -263,6 +273,7 @@ static inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shi
 static inline void tvm_builtin_ptx_griddepcontrol_launch_dependents() {}
 static inline void tvm_builtin_ptx_griddepcontrol_wait() {}
 static inline void tvm_builtin_cuda_warp_sync() { emulator::meet(emulator::warp().group); }
+static inline void __syncwarp() { emulator::meet(emulator::warp().group); }
 static inline void tvm_builtin_cuda_cluster_sync() { emulator::meet(emulator::cluster_group); }
 static inline unsigned tvm_builtin_cluster_ctaid_x() { return emulator::now->block->rank; }
 static inline unsigned tvm_builtin_cuda_cvta_generic_to_shared(const void* p) {

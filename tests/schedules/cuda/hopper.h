@@ -7,6 +7,7 @@ struct CUtensorMap {
   int rank, item;
   long long dims[5];  // innermost first
   int box[5], steps[5];
+  unsigned long long pitches[5];  // bytes
 };
 
 namespace emulator {
@@ -17,15 +18,14 @@ static unsigned swizzled(unsigned offset) { return offset ^ (offset >> 7 & 7) <<
 template <typename F> static void each_of_box(const CUtensorMap& map, const std::vector<int>& place, F at) {
   std::vector<int> inside(map.rank, 0);
   for (unsigned offset = 0;; offset += map.item) {
-    long long element = 0, pitch = 1;
+    unsigned long long element = 0;  // modulo 2**64, as the engine counts
     bool within = true;
     for (int axis = 0; axis < map.rank; ++axis) {
       const long long x = place[axis] + static_cast<long long>(inside[axis]) * map.steps[axis];
       within &= 0 <= x && x < map.dims[axis];
-      element += x * pitch;
-      pitch *= map.dims[axis];
+      element += x * map.pitches[axis];
     }
-    at(offset, within ? static_cast<char*>(map.base) + element * map.item : nullptr);
+    at(offset, within ? static_cast<char*>(map.base) + element : nullptr);
     int axis = 0;
     while (axis < map.rank && ++inside[axis] * map.steps[axis] >= map.box[axis]) inside[axis++] = 0;
     if (axis == map.rank) return;
@@ -109,14 +109,13 @@ static float tf32_of_matrix(uint64_t descriptor, int row, int k) {
 }
 // `depth` elements are 32 bytes.
 typedef float (*OfMatrix)(uint64_t, int, int);
-template <OfMatrix of_a, OfMatrix of_b, int depth>
-static void multiply_warpgroup(float** sums, int columns, uint64_t a, uint64_t b, bool adds) {
+// Adds to a thread's sums the products of its two rows, which `fill` tells when they are wanted.
+template <OfMatrix of_b, int depth, typename Fill>
+static void multiply_rows(float** sums, int columns, Fill fill, uint64_t b, bool adds) {
   std::vector<float*> own(sums, sums + columns / 2);
   now->products.back().push_back([=] {
-    const int first = now->number / 32 % 4 * 16 + lane() / 4;
     float rows[2][depth];
-    for (int half = 0; half < 2; ++half)
-      for (int k = 0; k < depth; ++k) rows[half][k] = of_a(a, first + half * 8, k);
+    fill(rows);
     for (int i = 0; i < columns / 2; i += 4)
       for (int e = 0; e < 2; ++e) {
         const int column = i * 2 + lane() % 4 * 2 + e;
@@ -130,6 +129,15 @@ static void multiply_warpgroup(float** sums, int columns, uint64_t a, uint64_t b
         *own[i + 2 + e] = sum[1];
       }
   });
+}
+template <OfMatrix of_a, OfMatrix of_b, int depth>
+static void multiply_warpgroup(float** sums, int columns, uint64_t a, uint64_t b, bool adds) {
+  auto fill = [=](float (*rows)[depth]) {
+    const int first = now->number / 32 % 4 * 16 + lane() / 4;
+    for (int half = 0; half < 2; ++half)
+      for (int k = 0; k < depth; ++k) rows[half][k] = of_a(a, first + half * 8, k);
+  };
+  multiply_rows<of_b, depth>(sums, columns, fill, b, adds);
 }
 
 }  // namespace emulator
@@ -223,6 +231,13 @@ static inline void tvm_builtin_ptx_bar_sync_count_sync(uint32_t name, uint32_t t
   group.size = threads;
   emulator::meet(group);
 }
+static inline void tvm_builtin_ptx_bar_arrive_arrive(uint32_t name, uint32_t threads) {
+  auto& group = emulator::now->block->named[name];
+  group.size = threads;
+  if (++group.arrived < group.size) return;
+  group.arrived = 0;
+  ++group.round;
+}
 static inline void tvm_builtin_cuda_warpgroup_sync(int name) { tvm_builtin_ptx_bar_sync_count_sync(name, 128); }
 // The sums, two descriptors, and whether to add.
 using emulator::OfMatrix;
@@ -237,6 +252,38 @@ static inline void multiply_warpgroup(float** sums, int count, float& sum, Rest&
   sums[count] = &sum;
   multiply_warpgroup<of_a, of_b, depth, columns>(sums, count + 1, rest...);
 }
+// The same, with `a` in registers: four words of a thread, pairs of its two rows in turn.
+template <float (*to_float)(uint16_t), int columns>
+static inline void multiply_registers(
+    float** sums, int, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint64_t b, int adds
+) {
+  const uint32_t mine[4] = {a0, a1, a2, a3};
+  std::vector<float> values(32);
+  for (int i = 0; i < 4; ++i)
+    for (int other = 0; other < 4; ++other) {
+      const uint32_t pair = exchange(mine[i], emulator::lane() / 4 * 4 + other);
+      float* to = &values[i % 2 * 16 + i / 2 * 8 + other * 2];
+      to[0] = to_float(pair);
+      to[1] = to_float(pair >> 16);
+    }
+  auto fill = [=](float (*rows)[16]) { std::copy(values.begin(), values.end(), &rows[0][0]); };
+  emulator::multiply_rows<emulator::half_of_turned<to_float>, 16>(sums, columns, fill, b, adds != 0);
+}
+template <float (*to_float)(uint16_t), int columns, typename... Rest>
+static inline void multiply_registers(float** sums, int count, float& sum, Rest&&... rest) {
+  sums[count] = &sum;
+  multiply_registers<to_float, columns>(sums, count + 1, rest...);
+}
+#define MULTIPLY_REGISTERS(kind, to_float, columns)                                                                 \
+  template <typename... All>                                                                                        \
+  static inline void                                                                                                \
+  tvm_builtin_ptx_wgmma_##kind##_rs_mma_async_sync_aligned_m64n##columns##k16_f32_##kind##_##kind##_1_1_1(All&&... all) { \
+    float* sums[columns / 2];                                                                                       \
+    multiply_registers<to_float, columns>(sums, 0, all...);                                                         \
+  }
+MULTIPLY_REGISTERS(bf16, from_bfloat16, 64) MULTIPLY_REGISTERS(bf16, from_bfloat16, 128)
+MULTIPLY_REGISTERS(bf16, from_bfloat16, 256) MULTIPLY_REGISTERS(f16, from_half, 64)
+MULTIPLY_REGISTERS(f16, from_half, 128)
 #define MULTIPLY_WARPGROUP(kind, of_a, of_b, depth, columns, ends)                                                \
   template <typename... All>                                                                                      \
   static inline void                                                                                              \
@@ -255,7 +302,7 @@ static inline void multiply_warpgroup(float** sums, int count, float& sum, Rest&
   MULTIPLY_WARPGROUP(tf32, emulator::tf32_of_matrix, emulator::tf32_of_matrix, 8, columns, 1_1)
 MULTIPLY_WARPGROUPS(8) MULTIPLY_WARPGROUPS(16) MULTIPLY_WARPGROUPS(24) MULTIPLY_WARPGROUPS(40)
 MULTIPLY_WARPGROUPS(32) MULTIPLY_WARPGROUPS(64) MULTIPLY_WARPGROUPS(128) MULTIPLY_WARPGROUPS(192) MULTIPLY_WARPGROUPS(224)
-MULTIPLY_WARPGROUPS(256)
+MULTIPLY_WARPGROUPS(256) MULTIPLY_WARPGROUPS(48) MULTIPLY_WARPGROUPS(80)
 static inline void ask_for_box(uint64_t, int, int) {}
 static inline void save_matrices(uint32_t address, const uint32_t* in, bool transposed) {
   auto& warp = emulator::warp();

@@ -96,6 +96,13 @@ KERNELS = [
         HOPPER,
         {"HGMMA", "UTMALDG", "UTMASTG", "STSM", "USETMAXREG", "MUFU"},
     ),
+    (
+        "cuda.attention_varlen",
+        "attention batch=4 heads=8 kv_heads=2 q_len=1024 kv_len=1024 head_dim=128 causal=true layout=thd "
+        "total_q=2048 total_k=2048 dtype=bfloat16",
+        HOPPER,
+        {"HGMMA", "UTMALDG", "UTMASTG", "STSM", "USETMAXREG", "MUFU"},
+    ),
 ]
 CASES = [
     pytest.param(name, text, machine, meant, id=f"{name} {machine} {number}")

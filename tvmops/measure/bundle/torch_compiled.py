@@ -21,7 +21,7 @@ from tvmops.measure.bundle.torch_peers import precision_of
 from tvmops.measure.bundle.torch_weights import in_rows
 from tvmops.ops import op_of
 from tvmops.signatures import SIGNATURES
-from tvmops.signatures.attention import BLHD, NO_MASK
+from tvmops.signatures.attention import BHLD, NO_MASK
 from tvmops.signatures.layouts import PLAIN
 from tvmops.signatures.matmul_fp8 import ROWS
 from tvmops.signatures.windows import sizes
@@ -254,7 +254,7 @@ def _attention(torch: Any, workload: Workload) -> tuple[Function, Prepare] | Non
     q_len, kv_len, heads, kv_heads = workload.dims("q_len", "kv_len", "heads", "kv_heads")
     causal = bool(workload["causal"]) and q_len > 1
     plain = workload["mask"] == NO_MASK and not workload["lengths"] and workload["page_size"] == 0
-    if not plain or workload["layout"] == BLHD or (causal and q_len != kv_len):
+    if not plain or workload["layout"] != BHLD or (causal and q_len != kv_len):
         return None
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 

@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 
 from tvmops.measure.bundle.torch_weights import draw_packed, unpacked
 from tvmops.ops import op_of
-from tvmops.ops.attention import SHARPNESS, gathered, last_key
+from tvmops.ops.attention import SHARPNESS, gathered, last_key, packed_alone, packed_rows, random_offsets
 from tvmops.signatures import SIGNATURES
-from tvmops.signatures.attention import BLHD, NO_MASK
+from tvmops.signatures.attention import BLHD, NO_MASK, THD
 from tvmops.signatures.windows import sizes
 from tvmops.workloads import Workload
 
@@ -89,6 +89,8 @@ def _attention(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequenc
     if workload["mask"] != NO_MASK:
         return None
     q, k, v, *more = inputs
+    if workload["layout"] == THD:
+        return _packed_attention(torch, workload, q, k, v, *more)
     if workload["layout"] == BLHD:
         q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
     if workload["page_size"] != 0:
@@ -98,7 +100,7 @@ def _attention(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequenc
     (scale,) = op_of(workload).scalars(workload)
     out = torch.empty(q.shape, dtype=torch.float64, device=q.device)
     keys = torch.arange(kv_len, device=q.device)
-    rows = max(1, _SCORES // kv_len)
+    rows = max(1, _SCORES // max(kv_len, 1))
     for b in range(batch):
         length = int(more[0][b]) if workload["lengths"] else kv_len
         for h in range(heads):
@@ -113,6 +115,31 @@ def _attention(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequenc
                 weights = torch.softmax(scores, -1).nan_to_num_(nan=0.0)  # 0 for a query that sees no key
                 out[b, h, begin : begin + rows] = weights @ value
     return (out,)
+
+
+def _packed_attention(
+    torch: Any, workload: Workload, q: Any, k: Any, v: Any, cu_seqlens_q: Any, *of_keys: Any
+) -> Sequence[Any]:
+    """Compute each sequence by itself."""
+    out = torch.empty(q.shape, dtype=torch.float64, device=q.device)
+    ends = cu_seqlens_q.tolist()
+    for b in range(len(ends) - 1):
+        rows = slice(ends[b], ends[b + 1])
+        keys, values = (packed_rows(array, of_keys, b) for array in (k, v))
+        alone = packed_alone(workload, len(q[rows]), len(keys))
+        arrays = [array.transpose(0, 1)[None] for array in (q[rows], keys, values)]
+        found = _attention(torch, alone, arrays)
+        assert found is not None
+        out[rows] = found[0][0].transpose(0, 1)
+    return (out,)
+
+
+def _packed_offsets(torch: Any, workload: Workload, generator: Any) -> dict[str, Any]:
+    if workload["layout"] != THD:
+        return {}
+    names = [spec.name for spec in op_of(workload).inputs(workload)[3:]]
+    drawn = random_offsets(workload, generator.initial_seed())
+    return {name: torch.from_numpy(each).cuda() for name, each in zip(names, drawn)}
 
 
 def _softmax(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequence[Any] | None:
@@ -133,7 +160,7 @@ def _norm(torch: Any, workload: Workload, inputs: Sequence[Any]) -> Sequence[Any
 
 
 def _sharp_queries(workload: Workload) -> dict[str, float] | None:
-    drawn = workload["mask"] != NO_MASK or workload["lengths"]
+    drawn = workload["mask"] != NO_MASK or (workload["lengths"] and workload["layout"] != THD)
     return None if drawn else {"q": SHARPNESS}
 
 
@@ -155,4 +182,7 @@ SCALES: dict[str, Callable[[Workload], dict[str, float] | None]] = {
     "attention": _sharp_queries,
     "conv2d": lambda workload: {} if workload["packed"] == "none" else None,
 }
-DRAWN: dict[str, Callable[[Any, Workload, Any], dict[str, Any]]] = {"matmul_weight_only": draw_packed}
+DRAWN: dict[str, Callable[[Any, Workload, Any], dict[str, Any]]] = {
+    "attention": _packed_offsets,
+    "matmul_weight_only": draw_packed,
+}

@@ -13,7 +13,7 @@ from typing import Any
 from tvmops.measure.bundle.device import Call
 from tvmops.measure.bundle.torch_weights import unpacked
 from tvmops.signatures import SIGNATURES
-from tvmops.signatures.attention import NO_MASK
+from tvmops.signatures.attention import NO_MASK, THD
 from tvmops.signatures.matmul import TF32
 from tvmops.signatures.matmul_fp8 import ROWS
 from tvmops.signatures.pool2d import GLOBAL, MAX
@@ -74,6 +74,8 @@ def _matmul_int8(torch: Any, workload: Workload) -> dict[str, Call]:
 def _attention(torch: Any, workload: Workload) -> dict[str, Call]:
     q_len, kv_len, heads, kv_heads = workload.dims("q_len", "kv_len", "heads", "kv_heads")
     causal = bool(workload["causal"]) and q_len > 1
+    if workload["layout"] == THD:
+        return _packed_attention(torch, workload)
     if workload["mask"] != NO_MASK or workload["lengths"] or (causal and q_len != kv_len):
         return {}
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -94,6 +96,28 @@ def _attention(torch: Any, workload: Workload) -> dict[str, Call]:
     if q_len == 1 and heads != kv_heads:
         calls |= {f"{name}, heads folded": through(backend, True) for name, backend in backends.items()}
     return {f"torch {torch.__version__} {name}": call for name, call in calls.items()}
+
+
+def _packed_attention(torch: Any, workload: Workload) -> dict[str, Call]:
+    """What is behind `varlen_attn` and behind attention of nested tensors."""
+    q_len, kv_len = workload.dims("q_len", "kv_len")
+    causal = bool(workload["causal"])
+    if workload["align"] != "bottom-right" or workload["page_size"] != 0:
+        return {}
+
+    def flash(q: Any, k: Any, v: Any, of_q: Any, of_k: Any, scale: float, out: Any) -> tuple[Any]:
+        attend = torch.ops.aten._flash_attention_forward
+        return (attend(q, k, v, of_q, of_k, q_len, kv_len, 0.0, causal, False, scale=scale)[0],)
+
+    def cudnn(q: Any, k: Any, v: Any, of_q: Any, of_k: Any, scale: float, out: Any) -> tuple[Any]:
+        attend = torch.ops.aten._cudnn_attention_forward
+        return (attend(q, k, v, None, of_q, of_k, q_len, kv_len, False, 0.0, causal, False, scale=scale)[0],)
+
+    calls: dict[str, Call] = {f"torch {torch.__version__} flash, packed": flash}
+    alike = (workload["total_q"], q_len) == (workload["total_k"], kv_len)
+    if alike or not causal:  # else it aligns them otherwise
+        calls[f"torch {torch.__version__} cudnn, packed"] = cudnn
+    return calls
 
 
 def _weight_only(torch: Any, workload: Workload) -> dict[str, Call]:

@@ -22,6 +22,10 @@ class Attention(Family):
         out: Any = None,
         lengths: Any = None,
         block_table: Any = None,
+        cu_seqlens_q: Any = None,
+        cu_seqlens_k: Any = None,
+        max_seqlen_q: int | None = None,
+        max_seqlen_k: int | None = None,
     ) -> Any:
         """Return softmax(scale * q @ k.T + mask) @ v for each head.
 
@@ -59,13 +63,26 @@ class Attention(Family):
             page_size, head_dim), or views of (pages, page_size, kv_heads, head_dim), and row
             `block_table[b, j // page_size]` of them holds key j of sequence b. Needs `lengths`.
 
-        A query that sees no key has the result 0.
+        cu_seqlens_q, cu_seqlens_k
+            int32 of shape (sequences + 1). Sequences are then packed, each as long as it is: q of shape
+            (total_q, heads, head_dim), k and v of (total_k, kv_heads, head_dim), the result like q; sequence
+            b is rows `cu_seqlens_q[b]` to `cu_seqlens_q[b + 1]` of q and likewise of k and v. `causal`
+            aligns each sequence by itself. No `mask` goes with them. With a `block_table`, `lengths` and
+            pools of pages stand for `cu_seqlens_k` and packed k and v; pools must then be views of (pages,
+            page_size, kv_heads, head_dim). The offsets must not fall, nor point beyond the arrays:
+            nothing checks that, as it would take waiting for the device. Kernels for CUDA alone.
+        max_seqlen_q, max_seqlen_k
+            Bounds of the lengths of packed sequences, ints that are known without looking at the device.
+
+        A query that sees no key has the result 0. Rows of packed sequences beyond the last are left alone.
 
         Raises
         ------
         CallError, CallTypeError
             An argument does not fit; the message names it.
         """
-        arrays = (q, k, v, mask, lengths, block_table)
-        arguments = (q, k, v, causal, scale, mask, align, lengths, block_table)
-        return self._call("attention", arrays, (causal, scale, align), arguments, (out,))[0]
+        arrays = (q, k, v, mask, lengths, block_table, cu_seqlens_q, cu_seqlens_k)
+        bounds = (max_seqlen_q, max_seqlen_k)
+        packing = (cu_seqlens_q, cu_seqlens_k, *bounds)
+        arguments = (q, k, v, causal, scale, mask, align, lengths, block_table, *packing)
+        return self._call("attention", arrays, (causal, scale, align, *bounds), arguments, (out,))[0]

@@ -34,7 +34,8 @@ _SCHEMAS = {
     "matmul_weight_only": "(Tensor x, Tensor w, str packed, SymInt[] shape, int x_bits=24, "
     "Tensor? bias=None, str? activation=None) -> Tensor",
     "attention": "(Tensor q, Tensor k, Tensor v, bool causal=False, float? scale=None, Tensor? mask=None, "
-    "str align='bottom-right', Tensor? lengths=None, Tensor? block_table=None) -> Tensor",
+    "str align='bottom-right', Tensor? lengths=None, Tensor? block_table=None, Tensor? cu_seqlens_q=None, "
+    "Tensor? cu_seqlens_k=None, SymInt? max_seqlen_q=None, SymInt? max_seqlen_k=None) -> Tensor",
     "conv2d": "(Tensor x, Tensor w, Tensor? bias=None, int[2] stride=1, int[4] padding=0, "
     "int[2] dilation=1, int groups=1, str? activation=None, Tensor? residual=None, str layout='NCHW', "
     f"{_PACKED}) -> Tensor",
@@ -175,6 +176,21 @@ def _implementations(lib: Library) -> dict[str, Callable[..., Any]]:
     def pool2d(x: Tensor, *rest: Any, **attributes: Any) -> Any:
         return lib.pool2d(x, *map(_hashable, rest), **_each_hashable(attributes))
 
+    def attention(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        causal: bool = False,
+        scale: float | None = None,
+        mask: Tensor | None = None,
+        align: str = "bottom-right",
+        *sequences: Any,
+        **more: Any,
+    ) -> Any:
+        names = ("lengths", "block_table", "cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
+        given = dict(zip(names, sequences))  # which PyTorch passes by position
+        return lib.attention(q, k, v, causal, scale, mask, align, **given, **more)
+
     def add_layer_norm(
         x: Tensor,
         residual: Tensor,
@@ -193,7 +209,8 @@ def _implementations(lib: Library) -> dict[str, Callable[..., Any]]:
     ) -> Any:
         return lib.rms_norm(x, weight, bias, eps, residual)
 
-    own = (matmul, matmul_int8, matmul_weight_only, conv2d, pool2d, add_layer_norm, add_rms_norm)
+    norms = (add_layer_norm, add_rms_norm)
+    own = (matmul, matmul_int8, matmul_weight_only, attention, conv2d, pool2d, *norms)
     named: dict[str, Callable[..., Any]] = {each.__name__: each for each in own}
     return {name: named.get(name) or getattr(lib, name) for name in _SCHEMAS}
 
