@@ -36,6 +36,7 @@ from tvmops.schedules.cuda.gemm_loose import LooseGemm
 from tvmops.schedules.cuda.gemm_mma import MmaGemm
 from tvmops.schedules.cuda.gemm_padded import PaddedGemm
 from tvmops.schedules.cuda.gemm_simt import SimtGemm
+from tvmops.schedules.cuda.gemm_small import SmallGemm
 from tvmops.schedules.cuda.gemm_stream import StreamGemm
 from tvmops.schedules.cuda.gemm_summed import SummedGemm
 from tvmops.schedules.cuda.gemm_swapped import SwappedGemm
@@ -76,6 +77,7 @@ TEMPLATES: tuple[Template, ...] = (
     WgmmaGemm(),
     ChainedGemm(),
     SummedGemm(),
+    SmallGemm(),
     PaddedGemm(),
     Fp8Gemm(),
     MmaGemm(),

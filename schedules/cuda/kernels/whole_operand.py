@@ -1,0 +1,152 @@
+"""A factor of a small product by mma.sync: a tile with all of k on its way to shared memory at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tvmops.schedules.cuda.kernels.mma_operand import Operand
+from tvmops.schedules.cuda.kernels.pad_rows import SHIFTED
+from tvmops.schedules.cuda.pieces import PIECE, place_words
+from tvmops.schedules.cuda.words import c_call, do, when
+
+STEP = 16  # of k, in a product
+
+# Some elements to shared memory, or zeros.
+_COPY_PART = """
+__forceinline__ __device__ void copy_part_{vector}(unsigned to, const void* from, int there) {{
+  asm volatile("cp.async.{cache}.shared.global [%0], [%1], {nbytes}, %2;" ::
+               "r"(to), "l"(from), "r"(there ? {nbytes} : 0) : "memory");
+}}
+"""
+_PART_AT = """
+__forceinline__ __device__ const void* part_at(const void* array, int element) {
+  return static_cast<const unsigned short*>(array) + element;
+}
+"""
+# A piece that begins anywhere: the two aligned vectors that hold it, which are shifted later. At the end of
+# the array, behind which there is nothing, it is read by element.
+_FETCH_AROUND = """
+__forceinline__ __device__ void fetch_around(unsigned* raw, const void* array, long long begin, long long size) {
+  const unsigned short* at = static_cast<const unsigned short*>(array) + begin;
+  const uint4* from = static_cast<const uint4*>(array) + begin / 8;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) raw[i] = 0;
+  if (begin + 16 <= size) {
+    const uint4 x = __ldg(from), y = __ldg(from + 1);
+    raw[0] = x.x, raw[1] = x.y, raw[2] = x.z, raw[3] = x.w, raw[4] = y.x, raw[5] = y.y, raw[6] = y.z, raw[7] = y.w;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) raw[i / 2] |= (begin + i < size ? __ldg(at + i) : 0) << 16 * (i % 2);
+  }
+}
+"""
+_SHIFT_AROUND = """
+__forceinline__ __device__ void shift_around(unsigned* raw, long long begin, long long size, int valid) {
+  const unsigned shift = begin + 16 <= size ? begin % 8 : 0;
+  const uint4 v = shifted(uint4{raw[0], raw[1], raw[2], raw[3]}, uint4{raw[4], raw[5], raw[6], raw[7]}, shift);
+  raw[0] = v.x, raw[1] = v.y, raw[2] = v.z, raw[3] = v.w;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) raw[i] = 2 * i + 1 < valid ? raw[i] : 2 * i < valid ? raw[i] & 0xFFFF : 0;
+}
+"""
+
+
+class WholeOperand(Operand):
+    """A tile of `block` rows of its own, or columns, times k, whose size is known.
+
+    Rows in shared memory are an odd number of pieces apart, so that ldmatrix meets no bank twice.
+    Beyond k a tile is 0; beyond its other end it is whatever was there, which nobody stores.
+    """
+
+    words = 2 * 4  # registers of a piece that comes through them
+    first: Any  # element of the array at which the block's matrix begins
+    size: Any  # of the array
+
+    @property
+    def depth(self) -> int:
+        return -(-int(self.k) // STEP) * STEP
+
+    @property
+    def rows(self) -> int:
+        return self.block if self.k_inner else self.depth
+
+    @property
+    def line(self) -> int:
+        """Elements of a row."""
+        return self.depth if self.k_inner else self.block
+
+    @property
+    def pitch(self) -> int:
+        """Bytes from a row to the next."""
+        return (self.line // PIECE | 1) * 16
+
+    @property
+    def stage_bytes(self) -> int:
+        return self.rows * self.pitch
+
+    def address(self, stage: Any, row: Any, piece: Any) -> Any:
+        return self.base + T.Cast("uint32", row * self.pitch + piece * 16)
+
+    def begin(self, thread: Any, threads: int) -> None:
+        self.thread, self.threads = thread, threads
+        self.steps = -(-self.rows * self.line // PIECE // threads)
+        if self.in_two_steps:
+            self.raw = T.alloc_local((self.steps * self.words,), "uint32")
+
+    def copy(self, stage: Any, origin: Any, k_origin: Any) -> None:
+        """Begin to copy all of it."""
+        vector = self.vector
+        cache, nbytes = ("cg" if vector == PIECE else "ca"), 2 * vector
+        source = _COPY_PART.format(vector=vector, cache=cache, nbytes=nbytes)
+        for _, row, column in self._parts(vector):
+            to = self.base + T.Cast("uint32", row * self.pitch + column * 2)
+            y, x, inside, valid = self._found_at(row, column, origin)
+            there = T.Cast("int32", valid > 0)
+            with when(inside):
+                at = T.if_then_else(valid > 0, y * self.row_length + x, 0)
+                from_ = c_call("handle", "part_at", self.slice, at, source=_PART_AT)
+                do(c_call("void", f"copy_part_{vector}", to, from_, there, source=source))
+
+    def fetch(self, origin: Any, k_origin: Any) -> None:
+        source = _FETCH_AROUND
+        for step, row, column in self._parts(PIECE):
+            y, x, inside, valid = self._found_at(row, column, origin)
+            with when(tirx.And(inside, valid > 0)):
+                begin = self.first + T.Cast("int64", y * self.row_length + x)
+                do(c_call("void", "fetch_around", self._raw(step), self.array.data, begin, self.size, source=source))
+
+    def place(self, stage: Any, origin: Any = 0) -> None:
+        source = SHIFTED + _SHIFT_AROUND
+        for step, row, column in self._parts(PIECE):
+            y, x, inside, valid = self._found_at(row, column, origin)
+            with when(inside):
+                begin = self.first + T.Cast("int64", y * self.row_length + x)
+                do(c_call("void", "shift_around", self._raw(step), begin, self.size, valid, source=source))
+                do(place_words(self.address(0, row, T.truncdiv(column, PIECE)), self._raw(step)))
+
+    def _raw(self, step: int) -> Any:
+        return T.address_of(self.raw[step * self.words])
+
+    def _parts(self, width: int) -> Iterator[tuple[int, Any, Any]]:
+        """Go through this thread's parts of `width` elements: number, row and first column."""
+        each = self.line // width
+        count = self.rows * each
+        for step in range(-(-count // self.threads)):
+            at = T.Bind(step * self.threads + self.thread)
+            row, column = T.Bind(T.truncdiv(at, each)), T.Bind(T.truncmod(at, each) * width)
+            if (step + 1) * self.threads <= count:
+                yield step, row, column
+                continue
+            with when(at < count):
+                yield step, row, column
+
+    def _found_at(self, row: Any, column: Any, origin: Any) -> tuple[Any, Any, Any, Any]:
+        """Return a part's row and column in the array, if it is inside, and how much of it lies within k."""
+        if self.k_inner:
+            return origin + row, column, origin + row < self.extent, self.k - column
+        inside = origin + column < self.extent
+        return row, origin + column, inside, tirx.Select(row < self.k, self.extent - origin - column, 0)
