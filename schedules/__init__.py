@@ -38,6 +38,7 @@ from tvmops.schedules.cuda.gemm_padded import PaddedGemm
 from tvmops.schedules.cuda.gemm_simt import SimtGemm
 from tvmops.schedules.cuda.gemm_small import SmallGemm
 from tvmops.schedules.cuda.gemm_stream import StreamGemm
+from tvmops.schedules.cuda.gemm_stream_loose import LooseStreamGemm
 from tvmops.schedules.cuda.gemm_summed import SummedGemm
 from tvmops.schedules.cuda.gemm_swapped import SwappedGemm
 from tvmops.schedules.cuda.gemm_tf32 import Tf32Gemm, Tf32Mma
@@ -74,6 +75,7 @@ TEMPLATES: tuple[Template, ...] = (
     SwappedGemm(),
     LooseGemm(),
     StreamGemm(),
+    LooseStreamGemm(),
     WgmmaGemm(),
     ChainedGemm(),
     SummedGemm(),

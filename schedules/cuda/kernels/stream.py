@@ -245,13 +245,7 @@ class StreamKernel(ABC):
         if self.asks:
             do(c_call("void", "ask_for", pointer, 1 if there is None else there, source=_ASK_FOR))
             return
-        # .nc: nothing writes the weights while this kernel runs; one before it may, where they are chained
-        how = "" if self.tiles.chained else ".nc"
-        if there is None:
-            do(c_call("void", "load_streamed", out, pointer, source=_LOAD_STREAMED.format(how=how)))
-        else:
-            source = _LOAD_STREAMED_IF.format(how=how)
-            do(c_call("void", "load_streamed_if", out, pointer, there, source=source))
+        read_streamed(out, pointer, bool(self.tiles.chained), there)
 
     def _weight(self, slot: int, span: int, number: int) -> int:
         """Return which register a piece begins at."""
@@ -292,6 +286,17 @@ class StreamKernel(ABC):
 
     def _finish(self, piece: Piece, values: list[Any]) -> None:
         self.sums.store(self.c, self.product.m, self.product.n, piece, values, self._finished)
+
+
+def read_streamed(out: Any, pointer: Any, chained: bool, there: Any = None) -> None:
+    """Begin to read a piece of weights to four registers; where it is not `there`, they are to be 0."""
+    # .nc: nothing writes the weights while this kernel runs; one before it may, where they are chained
+    how = "" if chained else ".nc"
+    if there is None:
+        do(c_call("void", "load_streamed", out, pointer, source=_LOAD_STREAMED.format(how=how)))
+    else:
+        source = _LOAD_STREAMED_IF.format(how=how)
+        do(c_call("void", "load_streamed_if", out, pointer, there, source=source))
 
 
 def stream_at(array: Any, row: Any, pitch: Any, offset: Any) -> Any:

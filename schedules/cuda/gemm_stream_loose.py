@@ -1,0 +1,100 @@
+"""Few rows of a by a 16-bit b whose rows begin anywhere; `kernels.stream_loose` says how."""
+
+from __future__ import annotations
+
+import math
+
+from tvm import IRModule
+
+from tvmops.schedules.cuda.extents import known
+from tvmops.schedules.cuda.gemm_mma import product_of
+from tvmops.schedules.cuda.kernels.stream_loose import LooseStream, LooseTiles
+from tvmops.schedules.cuda.pieces import PIECE
+from tvmops.schedules.template import GenericKernel, Template
+from tvmops.signatures import ANY
+from tvmops.signatures.layouts import PLAIN
+from tvmops.signatures.matmul import SAME
+from tvmops.space import Config, Knob, Space
+from tvmops.targets import Target
+from tvmops.workloads import Workload
+
+_AMPERE = 80  # mma.sync of 16 bits
+_HOPPER = 90  # clusters
+_MOST_ROWS = 16
+_OTHER_REGISTERS = 48  # of a thread, beside what is on its way and sums
+_MOST_REGISTERS = 255
+
+
+class LooseStreamGemm(Template):
+    """float16 or bfloat16, no batch, neither factor transposed; any epilogue."""
+
+    name = "cuda.gemm_stream_loose"
+    version = 1
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        if workload.op != "matmul" or target.gpu is None or target.gpu.compute < _AMPERE:
+            return False
+        m, n, k = (workload[name] for name in "mnk")
+        return (
+            workload["dtype"] in ("float16", "bfloat16")
+            and workload["packed"] == PLAIN
+            and workload["out_dtype"] == workload["bias_dtype"] == SAME
+            and workload["batch"] == 1
+            and not workload["trans_a"]
+            and not workload["trans_b"]
+            and (m == ANY or (isinstance(m, int) and m <= _MOST_ROWS))
+            and isinstance(n, int)
+            and isinstance(k, int)
+            and (n % PIECE != 0 or k % PIECE != 0)
+        )
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        assert target.gpu is not None
+        m = min(known(workload, "m"), _MOST_ROWS)
+        hopper = target.gpu.compute >= _HOPPER
+        knobs = (
+            Knob("rows", (next(rows for rows in (1, 2, 4, 8, 16) if rows >= m),)),
+            Knob("spans", (1, 2)),
+            Knob("turns", (1, 2)),
+            Knob("splits", (1, 2, 4, 8) if hopper else (1,)),
+            Knob("depth", (1, 2)),
+            Knob("chained", (0, 1) if hopper else (0,)),
+        )
+        return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        space = self.space(workload, target)
+        legal = [config for config in space if config in space]
+        return min(legal, key=lambda config: self.estimate(workload, target, config))
+
+    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        return []
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        return 0.0
+
+    def kernel_workload(self, workload: Workload) -> Workload:
+        return workload.replace(m=ANY, n=ANY)
+
+    def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
+        return LooseStream(product_of(self.kernel_workload(workload)), tiles_of(config)).module()
+
+
+def tiles_of(config: Config) -> LooseTiles:
+    return LooseTiles(**{name: int(value) for name, value in config.items})
+
+
+def is_legal(config: Config, workload: Workload, target: Target) -> bool:
+    """Say whether `config` fits the machine; the only statement of the template's limits."""
+    assert target.gpu is not None
+    tiles, k = tiles_of(config), known(workload, "k")
+    units = tiles.units(k)
+    return (
+        tiles.shared_bytes(k) <= target.gpu.shared_bytes
+        and tiles.registers + _OTHER_REGISTERS
+        <= min(_MOST_REGISTERS, target.gpu.block_registers // (32 * tiles.warps))
+        and (tiles.splits == 1 or 256 * units * (tiles.splits - 1) < k)
+        and tiles.turns <= units
+        and (tiles.depth == 1 or tiles.depth * tiles.turns <= units)
+        and (tiles.spans == 1 or known(workload, "n") > tiles.columns // 2)
+    )
