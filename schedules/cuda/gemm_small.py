@@ -41,7 +41,7 @@ class SmallGemm(MmaGemm):
             Knob("bn", _tiles(n)),
             Knob("warps_m", tuple(range(1, 9))),
             Knob("warps_n", tuple(range(1, 9))),
-            Knob("chained", (0, 1) if is_chained(target) else (0,)),
+            Knob("chained", (0, 1, 2) if is_chained(target) else (0,)),
         )
         return Space(self.name, knobs, lambda config: is_small_legal(config, workload, target))
 
@@ -61,7 +61,7 @@ class SmallGemm(MmaGemm):
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         product = product_of(self.kernel_workload(workload))
-        return SmallKernel(product, small_tiles_of(config, workload), bool(config["chained"])).module()
+        return SmallKernel(product, small_tiles_of(config, workload), int(config["chained"])).module()
 
 
 def small_tiles_of(config: Config, workload: Workload) -> MmaTiles:
@@ -95,6 +95,6 @@ def _registers(tiles: MmaTiles, k: int) -> int:
 
 
 def _tiles(size: int) -> tuple[int, ...]:
-    """Return the smallest tiles, of multiples of 16, of which one, two, ... cover `size`."""
-    covers = {math.ceil(size / count / 16) * 16 for count in range(1, 17)}
+    """Return the smallest tiles of multiples of 16, 32 and 64 of which one, two, ... cover `size`."""
+    covers = {math.ceil(size / count / unit) * unit for count in range(1, 17) for unit in (16, 32, 64)}
     return tuple(sorted(tile for tile in covers if tile <= _LARGEST_TILE))

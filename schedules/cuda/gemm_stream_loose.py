@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from tvm import IRModule
 
 from tvmops.schedules.cuda.extents import known
@@ -59,6 +57,7 @@ class LooseStreamGemm(Template):
             Knob("splits", (1, 2, 4, 8) if hopper else (1,)),
             Knob("depth", (1, 2)),
             Knob("chained", (0, 1) if hopper else (0,)),
+            Knob("ahead", (0, 1, 2)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
@@ -96,5 +95,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and (tiles.splits == 1 or 256 * units * (tiles.splits - 1) < k)
         and tiles.turns <= units
         and (tiles.depth == 1 or tiles.depth * tiles.turns <= units)
+        and (tiles.chained == 1 or tiles.ahead == 0)
+        and tiles.ahead * tiles.turns <= units
         and (tiles.spans == 1 or known(workload, "n") > tiles.columns // 2)
     )

@@ -133,7 +133,7 @@ class MmaKernel:
             each.slice = T.Bind(self._slice(each, name))
             each.begin(self.thread, self.threads)
         if self.chained:
-            wait_for_kernels_before()
+            self._wait()
         self.sums = T.alloc_local((self.m_parts * self.n_parts * 4,), self.sum_dtype)
         self.a_parts = T.alloc_local((self.m_parts * 4,), "uint32")
         self.b_parts = T.alloc_local((self.n_parts * 2,), "uint32")
@@ -163,6 +163,9 @@ class MmaKernel:
     def _keep(self, value: Any) -> Any:
         """Name a value of the tile's place."""
         return T.Bind(value)
+
+    def _wait(self) -> None:
+        wait_for_kernels_before()
 
     def _multiply_all(self) -> None:
         stages, steps = self.tiles.stages, ceildiv(self.product.k, BK)

@@ -15,13 +15,17 @@ from tvmops.schedules.cuda.kernels.gemm_mma import MmaKernel, MmaTiles
 from tvmops.schedules.cuda.kernels.mma_operand import Operand
 from tvmops.schedules.cuda.kernels.product import Product
 from tvmops.schedules.cuda.kernels.whole_operand import STEP, WholeOperand
-from tvmops.schedules.cuda.words import do, ptx
+from tvmops.schedules.cuda.words import do, let_next_kernel_begin, ptx
 
 
 class SmallKernel(MmaKernel):
     """`main(a, b, [bias], [residual], c)`; of the sizes the batch alone may be unknown."""
 
     operand = WholeOperand
+
+    def __init__(self, product: Product, tiles: MmaTiles, chained: int) -> None:
+        super().__init__(product, tiles, bool(chained))
+        self.launches_next = chained  # 1: when all is asked for; 2: when it has come
 
     def _locate(self, block: Any, rows: Any, columns: Any) -> None:
         self.item = T.Bind(T.truncdiv(block, rows * columns))
@@ -38,6 +42,11 @@ class SmallKernel(MmaKernel):
         operand.size = T.Cast("int64", 1 if alone else p.batch) * elements
         return super()._slice(operand, name)
 
+    def _wait(self) -> None:
+        ptx(
+            "griddepcontrol.wait"
+        )  # whose blocks would take the places of this one's, were they launched here
+
     def _multiply_all(self) -> None:
         operands = ((self.a, self.row), (self.b, self.column))
         for each, origin in operands:
@@ -46,12 +55,16 @@ class SmallKernel(MmaKernel):
             else:
                 each.copy(0, origin, 0)
         ptx("cp.async.commit_group")
-        for each, origin in operands:
+        if self.launches_next == 1:
+            let_next_kernel_begin()
+        for each, _ in operands:
             if each.in_two_steps:
-                each.place(0, origin)
+                each.place(0)
         ptx("cp.async.wait_group", 0)
         do(T.cuda.cta_sync())
-        for k in range(self.a.depth // STEP):
+        if self.launches_next == 2:
+            let_next_kernel_begin()
+        for k in range(-(-int(self.product.k) // STEP)):
             self._load_parts(0, k)
             self._multiply()
 
@@ -59,4 +72,6 @@ class SmallKernel(MmaKernel):
 def shared_bytes(product: Product, tiles: MmaTiles) -> int:
     """Return the bytes of shared memory of a block."""
     sizes = ((not product.trans_a, tiles.bm), (product.trans_b, tiles.bn))
-    return sum(WholeOperand(None, block, product.k, k_inner, block, 1).stage_bytes for k_inner, block in sizes)
+    return sum(
+        WholeOperand(None, block, product.k, k_inner, block, 1).stage_bytes for k_inner, block in sizes
+    )

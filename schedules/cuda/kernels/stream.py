@@ -243,7 +243,7 @@ class StreamKernel(ABC):
         """Begin to read a piece of weights, or ask for it; where it is not `there`, to be 0."""
         out = T.address_of(self.weights[self._weight(slot, span, number)])
         if self.asks:
-            do(c_call("void", "ask_for", pointer, 1 if there is None else there, source=_ASK_FOR))
+            ask_for(pointer, 1 if there is None else there)
             return
         read_streamed(out, pointer, bool(self.tiles.chained), there)
 
@@ -286,6 +286,11 @@ class StreamKernel(ABC):
 
     def _finish(self, piece: Piece, values: list[Any]) -> None:
         self.sums.store(self.c, self.product.m, self.product.n, piece, values, self._finished)
+
+
+def ask_for(pointer: Any, there: Any) -> None:
+    """Have what a pointer points to brought to the L2, if it is there."""
+    do(c_call("void", "ask_for", pointer, there, source=_ASK_FOR))
 
 
 def read_streamed(out: Any, pointer: Any, chained: bool, there: Any = None) -> None:

@@ -20,7 +20,7 @@ from tvm.tirx.script.builder import ir as T
 from tvmops.schedules.cpu.emit import ceildiv
 from tvmops.schedules.cuda.kernels.column_sums import ROWS, STORE_FOUR, add_four, load_piece, multiply, zeros
 from tvmops.schedules.cuda.kernels.product import Product, finished
-from tvmops.schedules.cuda.kernels.stream import read_streamed
+from tvmops.schedules.cuda.kernels.stream import ask_for, read_streamed
 from tvmops.schedules.cuda.kernels.stream_floats import woven
 from tvmops.schedules.cuda.pieces import PIECE
 from tvmops.schedules.cuda.words import (
@@ -28,8 +28,9 @@ from tvmops.schedules.cuda.words import (
     Scalar,
     c_call,
     do,
+    let_next_kernel_begin,
     pack,
-    wait_for_kernels_before,
+    ptx,
     when,
 )
 
@@ -89,6 +90,7 @@ class LooseTiles:
     splits: int  # blocks of a cluster, which share k
     depth: int  # units that a warp has on their way
     chained: int = 0  # 1: launched while the kernel before it ends, for whose results it waits by itself
+    ahead: int = 0  # units that a warp asks for while it waits
 
     @property
     def warps(self) -> int:
@@ -177,12 +179,16 @@ class LooseStream:
         self.values = T.alloc_local((4 * t.parts,), "uint32")
         self.sums = zeros(t.spans * t.parts * 16)
         if t.chained:
-            wait_for_kernels_before()
+            for number in range(t.ahead):
+                self._ask(self.turn + number * t.turns)
+            ptx("griddepcontrol.wait")
         for slot in range(t.depth):
             self._fetch(slot, self.turn + slot * t.turns)
         self._place_a()
         do(T.cuda.cta_sync())
         self._stream()
+        if t.chained:
+            let_next_kernel_begin()
         do(T.cuda.cta_sync())  # all have read their a
         self._share()
         do(T.cuda.cta_sync())
@@ -221,6 +227,20 @@ class LooseStream:
                 with T.Else():
                     self._each_piece(slot, begin, row)
 
+    def _ask(self, unit: Any) -> None:
+        """Have a unit brought to the L2, if it is whole: what it holds is read later."""
+        with when(self.first + (unit * _UNIT + _UNIT + 1) * CLASSES <= self.k):
+            row = self.first + (unit * _UNIT + self.depth) * CLASSES + self.own
+            begin = T.Bind(T.Cast("int64", row) * self.n + self.piece)
+            for span in range(self.tiles.spans):
+                inside = T.Cast("int32", self.piece + span * _SPAN < self.n)
+                for i in range(8):
+                    ask_for(self._pointer(begin, span, i), inside)
+
+    def _pointer(self, begin: Any, span: int, number: int) -> Any:
+        at = begin + (T.Cast("int64", self.n) * (number * CLASSES) + span * _SPAN)
+        return c_call("handle", "element_at", self.b.data, at, source=_ELEMENT_AT)
+
     def _each_piece(self, slot: int, begin: Any, row: Any) -> None:
         """Begin to read a lane's pieces; `row` is given where the end of b may be among them."""
         for span in range(self.tiles.spans):
@@ -228,15 +248,13 @@ class LooseStream:
             for i in range(8):
                 out = T.address_of(self.weights[self._weight(slot, span, i)])
                 at = begin + (T.Cast("int64", self.n) * (i * CLASSES) + span * _SPAN)
-                pointer = c_call("handle", "element_at", self.b.data, at, source=_ELEMENT_AT)
+                pointer = self._pointer(begin, span, i)
                 if row is None:
                     read_streamed(out, pointer, bool(self.tiles.chained), T.Cast("int32", inside))
                     continue
                 there = T.Bind(tirx.And(inside, row + i * CLASSES < self.k))
                 whole = T.Bind(at + PIECE <= self.size)
-                read_streamed(
-                    out, pointer, bool(self.tiles.chained), T.Cast("int32", tirx.And(there, whole))
-                )
+                read_streamed(out, pointer, bool(self.tiles.chained), T.Cast("int32", tirx.And(there, whole)))
                 with when(tirx.And(there, tirx.Not(whole))):
                     do(c_call("void", "load_last", out, self.b.data, at, self.size, source=_LOAD_LAST))
 

@@ -112,17 +112,28 @@ class WholeOperand(Operand):
                 do(c_call("void", f"copy_part_{vector}", to, from_, there, source=source))
 
     def fetch(self, origin: Any, k_origin: Any) -> None:
+        self.origin = origin
         source = _FETCH_AROUND
         for step, row, column in self._parts(PIECE):
             y, x, inside, valid = self._found_at(row, column, origin)
             with when(tirx.And(inside, valid > 0)):
                 begin = self.first + T.Cast("int64", y * self.row_length + x)
-                do(c_call("void", "fetch_around", self._raw(step), self.array.data, begin, self.size, source=source))
+                do(
+                    c_call(
+                        "void",
+                        "fetch_around",
+                        self._raw(step),
+                        self.array.data,
+                        begin,
+                        self.size,
+                        source=source,
+                    )
+                )
 
-    def place(self, stage: Any, origin: Any = 0) -> None:
+    def place(self, stage: Any) -> None:
         source = SHIFTED + _SHIFT_AROUND
         for step, row, column in self._parts(PIECE):
-            y, x, inside, valid = self._found_at(row, column, origin)
+            y, x, inside, valid = self._found_at(row, column, self.origin)
             with when(inside):
                 begin = self.first + T.Cast("int64", y * self.row_length + x)
                 do(c_call("void", "shift_around", self._raw(step), begin, self.size, valid, source=source))
