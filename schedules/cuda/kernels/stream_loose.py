@@ -39,14 +39,14 @@ _UNIT = 32  # rows of a class that a warp reads at once
 _SPAN = 64  # columns, a piece each of eight lanes
 _FOUR = 4  # neighbours of a result
 _PAD = 4  # floats behind a row of sums, so that rows start in different banks
-_TOGETHER = 8  # values of a that a thread reads at once
+_TOGETHER = 8  # vectors of a that a thread reads at once
 
 _ELEMENT_AT = """
 __forceinline__ __device__ const void* element_at(const void* array, long long at) {
   return static_cast<const unsigned short*>(array) + at;
 }
 """
-# A piece of which the array's end is within: behind it there is nothing.
+# A vector within which the array ends: behind it there is nothing.
 _LOAD_LAST = """
 __forceinline__ __device__ void load_last(unsigned* out, const void* array, long long begin, long long size) {
   const unsigned short* from = static_cast<const unsigned short*>(array);
@@ -60,14 +60,23 @@ __forceinline__ __device__ void load_last(unsigned* out, const void* array, long
   out[0] = low, out[1] = low >> 32, out[2] = high, out[3] = high >> 32;
 }
 """
+# An aligned vector of a matrix, of which eight elements, one a class, go where their classes lie; those that
+# are not in the block's part of a row do not, and those behind the row's end are 0.
 _TAKE = """
-__forceinline__ __device__ unsigned take_element(const void* array, long long at, int there) {
-  return there ? static_cast<const unsigned short*>(array)[at] : 0;
+__forceinline__ __device__ void take_vector(unsigned* out, const void* array, long long begin, long long size) {
+  uint4 v = uint4{0, 0, 0, 0};
+  if (begin + 8 <= size) v = *reinterpret_cast<const uint4*>(static_cast<const unsigned short*>(array) + begin);
+  out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
 }
 """
 _PUT = """
-__forceinline__ __device__ void put_element(void* memory, int offset, unsigned element) {
-  *reinterpret_cast<unsigned short*>(static_cast<char*>(memory) + offset) = element;
+__forceinline__ __device__ void put_vector(void* memory, const unsigned* v, int first, int end, int depth, int pitch) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const int at = first + i;
+    unsigned short* to = static_cast<unsigned short*>(memory) + at % 8 * pitch + at / 8;
+    if (at >= 0 && at < depth) *to = at < end ? v[i / 2] >> 16 * (i % 2) : 0;
+  }
 }
 """
 _SAVE = """
@@ -266,22 +275,31 @@ class LooseStream:
         """Write what the block needs of a to shared memory, by classes; beyond its ends it is 0."""
         t = self.tiles
         depth = CLASSES * _UNIT * t.units(self.k)
-        count, threads = t.rows * depth, 32 * t.warps
+        each = depth // PIECE + 1  # vectors of a row
+        count, threads = t.rows * each, 32 * t.warps
         together = min(_TOGETHER, -(-count // threads))
-        taken = T.alloc_local((together,), "uint32")
+        taken = T.alloc_local((together * 4,), "uint32")
+        size = T.Bind(T.Cast("int64", self.m) * self.k)
         with T.serial(-(-count // (threads * together))) as turn:
-            places = [T.Bind((turn * together + i) * threads + self.thread) for i in range(together)]
-            for i, at in enumerate(places):
-                row, k = self.row + T.truncdiv(at, depth), self.first + T.truncmod(at, depth)
-                there = T.Cast("int32", tirx.And(at < count, tirx.And(row < self.m, k < self.k)))
-                where = T.Cast("int64", row) * self.k + k
-                element = c_call("uint32", "take_element", self.a.data, where, there, source=_TAKE)
-                T.buffer_store(taken, element, [i])
-            for i, at in enumerate(places):
-                row, k = T.truncdiv(at, depth), T.truncmod(at, depth)
-                to = self._row_of_a(k % CLASSES, row) + T.truncdiv(k, CLASSES) * 2
+            places = []
+            for i in range(together):
+                at = T.Bind((turn * together + i) * threads + self.thread)
+                row = T.Bind(T.truncdiv(at, each))
+                start = T.Cast("int64", self.row + row) * self.k + self.first  # of the block's part
+                behind = T.Bind(T.Cast("int32", T.truncmod(start, PIECE)))
+                first = T.Bind(T.truncmod(at, each) * PIECE - behind)
+                out = T.address_of(taken[i * 4])
+                begin = T.Bind(start + first)
+                do(c_call("void", "take_vector", out, self.a.data, begin, size, source=_TAKE))
+                with when(tirx.And(begin < size, size < begin + PIECE)):
+                    do(c_call("void", "load_last", out, self.a.data, begin, size, source=_LOAD_LAST))
+                places.append((at, row, first, out))
+            for at, row, first, out in places:
+                to = self.memory.ptr_to([self._row_of_a(0, row)])
+                end = tirx.Select(self.row + row < self.m, self.k - self.first, 0)
+                pitch = t.rows * t.pitch(self.k) // 2
                 with when(at < count):
-                    do(c_call("void", "put_element", self.memory.ptr_to([0]), to, taken[i], source=_PUT))
+                    do(c_call("void", "put_vector", to, out, first, end, depth, pitch, source=_PUT))
 
     def _row_of_a(self, own: Any, row: Any) -> Any:
         """Return the byte at which a class of a row begins."""
