@@ -33,7 +33,7 @@ from tvmops.schedules.cuda.words import (
     when,
 )
 
-_STORE_PAIR = """
+STORE_PAIR = """
 __forceinline__ __device__ void store_pair(void* memory, unsigned pair) {
   *static_cast<unsigned*>(memory) = pair;
 }
@@ -125,8 +125,7 @@ class MmaKernel:
         )
         self._locate(block, rows, columns)
         pool = SMEMPool()
-        for each in (self.a, self.b):
-            each.ring = pool.alloc((t.stages * each.stage_bytes,), "uint8", align=128)
+        self._share(pool)
         pool.commit()
         for each, name in ((self.a, "a"), (self.b, "b")):
             each.base = Scalar(T.cuda.cvta_generic_to_shared(each.ring.ptr_to([0])), "uint32")()
@@ -141,6 +140,11 @@ class MmaKernel:
             T.buffer_store(self.sums, tirx.const(0, self.sum_dtype), [i])
         self._multiply_all()
         self._store()
+
+    def _share(self, pool: Any) -> None:
+        """Take shared memory."""
+        for each in (self.a, self.b):
+            each.ring = pool.alloc((self.tiles.stages * each.stage_bytes,), "uint8", align=128)
 
     def _slice(self, operand: Operand, name: str) -> Any:
         """Return where the matrix of this block's item begins."""
@@ -282,7 +286,7 @@ class MmaKernel:
         with T.If(T.truncmod(p.n, 2) == 0):
             with T.Then():
                 pair = pack(p.dtype, *values)
-                do(c_call("void", "store_pair", self.c.ptr_to([*place, column]), pair, source=_STORE_PAIR))
+                do(c_call("void", "store_pair", self.c.ptr_to([*place, column]), pair, source=STORE_PAIR))
             with T.Else():
                 T.buffer_store(self.c, T.Cast(p.dtype, values[0]), [*place, column])
                 with when(column + 1 < p.n):

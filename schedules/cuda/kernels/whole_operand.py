@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,10 +11,12 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cuda.kernels.mma_operand import Operand
 from tvmops.schedules.cuda.kernels.pad_rows import SHIFTED
+from tvmops.schedules.cuda.kernels.stream import ask_for
 from tvmops.schedules.cuda.pieces import PIECE, place_words
 from tvmops.schedules.cuda.words import c_call, do, when
 
 STEP = 16  # of k, in a product
+_LINE = 64  # elements: what the L2 is asked for at once
 
 # Some elements to shared memory, or zeros.
 _COPY_PART = """
@@ -93,9 +96,19 @@ class WholeOperand(Operand):
 
     def begin(self, thread: Any, threads: int) -> None:
         self.thread, self.threads = thread, threads
-        self.steps = -(-self.rows * self.line // PIECE // threads)
         if self.in_two_steps:
-            self.raw = T.alloc_local((self.steps * self.words,), "uint32")
+            turns = sum(1 for _ in self._turns(PIECE))
+            self.raw = T.alloc_local((turns * self.words,), "uint32")
+
+    def ask(self, origin: Any) -> None:
+        """Have what will be copied brought to the L2: of b's rows all, which other blocks need, too."""
+        first, lines = (origin, self.block) if self.k_inner else (0, int(self.k))
+        last = tirx.min(first + lines, self.extent) if self.k_inner else lines
+        begin = T.Bind(c_call("handle", "part_at", self.slice, first * self.row_length, source=_PART_AT))
+        size = T.Bind((last - first) * self.row_length)
+        for number in range(-(-lines * int(self.row_length) // (_LINE * self.threads))):
+            at = T.Bind((number * self.threads + self.thread) * _LINE)
+            ask_for(c_call("handle", "part_at", begin, at, source=_PART_AT), T.Cast("int32", at < size))
 
     def copy(self, stage: Any, origin: Any, k_origin: Any) -> None:
         """Begin to copy all of it."""
@@ -107,8 +120,8 @@ class WholeOperand(Operand):
             y, x, inside, valid = self._found_at(row, column, origin)
             there = T.Cast("int32", valid > 0)
             with when(inside):
-                at = T.if_then_else(valid > 0, y * self.row_length + x, 0)
-                from_ = c_call("handle", "part_at", self.slice, at, source=_PART_AT)
+                place = y * self.row_length + T.if_then_else(valid > 0, x, 0)
+                from_ = c_call("handle", "part_at", self.slice, place, source=_PART_AT)
                 do(c_call("void", f"copy_part_{vector}", to, from_, there, source=source))
 
     def fetch(self, origin: Any, k_origin: Any) -> None:
@@ -118,17 +131,8 @@ class WholeOperand(Operand):
             y, x, inside, valid = self._found_at(row, column, origin)
             with when(tirx.And(inside, valid > 0)):
                 begin = self.first + T.Cast("int64", y * self.row_length + x)
-                do(
-                    c_call(
-                        "void",
-                        "fetch_around",
-                        self._raw(step),
-                        self.array.data,
-                        begin,
-                        self.size,
-                        source=source,
-                    )
-                )
+                raw = self._raw(step)
+                do(c_call("void", "fetch_around", raw, self.array.data, begin, self.size, source=source))
 
     def place(self, stage: Any) -> None:
         source = SHIFTED + _SHIFT_AROUND
@@ -136,28 +140,43 @@ class WholeOperand(Operand):
             y, x, inside, valid = self._found_at(row, column, self.origin)
             with when(inside):
                 begin = self.first + T.Cast("int64", y * self.row_length + x)
-                do(c_call("void", "shift_around", self._raw(step), begin, self.size, valid, source=source))
-                do(place_words(self.address(0, row, T.truncdiv(column, PIECE)), self._raw(step)))
+                raw = self._raw(step)
+                do(c_call("void", "shift_around", raw, begin, self.size, valid, source=source))
+                do(place_words(self.address(0, row, T.truncdiv(column, PIECE)), raw))
 
     def _raw(self, step: int) -> Any:
         return T.address_of(self.raw[step * self.words])
 
+    def _across(self, width: int) -> int:
+        """Count the parts of `width` elements in a row."""
+        return -(-(self.depth if self.k_inner else min(self.block, int(self.extent))) // width)
+
+    def _turns(self, width: int) -> Iterator[tuple[int, int]]:
+        """Go through first rows and first parts of what all threads copy at once."""
+        across = self._across(width)
+        for row in range(0, self.rows, max(1, self.threads // across)):
+            for part in range(0, across, self.threads):
+                yield row, part
+
     def _parts(self, width: int) -> Iterator[tuple[int, Any, Any]]:
-        """Go through this thread's parts of `width` elements: number, row and first column."""
-        each = self.line // width
-        count = self.rows * each
-        for step in range(-(-count // self.threads)):
-            at = T.Bind(step * self.threads + self.thread)
-            row, column = T.Bind(T.truncdiv(at, each)), T.Bind(T.truncmod(at, each) * width)
-            if (step + 1) * self.threads <= count:
-                yield step, row, column
-                continue
-            with when(at < count):
-                yield step, row, column
+        """Go through this thread's parts of `width` elements: number, row and first column.
+
+        A thread stays in its columns, so that it goes the same way from each part to the next.
+        """
+        across, threads = self._across(width), self.threads
+        side = max(1, threads // across)  # rows side by side
+        own = T.Bind(T.truncdiv(self.thread, across)) if side > 1 else tirx.const(0, "int32")
+        place = T.Bind(T.truncmod(self.thread, across)) if side > 1 else self.thread
+        for step, (row, part) in enumerate(self._turns(width)):
+            here = [(own, side), (row + own, self.rows), (part + place, across)]
+            most = ((threads - 1) // across, row + side - 1, part + (across if side > 1 else threads) - 1)
+            beyond = [at < size for (at, size), high in zip(here, most) if high >= size]
+            with when(functools.reduce(tirx.And, beyond, tirx.const(True, "bool"))):
+                yield step, row + own, (part + place) * width
 
     def _found_at(self, row: Any, column: Any, origin: Any) -> tuple[Any, Any, Any, Any]:
         """Return a part's row and column in the array, if it is inside, and how much of it lies within k."""
         if self.k_inner:
             return origin + row, column, origin + row < self.extent, self.k - column
-        inside = origin + column < self.extent
-        return row, origin + column, inside, tirx.Select(row < self.k, self.extent - origin - column, 0)
+        valid = tirx.Select(row < self.k, self.extent - origin - column, 0)
+        return tirx.min(row, self.k - 1), origin + column, origin + column < self.extent, valid
