@@ -149,7 +149,11 @@ class SmallKernel(MmaKernel):
                     do(c_call("void", name, self.c.data, start, line, unit, source=source))
                 else:
                     count = tirx.min(n - column, t.wn)
-                    do(c_call("void", "store_loose", self.c.data, start, line, unit, count, source=_STORE_LOOSE))
+                    do(
+                        c_call(
+                            "void", "store_loose", self.c.data, start, line, unit, count, source=_STORE_LOOSE
+                        )
+                    )
 
 
 def line_bytes(tiles: MmaTiles) -> int:
