@@ -54,7 +54,7 @@ class LooseStreamGemm(Template):
             Knob("rows", (next(rows for rows in (1, 2, 4, 8, 16) if rows >= m),)),
             Knob("spans", (1, 2)),
             Knob("turns", (1, 2)),
-            Knob("splits", (1, 2, 4, 8) if hopper else (1,)),
+            Knob("splits", tuple(range(1, 9)) if hopper else (1,)),
             Knob("depth", (1, 2)),
             Knob("chained", (0, 1) if hopper else (0,)),
             Knob("ahead", (0, 1, 2)),

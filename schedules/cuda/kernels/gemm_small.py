@@ -49,7 +49,8 @@ class SmallKernel(MmaKernel):
 
     def __init__(self, product: Product, tiles: MmaTiles, chained: int) -> None:
         super().__init__(product, tiles, bool(chained))
-        self.launches_next = chained  # 1: when all is asked for; 2: when it has come
+        # 1: when all is asked for; 2: when it has come. Launched before, it takes this one's places.
+        self.launches_next = chained
 
     def _locate(self, block: Any, rows: Any, columns: Any) -> None:
         self.item = T.Bind(T.truncdiv(block, rows * columns))
@@ -69,9 +70,7 @@ class SmallKernel(MmaKernel):
     def _wait(self) -> None:
         for each, origin in ((self.a, self.row), (self.b, self.column)):
             each.ask(origin)
-        ptx(
-            "griddepcontrol.wait"
-        )  # whose blocks would take the places of this one's, were they launched here
+        ptx("griddepcontrol.wait")
 
     def _multiply_all(self) -> None:
         operands = ((self.a, self.row), (self.b, self.column))

@@ -22,7 +22,7 @@ from tvmops.schedules.cuda.kernels.column_sums import ROWS, STORE_FOUR, add_four
 from tvmops.schedules.cuda.kernels.product import Product, finished
 from tvmops.schedules.cuda.kernels.stream import ask_for, read_streamed
 from tvmops.schedules.cuda.kernels.stream_floats import woven
-from tvmops.schedules.cuda.pieces import PIECE
+from tvmops.schedules.cuda.pieces import PIECE, load_last
 from tvmops.schedules.cuda.words import (
     PROGRAMMATIC_LAUNCH,
     Scalar,
@@ -44,20 +44,6 @@ _TOGETHER = 8  # vectors of a that a thread reads at once
 _ELEMENT_AT = """
 __forceinline__ __device__ const void* element_at(const void* array, long long at) {
   return static_cast<const unsigned short*>(array) + at;
-}
-"""
-# A vector within which the array ends: behind it there is nothing.
-_LOAD_LAST = """
-__forceinline__ __device__ void load_last(unsigned* out, const void* array, long long begin, long long size) {
-  const unsigned short* from = static_cast<const unsigned short*>(array);
-  unsigned long long low = 0, high = 0;
-#pragma unroll 1
-  for (int i = 0; i < 8; ++i) {
-    const unsigned long long next = begin + i < size ? from[begin + i] : 0;
-    low = low >> 16 | high << 48;
-    high = high >> 16 | next << 48;
-  }
-  out[0] = low, out[1] = low >> 32, out[2] = high, out[3] = high >> 32;
 }
 """
 # An aligned vector of a matrix, of which eight elements, one a class, go where their classes lie; those that
@@ -252,20 +238,22 @@ class LooseStream:
 
     def _each_piece(self, slot: int, begin: Any, row: Any) -> None:
         """Begin to read a lane's pieces; `row` is given where the end of b may be among them."""
+        last = []  # read when all others are on their way
         for span in range(self.tiles.spans):
             inside = self.piece + span * _SPAN < self.n
             for i in range(8):
                 out = T.address_of(self.weights[self._weight(slot, span, i)])
-                at = begin + (T.Cast("int64", self.n) * (i * CLASSES) + span * _SPAN)
-                pointer = self._pointer(begin, span, i)
-                if row is None:
-                    read_streamed(out, pointer, bool(self.tiles.chained), T.Cast("int32", inside))
-                    continue
-                there = T.Bind(tirx.And(inside, row + i * CLASSES < self.k))
-                whole = T.Bind(at + PIECE <= self.size)
-                read_streamed(out, pointer, bool(self.tiles.chained), T.Cast("int32", tirx.And(there, whole)))
-                with when(tirx.And(there, tirx.Not(whole))):
-                    do(c_call("void", "load_last", out, self.b.data, at, self.size, source=_LOAD_LAST))
+                pointer, there = self._pointer(begin, span, i), inside
+                if row is not None:
+                    at = begin + (T.Cast("int64", self.n) * (i * CLASSES) + span * _SPAN)
+                    there = T.Bind(tirx.And(inside, row + i * CLASSES < self.k))
+                    whole = T.Bind(at + PIECE <= self.size)
+                    last.append((tirx.And(there, tirx.Not(whole)), out, at))
+                    there = tirx.And(there, whole)
+                read_streamed(out, pointer, bool(self.tiles.chained), T.Cast("int32", there))
+        for ends_within, out, at in last:
+            with when(ends_within):
+                load_last(out, self.b.data, at, self.size)
 
     def _weight(self, slot: int, span: int, number: int) -> int:
         """Return which register a piece begins at."""
@@ -291,10 +279,11 @@ class LooseStream:
                 out = T.address_of(taken[i * 4])
                 begin = T.Bind(start + first)
                 do(c_call("void", "take_vector", out, self.a.data, begin, size, source=_TAKE))
+                places.append((at, row, first, out, begin))
+            for *_, out, begin in places:
                 with when(tirx.And(begin < size, size < begin + PIECE)):
-                    do(c_call("void", "load_last", out, self.a.data, begin, size, source=_LOAD_LAST))
-                places.append((at, row, first, out))
-            for at, row, first, out in places:
+                    load_last(out, self.a.data, begin, size)
+            for at, row, first, out, _ in places:
                 to = self.memory.ptr_to([self._row_of_a(0, row)])
                 end = tirx.Select(self.row + row < self.m, self.k - self.first, 0)
                 pitch = t.rows * t.pitch(self.k) // 2

@@ -12,7 +12,7 @@ from tvm.tirx.script.builder import ir as T
 from tvmops.schedules.cuda.kernels.mma_operand import Operand
 from tvmops.schedules.cuda.kernels.pad_rows import SHIFTED
 from tvmops.schedules.cuda.kernels.stream import ask_for
-from tvmops.schedules.cuda.pieces import PIECE, place_words
+from tvmops.schedules.cuda.pieces import PIECE, load_last, place_words
 from tvmops.schedules.cuda.words import c_call, do, when
 
 STEP = 16  # of k, in a product
@@ -30,21 +30,13 @@ __forceinline__ __device__ const void* part_at(const void* array, int element) {
   return static_cast<const unsigned short*>(array) + element;
 }
 """
-# A piece that begins anywhere: the two aligned vectors that hold it, which are shifted later. At the end of
-# the array, behind which there is nothing, it is read by element.
+# A piece that begins anywhere: the two aligned vectors that hold it, which are shifted later.
 _FETCH_AROUND = """
-__forceinline__ __device__ void fetch_around(unsigned* raw, const void* array, long long begin, long long size) {
-  const unsigned short* at = static_cast<const unsigned short*>(array) + begin;
+__forceinline__ __device__ void fetch_around(unsigned* raw, const void* array, long long begin, int there) {
+  uint4 x = uint4{0, 0, 0, 0}, y = x;
   const uint4* from = static_cast<const uint4*>(array) + begin / 8;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) raw[i] = 0;
-  if (begin + 16 <= size) {
-    const uint4 x = __ldg(from), y = __ldg(from + 1);
-    raw[0] = x.x, raw[1] = x.y, raw[2] = x.z, raw[3] = x.w, raw[4] = y.x, raw[5] = y.y, raw[6] = y.z, raw[7] = y.w;
-  } else {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) raw[i / 2] |= (begin + i < size ? __ldg(at + i) : 0) << 16 * (i % 2);
-  }
+  if (there) x = __ldg(from), y = __ldg(from + 1);
+  raw[0] = x.x, raw[1] = x.y, raw[2] = x.z, raw[3] = x.w, raw[4] = y.x, raw[5] = y.y, raw[6] = y.z, raw[7] = y.w;
 }
 """
 _SHIFT_AROUND = """
@@ -115,30 +107,35 @@ class WholeOperand(Operand):
         vector = self.vector
         cache, nbytes = ("cg" if vector == PIECE else "ca"), 2 * vector
         source = _COPY_PART.format(vector=vector, cache=cache, nbytes=nbytes)
-        for _, row, column in self._parts(vector):
+        for _, row, column, is_one in self._parts(vector):
             to = self.base + T.Cast("uint32", row * self.pitch + column * 2)
             y, x, inside, valid = self._found_at(row, column, origin)
             there = T.Cast("int32", valid > 0)
-            with when(inside):
+            with when(tirx.And(is_one, inside)):
                 place = y * self.row_length + T.if_then_else(valid > 0, x, 0)
                 from_ = c_call("handle", "part_at", self.slice, place, source=_PART_AT)
                 do(c_call("void", f"copy_part_{vector}", to, from_, there, source=source))
 
     def fetch(self, origin: Any, k_origin: Any) -> None:
         self.origin = origin
-        source = _FETCH_AROUND
-        for step, row, column in self._parts(PIECE):
+        last = []  # read when all others are on their way
+        for step, row, column, is_one in self._parts(PIECE):
             y, x, inside, valid = self._found_at(row, column, origin)
-            with when(tirx.And(inside, valid > 0)):
-                begin = self.first + T.Cast("int64", y * self.row_length + x)
-                raw = self._raw(step)
-                do(c_call("void", "fetch_around", raw, self.array.data, begin, self.size, source=source))
+            begin = T.Bind(self.first + T.Cast("int64", y * self.row_length + x))
+            there, whole = T.Bind(tirx.And(tirx.And(is_one, inside), valid > 0)), T.Bind(begin + 2 * PIECE <= self.size)
+            held = T.Cast("int32", tirx.And(there, whole))
+            raw = self._raw(step)
+            do(c_call("void", "fetch_around", raw, self.array.data, begin, held, source=_FETCH_AROUND))
+            last.append((tirx.And(there, tirx.Not(whole)), raw, begin))
+        for ends_within, raw, begin in last:
+            with when(ends_within):
+                load_last(raw, self.array.data, begin, self.size)
 
     def place(self, stage: Any) -> None:
         source = SHIFTED + _SHIFT_AROUND
-        for step, row, column in self._parts(PIECE):
+        for step, row, column, is_one in self._parts(PIECE):
             y, x, inside, valid = self._found_at(row, column, self.origin)
-            with when(inside):
+            with when(tirx.And(is_one, inside)):
                 begin = self.first + T.Cast("int64", y * self.row_length + x)
                 raw = self._raw(step)
                 do(c_call("void", "shift_around", raw, begin, self.size, valid, source=source))
@@ -158,8 +155,8 @@ class WholeOperand(Operand):
             for part in range(0, across, self.threads):
                 yield row, part
 
-    def _parts(self, width: int) -> Iterator[tuple[int, Any, Any]]:
-        """Go through this thread's parts of `width` elements: number, row and first column.
+    def _parts(self, width: int) -> Iterator[tuple[int, Any, Any, Any]]:
+        """Go through this thread's parts of `width` elements: number, row, first column, and if it is one.
 
         A thread stays in its columns, so that it goes the same way from each part to the next.
         """
@@ -171,8 +168,8 @@ class WholeOperand(Operand):
             here = [(own, side), (row + own, self.rows), (part + place, across)]
             most = ((threads - 1) // across, row + side - 1, part + (across if side > 1 else threads) - 1)
             beyond = [at < size for (at, size), high in zip(here, most) if high >= size]
-            with when(functools.reduce(tirx.And, beyond, tirx.const(True, "bool"))):
-                yield step, row + own, (part + place) * width
+            is_one = functools.reduce(tirx.And, beyond, tirx.const(True, "bool"))
+            yield step, row + own, (part + place) * width, is_one
 
     def _found_at(self, row: Any, column: Any, origin: Any) -> tuple[Any, Any, Any, Any]:
         """Return a part's row and column in the array, if it is inside, and how much of it lies within k."""
