@@ -122,7 +122,10 @@ class WholeOperand(Operand):
         for step, row, column, is_one in self._parts(PIECE):
             y, x, inside, valid = self._found_at(row, column, origin)
             begin = T.Bind(self.first + T.Cast("int64", y * self.row_length + x))
-            there, whole = T.Bind(tirx.And(tirx.And(is_one, inside), valid > 0)), T.Bind(begin + 2 * PIECE <= self.size)
+            there, whole = (
+                T.Bind(tirx.And(tirx.And(is_one, inside), valid > 0)),
+                T.Bind(begin + 2 * PIECE <= self.size),
+            )
             held = T.Cast("int32", tirx.And(there, whole))
             raw = self._raw(step)
             do(c_call("void", "fetch_around", raw, self.array.data, begin, held, source=_FETCH_AROUND))

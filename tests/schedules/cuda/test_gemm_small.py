@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.schedules.cuda.compiled import compiled
+from tests.schedules.cuda.compiled import compiled, needs_nvcc, ptx_of
 from tests.schedules.cuda.emulated import needs_emulator
 from tests.schedules.cuda.products import Launch, blocks_of, error_here
 from tvmops.ops import op_of
@@ -60,6 +60,27 @@ def test_it_comes_before_copies_and_behind_what_needs_none() -> None:
 def test_the_default_is_legal(shape: tuple[int, int, int], machine: str) -> None:
     work = matmul(*shape)
     assert TEMPLATE.default(work, target(machine)) in TEMPLATE.space(work, target(machine))
+
+
+def test_the_default_gives_each_multiprocessor_one_block() -> None:
+    work = matmul(100, 100, 100)
+    knobs = TEMPLATE.default(work, H200)
+    tiles = small_tiles_of(knobs, work)
+    assert H200.cores // 2 < blocks_of(work, tiles.bm, tiles.bn) <= H200.cores
+    assert knobs["chained"] == 1 and TEMPLATE.default(work, target("nvidia-a100"))["chained"] == 0
+
+
+@needs_nvcc
+@pytest.mark.parametrize("chained", [1, 2])
+def test_a_chained_kernel_asks_waits_copies_and_lets_the_next_begin(chained: int, tmp_path: Path) -> None:
+    work = matmul(100, 100, 100)
+    cubin = compiled(TEMPLATE, work, H200, config(64, 128, 2, 4, chained))
+    assert cubin.report.spilled_bytes == cubin.report.stack_bytes == 0
+    ptx = ptx_of(cubin, "sm_90a", tmp_path)
+    steps = ["prefetch.global.L2", "griddepcontrol.wait", "cp.async.commit_group", "cp.async.wait_group"]
+    steps.insert(2 + chained, "griddepcontrol.launch_dependents")
+    places = [ptx.index(step) for step in steps]
+    assert places == sorted(places) and ptx.index("cp.async.ca") > places[1]
 
 
 def error_of(work: Workload, knobs: Config, folder: Path) -> float:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.schedules.cuda.compiled import compiled
+from tests.schedules.cuda.compiled import compiled, needs_nvcc, ptx_of
 from tests.schedules.cuda.emulated import needs_emulator
 from tests.schedules.cuda.products import Launch, blocks_of, error_here
 from tvmops.ops import op_of
@@ -41,6 +41,12 @@ def config(rows: int, spans: int, turns: int, splits: int, depth: int, ahead: in
         (matmul(1, 4097, 4095, dtype="float32"), "nvidia-h200", False),
         (matmul(1, 4097, 4095).replace(m="*"), "nvidia-h200", True),
         (matmul(1, 4097, 4095).generic(), "nvidia-h200", False),
+        (matmul(16, 1001, 28673), "nvidia-h200", True),
+        (
+            matmul(16, 1001, 28673),
+            "nvidia-a100",
+            False,
+        ),  # a is too large for a block, and there are no clusters
         (matmul(1, 4097, 4095), "cuda-sm75", False),  # no mma.sync of bfloat16
     ],
 )
@@ -48,8 +54,15 @@ def test_what_it_covers(work: Workload, machine: str, covered: bool) -> None:
     assert TEMPLATE.covers(work, target(machine)) is covered
 
 
-@pytest.mark.parametrize("machine", ["nvidia-h200", "nvidia-a100", "rtx-3090"])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 4097, 4095), (16, 4097, 4095), (16, 1001, 28673)])
+@pytest.mark.parametrize(
+    "shape, machine",
+    [
+        ((1, 1, 1), "nvidia-h200"),
+        ((1, 4097, 4095), "nvidia-a100"),
+        ((16, 2049, 2047), "rtx-3090"),
+        ((16, 1001, 28673), "nvidia-h200"),
+    ],
+)
 def test_the_default_is_legal(shape: tuple[int, int, int], machine: str) -> None:
     work = matmul(*shape)
     assert TEMPLATE.default(work, target(machine)) in TEMPLATE.space(work, target(machine))
@@ -59,6 +72,17 @@ def test_few_columns_are_split_over_blocks() -> None:
     work = matmul(1, 1025, 8191)
     assert int(TEMPLATE.default(work, H200)["splits"]) > 1
     assert TEMPLATE.default(work, target("nvidia-a100"))["splits"] == 1  # no clusters
+
+
+@needs_nvcc
+def test_weights_are_read_wide_at_once_and_after_the_wait(tmp_path: Path) -> None:
+    work = matmul(1, 4097, 4095)
+    cubin = compiled(TEMPLATE, work, H200, config(1, 1, 1, 2, 1, 1))
+    assert cubin.report.spilled_bytes == cubin.report.stack_bytes == 0
+    ptx = ptx_of(cubin, "sm_90a", tmp_path)
+    steps = ("prefetch.global.L2", "griddepcontrol.wait", "ld.global.L1::no_allocate.L2::256B.v4.b32")
+    places = [ptx.index(step) for step in (*steps, "griddepcontrol.launch_dependents")]
+    assert places == sorted(places)
 
 
 def error_of(work: Workload, knobs: Config, folder: Path) -> float:
