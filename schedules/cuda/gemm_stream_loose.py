@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tvm import IRModule
 
 from tvmops.schedules.cuda.extents import known
@@ -97,7 +99,8 @@ class LooseStreamGemm(Template):
         meeting = _MEETING_SECONDS if tiles.splits > 1 else 0.0
         placing = tiles.rows * k / tiles.splits / tiles.warps * _PLACE_SECONDS
         early = _CHAINED_SECONDS * tiles.chained + _AHEAD_SECONDS * min(1, tiles.ahead)
-        return _START_SECONDS + stream + waves + meeting + placing - early
+        seconds: float = _START_SECONDS + stream + waves + meeting + placing - early
+        return seconds
 
     def kernel_workload(self, workload: Workload) -> Workload:
         return workload.replace(m=ANY, n=ANY)

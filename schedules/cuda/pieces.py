@@ -91,5 +91,5 @@ def place_words(to: Any, raw: Any) -> Any:
 
 
 def load_last(out: Any, array: Any, begin: Any, size: Any) -> None:
-    """Read the elements from `begin` on of an array that ends before the eighth; behind it there are zeros."""
+    """Read eight elements from `begin` on, within which the array ends; behind it there are zeros."""
     do(c_call("void", "load_last", out, array, begin, size, source=_LOAD_LAST))

@@ -46,7 +46,7 @@ def config(rows: int, spans: int, turns: int, splits: int, depth: int, ahead: in
             matmul(16, 1001, 28673),
             "nvidia-a100",
             False,
-        ),  # a is too large for a block, and there are no clusters
+        ),  # a is too much for a block
         (matmul(1, 4097, 4095), "cuda-sm75", False),  # no mma.sync of bfloat16
     ],
 )
