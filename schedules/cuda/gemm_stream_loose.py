@@ -21,8 +21,8 @@ from tvmops.workloads import Workload
 _AMPERE = 80  # mma.sync of 16 bits
 _MOST_ROWS = 16
 _MOST_SPLITS = 8  # where there are clusters
-_OTHER_REGISTERS = 48  # of a thread, beside what is on its way and sums; the compiler takes more if there are
-_TAKEN_REGISTERS = 64
+_OTHER_REGISTERS = 48  # of a thread, beside what is on its way and sums, at least, and
+_TAKEN_REGISTERS = 64  # where the compiler has them
 _MOST_REGISTERS = 255
 
 # Of the guess, fitted to what an H200 took for 43 configs of 8 shapes.

@@ -41,8 +41,8 @@ _FOUR = 4  # neighbours of a result
 _PAD = 4  # floats behind a row of sums, so that rows start in different banks
 _TOGETHER = 8  # vectors of a that a thread reads at once
 
-_ELEMENT_AT = """
-__forceinline__ __device__ const void* element_at(const void* array, long long at) {
+_PIECE_FROM = """
+__forceinline__ __device__ const void* piece_from(const void* array, long long at) {
   return static_cast<const unsigned short*>(array) + at;
 }
 """
@@ -235,7 +235,7 @@ class LooseStream:
 
     def _pointer(self, begin: Any, span: int, number: int) -> Any:
         at = begin + (T.Cast("int64", self.n) * (number * CLASSES) + span * _SPAN)
-        return c_call("handle", "element_at", self.b.data, at, source=_ELEMENT_AT)
+        return c_call("handle", "piece_from", self.b.data, at, source=_PIECE_FROM)
 
     def _each_piece(self, slot: int, begin: Any, row: Any) -> None:
         """Begin to read a lane's pieces; `row` is given where the end of b may be among them."""
