@@ -73,14 +73,12 @@ class LooseStreamGemm(Template):
             Knob("depth", (1, 2)),
             Knob("chained", (0, 1) if hopper else (0,)),
             Knob("ahead", (0, 1, 2)),
-            Knob("beside", (1, 2, 3, 4)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
     def default(self, workload: Workload, target: Target) -> Config:
         space = self.space(workload, target)
-        legal = [config for config in space if config["beside"] == 1]
-        return min(legal, key=lambda config: self.estimate(workload, target, config))
+        return min(space, key=lambda config: self.estimate(workload, target, config))
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         return []
@@ -92,7 +90,7 @@ class LooseStreamGemm(Template):
         tiles, bandwidth = tiles_of(config), target.gpu.bandwidth
         blocks = math.ceil(m / tiles.rows) * math.ceil(n / tiles.columns) * tiles.splits
         registers = (tiles.registers + _TAKEN_REGISTERS) * 32 * tiles.warps
-        beside = max(tiles.beside, target.gpu.block_registers // registers)
+        beside = max(1, target.gpu.block_registers // registers)
         busiest = math.ceil(blocks / target.cores)
         own = 2.0 * tiles.window * k / tiles.splits  # bytes of a block
         trips = math.ceil(tiles.units(k) / (tiles.turns * tiles.depth))
@@ -134,7 +132,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     return (
         tiles.shared_bytes(k) <= target.gpu.shared_bytes
         and tiles.registers + _OTHER_REGISTERS
-        <= min(_MOST_REGISTERS, target.gpu.block_registers // (32 * tiles.warps * tiles.beside))
+        <= min(_MOST_REGISTERS, target.gpu.block_registers // (32 * tiles.warps))
         and (tiles.splits == 1 or 256 * units * (tiles.splits - 1) < k)
         and tiles.turns <= units
         and (tiles.depth == 1 or tiles.depth * tiles.turns <= units)

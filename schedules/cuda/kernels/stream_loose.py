@@ -86,7 +86,6 @@ class LooseTiles:
     depth: int  # units that a warp has on their way
     chained: int = 0  # 1: launched while the kernel before it ends, for whose results it waits by itself
     ahead: int = 0  # units that a warp asks for while it waits
-    beside: int = 1  # blocks that share a multiprocessor, for which registers are left
 
     @property
     def warps(self) -> int:
@@ -145,7 +144,7 @@ class LooseStream:
             self.residual = self._array("residual", p.m, p.n) if p.residual else None
             self.c = self._array("c", p.m, p.n)
             T.device_entry()
-            with T.attr({"tirx.launch_bounds_min_blocks_per_sm": self.tiles.beside}):
+            with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
                 self._body()
         function = builder.get().with_attr("global_symbol", "main")
         chained = bool(self.tiles.chained)

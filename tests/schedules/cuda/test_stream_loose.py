@@ -22,11 +22,9 @@ def matmul(m: int, n: int, k: int, **fields: object) -> Workload:
     return workload("matmul", m=m, n=n, k=k, **{"dtype": "bfloat16", **fields})
 
 
-def config(
-    rows: int, spans: int, turns: int, splits: int, depth: int, ahead: int | None = None, beside: int = 1
-) -> Config:
+def config(rows: int, spans: int, turns: int, splits: int, depth: int, ahead: int | None = None) -> Config:
     knobs = {"rows": rows, "spans": spans, "turns": turns, "splits": splits, "depth": depth}
-    return Config.of(**knobs, chained=int(ahead is not None), ahead=ahead or 0, beside=beside)
+    return Config.of(**knobs, chained=int(ahead is not None), ahead=ahead or 0)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +94,7 @@ def error_of(work: Workload, knobs: Config, folder: Path) -> float:
 
 
 CASES = [
-    (matmul(1, 61, 131), config(1, 1, 1, 1, 1, 1, beside=2)),  # k ends within a unit
+    (matmul(1, 61, 131), config(1, 1, 1, 1, 1, 1)),  # k ends within a unit
     (matmul(1, 57, 1031), config(1, 1, 2, 2, 1)),  # the last block has one column
     (matmul(13, 130, 1030, bias=True, residual=True, activation="relu"), config(16, 1, 1, 2, 2)),
     (matmul(3, 125, 300, dtype="float16"), config(4, 2, 1, 1, 1)),
