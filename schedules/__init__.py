@@ -37,7 +37,9 @@ from tvmops.schedules.cuda.gemm_loose import LooseGemm
 from tvmops.schedules.cuda.gemm_mma import MmaGemm
 from tvmops.schedules.cuda.gemm_padded import PaddedGemm
 from tvmops.schedules.cuda.gemm_simt import SimtGemm
+from tvmops.schedules.cuda.gemm_small import SmallGemm
 from tvmops.schedules.cuda.gemm_stream import StreamGemm
+from tvmops.schedules.cuda.gemm_stream_loose import LooseStreamGemm
 from tvmops.schedules.cuda.gemm_streamed import StreamedGemm
 from tvmops.schedules.cuda.gemm_summed import SummedGemm
 from tvmops.schedules.cuda.gemm_swapped import SwappedGemm
@@ -75,10 +77,12 @@ TEMPLATES: tuple[Template, ...] = (
     SwappedGemm(),
     LooseGemm(),
     StreamGemm(),
+    LooseStreamGemm(),
     WgmmaGemm(),
     ChainedGemm(),
     SummedGemm(),
     StreamedGemm(),
+    SmallGemm(),
     PaddedGemm(),
     Fp8Gemm(),
     MmaGemm(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvmops.schedules.cuda.words import c_call
+from tvmops.schedules.cuda.words import c_call, do
 
 PIECE = 8  # elements: 16 bytes
 
@@ -46,6 +46,21 @@ __forceinline__ __device__ void place_words(unsigned to, const unsigned* raw) {
 }
 """
 
+# A vector within which the array ends: behind it there is nothing.
+_LOAD_LAST = """
+__forceinline__ __device__ void load_last(unsigned* out, const void* array, long long begin, long long size) {
+  const unsigned short* from = static_cast<const unsigned short*>(array);
+  unsigned long long low = 0, high = 0;
+#pragma unroll 1
+  for (int i = 0; i < 8; ++i) {
+    const unsigned long long next = begin + i < size ? from[begin + i] : 0;
+    low = low >> 16 | high << 48;
+    high = high >> 16 | next << 48;
+  }
+  out[0] = low, out[1] = low >> 32, out[2] = high, out[3] = high >> 32;
+}
+"""
+
 
 def copy_piece(
     vector: int, to: Any, array: Any, row: Any, pitch: Any, column: Any, valid: Any, near: bool = False
@@ -73,3 +88,8 @@ def place_piece(to: Any, raw: Any) -> Any:
 def place_words(to: Any, raw: Any) -> Any:
     """Write a piece in four registers to shared memory."""
     return c_call("void", "place_words", to, raw, source=_PLACE_WORDS)
+
+
+def load_last(out: Any, array: Any, begin: Any, size: Any) -> None:
+    """Read eight elements from `begin` on, within which the array ends; behind it there are zeros."""
+    do(c_call("void", "load_last", out, array, begin, size, source=_LOAD_LAST))

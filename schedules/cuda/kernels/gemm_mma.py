@@ -33,7 +33,7 @@ from tvmops.schedules.cuda.words import (
     when,
 )
 
-_STORE_PAIR = """
+STORE_PAIR = """
 __forceinline__ __device__ void store_pair(void* memory, unsigned pair) {
   *static_cast<unsigned*>(memory) = pair;
 }
@@ -125,15 +125,14 @@ class MmaKernel:
         )
         self._locate(block, rows, columns)
         pool = SMEMPool()
-        for each in (self.a, self.b):
-            each.ring = pool.alloc((t.stages * each.stage_bytes,), "uint8", align=128)
+        self._share(pool)
         pool.commit()
         for each, name in ((self.a, "a"), (self.b, "b")):
             each.base = Scalar(T.cuda.cvta_generic_to_shared(each.ring.ptr_to([0])), "uint32")()
             each.slice = T.Bind(self._slice(each, name))
             each.begin(self.thread, self.threads)
         if self.chained:
-            wait_for_kernels_before()
+            self._wait()
         self.sums = T.alloc_local((self.m_parts * self.n_parts * 4,), self.sum_dtype)
         self.a_parts = T.alloc_local((self.m_parts * 4,), "uint32")
         self.b_parts = T.alloc_local((self.n_parts * 2,), "uint32")
@@ -141,6 +140,11 @@ class MmaKernel:
             T.buffer_store(self.sums, tirx.const(0, self.sum_dtype), [i])
         self._multiply_all()
         self._store()
+
+    def _share(self, pool: Any) -> None:
+        """Take shared memory."""
+        for each in (self.a, self.b):
+            each.ring = pool.alloc((self.tiles.stages * each.stage_bytes,), "uint8", align=128)
 
     def _slice(self, operand: Operand, name: str) -> Any:
         """Return where the matrix of this block's item begins."""
@@ -163,6 +167,9 @@ class MmaKernel:
     def _keep(self, value: Any) -> Any:
         """Name a value of the tile's place."""
         return T.Bind(value)
+
+    def _wait(self) -> None:
+        wait_for_kernels_before()
 
     def _multiply_all(self) -> None:
         stages, steps = self.tiles.stages, ceildiv(self.product.k, BK)
@@ -279,7 +286,7 @@ class MmaKernel:
         with T.If(T.truncmod(p.n, 2) == 0):
             with T.Then():
                 pair = pack(p.dtype, *values)
-                do(c_call("void", "store_pair", self.c.ptr_to([*place, column]), pair, source=_STORE_PAIR))
+                do(c_call("void", "store_pair", self.c.ptr_to([*place, column]), pair, source=STORE_PAIR))
             with T.Else():
                 T.buffer_store(self.c, T.Cast(p.dtype, values[0]), [*place, column])
                 with when(column + 1 < p.n):

@@ -243,15 +243,9 @@ class StreamKernel(ABC):
         """Begin to read a piece of weights, or ask for it; where it is not `there`, to be 0."""
         out = T.address_of(self.weights[self._weight(slot, span, number)])
         if self.asks:
-            do(c_call("void", "ask_for", pointer, 1 if there is None else there, source=_ASK_FOR))
+            ask_for(pointer, 1 if there is None else there)
             return
-        # .nc: nothing writes the weights while this kernel runs; one before it may, where they are chained
-        how = "" if self.tiles.chained else ".nc"
-        if there is None:
-            do(c_call("void", "load_streamed", out, pointer, source=_LOAD_STREAMED.format(how=how)))
-        else:
-            source = _LOAD_STREAMED_IF.format(how=how)
-            do(c_call("void", "load_streamed_if", out, pointer, there, source=source))
+        read_streamed(out, pointer, bool(self.tiles.chained), there)
 
     def _weight(self, slot: int, span: int, number: int) -> int:
         """Return which register a piece begins at."""
@@ -292,6 +286,22 @@ class StreamKernel(ABC):
 
     def _finish(self, piece: Piece, values: list[Any]) -> None:
         self.sums.store(self.c, self.product.m, self.product.n, piece, values, self._finished)
+
+
+def ask_for(pointer: Any, there: Any) -> None:
+    """Have what a pointer points to brought to the L2, if it is there."""
+    do(c_call("void", "ask_for", pointer, there, source=_ASK_FOR))
+
+
+def read_streamed(out: Any, pointer: Any, chained: bool, there: Any = None) -> None:
+    """Begin to read a piece of weights to four registers; where it is not `there`, they are to be 0."""
+    # .nc: nothing writes the weights while this kernel runs; one before it may, where they are chained
+    how = "" if chained else ".nc"
+    if there is None:
+        do(c_call("void", "load_streamed", out, pointer, source=_LOAD_STREAMED.format(how=how)))
+    else:
+        source = _LOAD_STREAMED_IF.format(how=how)
+        do(c_call("void", "load_streamed_if", out, pointer, there, source=source))
 
 
 def stream_at(array: Any, row: Any, pitch: Any, offset: Any) -> Any:

@@ -29,6 +29,12 @@ __forceinline__ __device__ unsigned weave(unsigned a, unsigned b, unsigned which
 _FIRSTS, _SECONDS = 0x5410, 0x7632  # of two pairs
 
 
+def woven(a: Any, b: Any) -> list[Any]:
+    """Return the pairs of first and of second halves of two words."""
+    calls = [c_call("uint32", "weave", a, b, T.uint32(which), source=_WEAVE) for which in (_FIRSTS, _SECONDS)]
+    return [Scalar(call, "uint32")() for call in calls]
+
+
 def form_of(product: Product) -> StreamForm:
     return _ALONG_K if product.trans_b else _ALONG_N
 
@@ -95,13 +101,11 @@ class FloatStream(StreamKernel):
         if self.product.trans_b:
             columns = [self._weight(slot, span, step * 4 + tile * 2 + i) + half * 2 for i in range(2)]
             return [self.weights[at + pair] for pair in range(2) for at in columns]
-        pairs = []
+        pairs: list[Any] = []
         for pair in range(2):
             first = half * 4 + pair * 2
             two = [self.weights[self._weight(slot, span, first + i) + tile] for i in range(2)]
-            for which in (_FIRSTS, _SECONDS):
-                woven = c_call("uint32", "weave", *two, T.uint32(which), source=_WEAVE)
-                pairs.append(Scalar(woven, "uint32")())
+            pairs += woven(*two)
         return pairs
 
     def _finished(self, value: Any, row: Any, column: Any) -> Any:

@@ -96,6 +96,7 @@ _MACROS = (
     "wait_group_async",
     "sync_aligned_m16n8k",
     "copy_piece_",
+    "copy_part_",
     "copy_bytes_",
     "copy_floats_",
     "async_bulk_tensor_",

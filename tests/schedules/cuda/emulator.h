@@ -353,6 +353,12 @@ static inline void copy_word(unsigned to, const void* from) {
   if (reinterpret_cast<uintptr_t>(from) % 4) emulator::fail("an address that is not aligned");
   emulator::now->groups.back().push_back({to, from, 4, 4});
 }
+#define COPY_PART(vector)                                                                                  \
+  static inline void copy_part_##vector(unsigned to, const void* from, int there) {                      \
+    if (reinterpret_cast<uintptr_t>(from) % (2 * vector)) emulator::fail("an address that is not aligned"); \
+    emulator::now->groups.back().push_back({to, from, there ? 2 * vector : 0, 2 * vector});                \
+  }
+COPY_PART(2) COPY_PART(4) COPY_PART(8)
 COPY_PIECE(2, 2) COPY_PIECE(4, 4) COPY_PIECE(8, 8) COPY_PIECE(8_near, 8)
 static inline void tvm_builtin_ptx_cp_async_commit_group_async_commit_group() { emulator::now->groups.emplace_back(); }
 static inline void wait_group(size_t left) {

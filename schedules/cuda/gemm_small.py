@@ -1,0 +1,147 @@
+"""Batches of small products of 16-bit types on GPUs with mma.sync; `kernels.gemm_small` says how."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+from tvm import IRModule
+
+from tvmops.schedules.cuda.extents import known
+from tvmops.schedules.cuda.gemm_mma import MmaGemm, is_chained, product_of, row_dims
+from tvmops.schedules.cuda.kernels.gemm_mma import MmaTiles
+from tvmops.schedules.cuda.kernels.gemm_small import SmallKernel, shared_bytes
+from tvmops.schedules.template import GenericKernel
+from tvmops.signatures import ANY
+from tvmops.space import Config, Knob, Space
+from tvmops.targets import Target
+from tvmops.workloads import Workload
+
+_LARGEST = 256  # of m, n and k
+_LARGEST_TILE = 128
+_MOST_WARPS = 16
+_MOST_REGISTERS = 136  # of a thread, for sums and what is read ahead
+_REGISTERS, _RESIDENT_WARPS = 65_536, 64  # of a multiprocessor
+_RESERVED = 1024  # bytes of shared memory that the system takes of each block
+_OTHER_REGISTERS = 40  # of a thread, beside sums
+_WARPS = ((1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (2, 4), (3, 1), (3, 3), (7, 1), (7, 2))  # of the default
+
+# Of the guess, fitted to what an H200 took for 41 configs of 12 shapes.
+_COPIES = {8: 1, 4: 2, 2: 4, 1: 3}  # instructions for eight elements
+_STORES = {8: 1, 4: 2, 2: 4, 1: 6}
+_ROUND_SECONDS = 0.9e-6
+_WARP_COPY_SECONDS = 1.4e-10
+_COPY_SECONDS = 1.2e-10
+_STORE_SECONDS = 3.4e-10
+_PRODUCT_SECONDS = 3.7e-13
+_UNCHAINED_SECONDS, _LATE_SECONDS = 1.1e-6, 0.25e-6
+
+
+class SmallGemm(MmaGemm):
+    """Sizes of up to 256, rows that begin anywhere, transposes, any epilogue."""
+
+    name = "cuda.gemm_small"
+    version = 1
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        if not super().covers(workload, target) or workload["batch"] == 1:
+            return False
+        sizes = [workload[dim] for dim in "mnk"]
+        return all(isinstance(size, int) and size <= _LARGEST for size in sizes)
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        m, n = (known(workload, dim) for dim in "mn")
+        knobs = (
+            Knob("bm", _tiles(m)),
+            Knob("bn", _tiles(n)),
+            Knob("warps_m", tuple(range(1, 9))),
+            Knob("warps_n", tuple(range(1, 9))),
+            Knob("chained", (0, 1, 2) if is_chained(target) else (0,)),
+        )
+        return Space(self.name, knobs, lambda config: is_small_legal(config, workload, target))
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        space = self.space(workload, target)
+        values = {knob.name: knob.values for knob in space.knobs}
+        chained = 1 if 1 in values["chained"] else 0
+        choices = [
+            Config.of(bm=bm, bn=bn, warps_m=warps_m, warps_n=warps_n, chained=chained)
+            for bm, bn in itertools.product(values["bm"], values["bn"])
+            for warps_m, warps_n in _WARPS
+        ]
+        legal = [config for config in choices if space.is_legal(config)]
+        return min(legal, key=lambda config: self.estimate(workload, target, config))
+
+    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        return []
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        """Guess: rounds of blocks that each wait, and what the busiest multiprocessor has to do."""
+        assert target.gpu is not None
+        m, n, k, batch = (known(workload, dim) for dim in ("m", "n", "k", "batch"))
+        tiles = small_tiles_of(config, workload)
+        blocks = batch * math.ceil(m / tiles.bm) * math.ceil(n / tiles.bn)
+        nbytes = shared_bytes(product_of(workload), tiles) + _RESERVED
+        registers = (tiles.wm * tiles.wn // 32 + _OTHER_REGISTERS) * 32 * tiles.warps
+        beside = max(
+            1,
+            min(target.gpu.shared_bytes // nbytes, _RESIDENT_WARPS // tiles.warps, _REGISTERS // registers),
+        )
+        busiest = math.ceil(blocks / target.cores)
+        rounds = math.ceil(busiest / beside)
+        share = busiest if blocks < target.cores * beside else blocks / target.cores
+        rows, columns = min(tiles.bm, m), min(tiles.bn, n)
+        copies = k / 8 * (rows * _COPIES[tiles.a_vector] + columns * _COPIES[tiles.b_vector])
+        stores = rows * columns / 8 * _STORES[next(v for v in self.vectors if n % v == 0)]
+        multiplied = tiles.bm * tiles.bn * k
+        moved = 2.0 * batch * (m * k + k * n + m * n)
+        late = (_UNCHAINED_SECONDS, 0.0, _LATE_SECONDS)[int(config["chained"])]
+        return (
+            rounds * (_ROUND_SECONDS + copies / tiles.warps * _WARP_COPY_SECONDS)
+            + share * (copies * _COPY_SECONDS + multiplied * _PRODUCT_SECONDS + stores * _STORE_SECONDS)
+            + moved / target.gpu.bandwidth
+            + late
+        )
+
+    def kernel_workload(self, workload: Workload) -> Workload:
+        return workload.replace(batch=ANY)
+
+    def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
+        product = product_of(self.kernel_workload(workload))
+        return SmallKernel(product, small_tiles_of(config, workload), int(config["chained"])).module()
+
+
+def small_tiles_of(config: Config, workload: Workload) -> MmaTiles:
+    """Return the tiles of a config; copies are as wide as rows allow."""
+    a, b = (next(v for v in MmaGemm.vectors if known(workload, d) % v == 0) for d in row_dims(workload))
+    bm, bn, warps_m, warps_n = (int(config[name]) for name in ("bm", "bn", "warps_m", "warps_n"))
+    return MmaTiles(bm, bn, warps_m, warps_n, stages=1, a_vector=a, b_vector=b)
+
+
+def is_small_legal(config: Config, workload: Workload, target: Target) -> bool:
+    """Say whether `config` fits the machine; the only statement of the template's limits."""
+    assert target.gpu is not None
+    tiles = small_tiles_of(config, workload)
+    return (
+        tiles.bm % (16 * tiles.warps_m) == 0
+        and tiles.bn % (16 * tiles.warps_n) == 0
+        and tiles.warps <= _MOST_WARPS
+        and _registers(tiles, known(workload, "k")) <= _MOST_REGISTERS
+        and shared_bytes(product_of(workload), tiles) <= target.gpu.shared_bytes
+    )
+
+
+def _registers(tiles: MmaTiles, k: int) -> int:
+    """Registers of a thread for sums, factors, and what comes through registers."""
+    pieces = [
+        -(-size * k // 8 // (32 * tiles.warps))
+        for size, vector in ((tiles.bm, tiles.a_vector), (tiles.bn, tiles.b_vector))
+        if vector == 1
+    ]
+    return tiles.wm * tiles.wn // 32 + max(tiles.wm // 4 + tiles.wn // 4, 8 * sum(pieces))
+
+
+def _tiles(size: int) -> tuple[int, ...]:
+    """Return the smallest tiles of multiples of 16, 32 and 64 of which one, two, ... cover `size`."""
+    covers = {math.ceil(size / count / unit) * unit for count in range(1, 17) for unit in (16, 32, 64)}
+    return tuple(sorted(tile for tile in covers if tile <= _LARGEST_TILE))

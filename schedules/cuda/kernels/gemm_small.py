@@ -1,0 +1,173 @@
+"""The kernel of `SmallGemm`: small products with mma.sync, of which a block has all of k at once.
+
+Most of what a small product takes is waiting: for the launch, for memory, for each other. So a
+block asks for all that it multiplies at once, and waits once. Sizes are known when the kernel is
+made, so that no thread divides to find its part.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tvmops.schedules.cuda.kernels.gemm_mma import STORE_PAIR, MmaKernel, MmaTiles
+from tvmops.schedules.cuda.kernels.mma_operand import Operand
+from tvmops.schedules.cuda.kernels.product import Product, finished
+from tvmops.schedules.cuda.kernels.whole_operand import STEP, WholeOperand
+from tvmops.schedules.cuda.words import Scalar, c_call, do, let_next_kernel_begin, pack, ptx, when
+
+_ROWS = 16  # of a product
+_ALIGNED = 128  # bytes that a factor may begin behind the one before it
+_KINDS = {8: "uint4", 4: "uint2", 2: "unsigned"}
+_STORE_PART = """
+__forceinline__ __device__ void store_part_{width}(void* c, long long at, const void* line, int unit) {{
+  {kind}* to = reinterpret_cast<{kind}*>(static_cast<unsigned short*>(c) + at);
+  to[unit] = static_cast<const {kind}*>(line)[unit];
+}}
+"""
+# The same where rows begin anywhere: words of the array, and what is left of a row at both ends.
+_STORE_LOOSE = """
+__forceinline__ __device__ void store_loose(void* c, long long at, const void* line, int unit, int count) {
+  const int first = 2 * unit - static_cast<int>(at & 1);
+  const unsigned short* from = static_cast<const unsigned short*>(line) + first;
+  unsigned short* to = static_cast<unsigned short*>(c) + at + first;
+  if (first >= 0 && first + 1 < count) *reinterpret_cast<unsigned*>(to) = from[0] | from[1] << 16;
+  else if (first >= 0 && first < count) to[0] = from[0];
+  else if (first < 0) to[1] = from[1];
+}
+"""
+
+
+class SmallKernel(MmaKernel):
+    """`main(a, b, [bias], [residual], c)`; of the sizes the batch alone may be unknown."""
+
+    operand = WholeOperand
+    a: WholeOperand
+    b: WholeOperand
+
+    def __init__(self, product: Product, tiles: MmaTiles, chained: int) -> None:
+        super().__init__(product, tiles, bool(chained))
+        # 1: when all is asked for; 2: when it has come. Launched before, it takes this one's places.
+        self.launches_next = chained
+
+    def _locate(self, block: Any, rows: Any, columns: Any) -> None:
+        self.item = T.Bind(T.truncdiv(block, rows * columns))
+        at = T.Bind(T.truncmod(block, rows * columns))
+        self.row = T.Bind(T.truncdiv(at, columns) * self.tiles.bm)
+        self.column = T.Bind(T.truncmod(at, columns) * self.tiles.bn)
+
+    def _slice(self, operand: Operand, name: str) -> Any:
+        assert isinstance(operand, WholeOperand)
+        p = self.product
+        elements = int(operand.extent) * int(operand.k)
+        alone = not p.is_batched or p.shared == name
+        operand.first = T.Cast("int64", 0 if alone else self.item) * elements
+        operand.size = T.Cast("int64", 1 if alone else p.batch) * elements
+        return super()._slice(operand, name)
+
+    def _wait(self) -> None:
+        for each, origin in ((self.a, self.row), (self.b, self.column)):
+            each.ask(origin)
+        ptx("griddepcontrol.wait")
+
+    def _multiply_all(self) -> None:
+        operands = ((self.a, self.row), (self.b, self.column))
+        for each, origin in operands:
+            if each.in_two_steps:
+                each.fetch(origin, 0)
+            else:
+                each.copy(0, origin, 0)
+        ptx("cp.async.commit_group")
+        if self.launches_next == 1:
+            let_next_kernel_begin()
+        for each, _ in operands:
+            if each.in_two_steps:
+                each.place(0)
+        ptx("cp.async.wait_group", 0)
+        do(T.cuda.cta_sync())
+        if self.launches_next == 2:
+            let_next_kernel_begin()
+        for k in range(-(-int(self.product.k) // STEP)):
+            self._load_parts(0, k)
+            self._multiply()
+
+    # The end: a warp's sums go through shared memory, so that neighbours of a row are stored together.
+
+    def _share(self, pool: Any) -> None:
+        super()._share(pool)
+        self.lines = pool.alloc((lines_bytes(self.tiles),), "uint8", align=16)
+
+    def _store(self) -> None:
+        t, lane = self.tiles, self.lane
+        pitch = line_bytes(t)
+        first = T.Bind(self.warp * (_ROWS * pitch))
+        row, column = T.Bind(self.row + self._warp_row()), T.Bind(self.column + self._warp_column())
+        for part in range(self.m_parts):
+            for half in range(2):
+                own = T.truncdiv(lane, 4) + half * 8
+                for j in range(self.n_parts):
+                    inside = lane % 4 * 2 + j * 8
+                    at = (part * self.n_parts + j) * 4 + half * 2
+                    pair = self._pair(row + part * _ROWS + own, column + inside, at)
+                    memory = self.lines.ptr_to([first + own * pitch + inside * 2])
+                    do(c_call("void", "store_pair", memory, pair, source=STORE_PAIR))
+            do(T.cuda.warp_sync())
+            self._store_lines(row + part * _ROWS, column, first)
+            if part + 1 < self.m_parts:
+                do(T.cuda.warp_sync())
+
+    def _pair(self, row: Any, column: Any, at: int) -> Any:
+        """Return two neighbours, finished and rounded; those beyond the ends read what lies within."""
+        p = self.product
+        row = T.Cast("int64", tirx.min(row, p.m - 1))
+        place = [self.item, row] if p.is_batched else [row]
+        values = [
+            Scalar(finished(p, self.bias, self.residual, self.sums[at + i], place, each), "float32")()
+            for i, each in enumerate(tirx.min(column + i, p.n - 1) for i in range(2))
+        ]
+        return pack(p.dtype, *values)
+
+    def _store_lines(self, row: Any, column: Any, first: Any) -> None:
+        """Store a warp's 16 rows, as many neighbours together as rows begin at multiples of."""
+        p, t = self.product, self.tiles
+        m, n = int(p.m), int(p.n)
+        width = next(width for width in (8, 4, 2, 1) if n % width == 0)
+        units = t.wn // width if width > 1 else t.wn // 2 + 1
+        for begin in range(0, _ROWS * units, 32):
+            at = T.Bind(begin + self.lane)
+            own, unit = T.Bind(T.truncdiv(at, units)), T.Bind(T.truncmod(at, units))
+            line = self.lines.ptr_to([first + own * line_bytes(t)])
+            there = tirx.And(row + own < m, column + unit * width < n)
+            with when(tirx.And(at < _ROWS * units, there) if begin + 32 > _ROWS * units else there):
+                start = T.Cast("int64", self.item) * (m * n) + T.Cast("int64", (row + own) * n + column)
+                if width > 1:
+                    kind = _KINDS[width]
+                    name, source = f"store_part_{width}", _STORE_PART.format(width=width, kind=kind)
+                    do(c_call("void", name, self.c.data, start, line, unit, source=source))
+                else:
+                    count = tirx.min(n - column, t.wn)
+                    do(
+                        c_call(
+                            "void", "store_loose", self.c.data, start, line, unit, count, source=_STORE_LOOSE
+                        )
+                    )
+
+
+def line_bytes(tiles: MmaTiles) -> int:
+    """Return the bytes from one of a warp's rows of results to the next, which starts in other banks."""
+    return tiles.wn * 2 + 16
+
+
+def lines_bytes(tiles: MmaTiles) -> int:
+    return tiles.warps * _ROWS * line_bytes(tiles)
+
+
+def shared_bytes(product: Product, tiles: MmaTiles) -> int:
+    """Return the bytes of shared memory of a block."""
+    operands = (
+        WholeOperand(None, product.m, product.k, not product.trans_a, tiles.bm, tiles.a_vector),
+        WholeOperand(None, product.n, product.k, product.trans_b, tiles.bn, tiles.b_vector),
+    )
+    return sum(each.stage_bytes + _ALIGNED for each in operands) + lines_bytes(tiles)
