@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tvm import IRModule
 
 from tvmops.schedules.cuda.gemm_mma import (
@@ -12,6 +14,8 @@ from tvmops.schedules.cuda.gemm_mma import (
 )
 from tvmops.schedules.cuda.gemm_tiles import FEWER_SUMS, narrowed, sums_of
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
+from tvmops.schedules.cuda.kernels.gemm_arrays import Form
+from tvmops.schedules.cuda.kernels.gemm_fragments import STEPS
 from tvmops.schedules.cuda.kernels.gemm_tf32 import Tf32Kernel
 from tvmops.schedules.template import GenericKernel
 from tvmops.signatures import ANY
@@ -22,6 +26,8 @@ from tvmops.workloads import Workload
 
 _AMPERE = 80
 _ALIGNED = 4  # elements of 16 bytes
+_MOST_WORDS = 144  # of a thread, for sums and fragments
+_FEW = (16, 32)  # rows of c, which are columns of what is multiplied
 
 
 class Tf32Gemm(WgmmaGemm):
@@ -65,6 +71,42 @@ class Tf32Gemm(WgmmaGemm):
         return [GenericKernel(kernel.ranges, c, multiples) for kernel, c in zip(kernels, configs)]
 
 
+class Tf32Across(Tf32Gemm):
+    """Of one factor whose rows lie across k: it is the first of the product, or of c^T = b^T a^T."""
+
+    name = "cuda.gemm_tf32_across"
+    version = 1
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        if workload.op != "matmul" or target.gpu is None or target.gpu.code != "sm_90a":
+            return False
+        dims = "mnk" if workload["trans_a"] else "nk"
+        return (
+            workload["precision"] == TF32
+            and workload["trans_a"] is workload["trans_b"]
+            and all(workload[dim] == ANY or workload.dims(dim)[0] % _ALIGNED == 0 for dim in dims)
+        )
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        whole = super().space(_turned(workload), target)
+        few = tuple(size for size in _FEW if size < 64 and size < 2 * workload.dims("m")[0])
+        knobs = tuple(
+            Knob("bn", (*few, *knob.values)) if knob.name == "bn" and not workload["trans_a"] else knob
+            for knob in whole.knobs
+        )
+        return Space(self.name, knobs, lambda c: has_room_for_fragments(c) and whole.is_legal(c))
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        return super().estimate(_turned(workload), target, config)
+
+    def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
+        return super().features(_turned(workload), target, config)
+
+    def form_of(self, workload: Workload, config: Config) -> Form:
+        form = super().form_of(workload, config)
+        return form if form.trans_a else replace(form, trans_a=True, trans_b=True, turned=True)
+
+
 class Tf32Mma(MmaGemm):
     """Any m, n, k, batch, transposes and epilogue."""
 
@@ -92,6 +134,20 @@ class Tf32Mma(MmaGemm):
 def _chained(config: Config) -> Config:
     """Return `config`, launched while the kernel before it ends."""
     return Config.of(**config.as_dict(), chained=1)
+
+
+def has_room_for_fragments(config: Config) -> bool:
+    """Say whether registers are left for what is read of the factor whose rows lie across k."""
+    bm, consumers = int(config["bm"]), int(config["consumers"])
+    return sums_of(config) + STEPS * 8 * (bm // (64 * consumers)) <= _MOST_WORDS
+
+
+def _turned(workload: Workload) -> Workload:
+    """Return the product that is made in place of `workload`: c^T = b^T a^T, unless it is that of b^T."""
+    if workload["trans_a"]:
+        return workload
+    sizes = {"m": workload["n"], "n": workload["m"]}
+    return workload.replace(**sizes, trans_a=True, trans_b=True)
 
 
 def _in_halves(workload: Workload) -> Workload:

@@ -58,6 +58,17 @@ def boxes_of(work: Workload, tiles: Tiles, a: NDArray[Any], b: NDArray[Any]) -> 
     return dict(zip(("v", "v_1"), maps))
 
 
+def boxes_across(work: Workload, tiles: Tiles, a: NDArray[Any], b: NDArray[Any]) -> dict[str, TensorMap]:
+    """Describe floats of which the first factor lies across k, or the second, which is then the first."""
+    first, second = (a, b) if work["trans_a"] else (b, a)
+    boxes = ((first, tiles.bk // 2), (second, tiles.bn // tiles.cluster))
+    halves = [(array.view(np.uint16), box) for array, box in boxes]
+    maps = [
+        TensorMap.of(array, array.shape[::-1], (64, box, *[1] * (array.ndim - 2))) for array, box in halves
+    ]
+    return dict(zip(("v", "v_1"), maps))
+
+
 def error_here(
     cubin: Cubin, work: Workload, launch: Launch, folder: Path, more: Mapping[str, object] | None = None
 ) -> float:

@@ -8,20 +8,20 @@ from tvm import IRModule
 
 from tests.schedules.cuda.compiled import compiled, needs_nvcc
 from tests.schedules.cuda.emulated import needs_emulator
-from tests.schedules.cuda.products import Launch, blocks_of, boxes_of, error_here
+from tests.schedules.cuda.products import Launch, blocks_of, boxes_across, boxes_of, error_here
 from tvmops.errors import WorkloadError
 from tvmops.measure import cuda
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.gemm_mma import tiles_of
-from tvmops.schedules.cuda.gemm_tf32 import Tf32Gemm, Tf32Mma
+from tvmops.schedules.cuda.gemm_tf32 import Tf32Across, Tf32Gemm, Tf32Mma
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_wgmma import gemm
 from tvmops.space import Config
 from tvmops.targets import target
 from tvmops.workloads import Workload, workload
 
-WGMMA, MMA = Tf32Gemm(), Tf32Mma()
+WGMMA, ACROSS, MMA = Tf32Gemm(), Tf32Across(), Tf32Mma()
 H200 = target("nvidia-h200")
 
 
@@ -104,6 +104,18 @@ WGMMA_CASES = [
 ]
 
 
+ACROSS_CASES = [
+    (product(70, 132, 76), wgmma_config(64, 64, 64, 1)),  # short last tiles
+    (product(130, 72, 132, bias=True, activation="gelu"), wgmma_config(128, 64, 128, 2)),
+    (product(264, 200, 36, residual=True), wgmma_config(64, 128, 64, 1, cluster=2)),
+    (product(33, 100, 260, bias=True), wgmma_config(64, 64, 64, 1, split_k=2)),  # rows of odd fours
+    (product(13, 132, 100, residual=True), wgmma_config(64, 16, 64, 1, split_k=2)),  # few rows
+    (product(40, 68, 8, batch=3, shared="b"), wgmma_config(64, 64, 64, 1)),  # less k than a step
+    (product(132, 72, 68, trans_a=True, trans_b=True, bias=True), wgmma_config(128, 64, 64, 1, chained=1)),
+    (product(68, 36, 300, trans_a=True, trans_b=True, batch=2), wgmma_config(64, 64, 64, 1, split_k=2)),
+]
+
+
 def mma_config(bm: int, bn: int, warps_m: int, warps_n: int, stages: int, a: int, b: int) -> Config:
     return Config.of(bm=bm, bn=bn, warps_m=warps_m, warps_n=warps_n, stages=stages, a_vector=a, b_vector=b)
 
@@ -141,6 +153,23 @@ class TestRunHere:
         assert H200.gpu is not None
         launch = Launch(grid, tiles.cluster * tiles.split_k, H200.gpu.shared_bytes)
         check(work, error_here(cubin, work, launch, tmp_path, boxes_of(work, tiles, a, b)))
+
+    @pytest.mark.parametrize("work, knobs", ACROSS_CASES, ids=[str(work) for work, _ in ACROSS_CASES])
+    def test_wgmma_takes_what_lies_across_k_through_registers(
+        self, work: Workload, knobs: Config, tmp_path: Path
+    ) -> None:
+        assert knobs in ACROSS.space(work, H200)
+        tiles = replace(Tiles.of(knobs, H200), multiprocessors=2)
+        module = IRModule({"main": gemm(ACROSS.form_of(work, knobs), tiles)})
+        _, (cubin,) = cuda.compile_module(module, H200)
+        assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
+        a, b = op_of(work).random_inputs(work, seed=1)[:2]
+        sizes = (tiles.bm, tiles.bn) if work["trans_a"] else (tiles.bn, tiles.bm)
+        count = blocks_of(work, *sizes)
+        grid = count * tiles.split_k if tiles.split_k > 1 else tiles.multiprocessors
+        assert H200.gpu is not None
+        launch = Launch(grid, tiles.cluster * tiles.split_k, H200.gpu.shared_bytes)
+        check(work, error_here(cubin, work, launch, tmp_path, boxes_across(work, tiles, a, b)))
 
     @pytest.mark.parametrize("work, knobs", MMA_CASES, ids=[str(work) for work, _ in MMA_CASES])
     def test_mma_computes_the_product(self, work: Workload, knobs: Config, tmp_path: Path) -> None:
