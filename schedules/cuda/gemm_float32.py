@@ -30,7 +30,7 @@ class Float32Gemm(SimtGemm):
     """Any m, n, k, batch, transposes and epilogue."""
 
     name = "cuda.gemm_float32"
-    version = 1
+    version = 2
 
     def covers(self, workload: Workload, target: Target) -> bool:
         newer = target.gpu is not None and target.gpu.compute >= _AMPERE
@@ -40,9 +40,9 @@ class Float32Gemm(SimtGemm):
         knobs = (
             *super().space(workload, target).knobs,
             Knob("stages", (2, 3, 4)),
-            Knob("a_vector", _vectors(workload["m" if workload["trans_a"] else "k"])),
-            Knob("b_vector", _vectors(workload["k" if workload["trans_b"] else "n"])),
-            Knob("beside", (1, 2)),
+            Knob("a_vector", _vectors(workload["m"]) if workload["trans_a"] else (1,)),
+            Knob("b_vector", (1,) if workload["trans_b"] else _vectors(workload["n"])),
+            Knob("beside", (1, 2, 3, 4)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
@@ -94,6 +94,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     registers = tiles.registers + _OTHER_REGISTERS
     return (
         32 <= tiles.threads <= 512
+        and tiles.grid is not None
         and registers <= _MOST_REGISTERS
         and tiles.beside * tiles.threads * registers <= target.gpu.block_registers
         and tiles.beside * (tiles.shared_bytes + _RESERVED) <= target.gpu.shared_bytes + _RESERVED

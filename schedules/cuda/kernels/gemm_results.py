@@ -218,9 +218,9 @@ class Results:
             self.store_two(row, column + i, sums[i], sums[i + 1])
 
     def store_two(self, row: Any, column: Any, x: Any, y: Any) -> None:
-        loose = self.form.loose
+        loose, pitch = self.form.loose, self.m if self.form.turned else self.n
         name, source = ("store_two_apart", _STORE_TWO_APART) if loose else ("store_two", _STORE_TWO)
-        do(c_call("void", name, self.c.data, row, self.n, column, x, y, source=source))
+        do(c_call("void", name, self.c.data, row, pitch, column, x, y, source=source))
 
 
 class TurnedResults(Results):
@@ -261,8 +261,6 @@ class TurnedResults(Results):
             return
         do(c_call("void", "store_one", self.c.data, row, self.m, column, self._sum(at), source=_STORE_ONE))
 
-    def store_two(self, row: Any, column: Any, x: Any, y: Any) -> None:
-        do(c_call("void", "store_two", self.c.data, row, self.m, column, x, y, source=_STORE_TWO))
 
 
 def factor_of(arrays: dict[str, Any]) -> Any:

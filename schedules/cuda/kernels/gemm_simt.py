@@ -187,6 +187,11 @@ class SimtKernel:
             Factor(b, p.dtype, p.n, p.k, p.trans_b, t.bn, t.tn),
         )
 
+    def place(self, warp: Any, lane: Any) -> tuple[Any, Any]:
+        """Return where a thread stands among those that have other rows, and columns."""
+        across, thread = self.tiles.bn // self.tiles.tn, warp * 32 + lane
+        return T.truncdiv(thread, across), T.truncmod(thread, across)
+
     def _body(self) -> None:
         p, t = self.product, self.tiles
         block = T.cta_id([ceildiv(p.m, t.bm) * ceildiv(p.n, t.bn) * p.batch])
@@ -199,8 +204,7 @@ class SimtKernel:
         self.item = T.Bind(T.truncdiv(block, rows * columns))
         at = T.Bind(T.truncmod(block, rows * columns))
         self.row, self.column = T.Bind(T.truncdiv(at, columns) * t.bm), T.Bind(T.truncmod(at, columns) * t.bn)
-        across = t.bn // t.tn
-        self.ty, self.tx = T.Bind(T.truncdiv(thread, across)), T.Bind(T.truncmod(thread, across))
+        self.ty, self.tx = (T.Bind(each) for each in self.place(warp, lane))
         pool = SMEMPool()
         for each, name in ((self.a, "a"), (self.b, "b")):
             each.begin(pool, thread, t)

@@ -97,6 +97,7 @@ _MACROS = (
     "copy_piece_",
     "copy_bytes_",
     "copy_floats_",
+    "copy_present_floats_",
     "async_bulk_tensor_",
     "async_bulk_wait_group_",
     "add_partials_",

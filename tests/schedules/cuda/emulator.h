@@ -300,12 +300,13 @@ static inline void copy_piece(unsigned to, const void* from, int row, int pitch,
     emulator::now->groups.back().push_back({to, at, std::min(std::max(valid, 0), 16)});                 \
   }
 #define COPY_FLOATS(vector)                                                                               \
-  static inline void copy_floats_##vector(unsigned to, const void* from, int row, int pitch, int column, \
-                                          int valid) {                                                   \
-    const float* at = static_cast<const float*>(from);                                                   \
-    if (valid > 0) at += static_cast<long long>(row) * pitch + column;                                   \
-    if (reinterpret_cast<uintptr_t>(at) % (4 * vector)) emulator::fail("an address that is not aligned"); \
-    emulator::now->groups.back().push_back({to, at, 4 * std::min(std::max(valid, 0), vector), 4 * vector}); \
+  static inline void copy_present_floats_##vector(unsigned to, unsigned long long from, int at, int present) { \
+    const float* source = reinterpret_cast<const float*>(from) + at;                                     \
+    if (reinterpret_cast<uintptr_t>(source) % (4 * vector)) emulator::fail("an address that is not aligned"); \
+    emulator::now->groups.back().push_back({to, source, present ? 4 * vector : 0, 4 * vector});          \
+  }                                                                                                      \
+  static inline void copy_floats_##vector(unsigned to, unsigned long long from, int at) {                \
+    copy_present_floats_##vector(to, from, at, 1);                                                       \
   }
 COPY_FLOATS(1) COPY_FLOATS(4)
 COPY_BYTES(4) COPY_BYTES(8) COPY_BYTES(16)

@@ -14,14 +14,14 @@ from tvmops.measure import cuda
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.gemm_mma import tiles_of
-from tvmops.schedules.cuda.gemm_tf32 import Tf32Across, Tf32Gemm, Tf32Mma
+from tvmops.schedules.cuda.gemm_tf32 import Tf32Across, Tf32Few, Tf32Gemm, Tf32Mma
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_wgmma import gemm
 from tvmops.space import Config
 from tvmops.targets import target
 from tvmops.workloads import Workload, workload
 
-WGMMA, ACROSS, MMA = Tf32Gemm(), Tf32Across(), Tf32Mma()
+WGMMA, ACROSS, FEW, MMA = Tf32Gemm(), Tf32Across(), Tf32Few(), Tf32Mma()
 H200 = target("nvidia-h200")
 
 
@@ -109,10 +109,16 @@ ACROSS_CASES = [
     (product(130, 72, 132, bias=True, activation="gelu"), wgmma_config(128, 64, 128, 2)),
     (product(264, 200, 36, residual=True), wgmma_config(64, 128, 64, 1, cluster=2)),
     (product(33, 100, 260, bias=True), wgmma_config(64, 64, 64, 1, split_k=2)),  # rows of odd fours
-    (product(13, 132, 100, residual=True), wgmma_config(64, 16, 64, 1, split_k=2)),  # few rows
+    (product(13, 132, 260, residual=True), wgmma_config(64, 16, 64, 1, split_k=2)),  # few rows
     (product(40, 68, 8, batch=3, shared="b"), wgmma_config(64, 64, 64, 1)),  # less k than a step
     (product(132, 72, 68, trans_a=True, trans_b=True, bias=True), wgmma_config(128, 64, 64, 1, chained=1)),
     (product(68, 36, 300, trans_a=True, trans_b=True, batch=2), wgmma_config(64, 64, 64, 1, split_k=2)),
+]
+
+
+FEW_CASES = [
+    (product(13, 132, 76, trans_b=True, bias=True), wgmma_config(64, 16, 64, 1)),
+    (product(33, 100, 260, trans_b=True, batch=2, residual=True), wgmma_config(128, 64, 64, 2, split_k=2)),
 ]
 
 
@@ -170,6 +176,18 @@ class TestRunHere:
         assert H200.gpu is not None
         launch = Launch(grid, tiles.cluster * tiles.split_k, H200.gpu.shared_bytes)
         check(work, error_here(cubin, work, launch, tmp_path, boxes_across(work, tiles, a, b)))
+
+    @pytest.mark.parametrize("work, knobs", FEW_CASES, ids=[str(work) for work, _ in FEW_CASES])
+    def test_few_rows_are_columns(self, work: Workload, knobs: Config, tmp_path: Path) -> None:
+        assert knobs in FEW.space(work, H200)
+        tiles = replace(Tiles.of(knobs, H200), multiprocessors=2)
+        _, (cubin,) = cuda.compile_module(IRModule({"main": gemm(FEW.form_of(work, knobs), tiles)}), H200)
+        a, b = op_of(work).random_inputs(work, seed=1)[:2]
+        count = blocks_of(work, tiles.bn, tiles.bm)
+        assert H200.gpu is not None
+        grid = count * tiles.split_k if tiles.split_k > 1 else tiles.multiprocessors
+        launch = Launch(grid, tiles.split_k, H200.gpu.shared_bytes)
+        check(work, error_here(cubin, work, launch, tmp_path, boxes_of(work, tiles, b, a)))
 
     @pytest.mark.parametrize("work, knobs", MMA_CASES, ids=[str(work) for work, _ in MMA_CASES])
     def test_mma_computes_the_product(self, work: Workload, knobs: Config, tmp_path: Path) -> None:
