@@ -43,6 +43,7 @@ class Float32Gemm(SimtGemm):
             Knob("a_vector", _vectors(workload["m"]) if workload["trans_a"] else (1,)),
             Knob("b_vector", (1,) if workload["trans_b"] else _vectors(workload["n"])),
             Knob("beside", (1, 2, 3, 4)),
+            Knob("slices", (1, 2, 4)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
@@ -113,7 +114,7 @@ def _vectors(row: object) -> tuple[int, ...]:
 def _knobs(bm: int, bn: int, bk: int, tm: int, tn: int, stages: int, beside: int) -> dict[str, int]:
     return {
         "bm": bm, "bn": bn, "bk": bk, "tm": tm, "tn": tn, "stages": stages, "a_vector": 1, "b_vector": 1,
-        "beside": beside,
+        "beside": beside, "slices": 1,
     }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ step takes of k what the others leave, and zeros: no other need look for an end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,23 +25,45 @@ from tvmops.schedules.cuda.kernels.gemm_simt import FOUR, Factor, SimtKernel, Si
 from tvmops.schedules.cuda.kernels.product import Product
 from tvmops.schedules.cuda.words import Scalar, c_call, do, ptx, when
 
+_ANY = (1 << 31) - 1  # a last row, where all are there
+_OCTAVE = 8  # values of k whose fours lie in different banks
 _GRIDS = ((8, 4), (4, 8), (16, 2), (2, 16))  # of lanes
-_RUN = 8  # neighbours along k that a warp copies of a row: no bank is met twice
 _ADDRESS = """
-__forceinline__ __device__ unsigned long long address_of(const void* array) {
-  return reinterpret_cast<unsigned long long>(array);
+__forceinline__ __device__ unsigned long long address_in(const void* array, int row, int pitch, int column) {
+  return reinterpret_cast<unsigned long long>(static_cast<const float*>(array) + static_cast<long long>(row) * pitch + column);
 }
 """
+# In one piece, lest the compiler keeps the place of each row in registers: row `row + more`, or the last.
 _COPY = """
-__forceinline__ __device__ void copy_floats_{vector}(unsigned to, unsigned long long from, int at) {{
-  asm volatile("cp.async.{cache}.shared.global [%0], [%1], {nbytes};" :: "r"(to), "l"(from + 4ll * at) : "memory");
+__forceinline__ __device__ void copy_floats_{vector}(unsigned to, unsigned long long from, int row, int more, int last,
+                                                     int pitch) {{
+  asm volatile("{{.reg .s32 at; .reg .s64 there;"
+               "add.s32 at, %2, %3; min.s32 at, at, %4; mul.lo.s32 at, at, %5; mad.wide.s32 there, at, 4, %1;"
+               "cp.async.{cache}.shared.global [%0], [there], {nbytes};}}" ::
+               "r"(to), "l"(from), "r"(row), "r"(more), "r"(last), "r"(pitch) : "memory");
 }}
 """
 _COPY_PRESENT = """
-__forceinline__ __device__ void copy_present_floats_{vector}(unsigned to, unsigned long long from, int at, int present) {{
+__forceinline__ __device__ void copy_present_floats_{vector}(unsigned to, unsigned long long from, int row, int more,
+                                                             int last, int pitch, int present) {{
+  const unsigned long long at = from + (present ? 4ll * (min(row + more, last) * pitch) : 0);
   asm volatile("cp.async.{cache}.shared.global [%0], [%1], {nbytes}, %2;" ::
-               "r"(to), "l"(present ? from + 4ll * at : from), "r"(present ? {nbytes} : 0) : "memory");
+               "r"(to), "l"(at), "r"(present ? {nbytes} : 0) : "memory");
 }}
+"""
+_ADD_FOUR = """
+__forceinline__ __device__ void add_four_floats(float* sums, const void* from) {
+  const float4 four = *static_cast<const float4*>(from);
+  sums[0] += four.x;
+  sums[1] += four.y;
+  sums[2] += four.z;
+  sums[3] += four.w;
+}
+"""
+_STORE_FOUR = """
+__forceinline__ __device__ void store_four_floats(void* to, const float* sums) {
+  *static_cast<float4*>(to) = make_float4(sums[0], sums[1], sums[2], sums[3]);
+}
 """
 
 
@@ -50,10 +73,20 @@ class Float32Tiles(SimtTiles):
     a_vector: int  # elements of a copy
     b_vector: int
     beside: int  # blocks that share a multiprocessor
+    slices: int = 1  # of each step's k, that groups of warps sum apart
+
+    @property
+    def threads(self) -> int:
+        return self.slices * self.threads_of_slice
+
+    @property
+    def threads_of_slice(self) -> int:
+        return super().threads
 
     @property
     def shared_bytes(self) -> int:
-        return 4 * self.stages * self.bk * (self.bm + self.bn + 2 * FOUR)
+        ring = self.stages * self.bk * (self.bm + self.bn + 2 * FOUR)
+        return 4 * max(ring, self.bm * self.bn if self.slices > 1 else 0)
 
     @property
     def registers(self) -> int:
@@ -72,7 +105,11 @@ class Float32Tiles(SimtTiles):
 
 
 class _Streamed(Factor):
-    """A factor whose tiles come by cp.async; `lanes` of a warp have different ones."""
+    """A factor whose tiles come by cp.async; `lanes` of a warp have different rows of it.
+
+    What lies along k is stored across it, rows changing places in their four by the k: so a warp that
+    copies neighbours along k meets no bank twice.
+    """
 
     def __init__(
         self, array: Any, extent: Extent, k: Extent, k_inner: bool, block: int, own: int, lanes: int, vector: int
@@ -83,69 +120,74 @@ class _Streamed(Factor):
     def begin(self, pool: Any, thread: Any, tiles: Float32Tiles) -> None:  # type: ignore[override]
         self.hold(pool, thread, tiles, tiles.stages)
         self.values = T.alloc_local((2 * self.own,), "float32")
+        self.slices = tiles.slices
+        line = self.bk if self.k_inner else self.block // self.vector  # pieces that are neighbours
+        self.place, rest = T.truncmod(thread, line), T.truncdiv(thread, line)
+        self.lines = tiles.threads // line  # that are copied at a time; none, if not a whole one
+        self.line = self._spread(rest) if self.k_inner else rest
+        self.count = -(-self.block * self.bk // (self.vector * tiles.threads))  # pieces of a thread
+
+    def _spread(self, line: Any) -> Any:
+        """Return the row of a line: where a warp copies two, one is in the other half of its four."""
+        if self.bk != 2 * _OCTAVE or self.lines % FOUR:
+            return line
+        return (line & -4) + (line & 1) * 2 + (line >> 1 & 1)
 
     def place_of(self, thread: Any, index: int) -> Any:
         return thread + index // FOUR * (self.lanes * FOUR) + index % FOUR
 
     def read(self, stage: Any, k: int, thread: Any) -> None:
+        """Read what a thread multiplies, of the `k`-th of its slice: slices take turns."""
         for index in range(0, self.own, FOUR):
-            memory = self.tile.ptr_to([stage, k, self.place_of(thread, index)])
+            at = k * self.slices + self.slice_of_k
+            memory = self.tile.ptr_to([stage, at, self.place_of(thread, index)])
             read_four(self.values, k % 2 * self.own + index, memory)
 
     def value(self, k: int, index: int) -> Any:
-        return self.values[k % 2 * self.own + index]
+        turned = k * self.slices // _OCTAVE % FOUR if self.k_inner else 0
+        return self.values[k % 2 * self.own + (index ^ turned)]
 
     def aim(self, origin: Any) -> None:
-        """Find where this thread's pieces of a tile lie in the first: those that differ across k."""
-        self.source = Scalar(c_call("uint64", "address_of", self.slice, source=_ADDRESS), "uint64")
-        self.places = T.alloc_local((self._apart,), "int32")
+        """Find where this thread's pieces of the first tile begin."""
         last = self.extent - self.vector
-        for i in range(self._apart):
-            own, k = self._piece(i)
-            outer, inner = tirx.min(origin + own, last), k
-            row, column = (outer, inner) if self.k_inner else (inner, outer)
-            T.buffer_store(self.places, row * self.row_length + column, [i])
-
-    @property
-    def _line(self) -> int:
-        """Pieces beside one another that threads take in turn: along k, or all of a row."""
-        return _RUN if self.k_inner else self.block // self.vector
-
-    @property
-    def _apart(self) -> int:
-        """Pieces of a thread, one by one, until the next lies in the same row or column as the first."""
-        across_k = self.block * _RUN if self.k_inner else self.block // self.vector
-        return max(1, across_k // self.threads)
+        self.pitch = T.Bind(Scalar(self.row_length)())
+        row, column = 0, 0
+        if self.k_inner:
+            row, column, self.last = origin, self.place, T.Bind(last - origin)
+        elif self.lines:
+            column = tirx.min(origin + self.place * self.vector, last)
+        else:
+            self.origin, self.last = origin, last
+        address = c_call("uint64", "address_in", self.slice, row, self.pitch, column, source=_ADDRESS)
+        self.source = Scalar(address, "uint64")
 
     def _piece(self, number: int) -> tuple[Any, Any]:
-        """Return where a piece begins, of the tile: its place among the block's own, its k."""
-        each, turn = number % self._apart, number // self._apart
-        line, rest = T.truncmod(self.thread, self._line), T.truncdiv(self.thread, self._line)
-        lines = self.threads // self._line  # that threads take at a time
+        """Return a piece's place among the block's own, and its k."""
+        more = number * self.lines
         if self.k_inner:
-            own = T.truncmod(rest, self.block) + each * lines
-            return own, (T.truncdiv(rest, self.block) + turn * max(1, lines // self.block)) * _RUN + line
-        return (line + each * self.threads) * self.vector, rest + turn * max(1, lines)
-
-    def _source_of(self, number: int) -> Any:
-        """Return where a piece lies in the array, of floats behind the tile's beginning."""
-        lines, turn = self.threads // self._line, number // self._apart
-        k = turn * (max(1, lines // self.block) * _RUN if self.k_inner else max(1, lines))
-        return self.places[number % self._apart] + (k if self.k_inner else k * self.row_length)
+            return (self.line ^ T.truncdiv(self.place, _OCTAVE) % FOUR) + more, self.place
+        if self.lines:
+            return self.place * self.vector, self.line + more
+        passes = self.block // (self.vector * self.threads)  # of a line
+        return (self.place + number % passes * self.threads) * self.vector, number // passes
 
     def copy(self, stage: Any, left: Any = None) -> None:
         """Begin to copy the next tile, of which there are `left` values of k, or all."""
         nbytes, cache = 4 * self.vector, "cg" if self.vector == FOUR else "ca"
         fields = {"vector": self.vector, "nbytes": nbytes, "cache": cache}
         count = self.block * self.bk // self.vector
-        for i in range(-(-count // self.threads)):
+        for i in range(self.count):
             own, k = self._piece(i)
+            source, rows = self.source(), (self.line, i * self.lines, self.last if self.k_inner else _ANY)
+            if not self.lines:
+                column = tirx.min(self.origin + own, self.last)
+                source, rows = source + T.Cast("uint64", column * 4), (k, 0, _ANY)
             to = T.cuda.cvta_generic_to_shared(self.tile.ptr_to([stage, k, own]))
             present = () if left is None else (T.Cast("int32", k < left),)
-            name, source = ("copy_present_floats", _COPY_PRESENT) if present else ("copy_floats", _COPY)
+            name, text = ("copy_present_floats", _COPY_PRESENT) if present else ("copy_floats", _COPY)
             copy = c_call(
-                "void", f"{name}_{self.vector}", to, self.source(), self._source_of(i), *present,
-                source=source.format(**fields),
+                "void", f"{name}_{self.vector}", to, source, *rows, self.pitch, *present,
+                source=text.format(**fields),
             )  # fmt: skip
             if (i + 1) * self.threads <= count:
                 do(copy)
@@ -155,7 +197,7 @@ class _Streamed(Factor):
 
     def advance(self, by: Any) -> None:
         """Go on to what lies `by` values of k behind."""
-        floats = by if self.k_inner else T.Cast("int64", self.row_length) * by
+        floats = by if self.k_inner else T.Cast("int64", self.pitch) * by
         self.source.set(self.source() + T.Cast("uint64", floats * 4))
 
 
@@ -179,6 +221,13 @@ class Float32Kernel(SimtKernel):
             _Streamed(b, p.n, p.k, p.trans_b, t.bn, t.tn, across, t.b_vector),
         )
 
+    def reserve(self, pool: Any) -> None:
+        if self.tiles.slices > 1:  # in place of the factors, when they have been read
+            pool.move_base_to(0)
+            threads = self.tiles.threads_of_slice
+            fours = self.tiles.tm * self.tiles.tn // FOUR
+            self.meeting = pool.alloc((fours, threads, FOUR), "float32", align=16)
+
     def place(self, warp: Any, lane: Any) -> tuple[Any, Any]:
         """Return a thread's first row and column. Lanes beside one another share one or the other."""
         t = self.tiles
@@ -190,7 +239,10 @@ class Float32Kernel(SimtKernel):
             name = name if weights[name] < sizes[name] else "nm"[bit % 2]
             places[name] = places[name] + (lane >> bit & 1) * weights[name]
             weights[name] *= 2
-        across = t.bn // (t.tn * sizes["n"])
+        across, warps = t.bn // (t.tn * sizes["n"]), t.threads_of_slice // 32
+        self.part = T.Bind(T.truncdiv(warp, warps)) if t.slices > 1 else 0
+        warp = T.truncmod(warp, warps) if t.slices > 1 else warp
+        self.a.slice_of_k = self.b.slice_of_k = self.part
         row = T.truncdiv(warp, across) * (t.tm * sizes["m"]) + places["m"] * FOUR
         return row, T.truncmod(warp, across) * (t.tn * sizes["n"]) + places["n"] * FOUR
 
@@ -207,12 +259,13 @@ class Float32Kernel(SimtKernel):
         self._await()
         use, fill = Scalar(0), Scalar(t.stages - 1)
         self._read(use(), 0)
+        count = t.bk // t.slices
         with T.serial(steps) as step:
-            for k in range(t.bk):
-                if k == t.bk - 1:
+            for k in range(count):
+                if k == count - 1:
                     self._await()
                     use.set(tirx.Select(use() == t.stages - 1, 0, use() + 1))
-                self._read(use(), (k + 1) % t.bk)
+                self._read(use(), (k + 1) % count)
                 if k == 0:
                     with when(step + (t.stages - 1) < steps):
                         self._copy(fill())
@@ -235,3 +288,25 @@ class Float32Kernel(SimtKernel):
         for each in (self.a, self.b):
             each.copy(stage, left)
             each.advance(self.tiles.bk if left is None else left)
+
+    def _store(self) -> None:
+        if self.tiles.slices == 1:
+            super()._store()
+            return
+        for part in range(1, self.tiles.slices):
+            do(T.cuda.cta_sync())  # others may still read what this takes the place of
+            with when(self.part == part):
+                self._each_four(lambda at, memory: do(c_call("void", "store_four_floats", memory, at, source=_STORE_FOUR)))
+            do(T.cuda.cta_sync())
+            with when(self.part == 0):
+                self._each_four(lambda at, memory: do(c_call("void", "add_four_floats", at, memory, source=_ADD_FOUR)))
+        with when(self.part == 0):
+            super()._store()
+
+    def _each_four(self, use: Callable[[Any, Any], None]) -> None:
+        """Do something with four sums at a time, and with their place in shared memory."""
+        t = self.tiles
+        thread = T.Bind(T.truncmod(self.a.thread, t.threads_of_slice))
+        for i in range(0, t.tm * t.tn, FOUR):
+            memory = self.meeting.ptr_to([i // FOUR, thread, 0])
+            use(T.address_of(self.sums[i]), memory)

@@ -187,6 +187,9 @@ class SimtKernel:
             Factor(b, p.dtype, p.n, p.k, p.trans_b, t.bn, t.tn),
         )
 
+    def reserve(self, pool: Any) -> None:
+        """Take shared memory beside that of the factors."""
+
     def place(self, warp: Any, lane: Any) -> tuple[Any, Any]:
         """Return where a thread stands among those that have other rows, and columns."""
         across, thread = self.tiles.bn // self.tiles.tn, warp * 32 + lane
@@ -212,6 +215,7 @@ class SimtKernel:
             rows_of = each.extent if each.k_inner else each.k
             item = 4 if p.dtype == "float32" else 2
             each.slice = T.Bind(slice_of(each.array.data, index, rows_of, each.row_length, item))
+        self.reserve(pool)
         pool.commit()
         self.sums = T.alloc_local((t.tm * t.tn,), "float32")
         for i in range(t.tm * t.tn):

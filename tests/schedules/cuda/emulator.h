@@ -300,13 +300,14 @@ static inline void copy_piece(unsigned to, const void* from, int row, int pitch,
     emulator::now->groups.back().push_back({to, at, std::min(std::max(valid, 0), 16)});                 \
   }
 #define COPY_FLOATS(vector)                                                                               \
-  static inline void copy_present_floats_##vector(unsigned to, unsigned long long from, int at, int present) { \
-    const float* source = reinterpret_cast<const float*>(from) + at;                                     \
-    if (reinterpret_cast<uintptr_t>(source) % (4 * vector)) emulator::fail("an address that is not aligned"); \
-    emulator::now->groups.back().push_back({to, source, present ? 4 * vector : 0, 4 * vector});          \
+  static inline void copy_present_floats_##vector(unsigned to, unsigned long long from, int row, int more, int last, \
+                                                  int pitch, int present) {                              \
+    const float* at = reinterpret_cast<const float*>(from) + (present ? std::min(row + more, last) * pitch : 0); \
+    if (reinterpret_cast<uintptr_t>(at) % (4 * vector)) emulator::fail("an address that is not aligned"); \
+    emulator::now->groups.back().push_back({to, at, present ? 4 * vector : 0, 4 * vector});              \
   }                                                                                                      \
-  static inline void copy_floats_##vector(unsigned to, unsigned long long from, int at) {                \
-    copy_present_floats_##vector(to, from, at, 1);                                                       \
+  static inline void copy_floats_##vector(unsigned to, unsigned long long from, int row, int more, int last, int pitch) { \
+    copy_present_floats_##vector(to, from, row, more, last, pitch, 1);                                   \
   }
 COPY_FLOATS(1) COPY_FLOATS(4)
 COPY_BYTES(4) COPY_BYTES(8) COPY_BYTES(16)

@@ -70,11 +70,17 @@ def boxes_across(work: Workload, tiles: Tiles, a: NDArray[Any], b: NDArray[Any])
 
 
 def error_here(
-    cubin: Cubin, work: Workload, launch: Launch, folder: Path, more: Mapping[str, object] | None = None
+    cubin: Cubin,
+    work: Workload,
+    launch: Launch,
+    folder: Path,
+    more: Mapping[str, object] | None = None,
+    number: int = 0,
 ) -> float:
     """Run a product's kernel on this machine; return its largest error, when it wrote where it should.
 
-    `more` are arguments of the kernel beside the arrays, scalars and sizes that `work` has.
+    `more` are arguments of the kernel beside the arrays, scalars and sizes that `work` has; of more
+    kernels it is the one of this number.
     """
     op = op_of(work)
     inputs, specs, (out,) = op.random_inputs(work, seed=1), op.inputs(work), op.outputs(work)
@@ -86,6 +92,6 @@ def error_here(
     scalars = dict(zip(SIGNATURES[work.op].scalars(work), op.scalars(work)))
     arrays = dict(zip((spec.name for spec in specs), inputs))
     arguments = {**sizes, **scalars, **arrays, **(more or {}), "c": found}
-    emulated(cubin, folder)(launch.grid, arguments, launch.cluster, shared_bytes=launch.shared_bytes)
+    emulated(cubin, folder, number)(launch.grid, arguments, launch.cluster, shared_bytes=launch.shared_bytes)
     assert (memory[:_GUARD] == _POISON).all() and (memory[-_GUARD:] == _POISON).all()
     return float(np.abs(decode(found, out.dtype).astype(np.float64) - right).max())

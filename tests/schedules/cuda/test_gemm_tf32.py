@@ -3,7 +3,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from tvm import IRModule
 
 from tests.schedules.cuda.compiled import compiled, needs_nvcc
@@ -15,6 +17,7 @@ from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.gemm_mma import tiles_of
 from tvmops.schedules.cuda.gemm_tf32 import Tf32Across, Tf32Few, Tf32Gemm, Tf32Mma
+from tvmops.schedules.cuda.gemm_tf32_padded import Tf32Padded
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_wgmma import gemm
 from tvmops.space import Config
@@ -22,6 +25,7 @@ from tvmops.targets import target
 from tvmops.workloads import Workload, workload
 
 WGMMA, ACROSS, FEW, MMA = Tf32Gemm(), Tf32Across(), Tf32Few(), Tf32Mma()
+PADDED = Tf32Padded()
 H200 = target("nvidia-h200")
 
 
@@ -30,21 +34,21 @@ def product(m: int, n: int, k: int, **fields: object) -> Workload:
 
 
 LAST = "cuda.gemm_tf32_mma"
+FEW_ROWS = ["cuda.gemm_tf32_few", "cuda.gemm_tf32", LAST]
 
 
 @pytest.mark.parametrize(
     "work, machine, names",
     [
-        (product(7, 8, 12, trans_b=True), "nvidia-h200", ["cuda.gemm_tf32", LAST]),
-        (product(7, 8, 12, trans_b=True, batch=3, bias=True), "nvidia-h100", ["cuda.gemm_tf32", LAST]),
-        (product(7, 8, 12), "nvidia-h200", [LAST]),  # b does not lie along k
-        (product(8, 8, 12, trans_a=True, trans_b=True), "nvidia-h200", [LAST]),
-        (product(7, 8, 11, trans_b=True), "nvidia-h200", [LAST]),  # rows that TMA can't take
-        (
-            product(7, 9, 12, trans_b=True),
-            "nvidia-h200",
-            [LAST],
-        ),  # four results at a time
+        (product(7, 8, 12, trans_b=True), "nvidia-h200", FEW_ROWS),
+        (product(7, 8, 12, trans_b=True, batch=3, bias=True), "nvidia-h100", FEW_ROWS),
+        (product(65, 8, 12, trans_b=True), "nvidia-h200", ["cuda.gemm_tf32", LAST]),
+        (product(7, 8, 12), "nvidia-h200", ["cuda.gemm_tf32_across", LAST]),  # b does not lie along k
+        (product(8, 7, 12, trans_a=True, trans_b=True), "nvidia-h200", ["cuda.gemm_tf32_padded", LAST]),
+        (product(8, 8, 12, trans_a=True, trans_b=True), "nvidia-h200", ["cuda.gemm_tf32_across", LAST]),
+        (product(8, 8, 12, trans_a=True), "nvidia-h200", [LAST]),  # neither does
+        (product(7, 8, 11, trans_b=True), "nvidia-h200", ["cuda.gemm_tf32_padded", LAST]),
+        (product(7, 9, 12, trans_b=True), "nvidia-h200", ["cuda.gemm_tf32_padded", LAST]),
         (product(7, 8, 12, trans_b=True), "nvidia-a100", [LAST]),
         (product(1, 1, 1).generic(), "rtx-3090", [LAST]),
     ],
@@ -122,6 +126,19 @@ FEW_CASES = [
 ]
 
 
+PADDED_CASES = [
+    product(33, 67, 35, bias=True),  # both
+    product(70, 65, 72),  # b alone
+    product(35, 71, 30, trans_b=True, residual=True, activation="relu"),
+    product(67, 64, 40, trans_a=True, trans_b=True),
+]
+
+
+def _in_fours(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return `array` with zeros behind its rows, so that TMA takes them."""
+    return np.pad(array, ((0, 0), (0, -array.shape[1] % 4)))
+
+
 def mma_config(bm: int, bn: int, warps_m: int, warps_n: int, stages: int, a: int, b: int) -> Config:
     return Config.of(bm=bm, bn=bn, warps_m=warps_m, warps_n=warps_n, stages=stages, a_vector=a, b_vector=b)
 
@@ -188,6 +205,19 @@ class TestRunHere:
         grid = count * tiles.split_k if tiles.split_k > 1 else tiles.multiprocessors
         launch = Launch(grid, tiles.split_k, H200.gpu.shared_bytes)
         check(work, error_here(cubin, work, launch, tmp_path, boxes_of(work, tiles, b, a)))
+
+    @pytest.mark.parametrize("work", PADDED_CASES, ids=str)
+    def test_copies_of_ragged_rows_are_multiplied(self, work: Workload, tmp_path: Path) -> None:
+        knobs = wgmma_config(64, 64, 64, 1, chained=1)
+        assert knobs in PADDED.space(work, H200)
+        tiles, form = replace(Tiles.of(knobs, H200), multiprocessors=2), PADDED.form_of(work, knobs)
+        _, (cubin,) = cuda.compile_module(IRModule({"main": gemm(form, tiles)}), H200)
+        assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
+        a, b = (_in_fours(array) for array in op_of(work).random_inputs(work, seed=1)[:2])
+        boxes = boxes_across(work, tiles, a, b) if form.across else boxes_of(work, tiles, a, b)
+        assert H200.gpu is not None
+        launch = Launch(tiles.multiprocessors, 1, H200.gpu.shared_bytes)
+        check(work, error_here(cubin, work, launch, tmp_path, boxes, number=1))
 
     @pytest.mark.parametrize("work, knobs", MMA_CASES, ids=[str(work) for work, _ in MMA_CASES])
     def test_mma_computes_the_product(self, work: Workload, knobs: Config, tmp_path: Path) -> None:
