@@ -34,7 +34,7 @@ class Tf32Gemm(WgmmaGemm):
     """To the machine a product of 16 bits and twice the k. wgmma takes floats that lie along k alone."""
 
     name = "cuda.gemm_tf32"
-    version = 1
+    version = 2
     precision = TF32
 
     def covers(self, workload: Workload, target: Target) -> bool:

@@ -69,8 +69,10 @@ class PartialSums:
             for i in T.unroll(self.results.sums):
                 if self.form.turned:
                     self.memory[i // 4 * 8 + self.at.lane % 4 * 2 + i % 2, self.results.row_of(w, i // 2 % 2)] = self.at.acc[w * self.results.sums + i]
-                else:
+                elif self.form.across:
                     self.memory[self.results.row_of(w, i // 2 % 2), i // 4 * 8 + self.at.lane % 4 * 2 + i % 2] = self.at.acc[w * self.results.sums + i]
+                else:
+                    self.memory[self.at.group * (64 * self.results.blocks) + w * 64 + self.at.warp * 16 + self.at.lane // 4 + (i // 2 % 2) * 8, i // 4 * 8 + self.at.lane % 4 * 2 + i % 2] = self.at.acc[w * self.results.sums + i]
 
     @T.inline
     def add(self):
@@ -97,7 +99,7 @@ class PartialSums:
                     self.results.store_eight(self.at.item * self.m + target, self.tn * self.width + column, total)
                 elif self.form.stores_directly:
                     for half in T.unroll(2):
-                        if self.tn * self.width + column + half * 4 < self.n:
+                        if self._has(self.tn * self.width + column + half * 4):
                             T.ptx["st.global.v4.f32"](self.c.ptr_to([*place, self.tn * self.width + column + half * 4]), total[half * 4], total[half * 4 + 1], total[half * 4 + 2], total[half * 4 + 3])
                 else:
                     for q in T.unroll(4):
@@ -105,6 +107,10 @@ class PartialSums:
                     T.ptx["st.global.v4.b32"](self.c.ptr_to([*place, self.tn * self.width + column]), halves[0], halves[1], halves[2], halves[3])
             at = at + self.tiles.split_k * (128 * self.tiles.consumers)
     # fmt: on
+
+    def _has(self, column: Any) -> Any:
+        """Say whether c has a column where the half of eight begins: of floats there may be four less."""
+        return column < self.n if self.form.item == 4 else True
 
     def _store_apart(self, row: Any, column: Any, sums: Any) -> None:
         dtype = self.form.result

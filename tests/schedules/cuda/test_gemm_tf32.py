@@ -104,6 +104,7 @@ WGMMA_CASES = [
     (product(130, 72, 132, trans_b=True, bias=True, activation="gelu"), wgmma_config(128, 64, 128, 2)),
     (product(200, 264, 36, trans_b=True, residual=True), wgmma_config(64, 128, 64, 1, cluster=2)),
     (product(33, 104, 260, trans_b=True, bias=True), wgmma_config(64, 64, 64, 1, split_k=2)),
+    (product(33, 100, 260, trans_b=True), wgmma_config(64, 64, 64, 1, split_k=2)),  # a four behind the eights
     (product(65, 40, 8, trans_b=True, batch=3), wgmma_config(64, 64, 64, 1)),  # less k than a step
 ]
 
