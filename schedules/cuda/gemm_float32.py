@@ -17,7 +17,7 @@ from tvmops.workloads import Workload
 
 _AMPERE = 80  # cp.async
 _MOST_REGISTERS = 240  # of a thread
-_OTHER_REGISTERS = 28
+_OTHER_REGISTERS = 20
 _VECTOR = 4  # elements: 16 bytes
 _SCHEDULERS = 4  # of a multiprocessor: warps that keep it busy, since products of a thread are independent
 # Issued instructions beside each multiplication, as an H100 showed them.
@@ -40,8 +40,8 @@ class Float32Gemm(SimtGemm):
         knobs = (
             *super().space(workload, target).knobs,
             Knob("stages", (2, 3, 4)),
-            Knob("a_vector", _vectors(workload["m"]) if workload["trans_a"] else (1,)),
-            Knob("b_vector", (1,) if workload["trans_b"] else _vectors(workload["n"])),
+            Knob("a_vector", _vectors(workload["m"]) if workload["trans_a"] else _along(workload["k"])),
+            Knob("b_vector", _along(workload["k"]) if workload["trans_b"] else _vectors(workload["n"])),
             Knob("beside", (1, 2, 3, 4)),
             Knob("slices", (1, 2, 4)),
         )
@@ -92,7 +92,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     """Say whether `config` fits the machine; the only statement of the template's limits."""
     assert target.gpu is not None
     tiles = tiles_of(config)
-    registers = tiles.registers + _OTHER_REGISTERS
+    registers = tiles.registers + _OTHER_REGISTERS + _fetched(tiles, workload)
     return (
         32 <= tiles.threads <= 512
         and tiles.grid is not None
@@ -109,6 +109,25 @@ def _vectors(row: object) -> tuple[int, ...]:
     if not isinstance(row, int):
         return (_VECTOR, 1)
     return (_VECTOR if row % _VECTOR == 0 else 1,)
+
+
+def _fetched(tiles: Float32Tiles, workload: Workload) -> int:
+    """Return the registers of a thread for what it reads along k, four at a time."""
+    blocks = (
+        (tiles.bm, tiles.a_vector, not workload["trans_a"]),
+        (tiles.bn, tiles.b_vector, workload["trans_b"]),
+    )
+    fours = (
+        -(-block * tiles.bk // (_VECTOR * tiles.threads))
+        for block, vector, along in blocks
+        if along and vector == _VECTOR
+    )
+    return _VECTOR * sum(fours)
+
+
+def _along(row: object) -> tuple[int, ...]:
+    """Return how many floats along k may be read at once, of rows of `row` elements."""
+    return (_VECTOR, 1) if isinstance(row, int) and row % _VECTOR == 0 else (1,)
 
 
 def _knobs(bm: int, bn: int, bk: int, tm: int, tn: int, stages: int, beside: int) -> dict[str, int]:

@@ -51,6 +51,16 @@ __forceinline__ __device__ void copy_present_floats_{vector}(unsigned to, unsign
                "r"(to), "l"(at), "r"(present ? {nbytes} : 0) : "memory");
 }}
 """
+_FETCH_FOUR = """
+__forceinline__ __device__ void fetch_four_floats(float* to, unsigned long long from, int row, int more, int last, int pitch,
+                                                  int behind) {
+  asm volatile("{.reg .s32 at; .reg .s64 there;"
+               "add.s32 at, %5, %6; min.s32 at, at, %7; mad.lo.s32 at, at, %8, %9; mad.wide.s32 there, at, 4, %4;"
+               "ld.global.nc.v4.f32 {%0, %1, %2, %3}, [there];}"
+               : "=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3])
+               : "l"(from), "r"(row), "r"(more), "r"(last), "r"(pitch), "r"(behind) : "memory");
+}
+"""
 _ADD_FOUR = """
 __forceinline__ __device__ void add_four_floats(float* sums, const void* from) {
   const float4 four = *static_cast<const float4*>(from);
@@ -115,7 +125,7 @@ class _Streamed(Factor):
         self, array: Any, extent: Extent, k: Extent, k_inner: bool, block: int, own: int, lanes: int, vector: int
     ) -> None:
         super().__init__(array, "float32", extent, k, k_inner, block, own)
-        self.lanes, self.vector = lanes, 1 if k_inner else vector
+        self.lanes, self.vector, self.fetches = lanes, 1 if k_inner else vector, k_inner and vector == FOUR
 
     def begin(self, pool: Any, thread: Any, tiles: Float32Tiles) -> None:  # type: ignore[override]
         self.hold(pool, thread, tiles, tiles.stages)
@@ -195,6 +205,57 @@ class _Streamed(Factor):
             with when(i * self.threads + self.thread < count):
                 do(copy)
 
+    # Fours along k come through registers, and go from there to their places.
+
+    def begin_fetching(self) -> None:
+        self.pair = T.truncmod(self.thread, 2)  # of fours, that neighbours take
+        rest, lines = T.truncdiv(self.thread, 2), self.threads // 2
+        self.fetch_row, self.run = T.truncmod(rest, self.block), T.truncdiv(rest, self.block)
+        self.rows_apart, self.runs_apart = max(1, self.block // lines), max(1, lines // self.block)
+        self.fours = -(-self.block * self.bk // (FOUR * self.threads))
+        self.fetched = T.alloc_local((self.fours * FOUR,), "float32")
+
+    def _four(self, number: int) -> tuple[int, Any]:
+        """Return how many rows a four lies below the thread's first, and its run of 8 along k."""
+        more = number % self.rows_apart * (self.threads // 2)
+        return more, self.run + number // self.rows_apart * self.runs_apart
+
+    def _each_four(self, use: Callable[[int], None]) -> None:
+        count = self.block * self.bk // FOUR
+        for i in range(self.fours):
+            if (i + 1) * self.threads <= count:
+                use(i)
+                continue
+            with when(i * self.threads + self.thread < count):
+                use(i)
+
+    def fetch(self) -> None:  # type: ignore[override]
+        """Begin to read the next tile to registers."""
+
+        def one(i: int) -> None:
+            more, run = self._four(i)
+            behind = run * _OCTAVE + self.pair * FOUR - self.place
+            to = T.address_of(self.fetched[i * FOUR])
+            do(
+                c_call(
+                    "void", "fetch_four_floats", to, self.source(), self.fetch_row, more, self.last, self.pitch,
+                    behind, source=_FETCH_FOUR,
+                )
+            )  # fmt: skip
+
+        self._each_four(one)
+
+    def put(self, stage: Any) -> None:
+        """Write what was read to a stage."""
+
+        def one(i: int) -> None:
+            more, run = self._four(i)
+            own = (self.fetch_row ^ run % FOUR) + more
+            for e in range(FOUR):
+                T.buffer_store(self.tile, self.fetched[i * FOUR + e], [stage, run * _OCTAVE + self.pair * FOUR + e, own])
+
+        self._each_four(one)
+
     def advance(self, by: Any) -> None:
         """Go on to what lies `by` values of k behind."""
         floats = by if self.k_inner else T.Cast("int64", self.pitch) * by
@@ -252,6 +313,8 @@ class Float32Kernel(SimtKernel):
         steps = T.Bind(T.truncdiv(k + (t.bk - 1), t.bk))
         for each, origin in ((self.a, self.row), (self.b, self.column)):
             each.aim(origin)
+            if each.fetches:
+                each.begin_fetching()
         for stage in range(t.stages - 1):
             with when(stage < steps):
                 self._copy(stage, None if stage else k - (steps - 1) * t.bk)
@@ -267,9 +330,13 @@ class Float32Kernel(SimtKernel):
                     use.set(tirx.Select(use() == t.stages - 1, 0, use() + 1))
                 self._read(use(), (k + 1) % count)
                 if k == 0:
-                    with when(step + (t.stages - 1) < steps):
-                        self._copy(fill())
+                    ahead = T.Bind(step + (t.stages - 1) < steps)
+                    with when(ahead):
+                        self._copy(fill(), fetches=True)
                     ptx("cp.async.commit_group")
+                if k == max(count - 2, 0):
+                    with when(ahead):
+                        self._put(fill())
                     fill.set(tirx.Select(fill() == t.stages - 1, 0, fill() + 1))
                 self._multiply(k)
         ptx("cp.async.wait_group", 0)
@@ -283,11 +350,20 @@ class Float32Kernel(SimtKernel):
         self.a.read(stage, k, self.ty)
         self.b.read(stage, k, self.tx)
 
-    def _copy(self, stage: Any, left: Any = None) -> None:
+    def _copy(self, stage: Any, left: Any = None, fetches: bool = False) -> None:
         """Begin to copy the next tiles, of all values of k or of so many as the others leave."""
         for each in (self.a, self.b):
-            each.copy(stage, left)
+            if fetches and each.fetches:
+                each.fetch()
+            else:
+                each.copy(stage, left)
             each.advance(self.tiles.bk if left is None else left)
+
+    def _put(self, stage: Any) -> None:
+        """Write to a stage what came through registers."""
+        for each in (self.a, self.b):
+            if each.fetches:
+                each.put(stage)
 
     def _store(self) -> None:
         if self.tiles.slices == 1:

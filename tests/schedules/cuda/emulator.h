@@ -310,6 +310,11 @@ static inline void copy_piece(unsigned to, const void* from, int row, int pitch,
     copy_present_floats_##vector(to, from, row, more, last, pitch, 1);                                   \
   }
 COPY_FLOATS(1) COPY_FLOATS(4)
+static inline void fetch_four_floats(float* to, unsigned long long from, int row, int more, int last, int pitch, int behind) {
+  const float* at = reinterpret_cast<const float*>(from) + (std::min(row + more, last) * pitch + behind);
+  if (reinterpret_cast<uintptr_t>(at) % 16) emulator::fail("an address that is not aligned");
+  std::memcpy(to, at, 16);
+}
 COPY_BYTES(4) COPY_BYTES(8) COPY_BYTES(16)
 static inline void place_words(unsigned to, const unsigned* raw) { std::memcpy(emulator::shared(to, 16), raw, 16); }
 static inline void place_piece(unsigned to, const unsigned* raw) {

@@ -31,6 +31,7 @@ FLOAT32 = {
     "shared": workload("matmul", m=24, n=70, k=40, batch=2, shared="b", activation="silu"),
     "a across": workload("matmul", m=72, n=140, k=33, trans_a=True),
     "b along": workload("matmul", m=20, n=130, k=52, trans_b=True),
+    "fours": workload("matmul", m=33, n=68, k=44, batch=2, bias=True),
 }  # fmt: skip
 
 

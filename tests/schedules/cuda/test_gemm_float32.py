@@ -51,9 +51,10 @@ def test_the_default_is_legal(shape: tuple[int, int, int], machine: str) -> None
 @pytest.mark.parametrize(
     "work, a, b",
     [
-        (matmul(60, 64, 64), 1, 4),  # a lies along k: float by float to where it lies across
-        (matmul(60, 63, 64), 1, 1),
-        (matmul(60, 63, 64, trans_a=True, trans_b=True), 4, 1),
+        (matmul(60, 64, 64), 4, 4),
+        (matmul(60, 63, 64), 4, 1),
+        (matmul(60, 64, 63), 1, 4),
+        (matmul(60, 63, 64, trans_a=True, trans_b=True), 4, 4),
         (matmul(61, 64, 63, trans_a=True), 1, 4),
     ],
 )
@@ -94,6 +95,9 @@ CASES = [
     (FLOAT32["a across"], config(64, 128, 16, 8, 8, 3, 4, 4)),
     (FLOAT32["b along"], config(32, 128, 8, 16, 8, 3, 1, 1)),
     (FLOAT32["b along"], config(32, 128, 32, 8, 8, 2, 1, 1, slices=2)),
+    (FLOAT32["b along"], config(32, 128, 16, 8, 8, 3, 4, 4)),  # through registers
+    (FLOAT32["b along"], config(32, 128, 32, 8, 4, 2, 4, 4, slices=2)),
+    (FLOAT32["fours"], config(32, 64, 8, 8, 4, 2, 4, 4)),
 ]
 
 
