@@ -85,9 +85,7 @@ class Tf32Across(Tf32Gemm):
     def space(self, workload: Workload, target: Target) -> Space:
         whole = super().space(_turned(workload), target)
         few = () if workload["trans_a"] else _few(workload)
-        knobs = tuple(
-            Knob("bn", (*few, *knob.values)) if knob.name == "bn" else knob for knob in whole.knobs
-        )
+        knobs = tuple(Knob("bn", (*few, *knob.values)) if knob.name == "bn" else knob for knob in whole.knobs)
         return Space(self.name, knobs, lambda c: has_room_for_fragments(c) and whole.is_legal(c))
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:

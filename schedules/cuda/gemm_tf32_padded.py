@@ -91,6 +91,4 @@ def _base_of(workload: Workload) -> Tf32Gemm:
 def _ragged(workload: Workload) -> tuple[str, ...]:
     """Return the operands whose rows begin where TMA can't, or may do so."""
     rows = zip("ab", row_dims(workload))
-    return tuple(
-        name for name, dim in rows if workload[dim] == ANY or workload.dims(dim)[0] % ALIGNED > 0
-    )
+    return tuple(name for name, dim in rows if workload[dim] == ANY or workload.dims(dim)[0] % ALIGNED > 0)

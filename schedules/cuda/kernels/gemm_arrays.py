@@ -102,7 +102,9 @@ class Arrays:
             "a": self._across() if form.trans_a else (self.m, self.pairs),
             "b": (self.n, self.pairs) if form.trans_b else (self.pairs, self.n),
         }
-        self.names = {"a": "b", "b": "a"} if form.turned else {"a": "a", "b": "b"}  # that callers know them by
+        self.names = (
+            {"a": "b", "b": "a"} if form.turned else {"a": "a", "b": "b"}
+        )  # that callers know them by
         self.items = {
             each: (self.batch,) if form.batched and form.shared != self.names.get(each) else ()
             for each in "abc"

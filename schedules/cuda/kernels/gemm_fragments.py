@@ -67,7 +67,9 @@ class Fragments:
                     to = T.address_of(self.words[self._at(half, step, block) + i * 2])
                     do(c_call("void", "load_two_words", to, address, source=_LOAD_TWO))
 
-    def multiply(self, other: Operand, base: Any, stage: Any, half: Any, sums: Any, columns: int, adds: Any) -> None:
+    def multiply(
+        self, other: Operand, base: Any, stage: Any, half: Any, sums: Any, columns: int, adds: Any
+    ) -> None:
         """Begin to multiply what was read by the other factor; unless it `adds`, the sums begin there."""
         name = f"wgmma.mma_async.sync.aligned.m64n{columns}k8.f32.tf32.tf32"
         count = columns // 2

@@ -262,7 +262,6 @@ class TurnedResults(Results):
         do(c_call("void", "store_one", self.c.data, row, self.m, column, self._sum(at), source=_STORE_ONE))
 
 
-
 def factor_of(arrays: dict[str, Any]) -> Any:
     """Return the scale of all sums. It is read before the first product: a load at the end is waited for."""
     scales = [_element("float32", arrays[name].data, 0, 0, 0) for name in ("a_scale", "b_scale")]

@@ -29,8 +29,8 @@ from tvm.script import tirx as T
 
 from tvmops.schedules.cuda.gemm_tiles import PARTIAL_PAD, Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form, Int8Form
-from tvmops.schedules.cuda.kernels.gemm_integers import Columns, IntegerArrays, IntegerResults
 from tvmops.schedules.cuda.kernels.gemm_fragments import STEPS, Fragments
+from tvmops.schedules.cuda.kernels.gemm_integers import Columns, IntegerArrays, IntegerResults
 from tvmops.schedules.cuda.kernels.gemm_operands import AcrossFloats, Operand
 from tvmops.schedules.cuda.kernels.gemm_operands import multiply as multiply_one
 from tvmops.schedules.cuda.kernels.gemm_partials import PartialSums
@@ -56,7 +56,11 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     NACC = BN // 2
     STEP = BK * 2 // form.item  # of k, of a stage
     ACROSS = form.across
-    a_of = AcrossFloats(arrays_of, "a", BM, tiles) if ACROSS else Operand(arrays_of, "a", not form.trans_a, BM, tiles)
+    a_of = (
+        AcrossFloats(arrays_of, "a", BM, tiles)
+        if ACROSS
+        else Operand(arrays_of, "a", not form.trans_a, BM, tiles)
+    )
     b_of = Operand(arrays_of, "b", form.trans_b, BN, tiles, sharers=SHARE)
 
     def blocks_for(m: Any, n: Any, batch: Any) -> Any:
