@@ -16,7 +16,7 @@ from tvmops.measure import cuda
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.gemm_mma import tiles_of
-from tvmops.schedules.cuda.gemm_tf32 import Tf32Across, Tf32Few, Tf32Gemm, Tf32Mma
+from tvmops.schedules.cuda.gemm_tf32 import Tf32Across, Tf32Few, Tf32Gemm, Tf32Mma, has_room_for_fragments
 from tvmops.schedules.cuda.gemm_tf32_padded import Tf32Padded
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_wgmma import gemm
@@ -71,10 +71,21 @@ def test_machines_without_it_say_so(machine: str) -> None:
 @pytest.mark.parametrize("shape", [(1, 8, 4), (16, 4096, 4096), (8192, 8192, 8192)])
 @pytest.mark.parametrize("fields", [{}, {"residual": True}, {"batch": 5}], ids=str)
 def test_defaults_are_legal(shape: tuple[int, int, int], fields: dict[str, object]) -> None:
-    work = product(*shape, trans_b=True, **fields)
-    for template in templates_for(work, H200):
-        assert template.default(work, H200) in template.space(work, H200)
-        assert template.generic(work.generic(), H200)[-1].ranges == {}
+    for trans_b in (True, False):
+        work = product(*shape, trans_b=trans_b, **fields)
+        templates = templates_for(work, H200)
+        for template in templates:
+            assert template.default(work, H200) in template.space(work, H200)
+        assert templates[-1].generic(work.generic(), H200)[-1].ranges == {}
+
+
+@pytest.mark.parametrize("fields", [{}, {"trans_a": True, "trans_b": True}, {"residual": True}], ids=str)
+def test_generic_kernels_have_room_for_fragments(fields: dict[str, object]) -> None:
+    pattern = product(1, 1, 1, **fields).generic()
+    kernels = ACROSS.generic(pattern, H200)
+    assert all(has_room_for_fragments(kernel.config) for kernel in kernels)
+    assert {"m", "n", "k"} >= set(kernels[-1].multiples) >= {"n", "k"}
+    assert [kernel.multiples for kernel in PADDED.generic(pattern, H200)] == [{}, {}]
 
 
 @needs_nvcc
@@ -83,9 +94,13 @@ def test_defaults_are_legal(shape: tuple[int, int, int], fields: dict[str, objec
 )
 def test_the_code_is_what_was_meant(fields: dict[str, object]) -> None:
     work = product(4096, 4096, 4096, trans_b=True, **fields)
-    configs = [WGMMA.default(work, H200), *(kernel.config for kernel in WGMMA.generic(work.generic(), H200))]
-    for config in configs:
-        cubin = compiled(WGMMA, work, H200, config)
+    across = work.replace(trans_b=False)
+    cases = [(WGMMA, work, WGMMA.default(work, H200)), (ACROSS, across, ACROSS.default(across, H200))]
+    for template, each in ((WGMMA, work), (ACROSS, across), (PADDED, across)):
+        for kernel in template.generic(each.generic(), H200):
+            cases.append((template, each, kernel.config))
+    for template, each, config in cases:
+        cubin = compiled(template, each, H200, config)
         assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
         assert "k8.f32.tf32.tf32" in cubin.source
 
