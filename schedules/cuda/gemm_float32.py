@@ -44,6 +44,7 @@ class Float32Gemm(SimtGemm):
             Knob("b_vector", _along(workload["k"]) if workload["trans_b"] else _vectors(workload["n"])),
             Knob("beside", (1, 2, 3, 4)),
             Knob("slices", (1, 2, 4)),
+            Knob("early", (1, 0)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
@@ -133,7 +134,7 @@ def _along(row: object) -> tuple[int, ...]:
 def _knobs(bm: int, bn: int, bk: int, tm: int, tn: int, stages: int, beside: int) -> dict[str, int]:
     return {
         "bm": bm, "bn": bn, "bk": bk, "tm": tm, "tn": tn, "stages": stages, "a_vector": 1, "b_vector": 1,
-        "beside": beside, "slices": 1,
+        "beside": beside, "slices": 1, "early": 1,
     }  # fmt: skip
 
 

@@ -27,11 +27,11 @@ from tvmops.workloads import Workload
 _AMPERE = 80
 ALIGNED = 4  # elements of 16 bytes
 _MOST_WORDS = 144  # of a thread, for sums and fragments
-_FEW, _MOST_FEW = (16, 32), 64  # rows of c, which are columns of what is multiplied
+_FEW, _MOST_FEW = (16, 32), 128  # rows of c, which are columns of what is multiplied
 
 
 class Tf32Gemm(WgmmaGemm):
-    """To the machine a product of 16 bits and twice the k. wgmma takes floats that lie along k alone."""
+    """To the machine a product of 16 bits and twice the k; of factors that both lie along k."""
 
     name = "cuda.gemm_tf32"
     version = 2
@@ -121,7 +121,7 @@ class Tf32Few(Tf32Gemm):
         return Space(self.name, knobs, whole.is_legal)
 
     def choices(self, workload: Workload) -> list[Config]:
-        (rows, *_) = (*_few(workload), 64)
+        (rows, *_) = (*_few(workload), 64 if workload.dims("m")[0] <= 64 else 128)
         return [config.replace(bn=rows) for config in super().choices(workload)]
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:

@@ -49,6 +49,7 @@ class Float32Tiles(SimtTiles):
     b_vector: int
     beside: int  # blocks that share a multiprocessor
     slices: int = 1  # of each step's k, that groups of warps sum apart
+    early: int = 1  # 1: the next step's first factors are read while the last of this one are multiplied
 
     @property
     def threads(self) -> int:
@@ -136,16 +137,21 @@ class Float32Kernel(SimtKernel):
             with when(stage < steps):
                 self._copy(stage, None if stage else k - (steps - 1) * t.bk)
             ptx("cp.async.commit_group")
-        self._await()
         use, fill = Scalar(0), Scalar(t.stages - 1)
-        self._read(use(), 0)
+        if t.early:
+            self._await()
+            self._read(use(), 0)
         count = t.bk // t.slices
         with T.serial(steps) as step:
+            if not t.early:
+                self._await()
+                self._read(use(), 0)
             for k in range(count):
-                if k == count - 1:
+                if t.early and k == count - 1:
                     self._await()
-                    use.set(tirx.Select(use() == t.stages - 1, 0, use() + 1))
-                self._read(use(), (k + 1) % count)
+                    use.set(_following(use(), t.stages))
+                if t.early or k < count - 1:
+                    self._read(use(), (k + 1) % count)
                 if k == 0:
                     ahead = T.Bind(step + (t.stages - 1) < steps)
                     with when(ahead):
@@ -154,8 +160,10 @@ class Float32Kernel(SimtKernel):
                 if k == max(count - 2, 0):
                     with when(ahead):
                         self._put(fill())
-                    fill.set(tirx.Select(fill() == t.stages - 1, 0, fill() + 1))
+                    fill.set(_following(fill(), t.stages))
                 self._multiply(k)
+            if not t.early:
+                use.set(_following(use(), t.stages))
         ptx("cp.async.wait_group", 0)
 
     def _await(self) -> None:
@@ -207,3 +215,7 @@ class Float32Kernel(SimtKernel):
         for i in range(0, t.tm * t.tn, FOUR):
             memory = self.meeting.ptr_to([i // FOUR, thread, 0])
             use(T.address_of(self.sums[i]), memory)
+
+
+def _following(stage: Any, stages: int) -> Any:
+    return tirx.Select(stage == stages - 1, 0, stage + 1)

@@ -13,6 +13,10 @@ memory and added in a fixed order, so that no workspace is needed and results re
 place of the ring. Large clusters leave a part of the machine idle: with `parts` > 1 blocks anywhere
 leave float32 sums of a stretch of k in a workspace, and a second kernel adds those (`gemm_sums`).
 
+wgmma takes floats (tf32) from shared memory along k alone. One factor whose rows lie across k comes
+through registers (`gemm_fragments`), where it is the first: if it is b, c^T = b^T a^T is what is
+multiplied, and stored as c. So are products of few rows, whose columns then fill a wgmma's 64 rows.
+
 TMA leaves out what lies beyond an array when it stores, and reads zeros there: no shape needs
 to divide. Tiles whose columns end inside 64 that are loaded together are stored warp by warp.
 TMA needs rows of a multiple of 16 bytes: of an operand with others a kernel before this one makes
