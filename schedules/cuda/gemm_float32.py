@@ -128,7 +128,7 @@ def _fetched(tiles: Float32Tiles, workload: Workload) -> int:
 
 def _along(row: object) -> tuple[int, ...]:
     """Return how many floats along k may be read at once, of rows of `row` elements."""
-    return (_VECTOR, 1) if isinstance(row, int) and row % _VECTOR == 0 else (1,)
+    return (1, _VECTOR) if isinstance(row, int) and row % _VECTOR == 0 else (1,)
 
 
 def _knobs(bm: int, bn: int, bk: int, tm: int, tn: int, stages: int, beside: int) -> dict[str, int]:
