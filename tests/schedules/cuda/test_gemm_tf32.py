@@ -42,7 +42,7 @@ FEW_ROWS = ["cuda.gemm_tf32_few", "cuda.gemm_tf32", LAST]
     [
         (product(7, 8, 12, trans_b=True), "nvidia-h200", FEW_ROWS),
         (product(7, 8, 12, trans_b=True, batch=3, bias=True), "nvidia-h100", FEW_ROWS),
-        (product(65, 8, 12, trans_b=True), "nvidia-h200", ["cuda.gemm_tf32", LAST]),
+        (product(129, 8, 12, trans_b=True), "nvidia-h200", ["cuda.gemm_tf32", LAST]),
         (product(7, 8, 12), "nvidia-h200", ["cuda.gemm_tf32_across", LAST]),  # b does not lie along k
         (product(8, 7, 12, trans_a=True, trans_b=True), "nvidia-h200", ["cuda.gemm_tf32_padded", LAST]),
         (product(8, 8, 12, trans_a=True, trans_b=True), "nvidia-h200", ["cuda.gemm_tf32_across", LAST]),
