@@ -131,10 +131,12 @@ def _along(row: object) -> tuple[int, ...]:
     return (1, _VECTOR) if isinstance(row, int) and row % _VECTOR == 0 else (1,)
 
 
-def _knobs(bm: int, bn: int, bk: int, tm: int, tn: int, stages: int, beside: int) -> dict[str, int]:
+def _knobs(
+    bm: int, bn: int, bk: int, tm: int, tn: int, stages: int, beside: int, slices: int = 1
+) -> dict[str, int]:
     return {
         "bm": bm, "bn": bn, "bk": bk, "tm": tm, "tn": tn, "stages": stages, "a_vector": 1, "b_vector": 1,
-        "beside": beside, "slices": 1, "early": 1,
+        "beside": beside, "slices": slices, "early": 1,
     }  # fmt: skip
 
 
@@ -143,7 +145,7 @@ _DEFAULTS = (
     _knobs(16, 32, 16, 4, 4, 3, 1),
     _knobs(32, 32, 16, 4, 4, 3, 1),
     _knobs(64, 64, 16, 8, 4, 3, 2),
-    _knobs(64, 64, 16, 8, 8, 3, 2),
+    _knobs(64, 64, 32, 8, 8, 3, 2, slices=2),
     _knobs(64, 128, 16, 8, 8, 3, 2),
     _knobs(128, 256, 16, 16, 8, 3, 1),
     _knobs(128, 128, 16, 8, 8, 3, 2),

@@ -88,6 +88,11 @@ class Tf32Across(Tf32Gemm):
         knobs = tuple(Knob("bn", (*few, *knob.values)) if knob.name == "bn" else knob for knob in whole.knobs)
         return Space(self.name, knobs, lambda c: has_room_for_fragments(c) and whole.is_legal(c))
 
+    def choices(self, workload: Workload) -> list[Config]:
+        configs = super().choices(workload)
+        few = not workload["trans_a"] and workload.dims("m")[0] <= _FEW[-1]
+        return _of_few_rows(configs, workload) if few else configs
+
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         return super().estimate(_turned(workload), target, config)
 
@@ -121,8 +126,7 @@ class Tf32Few(Tf32Gemm):
         return Space(self.name, knobs, whole.is_legal)
 
     def choices(self, workload: Workload) -> list[Config]:
-        (rows, *_) = (*_few(workload), 64 if workload.dims("m")[0] <= 64 else 128)
-        return [config.replace(bn=rows) for config in super().choices(workload)]
+        return _of_few_rows(super().choices(workload), workload)
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         return []
@@ -191,7 +195,14 @@ def _swapped(workload: Workload) -> Workload:
 def _few(workload: Workload) -> tuple[int, ...]:
     """Return the sizes of a tile that few rows fit in."""
     (rows,) = workload.dims("m")
-    return tuple(size for size in _FEW if size < 2 * rows)
+    return tuple(size for size in _FEW if size < 2 * max(rows, _FEW[0]))
+
+
+def _of_few_rows(configs: list[Config], workload: Workload) -> list[Config]:
+    """Return `configs` with tiles that the rows of a just fit in."""
+    (rows,) = workload.dims("m")
+    size = next(size for size in (*_FEW, 64, _MOST_FEW) if size >= rows)
+    return [config.replace(bn=size) for config in configs]
 
 
 def _rows(workload: Workload) -> str:
