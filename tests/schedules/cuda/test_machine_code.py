@@ -76,7 +76,7 @@ KERNELS = [
         "cuda.gemm_float32",
         "matmul m=4096 n=4096 k=4096 dtype=float32",
         AMPERE_ON,
-        {"LDGSTS", "LDG", "LDS", "FFMA"},
+        {"LDGSTS", "LDS", "FFMA"},
     ),
     (
         "cuda.gemm_tf32_mma",
