@@ -16,6 +16,10 @@ With `streams` blocks share the tiles that fill no wave: they leave sums in a wo
 tell so by flags that a kernel before this one takes down, and add them up themselves (`gemm_streams`).
 Who adds up waits for blocks launched before it (stream-K), or for those next to it that hold the same tile.
 
+wgmma takes floats (tf32) from shared memory along k alone. One factor whose rows lie across k comes
+through registers (`gemm_fragments`), where it is the first: if it is b, c^T = b^T a^T is what is
+multiplied, and stored as c. So are products of few rows, whose columns then fill a wgmma's 64 rows.
+
 TMA leaves out what lies beyond an array when it stores, and reads zeros there: no shape needs
 to divide. Tiles whose columns end inside 64 that are loaded together are stored warp by warp.
 TMA needs rows of a multiple of 16 bytes: of an operand with others a kernel before this one makes
@@ -32,11 +36,12 @@ from tvm.script import tirx as T
 
 from tvmops.schedules.cuda.gemm_tiles import PARTIAL_PAD, Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form, Int8Form
+from tvmops.schedules.cuda.kernels.gemm_fragments import STEPS, Fragments
 from tvmops.schedules.cuda.kernels.gemm_integers import Columns, IntegerArrays, IntegerResults
-from tvmops.schedules.cuda.kernels.gemm_operands import Operand
+from tvmops.schedules.cuda.kernels.gemm_operands import AcrossFloats, Operand
 from tvmops.schedules.cuda.kernels.gemm_operands import multiply as multiply_one
 from tvmops.schedules.cuda.kernels.gemm_partials import PartialSums
-from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results, factor_of
+from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results, TurnedResults, factor_of
 from tvmops.schedules.cuda.kernels.gemm_streams import LEAVING, SharedSums, again, clear_flags
 from tvmops.schedules.cuda.kernels.gemm_sums import add_up
 from tvmops.schedules.cuda.kernels.gemm_zero_points import ZeroPoints
@@ -57,9 +62,15 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     HOLDERS = max(tiles.streams, 1)  # blocks that share the sum of a tile through a workspace
     sums_form = form if PARTS == 1 else form.sums
     BY_TMA = sums_form.stores_by_tma and BN % 64 == 0
+    HEIGHT = BN if form.turned else BM  # of a tile of c
     NACC = BN // 2
     STEP = BK * 2 // form.item  # of k, of a stage
-    a_of = Operand(arrays_of, "a", not form.trans_a, BM, tiles)
+    ACROSS = form.across
+    a_of = (
+        AcrossFloats(arrays_of, "a", BM, tiles)
+        if ACROSS
+        else Operand(arrays_of, "a", not form.trans_a, BM, tiles)
+    )
     b_of = Operand(arrays_of, "b", form.trans_b, BN, tiles, sharers=SHARE)
 
     def blocks_for(m: Any, n: Any, batch: Any) -> Any:
@@ -97,7 +108,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             lane = T.lane_id([32])
 
             pool = T.SMEMPool()
-            partial = pool.alloc((BM if SPLIT > 1 else 1, BN + PARTIAL_PAD), arrays_of.sums, align=16)
+            partial = pool.alloc((HEIGHT if SPLIT > 1 else 1, BM + BN - HEIGHT + PARTIAL_PAD), arrays_of.sums, align=16)
             pool.move_base_to(0)  # it takes the place of the ring, when that has been read
             As = pool.alloc(a_of.shape, DT, align=1024)
             Bs = pool.alloc(b_of.shape, DT, align=1024)
@@ -279,7 +290,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                 row: T.let = warp * 16 + lane % 16
                 before: T.int32 = 0
                 consumer = T.meta_var(Consumer(group, warp, lane, tm, tn, item, row, acc, packed, factor if sums_form.has_factor else None))
-                results = T.meta_var(IntegerResults(arrays_of, arrays, tiles, consumer, zeros, columns) if isinstance(arrays_of, IntegerArrays) else Results(sums_form, arrays_of, arrays, tiles, consumer))
+                results = T.meta_var(IntegerResults(arrays_of, arrays, tiles, consumer, zeros, columns) if isinstance(arrays_of, IntegerArrays) else (TurnedResults if form.turned else Results)(sums_form, arrays_of, arrays, tiles, consumer))
                 partials = T.meta_var(PartialSums(results, tiles, partial, rank))
                 shared = T.meta_var(SharedSums(arrays, tiles, consumer, rank) if tiles.streams > 0 else None)
 
@@ -290,6 +301,25 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             T.ptx.mbarrier.arrive.shared__cluster.b64(e_base + T.Cast("uint32", before * 8))
                         else:
                             T.ptx.mbarrier.arrive.shared.b64(empty.ptr_to([before]), T.uint32(1))
+
+                fragments = T.meta_var(Fragments(a_of, WM, a_base, warp, lane) if isinstance(a_of, AcrossFloats) else None)
+
+                @T.inline
+                def multiply_fragments():
+                    for kt in T.serial(last - first):
+                        T.cuda.mbarrier_wait(full.ptr_to([stage]), phase)
+                        for half in T.unroll(BK // (16 * STEPS)):
+                            fragments.load(stage, half)
+                            T.ptx.wgmma.fence.sync.aligned()
+                            fragments.multiply(b_of, b_base, stage, half, acc, BN, T.Not((kt == 0) & (half == 0)))
+                            T.ptx.wgmma.commit_group.sync.aligned()
+                            T.ptx.wgmma.wait_group.sync.aligned(1)
+                            if (half == 0) & (kt > 0):
+                                release()
+                        before = stage
+                        advance()
+                    T.ptx.wgmma.wait_group.sync.aligned(0)
+                    release()
 
                 @T.inline
                 def multiply():
@@ -329,7 +359,10 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     if integers:
                         results.begin()
                     if first < last:
-                        multiply()
+                        if ACROSS:
+                            multiply_fragments()
+                        else:
+                            multiply()
                         if integers:
                             results.put_right()
                     T.ptx.bar.sync(T.uint32(1), T.uint32(128 * CONSUMERS))  # others may still read the ring
@@ -342,7 +375,10 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                         locate()
                         if integers:
                             results.begin()
-                        multiply()
+                        if ACROSS:
+                            multiply_fragments()
+                        else:
+                            multiply()
                         if integers:
                             results.put_right()
                         if MEETING:
