@@ -77,6 +77,17 @@ def no_generic_kernels() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def generic_kernels_for(work: Sequence[Workload]) -> Iterator[None]:
+    """Compile those alone that answer some of `work`."""
+    patterns, every = {each.generic() for each in work}, library_export._answerable
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            library_export, "_answerable", lambda *given: [p for p in every(*given) if p in patterns]
+        )
+        yield
+
+
 def exported(folder: Path, shapes: Sequence[Shape], target: Target) -> Path:
     """Export a library of `shapes` to `folder`."""
     work = [matmul(*shape) for shape in shapes]

@@ -16,7 +16,8 @@ import pytest
 pytest.importorskip("tvm")
 
 from tests.arm.emulated import Job
-from tests.arm.test_libraries import DISASSEMBLER, OTHER, TUNED, Emulate, exported
+from tests.arm.test_libraries import DISASSEMBLER, Emulate
+from tests.arm.workloads import library_for, others_for, tuned_for
 from tests.libraries import default_record, one_generic_kernel, write_log
 from tvmops.library.export import export
 from tvmops.measure.problem import make_problem
@@ -37,14 +38,14 @@ def cpu(bits: int) -> str:
 )
 @pytest.mark.parametrize("name, bits", [("neoverse-v1", 128), ("neoverse-v2", 512)])
 def test_every_op_is_right_at_a_length_that_its_target_does_not_have(
-    name: str, bits: int, emulate: Emulate, tmp_path: Path
+    name: str, bits: int, emulate: Emulate, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    library = exported(tmp_path, name, TUNED)
+    library = library_for(name, tmp_path_factory)
     (module,) = library.glob(f"{name}-*.so")
     command = [DISASSEMBLER, "--disassemble", str(module)]
     assert PREDICATE.search(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-    work = [Workload.parse(text) for text in (*TUNED, *OTHER)]
+    work = [*tuned_for(name), *others_for(name)]
     problems = tuple((str(w), make_problem(w, tmp_path / str(i), seed=i)) for i, w in enumerate(work))
     answers = emulate(cpu(bits), Job(run=(library,), problems=problems))
     (features,) = (answer["machine"] for answer in answers if "machine" in answer)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.libraries import default_record, matmul, one_generic_kernel, write_log
+from tests.shared import made_once
 from tvmops.library.export import export
 from tvmops.targets import target
 
@@ -17,7 +18,10 @@ def two_targets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     It holds the widest generic kernel of each alone.
     """
-    folder = tmp_path_factory.mktemp("two")
+    return made_once(tmp_path_factory, "two", _two_targets) / "library"
+
+
+def _two_targets(folder: Path) -> None:
     both, one = matmul(17, 31, 61), matmul(256, 256, 256)
     machines = [target(NARROW), target(WIDE)]
     records = [
@@ -26,4 +30,4 @@ def two_targets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     log = write_log(folder / "log.jsonl", *records)
     with one_generic_kernel(), pytest.warns(UserWarning, match="was not tuned for target"):
-        return export([both, one], machines, [log], folder / "library")
+        export([both, one], machines, [log], folder / "library")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import tvmops
+from tests.shared import made_once
 
 LIBRARY = "TVMOPS_TEST_LIBRARY"  # where a parent test run has exported one
 if LIBRARY in os.environ:
@@ -20,7 +21,10 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return Path(os.environ[LIBRARY])
     from tests.libraries import TUNED, exported
 
-    return exported(tmp_path_factory.mktemp("exported") / "library", list(TUNED), tvmops.target("native"))
+    def make(folder: Path) -> None:
+        exported(folder / "library", list(TUNED), tvmops.target("native"))
+
+    return made_once(tmp_path_factory, "tuned", make) / "library"
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def _named(module: IRModule) -> list[tuple[str, tirx.PrimFunc]]:
 
 
 def _is_parallel(function: tirx.PrimFunc) -> bool:
-    """True if some loop runs on several threads: by its kind or, in what a sketch became, by an annotation."""
+    """True if some loop runs on several threads: by its kind or, in a sketch, by an annotation."""
     if has_blocks(function):
         return "parallel" in function.script()
     return _has_parallel_loop(function.body)

@@ -5,39 +5,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from tests.schedules.cuda.compiled import compiled, needs_nvcc
+from tests.schedules.cuda.convolutions import COVERED, H100, Run, config
 from tests.schedules.cuda.emulated import TensorMap, emulated, needs_emulator
 from tvmops.measure import cuda
-from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cuda.conv_patches import patches_of
 from tvmops.schedules.cuda.conv_tiles import DEPTH, ConvTiles
 from tvmops.schedules.cuda.conv_wgmma import WgmmaConv, is_legal, tiles_of
 from tvmops.schedules.cuda.kernels.conv_wgmma import WgmmaConvKernel
-from tvmops.signatures.dtypes import decode
 from tvmops.signatures.windows import output_size
-from tvmops.space import Config
 from tvmops.suites import read_specs
 from tvmops.targets import target
 from tvmops.workloads import Workload
 
 TEMPLATE = WgmmaConv()
-H100 = target("nvidia-h100")
-GUARD = 64  # elements
 
 
 def conv(text: str) -> Workload:
     return Workload.parse(f"conv2d {text} layout=NHWC")
-
-
-def config(patch: tuple[int, int, int], *knobs: int) -> Config:
-    names = ("patches", "consumers", "alternate", "bn", "cluster", "split_k", "beside")
-    return Config.of(patch_w=patch[0], patch_h=patch[1], patch_n=patch[2], **dict(zip(names, knobs)))
 
 
 CASES = [
@@ -78,14 +68,8 @@ CASES = [
 @pytest.mark.parametrize(
     "text, machine, covered",
     [
-        ("n=1 h=7 w=7 ci=64 co=64 kh=3 kw=3 dtype=float16", "nvidia-h100", True),
-        ("n=1 h=7 w=7 ci=64 co=64 kh=3 kw=3 dtype=bfloat16 groups=8", "nvidia-h200", True),
+        *COVERED,
         ("n=1 h=7 w=7 ci=3 co=64 kh=3 kw=3 dtype=float16", "nvidia-h100", False),  # pixels of 6 bytes
-        ("n=1 h=7 w=7 ci=64 co=64 kh=3 kw=3 dtype=float16 groups=16", "nvidia-h100", False),
-        ("n=1 h=99 w=99 ci=64 co=64 kh=3 kw=3 dtype=float16 stride=9", "nvidia-h100", False),
-        ("n=1 h=7 w=7 ci=64 co=64 kh=3 kw=3 dtype=float32", "nvidia-h100", False),
-        ("n=1 h=7 w=7 ci=64 co=64 kh=3 kw=3 dtype=float16", "nvidia-a100", False),
-        ("n=* h=* w=* ci=* co=* kh=3 kw=3 dtype=float16", "nvidia-h100", True),
     ],
 )
 def test_what_it_covers(text: str, machine: str, covered: bool) -> None:
@@ -170,16 +154,8 @@ class TestRunHere:
         kernel = WgmmaConvKernel(ConvShape.of(work), dtype, tiles)
         _, (cubin,) = cuda.compile_module(kernel.module(), H100)
         assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
-        op = op_of(work)
-        inputs = op.random_inputs(work, seed=1)
-        (right,) = op.reference(work, *(decode(array, dtype) for array in inputs))
-        memory = np.full(right.size + 2 * GUARD, 0xFFFF, np.uint16).view(inputs[0].dtype)  # NaN
-        arrays = dict(zip((spec.name for spec in op.inputs(work)), inputs))
-        arrays["y"] = memory[GUARD:-GUARD].reshape(right.shape)
-        arguments = {**arrays, **boxes(work, tiles, arrays)}
+        run = Run.of(work)
+        arguments = {**run.arrays, **boxes(work, tiles, run.arrays)}
         grid = int(kernel.tile_count) * tiles.split_k if tiles.split_k > 1 else blocks
         emulated(cubin, tmp_path)(grid, arguments, tiles.meeting, shared_bytes=H100.gpu.shared_bytes)
-        bits = memory.view(np.uint16)
-        assert (bits[:GUARD] == 0xFFFF).all() and (bits[-GUARD:] == 0xFFFF).all()
-        found = decode(memory[GUARD:-GUARD].reshape(right.shape), dtype).astype(np.float64)
-        assert np.abs(found - right).max() <= op.tolerance(work)
+        run.check()

@@ -5,23 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.schedules.cuda.compiled import compiled
 from tests.schedules.cuda.emulated import needs_emulator
-from tests.schedules.cuda.products import Launch, blocks_of, error_here
-from tvmops.ops import op_of
+from tests.schedules.cuda.few_rows import H200, ROWS, default_is_legal, drawn, error_of, matmul
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.gemm_loose import LooseGemm
-from tvmops.schedules.cuda.gemm_swapped import tiles_of
 from tvmops.space import Config
 from tvmops.targets import target
-from tvmops.workloads import Workload, workload
+from tvmops.workloads import Workload
 
 TEMPLATE = LooseGemm()
-H200 = target("nvidia-h200")
-
-
-def matmul(m: int, n: int, k: int, **fields: object) -> Workload:
-    return workload("matmul", m=m, n=n, k=k, **{"dtype": "bfloat16", **fields})
 
 
 def config(rows: int, bn: int, bk: int, stages: int, splits: int, chained: int = 0, ahead: int = 0) -> Config:
@@ -55,17 +47,7 @@ def test_it_comes_before_copies() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (16, 4097, 4095), (32, 1023, 8191)])
 def test_the_default_is_legal(shape: tuple[int, int, int]) -> None:
-    for trans in (False, True):
-        work = matmul(*shape, trans_b=trans)
-        assert TEMPLATE.default(work, H200) in TEMPLATE.space(work, H200)
-
-
-def error_of(work: Workload, knobs: Config, folder: Path) -> float:
-    """Return the largest error of an emulated run amid guards, as a share of what is allowed."""
-    cubin, tiles = compiled(TEMPLATE, work, H200, knobs), tiles_of(knobs)
-    blocks = blocks_of(work, tiles.rows, tiles.bn) * tiles.splits
-    launch = Launch(blocks, tiles.splits, tiles.shared_bytes)
-    return error_here(cubin, work, launch, folder) / op_of(work).tolerance(work)
+    assert default_is_legal(TEMPLATE, shape)
 
 
 CASES = [
@@ -89,7 +71,7 @@ class TestRunHere:
     pytestmark = needs_emulator
 
     def test_it_computes_the_product(self, work: Workload, knobs: Config, tmp_path: Path) -> None:
-        assert error_of(work, knobs, tmp_path) <= 1
+        assert error_of(TEMPLATE, work, knobs, tmp_path) <= 1
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -98,8 +80,5 @@ class TestRandomConfigs:
 
     def test_it_computes_the_product(self, seed: int, tmp_path: Path) -> None:
         rng = random.Random(seed)
-        work = matmul(rng.choice((1, 7, 16, 30)), rng.randint(1, 300), rng.randint(1, 700) | 1)
-        work = work.replace(trans_b=seed % 2 == 0)
-        knobs = TEMPLATE.space(work, H200).sample(rng)
-        assert knobs is not None
-        assert error_of(work, knobs, tmp_path) <= 1
+        work = matmul(rng.choice(ROWS), rng.randint(1, 300), rng.randint(1, 700) | 1, trans_b=seed % 2 == 0)
+        assert error_of(TEMPLATE, work, drawn(TEMPLATE, work, rng), tmp_path) <= 1

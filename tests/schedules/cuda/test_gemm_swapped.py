@@ -2,25 +2,21 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
+from numpy.typing import NDArray
 
 from tests.schedules.cuda.compiled import compiled, needs_nvcc
 from tests.schedules.cuda.emulated import TensorMap, needs_emulator
-from tests.schedules.cuda.products import Launch, blocks_of, error_here
-from tvmops.ops import op_of
-from tvmops.schedules.cuda.gemm_swapped import SwappedGemm, is_legal, tiles_of
-from tvmops.schedules.cuda.kernels.gemm_swapped import PANEL
+from tests.schedules.cuda.few_rows import H200, ROWS, default_is_legal, drawn, error_of, matmul
+from tvmops.schedules.cuda.gemm_swapped import SwappedGemm, is_legal
+from tvmops.schedules.cuda.kernels.gemm_swapped import PANEL, SwappedTiles
 from tvmops.space import Config
 from tvmops.targets import target
-from tvmops.workloads import Workload, workload
+from tvmops.workloads import Workload
 
 TEMPLATE = SwappedGemm()
-H200 = target("nvidia-h200")
-
-
-def matmul(m: int, n: int, k: int, **fields: object) -> Workload:
-    return workload("matmul", m=m, n=n, k=k, **{"dtype": "bfloat16", **fields})
 
 
 def config(
@@ -54,23 +50,16 @@ def test_what_it_covers(work: Workload, machine: str, covered: bool) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 1024, 4096), (16, 28672, 8192), (64, 4096, 4096)])
 def test_the_default_is_legal(shape: tuple[int, int, int]) -> None:
-    for trans in (False, True):
-        work = matmul(*shape, trans_b=trans)
-        assert TEMPLATE.default(work, H200) in TEMPLATE.space(work, H200)
+    assert default_is_legal(TEMPLATE, shape)
 
 
-def error_of(work: Workload, knobs: Config, folder: Path) -> float:
-    """Return the largest error of an emulated run amid guards, as a share of what is allowed."""
-    cubin, tiles = compiled(TEMPLATE, work, H200, knobs), tiles_of(knobs)
-    a, b = op_of(work).random_inputs(work, seed=1)[:2]
+def boxes(work: Workload, tiles: SwappedTiles, a: NDArray[Any], b: NDArray[Any]) -> dict[str, TensorMap]:
+    """Describe b and a to the copy engine as the host's code does."""
     along = tiles.lines if work["trans_b"] else tiles.bk
-    boxes = {
+    return {
         "v": TensorMap.of(b, b.shape[::-1], (PANEL, along)),
         "v_1": TensorMap.of(a, a.shape[::-1], (PANEL, tiles.rows)),
     }
-    blocks = blocks_of(work, tiles.rows, tiles.bn) * tiles.splits
-    launch = Launch(blocks, tiles.splits, tiles.shared_bytes)
-    return error_here(cubin, work, launch, folder, boxes) / op_of(work).tolerance(work)
 
 
 CASES = [
@@ -93,7 +82,7 @@ class TestRunHere:
     pytestmark = needs_emulator
 
     def test_it_computes_the_product(self, work: Workload, knobs: Config, tmp_path: Path) -> None:
-        assert error_of(work, knobs, tmp_path) <= 1
+        assert error_of(TEMPLATE, work, knobs, tmp_path, boxes) <= 1
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -102,11 +91,11 @@ class TestRandomConfigs:
 
     def test_it_computes_the_product(self, seed: int, tmp_path: Path) -> None:
         rng = random.Random(seed)
-        m, n, k = rng.choice((1, 7, 16, 30)), 8 * rng.randint(1, 40), 8 * rng.randint(1, 90)
+        m, n, k = rng.choice(ROWS), 8 * rng.randint(1, 40), 8 * rng.randint(1, 90)
         work = matmul(m, n, k, trans_b=seed % 2 == 0)
-        knobs = TEMPLATE.space(work, H200).sample(rng)
-        assert knobs is not None and is_legal(knobs, work, H200)
-        assert error_of(work, knobs, tmp_path) <= 1
+        knobs = drawn(TEMPLATE, work, rng)
+        assert is_legal(knobs, work, H200)
+        assert error_of(TEMPLATE, work, knobs, tmp_path, boxes) <= 1
 
 
 @needs_nvcc

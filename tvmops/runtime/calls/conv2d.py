@@ -54,20 +54,10 @@ def call(
     else:
         arrays["w"] = view(OP, "w", w)
         weights = shape_of(OP, "w", arrays["w"], 4)
-    n, *size = image
-    co, *kernel = weights
-    (h, width, ci), (kh, kw, channels) = (
-        (size, kernel) if channels_last else ((*size[1:], size[0]), (*kernel[1:], kernel[0]))
-    )
-    if 0 in image[1:]:
-        raise CallError(op=OP, argument="x", value=f"of shape {image}", expected="an empty batch at most")
-    if 0 in weights:
-        raise CallError(op=OP, argument="w", value=f"of shape {weights}", expected="no size of 0")
-    _check_channels(ci, co, channels, groups)
+    fields |= _sizes(image, weights, groups, channels_last)
     for name, array in (("bias", bias), ("residual", residual)):
         if array is not None:
             arrays[name] = view(OP, name, array)
-    fields |= {"n": n, "h": h, "w": width, "ci": ci, "co": co, "kh": kh, "kw": kw}
     fields |= {"bias": bias is not None, "residual": residual is not None}
     fields["dtype"] = w.dtype if "packed" in fields else float_dtype(arrays["x"])
 
@@ -155,6 +145,22 @@ def _packed_shape(weight: PackedWeight, channels_last: bool) -> tuple[int, ...]:
         raise CallError(op=OP, argument="w", value=repr(weight), expected="weights packed for conv2d")
     co, ci, kh, kw = weight.shape
     return (co, kh, kw, ci) if channels_last else (co, ci, kh, kw)
+
+
+def _sizes(
+    image: tuple[int, ...], weights: tuple[int, ...], groups: int, channels_last: bool
+) -> dict[str, int]:
+    """Return the fields that are sizes; refuse an image and weights that do not fit each other."""
+    if 0 in image[1:]:
+        raise CallError(op=OP, argument="x", value=f"of shape {image}", expected="an empty batch at most")
+    if 0 in weights:
+        raise CallError(op=OP, argument="w", value=f"of shape {weights}", expected="no size of 0")
+    first = 1 if channels_last else 2  # dimension of rows
+    (h, w), (kh, kw) = image[first : first + 2], weights[first : first + 2]
+    n, ci = image[0], image[3 if channels_last else 1]
+    co, channels = weights[0], weights[3 if channels_last else 1]
+    _check_channels(ci, co, channels, groups)
+    return {"n": n, "h": h, "w": w, "ci": ci, "co": co, "kh": kh, "kw": kw}
 
 
 def _check_channels(ci: int, co: int, channels: int, groups: int) -> None:

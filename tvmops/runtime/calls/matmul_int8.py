@@ -47,24 +47,12 @@ def call(
         expected = f"{k} rows, the columns of a" if k else "at least one row"
         raise CallError(op=OP, argument="b", value=f"of shape {(rows, n)}", expected=expected)
     scaled = a_scale is not None or b_scale is not None or bias is not None
-    out_dtype = out_dtype or ("float32" if scaled else "int32")
-    if out_dtype not in _OUT_DTYPES:
-        expected = "one of " + ", ".join(_OUT_DTYPES)
-        raise CallError(op=OP, argument="out_dtype", value=repr(out_dtype), expected=expected)
-    inputs, scale = {"a": a, "b": array}, _number("a_scale", 1.0 if a_scale is None else a_scale)
-    scales = "tensor"
-    if b_scale is not None and np.ndim(b_scale) == 1:
-        inputs["b_scales"], scales = b_scale, "channel"
-    elif b_scale is not None:
-        scale *= _number("b_scale", b_scale)
+    out_dtype = _out_dtype(out_dtype or ("float32" if scaled else "int32"))
+    inputs = {"a": a, "b": array}
+    scale, scales = _scales(inputs, a_scale, b_scale)
     if bias is not None:
         inputs["bias"] = bias
-    scalars: tuple[float, ...] = (_integer("a_zero_point", a_zero_point, dtype),)
-    zero_points = "none"
-    if np.ndim(b_zero_point) == 1:
-        inputs["b_zero_points"], zero_points = b_zero_point, "channel"
-    elif (zero := _integer("b_zero_point", b_zero_point, "int8")) != 0:
-        scalars, zero_points = (*scalars, zero), "tensor"
+    scalars, zero_points = _zero_points(inputs, dtype, a_zero_point, b_zero_point)
     if out_dtype != "int32":
         scalars += (scale,)
     if out_dtype in INTEGERS:
@@ -131,6 +119,34 @@ def _dtype_of(a: Any) -> str:
         expected = "dtype " + " or ".join(INTEGERS)
         raise CallTypeError(op=OP, argument="a", value=f"of dtype {dtype}", expected=expected)
     return dtype
+
+
+def _out_dtype(name: str) -> str:
+    if name not in _OUT_DTYPES:
+        expected = "one of " + ", ".join(_OUT_DTYPES)
+        raise CallError(op=OP, argument="out_dtype", value=repr(name), expected=expected)
+    return name
+
+
+def _scales(inputs: dict[str, Any], a_scale: Any, b_scale: Any) -> tuple[float, str]:
+    """Return the one number that scales sums, and the field `scales`; add those of channels to `inputs`."""
+    scale = _number("a_scale", 1.0 if a_scale is None else a_scale)
+    if b_scale is None:
+        return scale, "tensor"
+    if np.ndim(b_scale) == 1:
+        inputs["b_scales"] = b_scale
+        return scale, "channel"
+    return scale * _number("b_scale", b_scale), "tensor"
+
+
+def _zero_points(inputs: dict[str, Any], dtype: str, of_a: Any, of_b: Any) -> tuple[tuple[float, ...], str]:
+    """Return those that are numbers, and the field `b_zero_points`; add those of channels to `inputs`."""
+    first = _integer("a_zero_point", of_a, dtype)
+    if np.ndim(of_b) == 1:
+        inputs["b_zero_points"] = of_b
+        return (first,), "channel"
+    second = _integer("b_zero_point", of_b, "int8")
+    return ((first, second), "tensor") if second != 0 else ((first,), "none")
 
 
 def _right(b: Any, trans_b: bool) -> tuple[tuple[int, ...], Any, str, bool]:

@@ -81,11 +81,11 @@ def register(lib: Library, namespace: str = "tvmops") -> Any:
     except RuntimeError:
         expected = "a namespace that PyTorch does not know yet"
         raise ArgumentError(argument="namespace", value=namespace, expected=expected) from None
-    implementations = _implementations(lib)
+    implementations = _Implementations(lib)
     for name, schema in _SCHEMAS.items():
         ops.define(name + schema)
         for device in ("CPU", "CUDA"):
-            ops.impl(name, implementations[name], device)
+            ops.impl(name, implementations.of(name), device)
         qualified = f"{namespace}::{name}"
         torch.library.register_fake(qualified, FAKES[name], lib=ops)
         refuse = _refusal(name, getattr(getattr(torch.ops, namespace), name).default)
@@ -129,16 +129,24 @@ def _weight(op: str, dtype: str, array: Tensor, packed: str | None, shape: Seque
     return PackedWeight(op, tuple(shape), dtype, packed, array)
 
 
-def _implementations(lib: Library) -> dict[str, Callable[..., Any]]:
-    """Return what computes each op: the library's methods, but for packed weights and pairs of results."""
+class _Implementations:
+    """What computes each op: the library's methods, but for packed weights and pairs of results."""
+
+    def __init__(self, lib: Library) -> None:
+        self._lib = lib
+
+    def of(self, op: str) -> Callable[..., Any]:
+        made: Callable[..., Any] = getattr(self if op in vars(_Implementations) else self._lib, op)
+        return made
 
     def matmul(
-        a: Tensor, b: Tensor, *rest: Any, packed: str | None = None, shape: Any = None, **more: Any
+        self, a: Tensor, b: Tensor, *rest: Any, packed: str | None = None, shape: Any = None, **more: Any
     ) -> Any:
         dtype = str(a.dtype).removeprefix("torch.")
-        return lib.matmul(a, _weight("matmul", dtype, b, packed, shape), *rest, **more)
+        return self._lib.matmul(a, _weight("matmul", dtype, b, packed, shape), *rest, **more)
 
     def matmul_int8(
+        self,
         a: Tensor,
         b: Tensor,
         a_zero_point: int = 0,
@@ -161,22 +169,31 @@ def _implementations(lib: Library) -> dict[str, Callable[..., Any]]:
         scale = b_scale.item() if b_scale is not None and b_scale.ndim == 0 else b_scale
         zeros = b_zero_point if b_zero_points is None else b_zero_points
         rest = bias, activation, out_dtype, out_scale, out_zero_point, trans_b, zeros
-        return lib.matmul_int8(a, weight, a_zero_point, a_scale, scale, *rest)
+        return self._lib.matmul_int8(a, weight, a_zero_point, a_scale, scale, *rest)
 
-    def matmul_weight_only(x: Tensor, w: Tensor, packed: str, shape: Any, *rest: Any, **more: Any) -> Any:
+    def matmul_weight_only(
+        self, x: Tensor, w: Tensor, packed: str, shape: Any, *rest: Any, **more: Any
+    ) -> Any:
         weight = _weight("matmul_weight_only", f"int{packed.split()[0]}", w, packed, shape)
-        return lib.matmul_weight_only(x, weight, *rest, **more)
+        return self._lib.matmul_weight_only(x, weight, *rest, **more)
 
     def conv2d(
-        x: Tensor, w: Tensor, *rest: Any, packed: str | None = None, shape: Any = None, **attributes: Any
+        self,
+        x: Tensor,
+        w: Tensor,
+        *rest: Any,
+        packed: str | None = None,
+        shape: Any = None,
+        **attributes: Any,
     ) -> Any:
         weight = _weight("conv2d", "float32", w, packed, shape)
-        return lib.conv2d(x, weight, *map(_hashable, rest), **_each_hashable(attributes))
+        return self._lib.conv2d(x, weight, *map(_hashable, rest), **_each_hashable(attributes))
 
-    def pool2d(x: Tensor, *rest: Any, **attributes: Any) -> Any:
-        return lib.pool2d(x, *map(_hashable, rest), **_each_hashable(attributes))
+    def pool2d(self, x: Tensor, *rest: Any, **attributes: Any) -> Any:
+        return self._lib.pool2d(x, *map(_hashable, rest), **_each_hashable(attributes))
 
     def attention(
+        self,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -189,30 +206,27 @@ def _implementations(lib: Library) -> dict[str, Callable[..., Any]]:
     ) -> Any:
         names = ("lengths", "block_table", "cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
         given = dict(zip(names, sequences))  # which PyTorch passes by position
-        return lib.attention(q, k, v, causal, scale, mask, align, **given, **more)
+        return self._lib.attention(q, k, v, causal, scale, mask, align, **given, **more)
 
     def add_layer_norm(
+        self,
         x: Tensor,
         residual: Tensor,
         weight: Tensor | None = None,
         bias: Tensor | None = None,
         eps: float = 1e-5,
     ) -> Any:
-        return lib.layer_norm(x, weight, bias, eps, residual)
+        return self._lib.layer_norm(x, weight, bias, eps, residual)
 
     def add_rms_norm(
+        self,
         x: Tensor,
         residual: Tensor,
         weight: Tensor | None = None,
         bias: Tensor | None = None,
         eps: float = 1e-5,
     ) -> Any:
-        return lib.rms_norm(x, weight, bias, eps, residual)
-
-    norms = (add_layer_norm, add_rms_norm)
-    own = (matmul, matmul_int8, matmul_weight_only, attention, conv2d, pool2d, *norms)
-    named: dict[str, Callable[..., Any]] = {each.__name__: each for each in own}
-    return {name: named.get(name) or getattr(lib, name) for name in _SCHEMAS}
+        return self._lib.rms_norm(x, weight, bias, eps, residual)
 
 
 def _hashable(value: Any) -> Any:
