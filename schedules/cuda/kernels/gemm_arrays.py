@@ -9,7 +9,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx.script.builder import ir as builder
 
-from tvmops.schedules.cuda.kernels.pad_rows import LINE, VECTOR, Padded, pad_rows
+from tvmops.schedules.cuda.kernels.pad_rows import Padded, pad_rows
 from tvmops.schedules.cuda.words import do
 
 _TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
@@ -115,9 +115,7 @@ class Arrays:
         for name in form.pads:
             rows, columns = self.matrices[name]
             items = self.batch if self.items[name] else 1
-            # of floats in whole lines of 128 bytes, lest TMA reads two for each of its rows
-            unit = LINE if form.item == 4 else VECTOR
-            copy = Padded(rows * items, columns, self.workspace_bytes, unit)
+            copy = Padded(rows * items, columns, self.workspace_bytes)
             self.copies[name], self.workspace_bytes = copy, copy.end
         self.workspace_bytes += form.left_bytes
         if form.parts > 1:

@@ -1,7 +1,8 @@
 """Copies of matrices whose rows begin anywhere, with rows that the bulk copy engine takes.
 
-Rows of 16-bit elements become rows of a multiple of 16 bytes, in a workspace, one matrix behind
-the other. A thread makes 16 bytes from the two aligned vectors that hold them, shifted: any shape
+Rows of 16-bit elements become rows of whole lines of 128 bytes, in a workspace, one matrix behind
+the other: the engine could take rows of any multiple of 16 bytes, but would read two lines for each
+of a tile. What lies between the rows is never read. A thread makes 16 bytes from the two aligned vectors that hold them, shifted: any shape
 is copied at the speed of memory.
 """
 
@@ -49,9 +50,12 @@ __forceinline__ __device__ long long begin_of(unsigned at, unsigned vectors, int
   const unsigned row = at / vectors;
   return static_cast<long long>(row) * columns + 8 * (at - row * vectors);
 }
+__forceinline__ __device__ unsigned place_of(unsigned at, unsigned vectors, unsigned pitch) {
+  return at + at / vectors * (pitch - vectors);
+}
 __forceinline__ __device__ void pad_rows(void* to, const void* from, int rows, int columns, int thread,
                                          int threads) {
-  const unsigned vectors = (columns + 7) / 8, all = rows * vectors;
+  const unsigned vectors = (columns + 7) / 8, pitch = (columns + 63) / 64 * 8, all = rows * vectors;
   const long long size = static_cast<long long>(rows) * columns;
   const uint4* whole = static_cast<const uint4*>(from);
   uint4* made = static_cast<uint4*>(to);
@@ -66,10 +70,12 @@ __forceinline__ __device__ void pad_rows(void* to, const void* from, int rows, i
         x[i] = __ldg(whole + begin / 8), y[i] = __ldg(whole + begin / 8 + 1), shift[i] = begin % 8;
       }
 #pragma unroll
-      for (int i = 0; i < 4; ++i) made[first + i * threads] = shifted(x[i], y[i], shift[i]);
+      for (int i = 0; i < 4; ++i) {
+        made[place_of(first + i * threads, vectors, pitch)] = shifted(x[i], y[i], shift[i]);
+      }
     } else {
       for (unsigned at = first; at < all && at <= last; at += threads)
-        made[at] = by_element(from, begin_of(at, vectors, columns), size);
+        made[place_of(at, vectors, pitch)] = by_element(from, begin_of(at, vectors, columns), size);
     }
   }
 }
@@ -83,12 +89,11 @@ class Padded:
     rows: Extent
     columns: Extent
     offset: Any = 0
-    unit: int = VECTOR  # elements that rows begin at multiples of
 
     @property
     def pitch(self) -> Any:
         """Elements from a row to the next."""
-        return T.truncdiv(self.columns + (self.unit - 1), self.unit) * self.unit
+        return T.truncdiv(self.columns + (LINE - 1), LINE) * LINE
 
     @property
     def end(self) -> Any:
@@ -107,22 +112,9 @@ def pad_rows(workspace: Any, copies: Sequence[tuple[Any, Padded]], blocks: int, 
         for array, copy in copies:
             to = T.address_of(workspace[copy.offset])
             threads = blocks * _WARPS * 32
-            name, source = _function(copy.unit)
             do(
                 c_call(
-                    "void", name, to, array.data, copy.rows, copy.columns, thread, threads,
-                    source=SHIFTED + source,
+                    "void", "pad_rows", to, array.data, copy.rows, copy.columns, thread, threads,
+                    source=SHIFTED + _PAD_ROWS,
                 )
             )  # fmt: skip
-
-
-def _function(unit: int) -> tuple[str, str]:
-    """Return the name and the text of the function that makes rows of multiples of `unit` elements.
-
-    What lies between the rows is whatever comes next.
-    """
-    if unit == VECTOR:
-        return "pad_rows", _PAD_ROWS
-    vectors = f"(columns + {unit - 1}) / {unit} * {unit // VECTOR}"
-    name = f"pad_rows_{unit}"
-    return name, _PAD_ROWS.replace("(columns + 7) / 8", vectors).replace("void pad_rows(", f"void {name}(")
