@@ -13,7 +13,7 @@ memory and added in a fixed order, so that no workspace is needed and results re
 place of the ring. Large clusters leave a part of the machine idle: with `parts` > 1 blocks anywhere
 leave float32 sums of a stretch of k in a workspace, and a second kernel adds those (`gemm_sums`).
 With `streams` blocks share the tiles that fill no wave: they leave sums in a workspace for each other,
-tell so by flags that a kernel before this one takes down, and add them up themselves (`gemm_streams`).
+tell so by flags that a kernel before this one takes down, and add them up themselves (`gemm_stream_k`).
 Who adds up waits for blocks launched before it (stream-K), or for those next to it that hold the same tile.
 
 TMA leaves out what lies beyond an array when it stores, and reads zeros there: no shape needs
@@ -37,7 +37,7 @@ from tvmops.schedules.cuda.kernels.gemm_operands import Operand
 from tvmops.schedules.cuda.kernels.gemm_operands import multiply as multiply_one
 from tvmops.schedules.cuda.kernels.gemm_partials import PartialSums
 from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results, factor_of
-from tvmops.schedules.cuda.kernels.gemm_streams import LEAVING, SharedSums, again, clear_flags
+from tvmops.schedules.cuda.kernels.gemm_stream_k import LEAVING, SharedSums, again, clear_flags
 from tvmops.schedules.cuda.kernels.gemm_sums import add_up
 from tvmops.schedules.cuda.kernels.gemm_zero_points import ZeroPoints
 from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH
