@@ -43,25 +43,25 @@ class Walk:
         height, step = tiles.bm * tiles.cluster, tiles.bk * 2 // form.item  # of k, of a stage
         self.place = T.truncdiv(block, tiles.cluster * tiles.split_k)  # of the cluster
         # Through variables, lest what the launch computes becomes arguments of the kernel.
-        m, n = _variable("m", arrays_of.m), _variable("n", arrays_of.n)
-        self.rows = _variable("ROWS", T.truncdiv(m + (height - 1), height))  # of tiles, as clusters see them
-        self.columns = _variable("COLUMNS", T.truncdiv(n + (tiles.bn - 1), tiles.bn))
-        self.count = _variable("TILES", self.rows * self.columns * arrays_of.batch * form.parts)
-        self.depth = _variable("DEPTH", T.truncdiv(arrays_of.k + (step - 1), step))
-        self.stage, self.phase = _variable("stage", 0), _variable("phase", 0)
-        self.tile = _variable("tile", self.place)
-        self.band, self.height, self.rest = _variable("band"), _variable("height"), _variable("rest")
-        self.tm, self.tn, self.item = _variable("tm"), _variable("tn"), _variable("item", 0)
-        self.first, self.last = _variable("first", 0), _variable("last", self.depth)  # steps along k
+        m, n = variable("m", arrays_of.m), variable("n", arrays_of.n)
+        self.rows = variable("ROWS", T.truncdiv(m + (height - 1), height))  # of tiles, as clusters see them
+        self.columns = variable("COLUMNS", T.truncdiv(n + (tiles.bn - 1), tiles.bn))
+        self.count = variable("TILES", self.rows * self.columns * arrays_of.batch * form.parts)
+        self.depth = variable("DEPTH", T.truncdiv(arrays_of.k + (step - 1), step))
+        self.stage, self.phase = variable("stage", 0), variable("phase", 0)
+        self.tile = variable("tile", self.place)
+        self.band, self.height, self.rest = variable("band"), variable("height"), variable("rest")
+        self.tm, self.tn, self.item = variable("tm"), variable("tn"), variable("item", 0)
+        self.first, self.last = variable("first", 0), variable("last", self.depth)  # steps along k
         if tiles.split_k > 1:
             builder.buffer_store(self.first.source, T.truncdiv(self.depth * rank, tiles.split_k), [0])
             builder.buffer_store(self.last.source, T.truncdiv(self.depth * (rank + 1), tiles.split_k), [0])
         # Tiles that fill no wave. Computed again where it is needed: registers are full while products are made.
         self.common = T.truncmod(again(self.count), self.workers)
-        self.begun = _variable("begun")  # of those, if they are shared evenly
-        self.head = _variable("head")  # steps that who begins such a tile takes of it
-        self.share = _variable("share")  # steps of each other cluster, of what follows the heads
-        self.at, self.end = _variable("at"), _variable("end")
+        self.begun = variable("begun")  # of those, if they are shared evenly
+        self.head = variable("head")  # steps that who begins such a tile takes of it
+        self.share = variable("share")  # steps of each other cluster, of what follows the heads
+        self.at, self.end = variable("at"), variable("end")
 
     @property
     def steps(self) -> Any:
@@ -163,7 +163,7 @@ class Walk:
     # fmt: on
 
 
-def _variable(name: str, value: Any = None) -> Any:
+def variable(name: str, value: Any = None) -> Any:
     """Declare a variable of one thread; `T.inline` assigns to it by name."""
     variable = builder.local_scalar("int32").scalar
     IRBuilder.name(name, variable.source)

@@ -2,9 +2,10 @@
 
 One thread of a producer warpgroup fills a ring of shared-memory stages through the bulk copy
 engine (TMA), 128-byte swizzled; consumer warpgroups multiply from there with wgmma, float32
-accumulators in registers. Blocks stay and take tile after tile, neighbours in L2 together;
-the producer is by then at work on the next tile. Bias, residual and activation are applied to
-the sums in registers. Results go through shared memory and TMA, float32 straight to memory.
+accumulators in registers (`gemm_products`). Blocks stay and take tile after tile, neighbours
+in L2 together (`gemm_walk`); the producer is by then at work on the next tile. Bias, residual
+and activation are applied to the sums in registers. Results go through shared memory and TMA,
+float32 straight to memory.
 
 A cluster of blocks serves one of two ends. With `cluster` > 1 its blocks, one above the
 other, each load a part of their common tile of b for all. With `split_k` > 1 its blocks add
@@ -32,8 +33,8 @@ from tvmops.schedules.cuda.gemm_tiles import PARTIAL_PAD, Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form, Int8Form
 from tvmops.schedules.cuda.kernels.gemm_integers import Columns, IntegerArrays, IntegerResults
 from tvmops.schedules.cuda.kernels.gemm_operands import Operand
-from tvmops.schedules.cuda.kernels.gemm_operands import multiply as multiply_one
 from tvmops.schedules.cuda.kernels.gemm_partials import PartialSums
+from tvmops.schedules.cuda.kernels.gemm_products import Factor, Products, RingBarriers
 from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results, factor_of
 from tvmops.schedules.cuda.kernels.gemm_stream_k import SharedSums, clear_flags
 from tvmops.schedules.cuda.kernels.gemm_sums import add_up
@@ -153,36 +154,11 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     # warp i of each consumer releases stages in block i of the cluster
                     T.ptx.mapa.shared__cluster.u32(e_base, T.cuda.cvta_generic_to_shared(empty.ptr_to([0])), T.Cast("uint32", warp % SHARE))
                 row: T.let = warp * 16 + lane % 16
-                before: T.int32 = 0
                 consumer = T.meta_var(Consumer(group, warp, lane, walk.tm, walk.tn, walk.item, row, acc, packed, factor if sums_form.has_factor else None))
+                products = T.meta_var(Products(form, tiles, walk, consumer, (Factor(a_of, a_base), Factor(b_of, b_base)), RingBarriers(full, empty, e_base)))
                 results = T.meta_var(IntegerResults(arrays_of, arrays, tiles, consumer, zeros, columns) if isinstance(arrays_of, IntegerArrays) else Results(sums_form, arrays_of, arrays, tiles, consumer))
                 partials = T.meta_var(PartialSums(results, tiles, partial, rank))
                 shared = T.meta_var(SharedSums(arrays, tiles, consumer, rank) if tiles.streams > 0 else None)
-
-                @T.inline
-                def release():
-                    if (lane == 0) & (warp < SHARE):
-                        if SHARE > 1:
-                            T.ptx.mbarrier.arrive.shared__cluster.b64(e_base + T.Cast("uint32", before * 8))
-                        else:
-                            T.ptx.mbarrier.arrive.shared.b64(empty.ptr_to([before]), T.uint32(1))
-
-                @T.inline
-                def multiply():
-                    for kt in T.serial(walk.steps):
-                        T.cuda.mbarrier_wait(full.ptr_to([walk.stage]), walk.phase)
-                        T.ptx.wgmma.fence.sync.aligned()
-                        for step in T.unroll(BK // 16):
-                          for w in T.unroll(WM):
-                            multiply_one(form, BN, acc, w * NACC, a_of.view(a_base, walk.stage, step, w), b_of.view(b_base, walk.stage, step), T.Not((kt == 0) & (step == 0)))
-                        T.ptx.wgmma.commit_group.sync.aligned()
-                        T.ptx.wgmma.wait_group.sync.aligned(1)
-                        if kt > 0:
-                            release()
-                        before = walk.stage
-                        walk.advance()
-                    T.ptx.wgmma.wait_group.sync.aligned(0)
-                    release()
 
                 @T.inline
                 def finish():
@@ -198,7 +174,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     if integers:
                         results.begin()
                     if walk.first < walk.last:
-                        multiply()
+                        products.multiply()
                         if integers:
                             results.put_right()
                     T.ptx.bar.sync(T.uint32(1), T.uint32(128 * CONSUMERS))  # others may still read the ring
@@ -211,7 +187,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                         walk.locate()
                         if integers:
                             results.begin()
-                        multiply()
+                        products.multiply()
                         if integers:
                             results.put_right()
                         if tiles.streams > 1:
