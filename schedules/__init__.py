@@ -43,7 +43,8 @@ from tvmops.schedules.cuda.gemm_stream_k import StreamKGemm
 from tvmops.schedules.cuda.gemm_stream_loose import LooseStreamGemm
 from tvmops.schedules.cuda.gemm_summed import SummedGemm
 from tvmops.schedules.cuda.gemm_swapped import SwappedGemm
-from tvmops.schedules.cuda.gemm_tf32 import Tf32Gemm, Tf32Mma
+from tvmops.schedules.cuda.gemm_tf32 import Tf32Across, Tf32Few, Tf32Gemm, Tf32Mma
+from tvmops.schedules.cuda.gemm_tf32_padded import Tf32Padded
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.cuda.rows import CudaRows
 from tvmops.schedules.cuda.weight_only import WeightOnlyMma
@@ -89,7 +90,10 @@ TEMPLATES: tuple[Template, ...] = (
     ChainedMma(),
     Int8WgmmaGemm(),
     Int8Gemm(),
+    Tf32Few(),
     Tf32Gemm(),
+    Tf32Across(),
+    Tf32Padded(),
     Tf32Mma(),
     Float32Gemm(),
     SimtGemm(),

@@ -17,7 +17,7 @@ from tvmops.workloads import Workload
 
 _AMPERE = 80  # cp.async
 _MOST_REGISTERS = 240  # of a thread
-_OTHER_REGISTERS = 28
+_OTHER_REGISTERS = 20
 _VECTOR = 4  # elements: 16 bytes
 _SCHEDULERS = 4  # of a multiprocessor: warps that keep it busy, since products of a thread are independent
 # Issued instructions beside each multiplication, as an H100 showed them.
@@ -30,7 +30,7 @@ class Float32Gemm(SimtGemm):
     """Any m, n, k, batch, transposes and epilogue."""
 
     name = "cuda.gemm_float32"
-    version = 1
+    version = 2
 
     def covers(self, workload: Workload, target: Target) -> bool:
         newer = target.gpu is not None and target.gpu.compute >= _AMPERE
@@ -40,9 +40,11 @@ class Float32Gemm(SimtGemm):
         knobs = (
             *super().space(workload, target).knobs,
             Knob("stages", (2, 3, 4)),
-            Knob("a_vector", _vectors(workload["m" if workload["trans_a"] else "k"])),
-            Knob("b_vector", _vectors(workload["k" if workload["trans_b"] else "n"])),
-            Knob("beside", (1, 2)),
+            Knob("a_vector", _vectors(workload["m"]) if workload["trans_a"] else _along(workload["k"])),
+            Knob("b_vector", _along(workload["k"]) if workload["trans_b"] else _vectors(workload["n"])),
+            Knob("beside", (1, 2, 3, 4)),
+            Knob("slices", (1, 2, 4)),
+            Knob("early", (1, 0)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
@@ -91,9 +93,10 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     """Say whether `config` fits the machine; the only statement of the template's limits."""
     assert target.gpu is not None
     tiles = tiles_of(config)
-    registers = tiles.registers + _OTHER_REGISTERS
+    registers = tiles.registers + _OTHER_REGISTERS + _fetched(tiles, workload)
     return (
         32 <= tiles.threads <= 512
+        and tiles.grid is not None
         and registers <= _MOST_REGISTERS
         and tiles.beside * tiles.threads * registers <= target.gpu.block_registers
         and tiles.beside * (tiles.shared_bytes + _RESERVED) <= target.gpu.shared_bytes + _RESERVED
@@ -109,10 +112,31 @@ def _vectors(row: object) -> tuple[int, ...]:
     return (_VECTOR if row % _VECTOR == 0 else 1,)
 
 
-def _knobs(bm: int, bn: int, bk: int, tm: int, tn: int, stages: int, beside: int) -> dict[str, int]:
+def _fetched(tiles: Float32Tiles, workload: Workload) -> int:
+    """Return the registers of a thread for what it reads along k, four at a time."""
+    blocks = (
+        (tiles.bm, tiles.a_vector, not workload["trans_a"]),
+        (tiles.bn, tiles.b_vector, workload["trans_b"]),
+    )
+    fours = (
+        -(-block * tiles.bk // (_VECTOR * tiles.threads))
+        for block, vector, along in blocks
+        if along and vector == _VECTOR
+    )
+    return _VECTOR * sum(fours)
+
+
+def _along(row: object) -> tuple[int, ...]:
+    """Return how many floats along k may be read at once, of rows of `row` elements."""
+    return (1, _VECTOR) if isinstance(row, int) and row % _VECTOR == 0 else (1,)
+
+
+def _knobs(
+    bm: int, bn: int, bk: int, tm: int, tn: int, stages: int, beside: int, slices: int = 1
+) -> dict[str, int]:
     return {
         "bm": bm, "bn": bn, "bk": bk, "tm": tm, "tn": tn, "stages": stages, "a_vector": 1, "b_vector": 1,
-        "beside": beside,
+        "beside": beside, "slices": slices, "early": 1,
     }  # fmt: skip
 
 
@@ -121,7 +145,7 @@ _DEFAULTS = (
     _knobs(16, 32, 16, 4, 4, 3, 1),
     _knobs(32, 32, 16, 4, 4, 3, 1),
     _knobs(64, 64, 16, 8, 4, 3, 2),
-    _knobs(64, 64, 16, 8, 8, 3, 2),
+    _knobs(64, 64, 32, 8, 8, 3, 2, slices=2),
     _knobs(64, 128, 16, 8, 8, 3, 2),
     _knobs(128, 256, 16, 16, 8, 3, 1),
     _knobs(128, 128, 16, 8, 8, 3, 2),

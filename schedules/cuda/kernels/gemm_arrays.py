@@ -9,7 +9,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx.script.builder import ir as builder
 
-from tvmops.schedules.cuda.kernels.pad_rows import Padded, pad_rows
+from tvmops.schedules.cuda.kernels.pad_rows import LINE, VECTOR, Padded, pad_rows
 from tvmops.schedules.cuda.words import do
 
 _TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
@@ -38,6 +38,12 @@ class Form:
     loose: bool = False  # whether the rows of the result do
     parts: int = 1  # stretches of k whose sums meet in a workspace
     left_bytes: int = 0  # of a workspace for sums that blocks leave each other
+    turned: bool = False  # c^T = b^T a^T is what is multiplied: b of the caller is a here, m is n
+
+    @property
+    def across(self) -> bool:
+        """Whether a comes to wgmma through registers: of floats, it takes rows along k alone from memory."""
+        return self.item == 4 and self.trans_a
 
     @property
     def result(self) -> str:
@@ -88,49 +94,68 @@ class Arrays:
 
     def __init__(self, form: Form) -> None:
         self.form = form
-        self.m, self.n, self.k = (tirx.Var(name, "int32") for name in "mnk")
+        self.m, self.n, self.k = (tirx.Var(name, "int32") for name in ("nmk" if form.turned else "mnk"))
         self.batch: Any = tirx.Var("batch", "int32") if form.batched else 1
         # All travel as elements of 16 bits, and `pairs` counts these: rows of 128 bytes are what is multiplied.
         self.dtype = form.dtype if form.item == 2 else "bfloat16"
         self.pairs = {1: T.truncdiv(self.k, 2), 2: self.k, 4: self.k * 2}[form.item]
         self.matrices = {
-            "a": (self.pairs, self.m) if form.trans_a else (self.m, self.pairs),
+            "a": self._across() if form.trans_a else (self.m, self.pairs),
             "b": (self.n, self.pairs) if form.trans_b else (self.pairs, self.n),
         }
-        self.items = {each: (self.batch,) if form.batched and form.shared != each else () for each in "abc"}
+        self.names = (
+            {"a": "b", "b": "a"} if form.turned else {"a": "a", "b": "b"}
+        )  # that callers know them by
+        self.items = {
+            each: (self.batch,) if form.batched and form.shared != self.names.get(each) else ()
+            for each in "abc"
+        }
         self.copies: dict[str, Padded] = {}
         self.workspace_bytes: Any = T.int64(0)
         for name in form.pads:
             rows, columns = self.matrices[name]
             items = self.batch if self.items[name] else 1
-            copy = Padded(rows * items, columns, self.workspace_bytes)
+            # of floats in whole lines of 128 bytes, lest TMA reads two for each of its rows
+            unit = LINE if form.item == 4 else VECTOR
+            copy = Padded(rows * items, columns, self.workspace_bytes, unit)
             self.copies[name], self.workspace_bytes = copy, copy.end
         self.workspace_bytes += form.left_bytes
         if form.parts > 1:
             self.workspace_bytes += T.Cast("int64", self.m) * T.Cast("int64", self.n) * (4 * form.parts)
 
+    def _across(self) -> tuple[Any, Any]:
+        """Return the rows and columns of an a whose rows lie across k."""
+        return (self.k, self.m * 2) if self.form.item == 4 else (self.pairs, self.m)
+
+    def _floats(self) -> dict[str, Any]:
+        """Return the factors, as callers know them, where their elements have 4 bytes."""
+        a = (self.k, self.m) if self.form.trans_a else (self.m, self.k)
+        factors = {"a": (*self.items["a"], *a), "b": (*self.items["b"], self.n, self.k)}
+        return {each: ("float32", factors[self.names[each]]) for each in "ab"}
+
     def declare(self, workspace: bool) -> dict[str, Any]:
-        """Declare the arguments of a function, in calling order."""
-        form, c_shape = self.form, (*self.items["c"], self.m, self.n)
+        """Declare the arguments of a function, in calling order; return them by their roles here."""
+        form = self.form
+        c_shape = (*self.items["c"], *((self.n, self.m) if form.turned else (self.m, self.n)))
         if form.item == 1:
             shapes: dict[str, Any] = {"a": ("uint8", (self.m, self.k)), "b": ("uint8", (self.n, self.k))}
             rows, columns = ((self.m,), (self.n,)) if form.scales == "rows" else ((1,), (1,))
             shapes |= {"a_scale": ("float32", rows), "b_scale": ("float32", columns)}
         elif form.item == 4:
-            shapes = {"a": ("float32", (*self.items["a"], self.m, self.k))}
-            shapes |= {"b": ("float32", (*self.items["b"], self.n, self.k))}
+            shapes = self._floats()
         else:
             shapes = {name: (form.dtype, (*self.items[name], *self.matrices[name])) for name in "ab"}
-        shapes |= {"bias": (form.bias, (self.n,))} if form.bias else {}
+        shapes |= {"bias": (form.bias, (c_shape[-1],))} if form.bias else {}
         shapes |= {"residual": (form.result, c_shape)} if form.residual else {}
         shapes |= {"c": (form.result, c_shape)}
         shapes |= {"workspace": ("uint8", (tirx.Var("workspace_bytes", "int64"),))} if workspace else {}
-        return {
+        declared = {
             name: builder.arg(
                 name, builder.buffer(shape, dtype, align=4 if "scale" in name else 16, buffer_name=name)
             )
             for name, (dtype, shape) in shapes.items()
         }
+        return {self.names.get(name, name): array for name, array in declared.items()}
 
     def map_of(self, name: str, arrays: dict[str, Any], box: tuple[int, int]) -> Any:
         """Describe an operand, or its copy, to the copy engine."""

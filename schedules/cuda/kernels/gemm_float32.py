@@ -1,32 +1,44 @@
 """The kernel of `Float32Gemm`: products of float32 on CUDA cores, for GPUs from compute capability 8.0 on.
 
-It is that of `kernels.gemm_simt`, but tiles come to a ring of stages in shared memory by cp.async,
-16 bytes at a time where rows allow it: no register holds what is on its way, and several tiles are.
-What lies along k in an array does so in shared memory too, where a thread reads four k at a time
-of rows that are as far apart as there are threads beside it.
+Tiles come to a ring of stages in shared memory, where both factors lie across k (`streamed_floats`).
+Threads multiply as those of `kernels.gemm_simt` do, warp by warp: the lanes of a warp are a grid
+(A. Kerr et al., CUTLASS: Fast Linear Algebra in CUDA C++, 2017), such that neighbours read one
+address together and a read of four takes half of the cycles. What the next k needs is read while
+this one is multiplied, and that of the next stage, too. Small products have few tiles: groups of
+warps sum slices of each step's k apart, and add up their sums in a fixed order.
+
+What lies beyond the rows of an array is copied from its last: nobody stores such results. The first
+step takes of k what the others leave, and zeros: no other need look for an end.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cpu.emit import Extent
-from tvmops.schedules.cuda.kernels.gemm_simt import FOUR, Factor, SimtKernel, SimtTiles, read_four
+from tvmops.schedules.cuda.kernels.gemm_simt import FOUR, SimtKernel, SimtTiles
 from tvmops.schedules.cuda.kernels.product import Product
+from tvmops.schedules.cuda.kernels.streamed_floats import Streamed
 from tvmops.schedules.cuda.words import Scalar, c_call, do, ptx, when
 
-_COPY = """
-__forceinline__ __device__ void copy_floats_{vector}(unsigned to, const void* from, int row, int pitch,
-                                                     int column, int valid) {{
-  const float* at = static_cast<const float*>(from);
-  if (valid > 0) at += static_cast<long long>(row) * pitch + column;
-  asm volatile("cp.async.{cache}.shared.global [%0], [%1], {nbytes}, %2;" ::
-               "r"(to), "l"(at), "r"(4 * min(max(valid, 0), {vector})) : "memory");
-}}
+_GRIDS = ((8, 4), (4, 8), (16, 2), (2, 16))  # of lanes
+_ADD_FOUR = """
+__forceinline__ __device__ void add_four_floats(float* sums, const void* from) {
+  const float4 four = *static_cast<const float4*>(from);
+  sums[0] += four.x;
+  sums[1] += four.y;
+  sums[2] += four.z;
+  sums[3] += four.w;
+}
+"""
+_STORE_FOUR = """
+__forceinline__ __device__ void store_four_floats(void* to, const float* sums) {
+  *static_cast<float4*>(to) = make_float4(sums[0], sums[1], sums[2], sums[3]);
+}
 """
 
 
@@ -36,120 +48,174 @@ class Float32Tiles(SimtTiles):
     a_vector: int  # elements of a copy
     b_vector: int
     beside: int  # blocks that share a multiprocessor
+    slices: int = 1  # of each step's k, that groups of warps sum apart
+    early: int = 1  # 1: the next step's first factors are read while the last of this one are multiplied
+
+    @property
+    def threads(self) -> int:
+        return self.slices * self.threads_of_slice
+
+    @property
+    def threads_of_slice(self) -> int:
+        return super().threads
 
     @property
     def shared_bytes(self) -> int:
-        """The most that tiles take, whichever way the arrays lie."""
-        a, b = (max(self.bk * (size + FOUR), size * (self.bk + FOUR)) for size in (self.bm, self.bn))
-        return 4 * self.stages * (a + b)
+        ring = self.stages * self.bk * (self.bm + self.bn + 2 * FOUR)
+        return 4 * max(ring, self.bm * self.bn if self.slices > 1 else 0)
 
     @property
     def registers(self) -> int:
-        """Registers of a thread for sums, and for factors of this step and of the next."""
+        """Registers of a thread for sums, and for factors of this k and of the next."""
         return self.tm * self.tn + 2 * (self.tm + self.tn)
 
-
-class _Streamed(Factor):
-    """A factor whose tiles come by cp.async."""
-
-    def __init__(
-        self, array: Any, extent: Extent, k: Extent, k_inner: bool, block: int, own: int, vector: int
-    ) -> None:
-        super().__init__(array, "float32", extent, k, k_inner, block, own)
-        self.vector = vector
-        self.depth = FOUR if k_inner else 1  # k that are read at once
-
-    def begin(self, pool: Any, thread: Any, tiles: Float32Tiles) -> None:  # type: ignore[override]
-        outer, inner = (self.block, tiles.bk) if self.k_inner else (tiles.bk, self.block)
-        self.tile = pool.alloc((tiles.stages, outer, inner + FOUR), "float32", align=16)
-        self.thread, self.threads, self.bk = thread, tiles.threads, tiles.bk
-        self.values = T.alloc_local((self.own * self.depth,), "float32")
-
-    def place_of(self, thread: Any, index: int) -> Any:
-        return thread + index * (self.block // self.own) if self.k_inner else super().place_of(thread, index)
-
-    def read(self, half: Any, k: int, thread: Any) -> None:
-        if not self.k_inner:
-            super().read(half, k, thread)
-        elif k % FOUR == 0:
-            for index in range(self.own):
-                memory = self.tile.ptr_to([half, self.place_of(thread, index), k])
-                read_four(self.values, index * FOUR, memory)
-
-    def value(self, k: int, index: int) -> Any:
-        return self.values[index * self.depth + k % self.depth]
-
-    def copy(self, stage: Any, origin: Any, k_origin: Any) -> None:
-        """Begin to copy a tile; what lies beyond the array becomes 0."""
-        name, nbytes = f"copy_floats_{self.vector}", 4 * self.vector
-        source = _COPY.format(vector=self.vector, nbytes=nbytes, cache="cg" if self.vector == 4 else "ca")
-
-        def piece(own: Any, k: Any) -> None:
-            at, below = origin + own, k_origin + k
-            place = [stage, own, k] if self.k_inner else [stage, k, own]
-            to = T.cuda.cvta_generic_to_shared(self.tile.ptr_to(place))
-            row, column = (at, below) if self.k_inner else (below, at)
-            rows, columns = (self.extent, self.k) if self.k_inner else (self.k, self.extent)
-            valid = tirx.Select(row < rows, columns - column, 0)
-            do(c_call("void", name, to, self.slice, row, self.row_length, column, valid, source=source))
-
-        self._each_piece(piece)
-
-    def _each_piece(self, do_piece: Any) -> None:
-        """Do something for each piece of this thread: its place among the block's own, its k."""
-        inner = (self.bk if self.k_inner else self.block) // self.vector
-        count = self.block * self.bk // self.vector
-        for first in range(0, count, self.threads):
-            at = first + self.thread
-            outer, rest = T.truncdiv(at, inner), T.truncmod(at, inner) * self.vector
-            place = (outer, rest) if self.k_inner else (rest, outer)
-            if first + self.threads <= count:
-                do_piece(*place)
-                continue
-            with when(at < count):
-                do_piece(*place)
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Lanes of a warp, one above the other and side by side: the squarest tile of a warp that fits."""
+        fitting = [
+            (down, across)
+            for down, across in _GRIDS
+            if self.bm % (self.tm * down) == 0 and self.bn % (self.tn * across) == 0
+        ]
+        return min(fitting, key=lambda grid: abs(self.tm * grid[0] - self.tn * grid[1]), default=None)
 
 
 class Float32Kernel(SimtKernel):
     """`main(a, b, [bias], [residual], c)`."""
 
     tiles: Float32Tiles
-    a: _Streamed
-    b: _Streamed
+    a: Streamed
+    b: Streamed
 
     def __init__(self, product: Product, tiles: Float32Tiles) -> None:
         super().__init__(product, tiles, "float32", "float32")
         self.align, self.beside = 16 if max(tiles.a_vector, tiles.b_vector) == 4 else 4, tiles.beside
 
-    def factors(self, a: Any, b: Any) -> tuple[_Streamed, _Streamed]:
+    def factors(self, a: Any, b: Any) -> tuple[Streamed, Streamed]:
         p, t = self.product, self.tiles
+        assert t.grid is not None
+        down, across = t.grid
         return (
-            _Streamed(a, p.m, p.k, not p.trans_a, t.bm, t.tm, t.a_vector),
-            _Streamed(b, p.n, p.k, p.trans_b, t.bn, t.tn, t.b_vector),
+            Streamed(a, p.m, p.k, not p.trans_a, t.bm, t.tm, down, t.a_vector),
+            Streamed(b, p.n, p.k, p.trans_b, t.bn, t.tn, across, t.b_vector),
         )
+
+    def reserve(self, pool: Any) -> None:
+        if self.tiles.slices > 1:  # in place of the factors, when they have been read
+            pool.move_base_to(0)
+            threads = self.tiles.threads_of_slice
+            fours = self.tiles.tm * self.tiles.tn // FOUR
+            self.meeting = pool.alloc((fours, threads, FOUR), "float32", align=16)
+
+    def place(self, warp: Any, lane: Any) -> tuple[Any, Any]:
+        """Return a thread's first row and column. Lanes beside one another share one or the other."""
+        t = self.tiles
+        assert t.grid is not None
+        sizes, places = dict(zip("mn", t.grid)), {"m": 0, "n": 0}
+        weights = {"m": 1, "n": 1}
+        for bit in range(5):
+            name = "mn"[bit % 2]
+            name = name if weights[name] < sizes[name] else "nm"[bit % 2]
+            places[name] = places[name] + (lane >> bit & 1) * weights[name]
+            weights[name] *= 2
+        across, warps = t.bn // (t.tn * sizes["n"]), t.threads_of_slice // 32
+        self.part = T.Bind(T.truncdiv(warp, warps)) if t.slices > 1 else 0
+        warp = T.truncmod(warp, warps) if t.slices > 1 else warp
+        self.a.part = self.b.part = self.part
+        row = T.truncdiv(warp, across) * (t.tm * sizes["m"]) + places["m"] * FOUR
+        return row, T.truncmod(warp, across) * (t.tn * sizes["n"]) + places["n"] * FOUR
 
     def _multiply_all(self) -> None:
         t = self.tiles
-        steps = T.truncdiv(Scalar(self.product.k)() + (t.bk - 1), t.bk)
-        factors = ((self.a, self.row), (self.b, self.column))
+        k = Scalar(self.product.k)()
+        steps = T.Bind(T.truncdiv(k + (t.bk - 1), t.bk))
+        for each, origin in ((self.a, self.row), (self.b, self.column)):
+            each.aim(origin)
+            if each.fetches:
+                each.begin_fetching()
         for stage in range(t.stages - 1):
             with when(stage < steps):
-                for each, origin in factors:
-                    each.copy(stage, origin, stage * t.bk)
+                self._copy(stage, None if stage else k - (steps - 1) * t.bk)
             ptx("cp.async.commit_group")
         use, fill = Scalar(0), Scalar(t.stages - 1)
+        if t.early:
+            self._await()
+            self._read(use(), 0)
+        count = t.bk // t.slices
         with T.serial(steps) as step:
-            ptx("cp.async.wait_group", t.stages - 2)
-            do(T.cuda.cta_sync())
-            ahead = step + (t.stages - 1)
-            with when(ahead < steps):
-                for each, origin in factors:
-                    each.copy(fill(), origin, ahead * t.bk)
-            ptx("cp.async.commit_group")
-            for k in range(t.bk):
-                self.a.read(use(), k, self.ty)
-                self.b.read(use(), k, self.tx)
+            if not t.early:
+                self._await()
+                self._read(use(), 0)
+            for k in range(count):
+                if t.early and k == count - 1:
+                    self._await()
+                    use.set(_following(use(), t.stages))
+                if t.early or k < count - 1:
+                    self._read(use(), (k + 1) % count)
+                if k == 0:
+                    ahead = T.Bind(step + (t.stages - 1) < steps)
+                    with when(ahead):
+                        self._copy(fill(), fetches=True)
+                    ptx("cp.async.commit_group")
+                if k == max(count - 2, 0):
+                    with when(ahead):
+                        self._put(fill())
+                    fill.set(_following(fill(), t.stages))
                 self._multiply(k)
-            for at in (use, fill):
-                at.set(tirx.Select(at() == t.stages - 1, 0, at() + 1))
+            if not t.early:
+                use.set(_following(use(), t.stages))
         ptx("cp.async.wait_group", 0)
+
+    def _await(self) -> None:
+        """Wait until the next stage is there for all threads."""
+        ptx("cp.async.wait_group", self.tiles.stages - 2)
+        do(T.cuda.cta_sync())
+
+    def _read(self, stage: Any, k: int) -> None:
+        self.a.read(stage, k, self.ty)
+        self.b.read(stage, k, self.tx)
+
+    def _copy(self, stage: Any, left: Any = None, fetches: bool = False) -> None:
+        """Begin to copy the next tiles, of all values of k or of so many as the others leave."""
+        for each in (self.a, self.b):
+            if fetches and each.fetches:
+                each.fetch()
+            else:
+                each.copy(stage, left)
+            each.advance(self.tiles.bk if left is None else left)
+
+    def _put(self, stage: Any) -> None:
+        """Write to a stage what came through registers."""
+        for each in (self.a, self.b):
+            if each.fetches:
+                each.put(stage)
+
+    def _store(self) -> None:
+        if self.tiles.slices == 1:
+            super()._store()
+            return
+        for part in range(1, self.tiles.slices):
+            do(T.cuda.cta_sync())  # others may still read what this takes the place of
+            with when(self.part == part):
+                self._each_four(
+                    lambda at, memory: do(c_call("void", "store_four_floats", memory, at, source=_STORE_FOUR))
+                )
+            do(T.cuda.cta_sync())
+            with when(self.part == 0):
+                self._each_four(
+                    lambda at, memory: do(c_call("void", "add_four_floats", at, memory, source=_ADD_FOUR))
+                )
+        with when(self.part == 0):
+            super()._store()
+
+    def _each_four(self, use: Callable[[Any, Any], None]) -> None:
+        """Do something with four sums at a time, and with their place in shared memory."""
+        t = self.tiles
+        thread = T.Bind(T.truncmod(self.a.thread, t.threads_of_slice))
+        for i in range(0, t.tm * t.tn, FOUR):
+            memory = self.meeting.ptr_to([i // FOUR, thread, 0])
+            use(T.address_of(self.sums[i]), memory)
+
+
+def _following(stage: Any, stages: int) -> Any:
+    return tirx.Select(stage == stages - 1, 0, stage + 1)

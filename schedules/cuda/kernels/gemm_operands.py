@@ -11,6 +11,7 @@ from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
 from tvmops.schedules.cuda.words import c_call, do, swizzled
 
+PANEL, ROW_BYTES = 32, 128  # floats of a row of the 128-byte swizzle
 _LOAD = "cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes"
 _MULTICAST = _LOAD + ".multicast::cluster"
 _SHORT = {
@@ -85,6 +86,28 @@ class Operand:
     def group_bytes(self, blocks: int) -> int:
         """Return the bytes from the first of `blocks` blocks of 64 rows to what follows the last."""
         return blocks * 8192 if self.by_k else blocks * self.bk * 128
+
+
+class AcrossFloats(Operand):
+    """A factor of floats whose rows lie across k: panels of 32 rows of c, a row of 128 bytes for each k."""
+
+    def __init__(self, arrays_of: Arrays, name: str, size: int, tiles: Tiles) -> None:
+        super().__init__(arrays_of, name, False, size, tiles)
+        self.depth = tiles.bk // 2  # of k, of a stage
+        self.loads = size // PANEL
+        self.shape = (tiles.stages, self.loads, self.depth, 64)
+        self.box = (64, self.depth)
+
+    @T.inline
+    def load(self, ring, stage, view, first, k, part, item, barrier):
+        for i in T.serial(self.loads):  # unrolled they take more registers than the thread has
+            self._load(ring, *self._box_at(i, stage, first, k, part), view, item, barrier)
+
+    def _box_at(self, i: Any, stage: Any, first: Any, k: Any, part: Any) -> tuple[Any, Any]:
+        return (stage, i, 0, 0), ((first + i * PANEL) * 2, T.truncdiv(k, 2))
+
+    def group_bytes(self, blocks: int) -> int:
+        return blocks * (64 // PANEL) * self.depth * ROW_BYTES
 
 
 def multiply(form: Form, columns: int, sums: Any, first: int, a: Any, b: Any, adds: Any) -> None:

@@ -49,8 +49,13 @@ class PartialSums:
         self.results, self.form, self.at = results, results.form, results.at
         self.memory, self.rank = memory, rank
         self.dtype = memory.dtype
-        self.tiles, self.m, self.n, self.c = tiles, results.m, results.n, results.c
-        self.runs = tiles.bn // 8  # of 16 bytes in a row
+        self.tiles, self.c = tiles, results.c
+        rows, columns = (results.m, self.at.tm, tiles.bm), (results.n, self.at.tn, tiles.bn)
+        turned = self.form.turned  # of c, whose rows are those of what is multiplied or its columns
+        (self.m, self.tm, self.height), (self.n, self.tn, self.width) = (
+            (columns, rows) if turned else (rows, columns)
+        )
+        self.runs = self.width // 8  # of a row
         self.rounding = rounding_of(self.form.result)
 
     # fmt: off
@@ -62,7 +67,12 @@ class PartialSums:
                 self.at.acc[i] = tirx.const(0, self.dtype)
         for w in T.unroll(self.results.blocks):
             for i in T.unroll(self.results.sums):
-                self.memory[self.at.group * (64 * self.results.blocks) + w * 64 + self.at.warp * 16 + self.at.lane // 4 + (i // 2 % 2) * 8, i // 4 * 8 + self.at.lane % 4 * 2 + i % 2] = self.at.acc[w * self.results.sums + i]
+                if self.form.turned:
+                    self.memory[i // 4 * 8 + self.at.lane % 4 * 2 + i % 2, self.results.row_of(w, i // 2 % 2)] = self.at.acc[w * self.results.sums + i]
+                elif self.form.across:
+                    self.memory[self.results.row_of(w, i // 2 % 2), i // 4 * 8 + self.at.lane % 4 * 2 + i % 2] = self.at.acc[w * self.results.sums + i]
+                else:
+                    self.memory[self.at.group * (64 * self.results.blocks) + w * 64 + self.at.warp * 16 + self.at.lane // 4 + (i // 2 % 2) * 8, i // 4 * 8 + self.at.lane % 4 * 2 + i % 2] = self.at.acc[w * self.results.sums + i]
 
     @T.inline
     def add(self):
@@ -70,32 +80,37 @@ class PartialSums:
         at: T.int32 = (self.rank * self.tiles.consumers + self.at.group) * 128 + self.at.warp * 32 + self.at.lane
         total = T.alloc_local((8,), self.dtype)
         halves = T.alloc_local((4,), "uint32")
-        while at < self.tiles.bm * self.runs:
+        while at < self.height * self.runs:
             r: T.int32 = T.truncdiv(at, self.runs)
             column: T.int32 = T.truncmod(at, self.runs) * 8
-            target: T.int32 = self.at.tm * self.tiles.bm + r
-            if (target < self.m) & (self.at.tn * self.tiles.bn + column < self.n):
+            target: T.int32 = self.tm * self.height + r
+            if (target < self.m) & (self.tn * self.width + column < self.n):
                 for i in T.unroll(8):
                     total[i] = tirx.const(0, self.dtype)
                 for source in T.unroll(self.tiles.split_k):
                     T.cuda.func_call("tvmops_add_partial", T.address_of(total[0]), self.memory.ptr_to([r, column]), source, source_code=_READ_PARTIAL.format(**_KINDS[self.dtype]))
                 if self.form.finishes or self.form.scales != "":
                     for e in T.unroll(8):
-                        self.results.finish(total, e, self.at.item * self.m + target, T.min(self.at.tn * self.tiles.bn + column + e, self.n - 1))
+                        self.results.finish(total, e, self.at.item * self.m + target, T.min(self.tn * self.width + column + e, self.n - 1))
                 place = T.meta_var([self.at.item, target] if self.form.batched else [target])
                 if self.form.loose:
-                    self._store_apart(self.at.item * self.m + target, self.at.tn * self.tiles.bn + column, total)
+                    self._store_apart(self.at.item * self.m + target, self.tn * self.width + column, total)
                 elif self.dtype != "float32":
-                    self.results.store_eight(self.at.item * self.m + target, self.at.tn * self.tiles.bn + column, total)
+                    self.results.store_eight(self.at.item * self.m + target, self.tn * self.width + column, total)
                 elif self.form.stores_directly:
                     for half in T.unroll(2):
-                        T.ptx["st.global.v4.f32"](self.c.ptr_to([*place, self.at.tn * self.tiles.bn + column + half * 4]), total[half * 4], total[half * 4 + 1], total[half * 4 + 2], total[half * 4 + 3])
+                        if self._has(self.tn * self.width + column + half * 4):
+                            T.ptx["st.global.v4.f32"](self.c.ptr_to([*place, self.tn * self.width + column + half * 4]), total[half * 4], total[half * 4 + 1], total[half * 4 + 2], total[half * 4 + 3])
                 else:
                     for q in T.unroll(4):
                         T.ptx[self.rounding](halves[q], total[q * 2 + 1], total[q * 2])
-                    T.ptx["st.global.v4.b32"](self.c.ptr_to([*place, self.at.tn * self.tiles.bn + column]), halves[0], halves[1], halves[2], halves[3])
+                    T.ptx["st.global.v4.b32"](self.c.ptr_to([*place, self.tn * self.width + column]), halves[0], halves[1], halves[2], halves[3])
             at = at + self.tiles.split_k * (128 * self.tiles.consumers)
     # fmt: on
+
+    def _has(self, column: Any) -> Any:
+        """Say whether c has a column where the half of eight begins: of floats there may be four less."""
+        return column < self.n if self.form.item == 4 else True
 
     def _store_apart(self, row: Any, column: Any, sums: Any) -> None:
         dtype = self.form.result

@@ -9,7 +9,8 @@ from tvm.script import tirx as T
 
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Form
-from tvmops.schedules.cuda.kernels.gemm_operands import Operand, multiply
+from tvmops.schedules.cuda.kernels.gemm_fragments import STEPS, Fragments
+from tvmops.schedules.cuda.kernels.gemm_operands import AcrossFloats, Operand, multiply
 from tvmops.schedules.cuda.kernels.gemm_results import Consumer
 from tvmops.schedules.cuda.kernels.gemm_walk import Walk, variable
 
@@ -49,11 +50,20 @@ class Products:
         self.form, self.tiles, self.walk, self.at, self.barriers = form, tiles, walk, at, barriers
         self.a, self.b = factors
         self.before = variable("before", 0)  # the stage that products may still read
+        self.fragments: Fragments | None = None
+        if isinstance(self.a.operand, AcrossFloats):
+            self.fragments = Fragments(self.a.operand, tiles.blocks_a_group, self.a.base, at.warp, at.lane)
+
+    def multiply(self) -> None:
+        """Multiply the steps of a tile."""
+        if self.fragments is None:
+            self._multiply()
+        else:
+            self._multiply_fragments()
 
     # fmt: off
     @T.inline
-    def multiply(self):
-        """Multiply the steps of a tile."""
+    def _multiply(self):
         for kt in T.serial(self.walk.steps):
             T.cuda.mbarrier_wait(self.barriers.full.ptr_to([self.walk.stage]), self.walk.phase)
             T.ptx.wgmma.fence.sync.aligned()
@@ -64,6 +74,23 @@ class Products:
             T.ptx.wgmma.wait_group.sync.aligned(1)
             if kt > 0:
                 self._release()
+            self.before = self.walk.stage
+            self.walk.advance()
+        T.ptx.wgmma.wait_group.sync.aligned(0)
+        self._release()
+
+    @T.inline
+    def _multiply_fragments(self):
+        for kt in T.serial(self.walk.steps):
+            T.cuda.mbarrier_wait(self.barriers.full.ptr_to([self.walk.stage]), self.walk.phase)
+            for half in T.unroll(self.tiles.bk // (16 * STEPS)):
+                self.fragments.load(self.walk.stage, half)
+                T.ptx.wgmma.fence.sync.aligned()
+                self.fragments.multiply(self.b.operand, self.b.base, self.walk.stage, half, self.at.acc, self.tiles.bn, T.Not((kt == 0) & (half == 0)))
+                T.ptx.wgmma.commit_group.sync.aligned()
+                T.ptx.wgmma.wait_group.sync.aligned(1)
+                if (half == 0) & (kt > 0):
+                    self._release()
             self.before = self.walk.stage
             self.walk.advance()
         T.ptx.wgmma.wait_group.sync.aligned(0)

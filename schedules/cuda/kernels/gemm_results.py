@@ -10,6 +10,7 @@ from tvm.script import tirx as T
 from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
+from tvmops.schedules.cuda.kernels.gemm_fragments import first_across
 from tvmops.schedules.cuda.words import PTX_TYPES, c_call, do, pack
 
 _STORE = "cp.async.bulk.tensor.{rank}d.global.shared::cta.tile.bulk_group"
@@ -28,6 +29,11 @@ _VALUES = {
 _STORE_TWO = """
 __forceinline__ __device__ void store_two(void* array, int row, int pitch, int column, float x, float y) {
   *reinterpret_cast<float2*>(static_cast<float*>(array) + static_cast<long long>(row) * pitch + column) = make_float2(x, y);
+}
+"""
+_STORE_ONE = """
+__forceinline__ __device__ void store_one(void* array, int row, int pitch, int column, float x) {
+  static_cast<float*>(array)[static_cast<long long>(row) * pitch + column] = x;
 }
 """
 _STORE_TWO_APART = """
@@ -149,7 +155,7 @@ class Results:
         """Apply the epilogue to all sums; where they go directly, store them."""
         for w in T.unroll(self.blocks):
             for half in T.unroll(2):
-                r: T.int32 = self.at.tm * self.bm + self.at.group * (64 * self.blocks) + w * 64 + self.at.warp * 16 + half * 8 + T.truncdiv(self.at.lane, 4)
+                r: T.int32 = self.at.tm * self.bm + self.row_of(w, half)
                 if r < self.m:
                     for j in T.unroll(self.bn // 8):
                         column: T.int32 = self.at.tn * self.bn + j * 8 + self.at.lane % 4 * 2
@@ -197,6 +203,13 @@ class Results:
                     self.at.packed[0], self.at.packed[1], self.at.packed[2], self.at.packed[3])
     # fmt: on
 
+    def row_of(self, block: Any, half: Any) -> Any:
+        """Return the row of the tile that one of a thread's two rows in a block of 64 is."""
+        first = self.at.group * (64 * self.blocks) + block * 64
+        if self.form.across:
+            return first + first_across(self.at.warp, self.at.lane) + half
+        return first + self.at.warp * 16 + half * 8 + T.truncdiv(self.at.lane, 4)
+
     def _sum(self, number: Any) -> Any:
         return self.at.acc[number] if self.at.factor is None else self.at.acc[number] * self.at.factor[0]
 
@@ -221,9 +234,48 @@ class Results:
             self.store_two(row, column + i, sums[i], sums[i + 1])
 
     def store_two(self, row: Any, column: Any, x: Any, y: Any) -> None:
-        loose = self.form.loose
+        loose, pitch = self.form.loose, self.m if self.form.turned else self.n
         name, source = ("store_two_apart", _STORE_TWO_APART) if loose else ("store_two", _STORE_TWO)
-        do(c_call("void", name, self.c.data, row, self.n, column, x, y, source=source))
+        do(c_call("void", name, self.c.data, row, pitch, column, x, y, source=source))
+
+
+class TurnedResults(Results):
+    """What becomes of the sums of c^T: its rows are columns of c."""
+
+    # fmt: off
+    @T.inline
+    def finish_all(self):
+        for w in T.unroll(self.blocks):
+            for j in T.unroll(self.bn // 8):
+                for e in T.unroll(2):
+                    r: T.int32 = self.at.tn * self.bn + j * 8 + self.at.lane % 4 * 2 + e
+                    if r < self.n:
+                        for half in T.unroll(2):
+                            if self.form.finishes:
+                                self.finish(self.at.acc, w * self.sums + j * 4 + half * 2 + e, self.at.item * self.n + r, T.min(self.at.tm * self.bm + self.row_of(w, half), self.m - 1))
+                        if self.form.across:
+                            self.store_where(self.at.tm * self.bm + self.row_of(w, 0), 2, r, w * self.sums + j * 4 + e)
+                        else:
+                            for half in T.unroll(2):
+                                self.store_where(self.at.tm * self.bm + self.row_of(w, half), 1, r, w * self.sums + j * 4 + half * 2 + e)
+    # fmt: on
+
+    def finish(self, sums: Any, at: Any, row: Any, column: Any) -> None:
+        T.buffer_store(sums, finished(self.form, self.arrays, self.m, sums[at], row, column), [at])
+
+    # fmt: off
+    @T.inline
+    def store_where(self, column, count, row, at):
+        """Store one sum, or two of neighbouring columns, if they are in c."""
+        if column < self.m:
+            self._store_next(self.at.item * self.n + row, column, count, at)
+    # fmt: on
+
+    def _store_next(self, row: Any, column: Any, count: int, at: Any) -> None:
+        if count == 2:
+            self.store_two(row, column, self._sum(at), self._sum(at + 2))
+            return
+        do(c_call("void", "store_one", self.c.data, row, self.m, column, self._sum(at), source=_STORE_ONE))
 
 
 def factor_of(arrays: dict[str, Any]) -> Any:

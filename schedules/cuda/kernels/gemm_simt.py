@@ -187,6 +187,14 @@ class SimtKernel:
             Factor(b, p.dtype, p.n, p.k, p.trans_b, t.bn, t.tn),
         )
 
+    def reserve(self, pool: Any) -> None:
+        """Take shared memory beside that of the factors."""
+
+    def place(self, warp: Any, lane: Any) -> tuple[Any, Any]:
+        """Return where a thread stands among those that have other rows, and columns."""
+        across, thread = self.tiles.bn // self.tiles.tn, warp * 32 + lane
+        return T.truncdiv(thread, across), T.truncmod(thread, across)
+
     def _body(self) -> None:
         p, t = self.product, self.tiles
         block = T.cta_id([ceildiv(p.m, t.bm) * ceildiv(p.n, t.bn) * p.batch])
@@ -199,8 +207,7 @@ class SimtKernel:
         self.item = T.Bind(T.truncdiv(block, rows * columns))
         at = T.Bind(T.truncmod(block, rows * columns))
         self.row, self.column = T.Bind(T.truncdiv(at, columns) * t.bm), T.Bind(T.truncmod(at, columns) * t.bn)
-        across = t.bn // t.tn
-        self.ty, self.tx = T.Bind(T.truncdiv(thread, across)), T.Bind(T.truncmod(thread, across))
+        self.ty, self.tx = (T.Bind(each) for each in self.place(warp, lane))
         pool = SMEMPool()
         for each, name in ((self.a, "a"), (self.b, "b")):
             each.begin(pool, thread, t)
@@ -208,6 +215,7 @@ class SimtKernel:
             rows_of = each.extent if each.k_inner else each.k
             item = 4 if p.dtype == "float32" else 2
             each.slice = T.Bind(slice_of(each.array.data, index, rows_of, each.row_length, item))
+        self.reserve(pool)
         pool.commit()
         self.sums = T.alloc_local((t.tm * t.tn,), "float32")
         for i in range(t.tm * t.tn):

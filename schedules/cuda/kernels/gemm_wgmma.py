@@ -17,6 +17,10 @@ With `streams` blocks share the tiles that fill no wave: they leave sums in a wo
 tell so by flags that a kernel before this one takes down, and add them up themselves (`gemm_stream_k`).
 Who adds up waits for blocks launched before it (stream-K), or for those next to it that hold the same tile.
 
+wgmma takes floats (tf32) from shared memory along k alone. One factor whose rows lie across k comes
+through registers (`gemm_fragments`), where it is the first: if it is b, c^T = b^T a^T is what is
+multiplied, and stored as c. So are products of few rows, whose columns then fill a wgmma's 64 rows.
+
 TMA leaves out what lies beyond an array when it stores, and reads zeros there: no shape needs
 to divide. Tiles whose columns end inside 64 that are loaded together are stored warp by warp.
 TMA needs rows of a multiple of 16 bytes: of an operand with others a kernel before this one makes
@@ -32,10 +36,10 @@ from tvm.script import tirx as T
 from tvmops.schedules.cuda.gemm_tiles import PARTIAL_PAD, Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form, Int8Form
 from tvmops.schedules.cuda.kernels.gemm_integers import Columns, IntegerArrays, IntegerResults
-from tvmops.schedules.cuda.kernels.gemm_operands import Operand
+from tvmops.schedules.cuda.kernels.gemm_operands import AcrossFloats, Operand
 from tvmops.schedules.cuda.kernels.gemm_partials import PartialSums
 from tvmops.schedules.cuda.kernels.gemm_products import Factor, Products, RingBarriers
-from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results, factor_of
+from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results, TurnedResults, factor_of
 from tvmops.schedules.cuda.kernels.gemm_stream_k import SharedSums, clear_flags
 from tvmops.schedules.cuda.kernels.gemm_sums import add_up
 from tvmops.schedules.cuda.kernels.gemm_walk import Walk, blocks_for
@@ -54,8 +58,13 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     CLUSTER, CHAINED, PARTS = SHARE * SPLIT, bool(tiles.chained), form.parts
     sums_form = form if PARTS == 1 else form.sums
     BY_TMA = sums_form.stores_by_tma and BN % 64 == 0
+    HEIGHT = BN if form.turned else BM  # of a tile of c
     NACC = BN // 2
-    a_of = Operand(arrays_of, "a", not form.trans_a, BM, tiles)
+    a_of = (
+        AcrossFloats(arrays_of, "a", BM, tiles)
+        if form.across
+        else Operand(arrays_of, "a", not form.trans_a, BM, tiles)
+    )
     b_of = Operand(arrays_of, "b", form.trans_b, BN, tiles, sharers=SHARE)
 
     # fmt: off
@@ -79,7 +88,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             lane = T.lane_id([32])
 
             pool = T.SMEMPool()
-            partial = pool.alloc((BM if SPLIT > 1 else 1, BN + PARTIAL_PAD), arrays_of.sums, align=16)
+            partial = pool.alloc((HEIGHT if SPLIT > 1 else 1, BM + BN - HEIGHT + PARTIAL_PAD), arrays_of.sums, align=16)
             pool.move_base_to(0)  # it takes the place of the ring, when that has been read
             As = pool.alloc(a_of.shape, DT, align=1024)
             Bs = pool.alloc(b_of.shape, DT, align=1024)
@@ -156,7 +165,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                 row: T.let = warp * 16 + lane % 16
                 consumer = T.meta_var(Consumer(group, warp, lane, walk.tm, walk.tn, walk.item, row, acc, packed, factor if sums_form.has_factor else None))
                 products = T.meta_var(Products(form, tiles, walk, consumer, (Factor(a_of, a_base), Factor(b_of, b_base)), RingBarriers(full, empty, e_base)))
-                results = T.meta_var(IntegerResults(arrays_of, arrays, tiles, consumer, zeros, columns) if isinstance(arrays_of, IntegerArrays) else Results(sums_form, arrays_of, arrays, tiles, consumer))
+                results = T.meta_var(IntegerResults(arrays_of, arrays, tiles, consumer, zeros, columns) if isinstance(arrays_of, IntegerArrays) else (TurnedResults if form.turned else Results)(sums_form, arrays_of, arrays, tiles, consumer))
                 partials = T.meta_var(PartialSums(results, tiles, partial, rank))
                 shared = T.meta_var(SharedSums(arrays, tiles, consumer, rank) if tiles.streams > 0 else None)
 

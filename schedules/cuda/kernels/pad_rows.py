@@ -16,7 +16,7 @@ from tvm.tirx.script.builder import ir as T
 from tvmops.schedules.cpu.emit import Extent
 from tvmops.schedules.cuda.words import c_call, do, wait_for_kernels_before
 
-VECTOR = 8  # elements: 16 bytes
+VECTOR, LINE = 8, 64  # elements: 16 bytes, 128 bytes
 _WARPS = 8
 
 # 16 bytes that begin within the first of two vectors; the same at the end of an array.
@@ -83,11 +83,12 @@ class Padded:
     rows: Extent
     columns: Extent
     offset: Any = 0
+    unit: int = VECTOR  # elements that rows begin at multiples of
 
     @property
     def pitch(self) -> Any:
         """Elements from a row to the next."""
-        return T.truncdiv(self.columns + (VECTOR - 1), VECTOR) * VECTOR
+        return T.truncdiv(self.columns + (self.unit - 1), self.unit) * self.unit
 
     @property
     def end(self) -> Any:
@@ -106,9 +107,22 @@ def pad_rows(workspace: Any, copies: Sequence[tuple[Any, Padded]], blocks: int, 
         for array, copy in copies:
             to = T.address_of(workspace[copy.offset])
             threads = blocks * _WARPS * 32
+            name, source = _function(copy.unit)
             do(
                 c_call(
-                    "void", "pad_rows", to, array.data, copy.rows, copy.columns, thread, threads,
-                    source=SHIFTED + _PAD_ROWS,
+                    "void", name, to, array.data, copy.rows, copy.columns, thread, threads,
+                    source=SHIFTED + source,
                 )
             )  # fmt: skip
+
+
+def _function(unit: int) -> tuple[str, str]:
+    """Return the name and the text of the function that makes rows of multiples of `unit` elements.
+
+    What lies between the rows is whatever comes next.
+    """
+    if unit == VECTOR:
+        return "pad_rows", _PAD_ROWS
+    vectors = f"(columns + {unit - 1}) / {unit} * {unit // VECTOR}"
+    name = f"pad_rows_{unit}"
+    return name, _PAD_ROWS.replace("(columns + 7) / 8", vectors).replace("void pad_rows(", f"void {name}(")

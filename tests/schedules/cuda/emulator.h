@@ -311,14 +311,21 @@ static inline void copy_piece(unsigned to, const void* from, int row, int pitch,
     emulator::now->groups.back().push_back({to, at, std::min(std::max(valid, 0), 16)});                 \
   }
 #define COPY_FLOATS(vector)                                                                               \
-  static inline void copy_floats_##vector(unsigned to, const void* from, int row, int pitch, int column, \
-                                          int valid) {                                                   \
-    const float* at = static_cast<const float*>(from);                                                   \
-    if (valid > 0) at += static_cast<long long>(row) * pitch + column;                                   \
+  static inline void copy_present_floats_##vector(unsigned to, unsigned long long from, int row, int more, int last, \
+                                                  int pitch, int present) {                              \
+    const float* at = reinterpret_cast<const float*>(from) + (present ? std::min(row + more, last) * pitch : 0); \
     if (reinterpret_cast<uintptr_t>(at) % (4 * vector)) emulator::fail("an address that is not aligned"); \
-    emulator::now->groups.back().push_back({to, at, 4 * std::min(std::max(valid, 0), vector), 4 * vector}); \
+    emulator::now->groups.back().push_back({to, at, present ? 4 * vector : 0, 4 * vector});              \
+  }                                                                                                      \
+  static inline void copy_floats_##vector(unsigned to, unsigned long long from, int row, int more, int last, int pitch) { \
+    copy_present_floats_##vector(to, from, row, more, last, pitch, 1);                                   \
   }
 COPY_FLOATS(1) COPY_FLOATS(4)
+static inline void fetch_four_floats(float* to, unsigned long long from, int row, int more, int last, int pitch, int behind) {
+  const float* at = reinterpret_cast<const float*>(from) + (std::min(row + more, last) * pitch + behind);
+  if (reinterpret_cast<uintptr_t>(at) % 16) emulator::fail("an address that is not aligned");
+  std::memcpy(to, at, 16);
+}
 COPY_BYTES(4) COPY_BYTES(8) COPY_BYTES(16)
 static inline void place_words(unsigned to, const unsigned* raw) { std::memcpy(emulator::shared(to, 16), raw, 16); }
 static inline void place_piece(unsigned to, const unsigned* raw) {

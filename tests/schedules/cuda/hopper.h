@@ -303,6 +303,46 @@ MULTIPLY_REGISTERS(f16, from_half, 128)
 MULTIPLY_WARPGROUPS(8) MULTIPLY_WARPGROUPS(16) MULTIPLY_WARPGROUPS(24) MULTIPLY_WARPGROUPS(40)
 MULTIPLY_WARPGROUPS(32) MULTIPLY_WARPGROUPS(64) MULTIPLY_WARPGROUPS(128) MULTIPLY_WARPGROUPS(192) MULTIPLY_WARPGROUPS(224)
 MULTIPLY_WARPGROUPS(256) MULTIPLY_WARPGROUPS(48) MULTIPLY_WARPGROUPS(80)
+// The same of a first factor in registers, which are read before what comes next may change them.
+template <int columns>
+static inline void multiply_words_of_warpgroup(float** sums, int, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                               uint64_t b, int adds) {
+  auto& warp = emulator::warp();
+  const uint32_t words[4] = {a0, a1, a2, a3};
+  std::memcpy(warp.words[emulator::lane()], words, 16);
+  emulator::meet(warp.group);
+  std::array<std::array<float, 8>, 2> rows;
+  for (int half = 0; half < 2; ++half)
+    for (int k = 0; k < 8; ++k)
+      rows[half][k] = as_tf32(warp.words[emulator::lane() / 4 * 4 + k % 4][half + k / 4 * 2]);
+  emulator::meet(warp.group);
+  std::vector<float*> own(sums, sums + columns / 2);
+  emulator::now->products.back().push_back([=] {
+    for (int i = 0; i < columns / 2; ++i) {
+      const int column = i / 4 * 8 + emulator::lane() % 4 * 2 + i % 2;
+      float sum = adds ? *own[i] : 0;
+      for (int k = 0; k < 8; ++k) sum += rows[i / 2 % 2][k] * emulator::tf32_of_matrix(b, column, k);
+      *own[i] = sum;
+    }
+  });
+}
+template <int columns, typename... Rest>
+static inline void multiply_words_of_warpgroup(float** sums, int count, float& sum, Rest&&... rest) {
+  sums[count] = &sum;
+  multiply_words_of_warpgroup<columns>(sums, count + 1, rest...);
+}
+#define MULTIPLY_WORDS_OF_WARPGROUP(columns)                                                                       \
+  template <typename... All>                                                                                       \
+  static inline void                                                                                               \
+  tvm_builtin_ptx_wgmma_tf32_rs_mma_async_sync_aligned_m64n##columns##k8_f32_tf32_tf32_1_1(All&&... all) {         \
+    float* sums[columns / 2];                                                                                      \
+    multiply_words_of_warpgroup<columns>(sums, 0, all...);                                                         \
+  }
+MULTIPLY_WORDS_OF_WARPGROUP(16) MULTIPLY_WORDS_OF_WARPGROUP(32) MULTIPLY_WORDS_OF_WARPGROUP(64)
+MULTIPLY_WORDS_OF_WARPGROUP(128) MULTIPLY_WORDS_OF_WARPGROUP(192) MULTIPLY_WORDS_OF_WARPGROUP(256)
+static inline void load_two_words(uint32_t* to, uint32_t from) {
+  for (int i = 0; i < 2; ++i) to[i] = emulator::word(from + 4 * i);
+}
 static inline void ask_for_box(uint64_t, int, int) {}
 static inline void save_matrices(uint32_t address, const uint32_t* in, bool transposed) {
   auto& warp = emulator::warp();
@@ -371,6 +411,7 @@ static inline void add_partials(float* sums, const void* mine, int count) {
 ADD_PARTIALS(2) ADD_PARTIALS(3) ADD_PARTIALS(4) ADD_PARTIALS(6) ADD_PARTIALS(8)
 struct alignas(8) float2 { float x, y; };
 static inline float2 make_float2(float x, float y) { return {x, y}; }
+static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 static inline void tvm_builtin_ptx_cvt_bf16x2_f32_rn_bf16x2_f32(uint32_t& pair, float high, float low) {
   pair = pack_bfloat16(low, high);
 }

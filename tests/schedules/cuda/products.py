@@ -31,6 +31,7 @@ FLOAT32 = {
     "shared": workload("matmul", m=24, n=70, k=40, batch=2, shared="b", activation="silu"),
     "a across": workload("matmul", m=72, n=140, k=33, trans_a=True),
     "b along": workload("matmul", m=20, n=130, k=52, trans_b=True),
+    "fours": workload("matmul", m=33, n=68, k=44, batch=2, bias=True),
 }  # fmt: skip
 
 
@@ -58,12 +59,29 @@ def boxes_of(work: Workload, tiles: Tiles, a: NDArray[Any], b: NDArray[Any]) -> 
     return dict(zip(("v", "v_1"), maps))
 
 
+def boxes_across(work: Workload, tiles: Tiles, a: NDArray[Any], b: NDArray[Any]) -> dict[str, TensorMap]:
+    """Describe floats of which the first factor lies across k, or the second, which is then the first."""
+    first, second = (a, b) if work["trans_a"] else (b, a)
+    boxes = ((first, tiles.bk // 2), (second, tiles.bn // tiles.cluster))
+    halves = [(array.view(np.uint16), box) for array, box in boxes]
+    maps = [
+        TensorMap.of(array, array.shape[::-1], (64, box, *[1] * (array.ndim - 2))) for array, box in halves
+    ]
+    return dict(zip(("v", "v_1"), maps))
+
+
 def error_here(
-    cubin: Cubin, work: Workload, launch: Launch, folder: Path, more: Mapping[str, object] | None = None
+    cubin: Cubin,
+    work: Workload,
+    launch: Launch,
+    folder: Path,
+    more: Mapping[str, object] | None = None,
+    number: int = 0,
 ) -> float:
     """Run a product's kernel on this machine; return its largest error, when it wrote where it should.
 
-    `more` are arguments of the kernel beside the arrays, scalars and sizes that `work` has.
+    `more` are arguments of the kernel beside the arrays, scalars and sizes that `work` has; of more
+    kernels it is the one of this number.
     """
     op = op_of(work)
     inputs, specs, (out,) = op.random_inputs(work, seed=1), op.inputs(work), op.outputs(work)
@@ -75,6 +93,6 @@ def error_here(
     scalars = dict(zip(SIGNATURES[work.op].scalars(work), op.scalars(work)))
     arrays = dict(zip((spec.name for spec in specs), inputs))
     arguments = {**sizes, **scalars, **arrays, **(more or {}), "c": found}
-    emulated(cubin, folder)(launch.grid, arguments, launch.cluster, shared_bytes=launch.shared_bytes)
+    emulated(cubin, folder, number)(launch.grid, arguments, launch.cluster, shared_bytes=launch.shared_bytes)
     assert (memory[:_GUARD] == _POISON).all() and (memory[-_GUARD:] == _POISON).all()
     return float(np.abs(decode(found, out.dtype).astype(np.float64) - right).max())

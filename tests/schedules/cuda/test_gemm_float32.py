@@ -51,9 +51,10 @@ def test_the_default_is_legal(shape: tuple[int, int, int], machine: str) -> None
 @pytest.mark.parametrize(
     "work, a, b",
     [
-        (matmul(60, 64, 64), 4, 4),
-        (matmul(60, 63, 64), 4, 1),
-        (matmul(60, 63, 64, trans_a=True, trans_b=True), 4, 4),
+        (matmul(60, 64, 64), 1, 4),  # what lies along k is copied float by float, unless it is found better
+        (matmul(60, 63, 64), 1, 1),
+        (matmul(60, 64, 63, trans_a=True), 4, 4),
+        (matmul(60, 63, 64, trans_a=True, trans_b=True), 4, 1),
         (matmul(61, 64, 63, trans_a=True), 1, 4),
     ],
 )
@@ -77,16 +78,27 @@ def test_generic_kernels_compile(machine: str) -> None:
         assert compiled(TEMPLATE, pattern, there, kernel.config).report.spilled_bytes == 0
 
 
-def config(bm: int, bn: int, bk: int, tm: int, tn: int, stages: int, a: int, b: int) -> Config:
-    return Config.of(bm=bm, bn=bn, bk=bk, tm=tm, tn=tn, stages=stages, a_vector=a, b_vector=b, beside=1)
+def config(
+    bm: int, bn: int, bk: int, tm: int, tn: int, stages: int, a: int, b: int, slices: int = 1, early: int = 1
+) -> Config:
+    return Config.of(
+        bm=bm, bn=bn, bk=bk, tm=tm, tn=tn, stages=stages, a_vector=a, b_vector=b, beside=1, slices=slices,
+        early=early,
+    )  # fmt: skip
 
 
 CASES = [
     (FLOAT32["short"], config(16, 32, 16, 4, 4, 3, 1, 4)),
-    (FLOAT32["brief"], config(32, 64, 16, 4, 8, 2, 1, 1)),
+    (FLOAT32["short"], config(64, 64, 8, 4, 4, 2, 1, 1, slices=2)),  # more threads than a tile has pieces
+    (FLOAT32["brief"], config(32, 64, 16, 4, 8, 2, 1, 1, early=0)),
+    (FLOAT32["brief"], config(32, 64, 16, 8, 4, 3, 1, 1, slices=4)),
     (FLOAT32["shared"], config(32, 64, 8, 8, 8, 4, 1, 1)),
     (FLOAT32["a across"], config(64, 128, 16, 8, 8, 3, 4, 4)),
-    (FLOAT32["b along"], config(32, 128, 8, 16, 8, 3, 4, 4)),
+    (FLOAT32["b along"], config(32, 128, 8, 16, 8, 3, 1, 1)),
+    (FLOAT32["b along"], config(32, 128, 32, 8, 8, 2, 1, 1, slices=2)),
+    (FLOAT32["b along"], config(32, 128, 16, 8, 8, 3, 4, 4)),  # through registers
+    (FLOAT32["b along"], config(32, 128, 32, 8, 4, 2, 4, 4, slices=2, early=0)),
+    (FLOAT32["fours"], config(32, 64, 8, 8, 4, 2, 4, 4)),
 ]
 
 

@@ -18,7 +18,7 @@ from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.gemm_padded import PaddedGemm, pads_of
 from tvmops.schedules.cuda.kernels.gemm_arrays import Form, workspace_function
 from tvmops.schedules.cuda.kernels.gemm_results import store_rows
-from tvmops.schedules.cuda.kernels.pad_rows import Padded, pad_rows
+from tvmops.schedules.cuda.kernels.pad_rows import LINE, Padded, pad_rows
 from tvmops.schedules.cuda.words import c_call, do
 from tvmops.targets import target
 from tvmops.workloads import Workload, workload
@@ -133,6 +133,19 @@ class TestRunHere:
         found = workspace[: sizes[0]].reshape(rows, -1)[:, :columns]
         other = workspace[sizes[0] : -8].reshape(columns, -1)[:, :rows]
         assert (found == x).all() and (other == y).all() and (workspace[-8:] == NOTHING).all()
+
+    def test_rows_of_whole_lines_hold_the_rows(self, tmp_path: Path) -> None:
+        r, c, size = (tirx.Var(name, "int32") for name in ("rows", "columns", "bytes"))
+
+        def emit() -> None:
+            x, workspace = _array("x", r, c), _array("workspace", size, dtype="uint8")
+            pad_rows(workspace, [(x, Padded(r, c, unit=LINE))], blocks=2, chained=False)
+
+        x = np.arange(31 * 130, dtype=np.uint16).reshape(31, 130)
+        workspace = np.full(31 * 192 + 8, NOTHING, np.uint16)
+        arguments = {"x": x, "workspace": workspace, "rows": 31, "columns": 130}
+        emulated(_kernel(emit), tmp_path)(2, arguments)
+        assert (workspace[:-8].reshape(31, 192)[:, :130] == x).all() and (workspace[-8:] == NOTHING).all()
 
     @pytest.mark.parametrize(
         "height, width, column", [(64, 200, 64), (33, 129, 64), (64, 191, 128), (50, 67, 64), (7, 63, 0)]

@@ -67,6 +67,18 @@ KERNELS = [
         {"HGMMA", "UTMALDG", "USETMAXREG"},
     ),
     (
+        "cuda.gemm_tf32_across",
+        "matmul m=4096 n=4096 k=4096 precision=tf32",
+        HOPPER,
+        {"HGMMA", "UTMALDG", "LDS", "USETMAXREG"},
+    ),
+    (
+        "cuda.gemm_float32",
+        "matmul m=4096 n=4096 k=4096 dtype=float32",
+        AMPERE_ON,
+        {"LDGSTS", "LDS", "FFMA"},
+    ),
+    (
         "cuda.gemm_tf32_mma",
         "matmul m=512 n=512 k=512 precision=tf32",
         AMPERE_ON,
