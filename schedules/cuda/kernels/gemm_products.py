@@ -59,7 +59,7 @@ class Products:
         if self.fragments is None:
             self._multiply()
         else:
-            self._multiply_fragments()
+            self._multiply_fragments(self.fragments)
 
     # fmt: off
     @T.inline
@@ -80,13 +80,13 @@ class Products:
         self._release()
 
     @T.inline
-    def _multiply_fragments(self):
+    def _multiply_fragments(self, fragments):
         for kt in T.serial(self.walk.steps):
             T.cuda.mbarrier_wait(self.barriers.full.ptr_to([self.walk.stage]), self.walk.phase)
             for half in T.unroll(self.tiles.bk // (16 * STEPS)):
-                self.fragments.load(self.walk.stage, half)
+                fragments.load(self.walk.stage, half)
                 T.ptx.wgmma.fence.sync.aligned()
-                self.fragments.multiply(self.b.operand, self.b.base, self.walk.stage, half, self.at.acc, self.tiles.bn, T.Not((kt == 0) & (half == 0)))
+                fragments.multiply(self.b.operand, self.b.base, self.walk.stage, half, self.at.acc, self.tiles.bn, T.Not((kt == 0) & (half == 0)))
                 T.ptx.wgmma.commit_group.sync.aligned()
                 T.ptx.wgmma.wait_group.sync.aligned(1)
                 if (half == 0) & (kt > 0):
