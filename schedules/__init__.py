@@ -39,8 +39,8 @@ from tvmops.schedules.cuda.gemm_padded import PaddedGemm
 from tvmops.schedules.cuda.gemm_simt import SimtGemm
 from tvmops.schedules.cuda.gemm_small import SmallGemm
 from tvmops.schedules.cuda.gemm_stream import StreamGemm
+from tvmops.schedules.cuda.gemm_stream_k import StreamKGemm
 from tvmops.schedules.cuda.gemm_stream_loose import LooseStreamGemm
-from tvmops.schedules.cuda.gemm_streamed import StreamedGemm
 from tvmops.schedules.cuda.gemm_summed import SummedGemm
 from tvmops.schedules.cuda.gemm_swapped import SwappedGemm
 from tvmops.schedules.cuda.gemm_tf32 import Tf32Across, Tf32Few, Tf32Gemm, Tf32Mma
@@ -82,7 +82,7 @@ TEMPLATES: tuple[Template, ...] = (
     WgmmaGemm(),
     ChainedGemm(),
     SummedGemm(),
-    StreamedGemm(),
+    StreamKGemm(),
     SmallGemm(),
     PaddedGemm(),
     Fp8Gemm(),

@@ -136,6 +136,14 @@ class SharedSums:
             )
         )
 
+    @T.inline
+    def add_all(self, walk):
+        """Add what others left of a tile that is shared evenly, in the order of its steps."""
+        walk.at = T.truncdiv(walk.tile * walk.behind, walk.share)
+        while walk.at * walk.share < (walk.tile + 1) * walk.behind:
+            self.add(walk.tile + walk.at)
+            walk.at = walk.at + 1
+
     def meet(self, results: Results, tile: Any, part: Any) -> None:
         """Add up what all parts of a tile left, a stretch of each thread's sums for each, and store that."""
         parts = self.tiles.streams

@@ -6,12 +6,12 @@ import pytest
 
 from tests.schedules.cuda.compiled import compiled, needs_nvcc
 from tvmops.schedules import templates_for
-from tvmops.schedules.cuda.gemm_streamed import StreamedGemm
+from tvmops.schedules.cuda.gemm_stream_k import StreamKGemm
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.targets import target
 from tvmops.workloads import Workload, workload
 
-TEMPLATE = StreamedGemm()
+TEMPLATE = StreamKGemm()
 H200 = target("nvidia-h200")
 
 

@@ -1,4 +1,4 @@
-"""Products of 16 bits on Hopper whose last tiles blocks share; `kernels.gemm_streams` says how."""
+"""Products of 16 bits on Hopper whose last tiles blocks share; `kernels.gemm_stream_k` says how."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LEAST_STEPS = 8  # of k, of each block
 _LEAVING_SECONDS = 5e-6  # for sums to be left and found, and for the kernel before
 
 
-class StreamedGemm(WgmmaGemm):
+class StreamKGemm(WgmmaGemm):
     """`WgmmaGemm` whose tiles that fill no wave are shared, by their steps along k.
 
     With `streams` 1 all blocks share all of them evenly (stream-K): the last blocks begin a tile each,
@@ -36,7 +36,7 @@ class StreamedGemm(WgmmaGemm):
     tiles; here those of one wave stay at the same k, for what they load is in L2 for others then.
     """
 
-    name = "cuda.gemm_streamed"
+    name = "cuda.gemm_stream_k"
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
