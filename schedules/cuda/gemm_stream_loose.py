@@ -128,12 +128,12 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     """Say whether `config` fits the machine; the only statement of the template's limits."""
     assert target.gpu is not None
     tiles, k = tiles_of(config), known(workload, "k")
-    units = tiles.units(k)
+    units = tiles.units(k)  # of each class, of a block
     return (
         tiles.shared_bytes(k) <= target.gpu.shared_bytes
         and tiles.registers + _OTHER_REGISTERS
         <= min(_MOST_REGISTERS, target.gpu.block_registers // (32 * tiles.warps))
-        and (tiles.splits == 1 or 256 * units * (tiles.splits - 1) < k)
+        and (tiles.splits == 1 or tiles.share(k) * (tiles.splits - 1) < k)  # each block has some of k
         and tiles.turns <= units
         and (tiles.depth == 1 or tiles.depth * tiles.turns <= units)
         and (tiles.chained == 1 or tiles.ahead == 0)

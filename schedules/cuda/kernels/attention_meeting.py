@@ -10,7 +10,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cuda.kernels.attention_chunk import Chunk, finite
 from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS
-from tvmops.schedules.cuda.kernels.column_sums import STORE_FOUR
+from tvmops.schedules.cuda.kernels.neighbours import STORE_FOUR
 from tvmops.schedules.cuda.words import Scalar, c_call, do, exp2, pack, ptx, shuffle_xor, when
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from tvm.tirx.script.builder import ir as T
 from tvmops.schedules.cuda.kernels.mma_operand import Operand
 from tvmops.schedules.cuda.kernels.pad_rows import SHIFTED
 from tvmops.schedules.cuda.kernels.stream import ask_for
-from tvmops.schedules.cuda.pieces import PIECE, load_last, place_words
+from tvmops.schedules.cuda.pieces import PIECE, LastPieces, place_words
 from tvmops.schedules.cuda.words import c_call, do, when
 
 STEP = 16  # of k, in a product
@@ -118,21 +118,17 @@ class WholeOperand(Operand):
 
     def fetch(self, origin: Any, k_origin: Any) -> None:
         self.origin = origin
-        last = []  # read when all others are on their way
+        last = LastPieces(self.array.data, self.size)
         for step, row, column, is_one in self._parts(PIECE):
             y, x, inside, valid = self._found_at(row, column, origin)
             begin = T.Bind(self.first + T.Cast("int64", y * self.row_length + x))
-            there, whole = (
-                T.Bind(tirx.And(tirx.And(is_one, inside), valid > 0)),
-                T.Bind(begin + 2 * PIECE <= self.size),
-            )
+            there = T.Bind(tirx.And(tirx.And(is_one, inside), valid > 0))
+            whole = T.Bind(begin + 2 * PIECE <= self.size)  # both vectors that hold it
             held = T.Cast("int32", tirx.And(there, whole))
             raw = self._raw(step)
             do(c_call("void", "fetch_around", raw, self.array.data, begin, held, source=_FETCH_AROUND))
-            last.append((tirx.And(there, tirx.Not(whole)), raw, begin))
-        for ends_within, raw, begin in last:
-            with when(ends_within):
-                load_last(raw, self.array.data, begin, self.size)
+            last.add(tirx.And(there, tirx.Not(whole)), raw, begin)
+        last.load()
 
     def place(self, stage: Any) -> None:
         source = SHIFTED + _SHIFT_AROUND
