@@ -93,7 +93,7 @@ class WholeOperand(Operand):
             self.raw = T.alloc_local((turns * self.words,), "uint32")
 
     def ask(self, origin: Any) -> None:
-        """Have what will be copied brought to the L2: of b's rows all, which other blocks need, too."""
+        """Have what will be copied brought to the L2; rows along the other size whole, for other blocks, too."""
         first, lines = (origin, self.block) if self.k_inner else (0, int(self.k))
         last = tirx.min(first + lines, self.extent) if self.k_inner else lines
         begin = T.Bind(c_call("handle", "part_at", self.slice, first * self.row_length, source=_PART_AT))
@@ -166,6 +166,7 @@ class WholeOperand(Operand):
         for step, (row, part) in enumerate(self._turns(width)):
             here = [(own, side), (row + own, self.rows), (part + place, across)]
             most = ((threads - 1) // across, row + side - 1, part + (across if side > 1 else threads) - 1)
+            # only what some thread may exceed is compared
             beyond = [at < size for (at, size), high in zip(here, most) if high >= size]
             is_one = functools.reduce(tirx.And, beyond, tirx.const(True, "bool"))
             yield step, row + own, (part + place) * width, is_one
