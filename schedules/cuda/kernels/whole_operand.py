@@ -93,7 +93,10 @@ class WholeOperand(Operand):
             self.raw = T.alloc_local((turns * self.words,), "uint32")
 
     def ask(self, origin: Any) -> None:
-        """Have what will be copied brought to the L2; rows along the other size whole, for other blocks, too."""
+        """Have what will be copied brought to the L2.
+
+        Where rows lie along k these are the block's; otherwise all of them, which other blocks need, too.
+        """
         first, lines = (origin, self.block) if self.k_inner else (0, int(self.k))
         last = tirx.min(first + lines, self.extent) if self.k_inner else lines
         begin = T.Bind(c_call("handle", "part_at", self.slice, first * self.row_length, source=_PART_AT))
