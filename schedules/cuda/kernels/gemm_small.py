@@ -49,7 +49,7 @@ class SmallKernel(MmaKernel):
 
     def __init__(self, product: Product, tiles: MmaTiles, chained: int) -> None:
         super().__init__(product, tiles, bool(chained))
-        # 1: when all is asked for; 2: when it has come. Earlier, its blocks would take places of this one's.
+        # 1: when all is asked for; 2: when it has come. Earlier, it would take places of this one's blocks.
         self.launches_next = chained
 
     def _locate(self, block: Any, rows: Any, columns: Any) -> None:
