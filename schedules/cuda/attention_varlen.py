@@ -51,11 +51,8 @@ class VarlenAttention(WgmmaAttention):
 
     def kernel(self, general: Workload, tiles: Tiles) -> PackedKernel:
         """Return the kernel of a workload whose sizes are not known."""
-        sizes, total_q, (page_size,) = (
-            sizes_of(general),
-            extent(general, "total_q"),
-            general.dims("page_size"),
-        )
+        sizes, total_q = sizes_of(general), extent(general, "total_q")
+        (page_size,) = general.dims("page_size")
         if page_size:
             return PagedKernel(sizes, tiles, total_q, extent(general, "pages"), page_size)
         return PackedKernel(sizes, tiles, total_q, extent(general, "total_k"))

@@ -8,7 +8,8 @@ from tvm import IRModule
 
 from tvmops.schedules.cuda.extents import known
 from tvmops.schedules.cuda.gemm_mma import is_chained, product_of
-from tvmops.schedules.cuda.kernels.stream_loose import LooseStream, LooseTiles
+from tvmops.schedules.cuda.kernels.stream_loose import LooseStream
+from tvmops.schedules.cuda.kernels.stream_loose_tiles import LooseTiles
 from tvmops.schedules.cuda.pieces import PIECE
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
@@ -89,7 +90,7 @@ class LooseStreamGemm(Template):
         m, n, k = (known(workload, name) for name in "mnk")
         tiles, bandwidth = tiles_of(config), target.gpu.bandwidth
         blocks = math.ceil(m / tiles.rows) * math.ceil(n / tiles.columns) * tiles.splits
-        registers = (tiles.registers + _TAKEN_REGISTERS) * 32 * tiles.warps
+        registers = (tiles.registers + _TAKEN_REGISTERS) * tiles.threads
         beside = max(1, target.gpu.block_registers // registers)
         busiest = math.ceil(blocks / target.cores)
         own = 2.0 * tiles.window * k / tiles.splits  # bytes of a block
@@ -128,12 +129,12 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     """Say whether `config` fits the machine; the only statement of the template's limits."""
     assert target.gpu is not None
     tiles, k = tiles_of(config), known(workload, "k")
-    units = tiles.units(k)
+    units = tiles.units(k)  # of each class, of a block
     return (
         tiles.shared_bytes(k) <= target.gpu.shared_bytes
         and tiles.registers + _OTHER_REGISTERS
-        <= min(_MOST_REGISTERS, target.gpu.block_registers // (32 * tiles.warps))
-        and (tiles.splits == 1 or 256 * units * (tiles.splits - 1) < k)
+        <= min(_MOST_REGISTERS, target.gpu.block_registers // tiles.threads)
+        and (tiles.splits == 1 or tiles.share(k) * (tiles.splits - 1) < k)  # each block has some of k
         and tiles.turns <= units
         and (tiles.depth == 1 or tiles.depth * tiles.turns <= units)
         and (tiles.chained == 1 or tiles.ahead == 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvmops.schedules.cuda.words import c_call, do
+from tvmops.schedules.cuda.words import c_call, do, when
 
 PIECE = 8  # elements: 16 bytes
 
@@ -46,7 +46,7 @@ __forceinline__ __device__ void place_words(unsigned to, const unsigned* raw) {
 }
 """
 
-# A vector within which the array ends: behind it there is nothing.
+# A piece within which the array ends: behind it there is nothing that may be read.
 _LOAD_LAST = """
 __forceinline__ __device__ void load_last(unsigned* out, const void* array, long long begin, long long size) {
   const unsigned short* from = static_cast<const unsigned short*>(array);
@@ -90,6 +90,22 @@ def place_words(to: Any, raw: Any) -> Any:
     return c_call("void", "place_words", to, raw, source=_PLACE_WORDS)
 
 
-def load_last(out: Any, array: Any, begin: Any, size: Any) -> None:
-    """Read eight elements from `begin` on, within which the array ends; behind it there are zeros."""
-    do(c_call("void", "load_last", out, array, begin, size, source=_LOAD_LAST))
+class LastPieces:
+    """Pieces within which an array of `size` elements ends, read by element.
+
+    To be loaded when all others are on their way: they take many loads, one after the other.
+    """
+
+    def __init__(self, array: Any, size: Any) -> None:
+        self._array, self._size = array, size
+        self._pieces: list[tuple[Any, Any, Any]] = []
+
+    def add(self, is_one: Any, out: Any, begin: Any) -> None:
+        """Let the piece that begins at `begin` be loaded to four registers, if it is one."""
+        self._pieces.append((is_one, out, begin))
+
+    def load(self) -> None:
+        """Load them; behind the array's end there are zeros."""
+        for is_one, out, begin in self._pieces:
+            with when(is_one):
+                do(c_call("void", "load_last", out, self._array, begin, self._size, source=_LOAD_LAST))

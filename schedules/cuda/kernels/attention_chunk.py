@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from tvm import tirx
@@ -10,7 +9,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cuda.kernels.attention_copies import Copies
 from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, KEYS, pitch
-from tvmops.schedules.cuda.kernels.attention_tiles import least_scale, masked
+from tvmops.schedules.cuda.kernels.attention_tiles import least_scale, masked, unseen
 from tvmops.schedules.cuda.words import PTX_TYPES, Scalar, exp2, pack, ptx, shuffle_xor, when
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ class Chunk:
         for i in range(tiles * kernel.parts * 4):
             T.buffer_store(self.rows, T.float32(0), [i])
         for i in range(tiles * 2):
-            T.buffer_store(self.most, tirx.const(-math.inf, "float32"), [i])
+            T.buffer_store(self.most, unseen(), [i])
             T.buffer_store(self.total, T.float32(0), [i])
         self.factor = Scalar(least_scale(kernel.scale), "float32")
 
@@ -104,8 +103,7 @@ class Chunk:
         for i in range(self.kernel.split.keys // KEYS * self.kernel.tiles * 4):
             key = i // 4 // self.kernel.tiles * KEYS + i % 4 // 2 * 8 + T.truncdiv(self.kernel.lane, 4)
             seen = first_key + key < self.kernel.length
-            unseen = tirx.const(-math.inf, "float32")
-            T.buffer_store(self.scores, tirx.Select(seen, self.scores[i], unseen), [i])
+            T.buffer_store(self.scores, tirx.Select(seen, self.scores[i], unseen()), [i])
 
     def _exponentiate(self, tile: int, column: int) -> None:
         """Scores of one head to weights; the sums so far to the new maximum."""
@@ -143,4 +141,4 @@ class Chunk:
 
 def finite(value: Any) -> Any:
     """Return a maximum that others can be compared with: 0 where no key was seen."""
-    return tirx.Select(value == tirx.const(-math.inf, "float32"), T.float32(0), value)
+    return tirx.Select(value == unseen(), T.float32(0), value)

@@ -10,13 +10,12 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cuda.kernels.attention_chunk import Chunk, finite
 from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS
-from tvmops.schedules.cuda.kernels.column_sums import STORE_FOUR
+from tvmops.schedules.cuda.kernels.neighbours import FOUR, STORE_FOUR
 from tvmops.schedules.cuda.words import Scalar, c_call, do, exp2, pack, ptx, shuffle_xor, when
 
 if TYPE_CHECKING:
     from tvmops.schedules.cuda.kernels.attention_split import SplitKernel
 
-_FOUR = 4  # neighbouring columns that a thread adds up
 _ADD_SCALED = """
 __forceinline__ __device__ void add_scaled_four(float* sums, const void* from, float factor) {
   const float4 values = *static_cast<const float4*>(from);
@@ -130,11 +129,11 @@ class Meeting:
 
     def _each(self, heads: Any, most_heads: int, visit: Callable[[Any, Any], None]) -> None:
         """Call `visit(head, column)` for all columns of `heads` heads, four at a time."""
-        fours, threads = self.kernel.sizes.head_dim // _FOUR, self.kernel.split.threads
+        fours, threads = self.kernel.sizes.head_dim // FOUR, self.kernel.split.threads
         with T.serial(-(-most_heads * fours // threads)) as step:
             at = step * threads + self.kernel.thread
             with when(at < heads * fours):
-                visit(T.Bind(T.truncdiv(at, fours)), T.Bind(T.truncmod(at, fours) * _FOUR))
+                visit(T.Bind(T.truncdiv(at, fours)), T.Bind(T.truncmod(at, fours) * FOUR))
 
     def _send(self, head: Any, column: Any, most: Any, total: Any, values: list[Any]) -> None:
         kernel, splits = self.kernel, self.kernel.split.splits
@@ -172,11 +171,11 @@ def _joined(mosts: list[Any], totals: list[Any], places: list[Any]) -> tuple[Any
     for other in mosts[1:]:
         most.set(tirx.max(most(), other))
     base = Scalar(finite(most()), "float32")
-    total, four = Scalar(T.float32(0), "float32"), T.alloc_local((_FOUR,), "float32")
-    for i in range(_FOUR):
+    total, four = Scalar(T.float32(0), "float32"), T.alloc_local((FOUR,), "float32")
+    for i in range(FOUR):
         T.buffer_store(four, T.float32(0), [i])
     for own_most, own_total, place in zip(mosts, totals, places):
         worth = Scalar(exp2(own_most - base()), "float32")
         total.set(total() + own_total * worth())
         do(c_call("void", "add_scaled_four", T.address_of(four[0]), place, worth(), source=_ADD_SCALED))
-    return most(), total(), [four[i] for i in range(_FOUR)]
+    return most(), total(), [four[i] for i in range(FOUR)]

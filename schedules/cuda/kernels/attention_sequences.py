@@ -11,7 +11,7 @@ all heads at once be more than the L2 holds.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 # a head is one), the place it has come to, the highest number of keys or level (-1: not looked for yet); and
 # what it found.
 _LEFT, _PARTY, _LEVEL, _CHUNK, _MOST, _SEQUENCE, _TILE, _HEAD = range(8)
-_TOLD_VALUES = 6
 
 # Causal, tile j of a sequence is at the level of the keys before it, in tiles; all that are below 0 count
 # as 0. Otherwise all tiles of a sequence are at one of 8 levels.
@@ -94,6 +93,17 @@ __forceinline__ __device__ void find_tile(int* at, int step, const void* ends_of
 """
 
 
+class _Told(NamedTuple):
+    """What a warpgroup is told of a tile of queries."""
+
+    key_tiles: Any  # 0: there are no more tiles of queries
+    first_row: Any  # of the sequence
+    first_query: Any  # of the sequence, in the array
+    queries: Any  # of the sequence
+    length: Any
+    head: Any
+
+
 class SequenceWalk(Walk):
     """The tiles of queries that a block takes, one after the other, as a warp finds them."""
 
@@ -153,7 +163,7 @@ class SequenceWalk(Walk):
 
     def tell(self, group: int, phase: Any) -> None:
         """Tell a warpgroup what it gets."""
-        told = (self.count, self.first_row, self._first_query(), self._queries(), self.length, self.head)
+        told = _Told(self.count, self.first_row, self._first_query(), self._queries(), self.length, self.head)
         for place, value in enumerate(told):
             T.buffer_store(self.kernel.told, value, [group, phase, place])
 
@@ -181,8 +191,8 @@ class ToldWalk(Walk):
 
     def __init__(self, kernel: PackedKernel) -> None:
         self.kernel = kernel
-        self._told = [Scalar(0) for _ in range(_TOLD_VALUES)]
-        self._count, self._phase = self._told[0], Scalar(0)
+        self._told = _Told(*(Scalar(0) for _ in _Told._fields))
+        self._count, self._phase = self._told.key_tiles, Scalar(0)
         self._hear()
 
     def _hear(self) -> None:
@@ -194,20 +204,20 @@ class ToldWalk(Walk):
 
     @property
     def first_row(self) -> Any:
-        return self._told[1]()
+        return self._told.first_row()
 
     @property
     def length(self) -> Any:
-        return self._told[4]()
+        return self._told.length()
 
     @property
     def offset(self) -> Any:
         sizes = self.kernel.sizes
-        return self.length - self._told[3]() if sizes.causal and sizes.below_right else 0
+        return self.length - self._told.queries() if sizes.causal and sizes.below_right else 0
 
     def queries(self, row: Any) -> tuple[Any, ...]:
-        _, _, first, queries, _, head = (value() for value in self._told)
-        return rows_of_sequence(head, first, queries, row)
+        told = self._told
+        return rows_of_sequence(told.head(), told.first_query(), told.queries(), row)
 
     def more(self) -> Any:
         return self.count > 0

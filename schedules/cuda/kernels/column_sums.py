@@ -15,7 +15,8 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import Extent
-from tvmops.schedules.cuda.words import PTX_TYPES, Scalar, c_call, do, pack, ptx, when
+from tvmops.schedules.cuda.kernels.neighbours import store_four
+from tvmops.schedules.cuda.words import PTX_TYPES, Scalar, c_call, do, ptx, when
 
 ROWS = 8  # of the result, in a product
 LANES = 512  # bytes: a piece of each lane
@@ -55,11 +56,6 @@ __forceinline__ __device__ void add_piece_of_block(float* sums, unsigned from, i
   sums[1] += b;
   sums[2] += c;
   sums[3] += d;
-}
-"""
-STORE_FOUR = """
-__forceinline__ __device__ void store_four(void* memory, unsigned low, unsigned high) {
-  *static_cast<uint2*>(memory) = uint2{low, high};
 }
 """
 
@@ -193,14 +189,7 @@ class ColumnSums:
         with when(tirx.And(inside < s.rows, tirx.And(row < m, column < n))):
             columns = [column + i if i == 0 else tirx.min(column + i, n - 1) for i in range(4)]
             done = [Scalar(finished(v, row, at), "float32")() for v, at in zip(values, columns)]
-            with T.If(T.truncmod(n, 4) == 0):
-                with T.Then():
-                    halves = [pack(c.dtype, *done[i : i + 2]) for i in (0, 2)]
-                    do(c_call("void", "store_four", c.ptr_to([row, column]), *halves, source=STORE_FOUR))
-                with T.Else():
-                    for i in range(4):
-                        with when(column + i < n):
-                            T.buffer_store(c, T.Cast(c.dtype, done[i]), [row, column + i])
+            store_four(c, n, row, column, done)
 
 
 def zeros(count: int) -> Any:

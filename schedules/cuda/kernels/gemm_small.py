@@ -19,7 +19,7 @@ from tvmops.schedules.cuda.kernels.whole_operand import STEP, WholeOperand
 from tvmops.schedules.cuda.words import Scalar, c_call, do, let_next_kernel_begin, pack, ptx, when
 
 _ROWS = 16  # of a product
-_ALIGNED = 128  # bytes that a factor may begin behind the one before it
+_ALIGNED = 128  # bytes that are lost where a factor begins at a multiple of as many, at most
 _KINDS = {8: "uint4", 4: "uint2", 2: "unsigned"}
 _STORE_PART = """
 __forceinline__ __device__ void store_part_{width}(void* c, long long at, const void* line, int unit) {{
@@ -49,7 +49,7 @@ class SmallKernel(MmaKernel):
 
     def __init__(self, product: Product, tiles: MmaTiles, chained: int) -> None:
         super().__init__(product, tiles, bool(chained))
-        # 1: when all is asked for; 2: when it has come. Launched before, it takes this one's places.
+        # 1: when all is asked for; 2: when it has come. Earlier, it would take places of this one's blocks.
         self.launches_next = chained
 
     def _locate(self, block: Any, rows: Any, columns: Any) -> None:
@@ -59,6 +59,7 @@ class SmallKernel(MmaKernel):
         self.column = T.Bind(T.truncmod(at, columns) * self.tiles.bn)
 
     def _slice(self, operand: Operand, name: str) -> Any:
+        """Also tell where the matrix lies in its array: vectors are read that reach beyond the matrix."""
         assert isinstance(operand, WholeOperand)
         p = self.product
         elements = int(operand.extent) * int(operand.k)
@@ -68,6 +69,7 @@ class SmallKernel(MmaKernel):
         return super()._slice(operand, name)
 
     def _wait(self) -> None:
+        """Wait for the kernel before; factors come to the L2 meanwhile."""
         for each, origin in ((self.a, self.row), (self.b, self.column)):
             each.ask(origin)
         ptx("griddepcontrol.wait")
@@ -82,7 +84,7 @@ class SmallKernel(MmaKernel):
         ptx("cp.async.commit_group")
         if self.launches_next == 1:
             let_next_kernel_begin()
-        for each, _ in operands:
+        for each, _ in operands:  # after all was asked for: it waits for what came through registers
             if each.in_two_steps:
                 each.place(0)
         ptx("cp.async.wait_group", 0)
@@ -142,17 +144,13 @@ class SmallKernel(MmaKernel):
             there = tirx.And(row + own < m, column + unit * width < n)
             with when(tirx.And(at < _ROWS * units, there) if begin + 32 > _ROWS * units else there):
                 start = T.Cast("int64", self.item) * (m * n) + T.Cast("int64", (row + own) * n + column)
+                part = (self.c.data, start, line, unit)
                 if width > 1:
-                    kind = _KINDS[width]
-                    name, source = f"store_part_{width}", _STORE_PART.format(width=width, kind=kind)
-                    do(c_call("void", name, self.c.data, start, line, unit, source=source))
+                    source = _STORE_PART.format(width=width, kind=_KINDS[width])
+                    do(c_call("void", f"store_part_{width}", *part, source=source))
                 else:
                     count = tirx.min(n - column, t.wn)
-                    do(
-                        c_call(
-                            "void", "store_loose", self.c.data, start, line, unit, count, source=_STORE_LOOSE
-                        )
-                    )
+                    do(c_call("void", "store_loose", *part, count, source=_STORE_LOOSE))
 
 
 def line_bytes(tiles: MmaTiles) -> int:

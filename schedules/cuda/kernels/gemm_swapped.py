@@ -22,7 +22,8 @@ from tvm.tirx.lang.alloc_pool import SMEMPool
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import ceildiv
-from tvmops.schedules.cuda.kernels.column_sums import STORE_FOUR, add_four
+from tvmops.schedules.cuda.kernels.column_sums import add_four
+from tvmops.schedules.cuda.kernels.neighbours import FOUR, store_four
 from tvmops.schedules.cuda.kernels.product import Product, finished
 from tvmops.schedules.cuda.words import (
     PROGRAMMATIC_LAUNCH,
@@ -33,7 +34,6 @@ from tvmops.schedules.cuda.words import (
     c_call,
     do,
     let_next_kernel_begin,
-    pack,
     ptx,
     shared_address,
     swizzled,
@@ -44,7 +44,6 @@ from tvmops.schedules.cuda.words import (
 
 PANEL = 64  # elements: a row of the 128-byte swizzle
 CONSUMERS = 4  # warps
-_FOUR = 4  # neighbours of a result
 _PAD = 4  # floats behind a row of sums, so that rows start in different banks
 _LOAD = "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
 _ASK_FOR_BOX = """
@@ -275,13 +274,13 @@ class SwappedKernel:
     def _finish(self) -> None:
         """Add up what the cluster's blocks have, and write it: four neighbours at a time, blocks in turn."""
         p, t = self.product, self.tiles
-        fours = t.bn // _FOUR
+        fours = t.bn // FOUR
         present = T.Bind(tirx.min(Scalar(p.m)() - self.row, t.rows))
         first = self.rank * (CONSUMERS * 32) + self.warp * 32 + self.lane
         threads = t.splits * CONSUMERS * 32
         with T.serial(-(-t.rows * fours // threads)) as turn:
             at = T.Bind(first + turn * threads)
-            row, inside = T.truncdiv(at, fours), T.truncmod(at, fours) * _FOUR
+            row, inside = T.truncdiv(at, fours), T.truncmod(at, fours) * FOUR
             column = T.Bind(self.column + inside)
             with when((row < present) & (column < self.n)):
                 address = T.Bind(shared_address(self.sums, row, inside))
@@ -292,16 +291,9 @@ class SwappedKernel:
 
     def _store(self, row: Any, column: Any, sums: list[Any]) -> None:
         p, n = self.product, self.n
-        columns = [tirx.min(column + i, n - 1) for i in range(_FOUR)]
+        columns = [tirx.min(column + i, n - 1) for i in range(FOUR)]
         done = [
             Scalar(finished(p, self.bias, self.residual, value, [row], at), "float32")()
             for value, at in zip(sums, columns)
         ]
-        with T.If(T.truncmod(n, _FOUR) == 0):
-            with T.Then():
-                halves = [pack(p.dtype, *done[i : i + 2]) for i in (0, 2)]
-                do(c_call("void", "store_four", self.c.ptr_to([row, column]), *halves, source=STORE_FOUR))
-            with T.Else():
-                for i in range(_FOUR):
-                    with when(column + i < n):
-                        T.buffer_store(self.c, T.Cast(p.dtype, done[i]), [row, column + i])
+        store_four(self.c, n, row, column, done)

@@ -12,7 +12,7 @@ from tvm.tirx.script.builder import ir as T
 from tvmops.schedules.cuda.kernels.mma_operand import Operand
 from tvmops.schedules.cuda.kernels.pad_rows import SHIFTED
 from tvmops.schedules.cuda.kernels.stream import ask_for
-from tvmops.schedules.cuda.pieces import PIECE, load_last, place_words
+from tvmops.schedules.cuda.pieces import PIECE, LastPieces, place_words
 from tvmops.schedules.cuda.words import c_call, do, when
 
 STEP = 16  # of k, in a product
@@ -93,7 +93,10 @@ class WholeOperand(Operand):
             self.raw = T.alloc_local((turns * self.words,), "uint32")
 
     def ask(self, origin: Any) -> None:
-        """Have what will be copied brought to the L2: of b's rows all, which other blocks need, too."""
+        """Have what will be copied brought to the L2.
+
+        Where rows lie along k these are the block's; otherwise all of them, which other blocks need, too.
+        """
         first, lines = (origin, self.block) if self.k_inner else (0, int(self.k))
         last = tirx.min(first + lines, self.extent) if self.k_inner else lines
         begin = T.Bind(c_call("handle", "part_at", self.slice, first * self.row_length, source=_PART_AT))
@@ -118,21 +121,17 @@ class WholeOperand(Operand):
 
     def fetch(self, origin: Any, k_origin: Any) -> None:
         self.origin = origin
-        last = []  # read when all others are on their way
+        last = LastPieces(self.array.data, self.size)
         for step, row, column, is_one in self._parts(PIECE):
             y, x, inside, valid = self._found_at(row, column, origin)
             begin = T.Bind(self.first + T.Cast("int64", y * self.row_length + x))
-            there, whole = (
-                T.Bind(tirx.And(tirx.And(is_one, inside), valid > 0)),
-                T.Bind(begin + 2 * PIECE <= self.size),
-            )
+            there = T.Bind(tirx.And(tirx.And(is_one, inside), valid > 0))
+            whole = T.Bind(begin + 2 * PIECE <= self.size)  # both vectors that hold it
             held = T.Cast("int32", tirx.And(there, whole))
             raw = self._raw(step)
             do(c_call("void", "fetch_around", raw, self.array.data, begin, held, source=_FETCH_AROUND))
-            last.append((tirx.And(there, tirx.Not(whole)), raw, begin))
-        for ends_within, raw, begin in last:
-            with when(ends_within):
-                load_last(raw, self.array.data, begin, self.size)
+            last.add(tirx.And(there, tirx.Not(whole)), raw, begin)
+        last.load()
 
     def place(self, stage: Any) -> None:
         source = SHIFTED + _SHIFT_AROUND
@@ -170,6 +169,7 @@ class WholeOperand(Operand):
         for step, (row, part) in enumerate(self._turns(width)):
             here = [(own, side), (row + own, self.rows), (part + place, across)]
             most = ((threads - 1) // across, row + side - 1, part + (across if side > 1 else threads) - 1)
+            # only what some thread may exceed is compared
             beyond = [at < size for (at, size), high in zip(here, most) if high >= size]
             is_one = functools.reduce(tirx.And, beyond, tirx.const(True, "bool"))
             yield step, row + own, (part + place) * width, is_one
