@@ -107,6 +107,7 @@ def table() -> list[Workload]:
 WORK = table()
 MISSING = {  # of what the signatures offer, on CPUs
     *((op, "dtype", "float16") for op in SIGNATURES),
+    ("attention", "layout", "thd"),
     ("attention", "lengths", True),
     ("conv2d", "dtype", "bfloat16"),
     ("matmul", "precision", "tf32"),
