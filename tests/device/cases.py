@@ -32,7 +32,7 @@ NAMES = (
     "conv2d NCHW",
     "pool2d",
 )
-HAS_WORKSPACE = ("matmul of ragged rows",)  # allocates, from PyTorch's own allocator
+HAS_WORKSPACE = ("matmul of ragged rows", "conv2d NCHW")  # allocate, from PyTorch's own allocator
 
 
 @dataclass(frozen=True)
