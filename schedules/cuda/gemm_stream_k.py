@@ -5,24 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from tvm import IRModule
-
+from tvmops.schedules.cuda.gemm_long_k import LongKGemm
 from tvmops.schedules.cuda.gemm_tiles import Tiles
-from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm, tiles_of_c
-from tvmops.schedules.cuda.kernels.gemm_arrays import workspace_function
-from tvmops.schedules.template import GenericKernel
-from tvmops.space import Config, Knob, Space
+from tvmops.schedules.cuda.gemm_wgmma import tiles_of_c
+from tvmops.schedules.cuda.kernels.gemm_arrays import Form
+from tvmops.space import Config, Knob
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-_HOLDERS = (1, 2, 3, 4, 6, 8)
-_LEAST_ROWS = 33  # of a: fewer are streamed
-_LEAST_DEPTH = 1024  # of k: less is not worth the sums of another block
 _LEAST_STEPS = 8  # of k, of each block
 _LEAVING_SECONDS = 5e-6  # for sums to be left and found, and for the kernel before
 
 
-class StreamKGemm(WgmmaGemm):
+class StreamKGemm(LongKGemm):
     """`WgmmaGemm` whose tiles that fill no wave are shared, by their steps along k.
 
     With `streams` 1 all blocks share all of them evenly (stream-K): the last blocks begin a tile each,
@@ -39,28 +34,15 @@ class StreamKGemm(WgmmaGemm):
     name = "cuda.gemm_stream_k"
     version = 1
 
-    def covers(self, workload: Workload, target: Target) -> bool:
-        if not super().covers(workload, target) or workload.is_generic or workload["batch"] != 1:
-            return False
-        m, k = workload.dims("m", "k")
-        if m < _LEAST_ROWS or k < _LEAST_DEPTH:
-            return False
-        space = self.space(workload, target)
-        return any(config in space for config in self.choices(workload))
-
-    def space(self, workload: Workload, target: Target) -> Space:
-        whole = super().space(workload, target)
-        knobs = (*whole.knobs, Knob("streams", _HOLDERS), Knob("chained", (1,)))
-        return Space(self.name, knobs, lambda c: whole.is_legal(c) and _is_legal(c, workload, target))
+    sharers = Knob("streams", (1, 2, 3, 4, 6, 8))
 
     def choices(self, workload: Workload) -> list[Config]:
         whole = [*super().choices(workload), *_FEW]
         return [
-            Config.of(**one.as_dict(), streams=holders, chained=1) for one in whole for holders in _HOLDERS
+            Config.of(**one.as_dict(), streams=holders, chained=1)
+            for one in whole
+            for holders in self.sharers.values
         ]
-
-    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        return []
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Guess the seconds: those of whole tiles, less what the last wave would leave idle."""
@@ -70,11 +52,19 @@ class StreamKGemm(WgmmaGemm):
         saved = (math.floor(waves) + rest) / math.ceil(waves)
         return super().estimate(workload, target, config) * saved + _LEAVING_SECONDS
 
-    def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
-        module = super().build(workload, target, config)
-        form = replace(self.form_of(workload, config), left_bytes=Tiles.of(config, target).workspace_bytes)
-        module["main_workspace"] = workspace_function(form)
-        return module
+    def may_share(self, config: Config, workload: Workload, target: Target) -> bool:
+        tiles = Tiles.of(config, target)
+        if tiles.split_k > 1:
+            return False
+        (k,) = workload.dims("k")
+        steps, count, workers = math.ceil(k / tiles.bk), _clusters(workload, tiles), _workers(tiles)
+        rest, holders = count % workers, tiles.streams  # tiles that fill no wave
+        if holders == 1:
+            return rest > 0 and count * steps >= _LEAST_STEPS * workers
+        return 0 < rest * holders <= workers and steps >= _LEAST_STEPS * holders
+
+    def with_workspace(self, workload: Workload, target: Target, config: Config) -> Form:
+        return replace(self.form_of(workload, config), left_bytes=Tiles.of(config, target).workspace_bytes)
 
 
 def _clusters(workload: Workload, tiles: Tiles) -> int:
@@ -84,18 +74,6 @@ def _clusters(workload: Workload, tiles: Tiles) -> int:
 
 def _workers(tiles: Tiles) -> int:
     return tiles.blocks // tiles.cluster
-
-
-def _is_legal(config: Config, workload: Workload, target: Target) -> bool:
-    tiles = Tiles.of(config, target)
-    if tiles.split_k > 1:
-        return False
-    (k,) = workload.dims("k")
-    steps, count, workers = math.ceil(k / tiles.bk), _clusters(workload, tiles), _workers(tiles)
-    rest, holders = count % workers, tiles.streams  # tiles that fill no wave
-    if holders == 1:
-        return rest > 0 and count * steps >= _LEAST_STEPS * workers
-    return 0 < rest * holders <= workers and steps >= _LEAST_STEPS * holders
 
 
 # Tiles for a result of few, and a long k.

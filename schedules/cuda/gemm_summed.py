@@ -5,25 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from tvm import IRModule
-
+from tvmops.schedules.cuda.gemm_long_k import LongKGemm
 from tvmops.schedules.cuda.gemm_tiles import Tiles
-from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm, tiles_of_c
-from tvmops.schedules.cuda.kernels.gemm_arrays import Form, workspace_function
-from tvmops.schedules.template import GenericKernel
-from tvmops.space import Config, Knob, Space
+from tvmops.schedules.cuda.gemm_wgmma import tiles_of_c
+from tvmops.schedules.cuda.kernels.gemm_arrays import Form
+from tvmops.space import Config, Knob
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-_PARTS = (2, 4, 6, 8, 12, 16)
-_LEAST_ROWS = 33  # of a: fewer are streamed
-_LEAST_DEPTH = 1024  # of k: less is not worth a second kernel
 _MOST_SUMS = 1 << 22  # partial sums: more leave the L2, or take as long as the product
 _START_SECONDS = 2e-6  # of the second kernel
 _CROWDED_SECONDS = 3e-6  # where kernels that follow each other find no room beside each other
 
 
-class SummedGemm(WgmmaGemm):
+class SummedGemm(LongKGemm):
     """`WgmmaGemm` with k cut in `parts`: blocks anywhere add up one each, and a second kernel adds up those.
 
     A cluster that shares a sum must find room in one part of the machine, and large clusters leave
@@ -33,19 +28,7 @@ class SummedGemm(WgmmaGemm):
     name = "cuda.gemm_summed"
     version = 1
 
-    def covers(self, workload: Workload, target: Target) -> bool:
-        if not super().covers(workload, target) or workload.is_generic or workload["batch"] != 1:
-            return False
-        m, k = workload.dims("m", "k")
-        if m < _LEAST_ROWS or k < _LEAST_DEPTH:
-            return False
-        space = self.space(workload, target)
-        return any(config in space for config in self.choices(workload))
-
-    def space(self, workload: Workload, target: Target) -> Space:
-        whole = super().space(workload, target)
-        knobs = (*whole.knobs, Knob("parts", _PARTS), Knob("chained", (1,)))
-        return Space(self.name, knobs, lambda c: whole.is_legal(c) and _is_legal(c, workload, target))
+    sharers = Knob("parts", (2, 4, 6, 8, 12, 16))
 
     def choices(self, workload: Workload) -> list[Config]:
         shared, alone = (
@@ -53,10 +36,11 @@ class SummedGemm(WgmmaGemm):
             for cluster in (2, 1)
         )
         whole = [shared, alone, alone.replace(bn=64, consumers=1), alone.replace(bm=64, bn=64, consumers=1)]
-        return [Config.of(**one.as_dict(), parts=parts, chained=1) for one in whole for parts in _PARTS]
-
-    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        return []
+        return [
+            Config.of(**one.as_dict(), parts=parts, chained=1)
+            for one in whole
+            for parts in self.sharers.values
+        ]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Guess the seconds: those of a product of as many items, and of writing and reading their sums."""
@@ -72,18 +56,12 @@ class SummedGemm(WgmmaGemm):
     def form_of(self, workload: Workload, config: Config) -> Form:
         return replace(super().form_of(workload, config), parts=config.number("parts"))
 
-    def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
-        module = super().build(workload, target, config)
-        module["main_workspace"] = workspace_function(self.form_of(workload, config))
-        return module
-
-
-def _is_legal(config: Config, workload: Workload, target: Target) -> bool:
-    tiles = Tiles.of(config, target)
-    m, n, k = workload.dims("m", "n", "k")
-    return (
-        tiles.split_k == 1
-        and tiles.parts <= k // (2 * tiles.bk)
-        and tiles.parts * m * n <= _MOST_SUMS
-        and tiles_of_c(workload, tiles) * tiles.parts <= tiles.blocks
-    )
+    def may_share(self, config: Config, workload: Workload, target: Target) -> bool:
+        tiles = Tiles.of(config, target)
+        m, n, k = workload.dims("m", "n", "k")
+        return (
+            tiles.split_k == 1
+            and tiles.parts <= k // (2 * tiles.bk)
+            and tiles.parts * m * n <= _MOST_SUMS
+            and tiles_of_c(workload, tiles) * tiles.parts <= tiles.blocks
+        )
