@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import tvmops
 from tvmops.errors import CallError, CallTypeError
 from tvmops.runtime import load as runtime_load
 from tvmops.runtime import plans
-from tvmops.runtime.calls import CALLS
+from tvmops.runtime.calls import ARRAYS, CALLS
 from tvmops.runtime.known import key_of
 from tvmops.runtime.load import Library
+from tvmops.runtime.operators import Operators
 from tvmops.runtime.plans import plan_of
 
 Array = NDArray[Any]
@@ -103,13 +105,19 @@ def test_tensors_of_known_shapes_go_straight_to_the_kernel(known: Library) -> No
 
 
 def test_a_tensor_that_is_to_be_negated_is(lib: Library) -> None:
-    """One element is dense however it is strided."""
+    """One element is dense however it is strided; more may be made so."""
     torch = pytest.importorskip("torch")
-    one, negated = torch.ones(1, 1), torch.complex(torch.ones(1, 1), torch.ones(1, 1)).conj().imag
-    out = torch.empty(1, 1)
-    for _ in range(2):
-        assert lib.matmul(one, one, out=out).item() == 1
-        assert lib.matmul(negated, one, out=out).item() == -1
+    for size in (1, 8):
+        a, out = torch.ones(size, size), torch.empty(size, size)
+        imaginary = torch.complex(torch.ones(8, 16), torch.ones(8, 16)).conj().imag
+        negated = imaginary.as_strided((size, size), (size, 1))
+        assert negated.is_neg() and negated.is_contiguous()
+        for _ in range(2):
+            assert lib.matmul(a, a, out=out).eq(size).all()
+            assert lib.matmul(negated, a, out=out).eq(-size).all()
+            assert lib.matmul(a, negated, out=out).eq(-size).all()
+            with pytest.raises(CallError, match="'out' is strided"):
+                lib.matmul(a, a, out=negated)
 
 
 def test_strided_inputs_are_copied(known: Library) -> None:
@@ -230,11 +238,26 @@ def test_what_does_not_fit_is_refused_by_name(known: Library) -> None:
         known.matmul(a, b, out=a.reshape(-1)[: 17 * 31].reshape(17, 31))
 
 
-def test_one_array_given_twice_teaches_nothing(lib: Library) -> None:
-    """Which of the two went where can't be told."""
+@pytest.mark.parametrize("kind", ["NumPy", "torch"])
+def test_one_array_given_twice_is_known_by_its_arguments(
+    lib: Library, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As both factors, turned or not; later they are two arrays."""
     a, b = np.random.default_rng(2).random((2, 8, 8), dtype=np.float32)
-    assert is_product(lib.matmul(a, a), a, a)
-    assert is_product(lib.matmul(a, b), a, b)
+    forms = [
+        (lambda x, y: (x, y.T), a.astype("float64") @ b.T),
+        (lambda x, y: (x.T, y), a.T.astype("float64") @ b),
+        (lambda x, y: (x, y), a.astype("float64") @ b),
+    ]
+    given: tuple[Any, ...] = (a, b)
+    if kind == "torch":
+        torch = pytest.importorskip("torch")
+        given = tuple(map(torch.from_numpy, given))
+    for arrange, _ in forms:
+        lib.matmul(*arrange(given[0], given[0]))
+    monkeypatch.setitem(runtime_load.CALLS, "matmul", None)  # the careful way would fail
+    for arrange, expected in forms:
+        assert np.abs(np.asarray(lib.matmul(*arrange(*given))) - expected).max() < 1e-4
 
 
 def test_a_batch_is_reshaped_again(lib: Library) -> None:
@@ -264,11 +287,80 @@ class Recorded:
         self.arguments = arguments
 
 
+def test_a_factor_may_be_the_residual() -> None:
+    a, b, residual = (np.full((4, 4), value, np.float32) for value in range(3))
+    kernel = Recorded()
+    plan = plan_of({"a": a, "b": b, "bias": None, "residual": a}, CALLS["matmul"](a, b, residual=a), kernel)
+    assert plan is not None
+    plan.answer((a, b, None, residual), (None,))
+    assert [each[0, 0] for each in kernel.arguments[:3]] == [0, 1, 2]
+
+
+def test_offsets_of_queries_may_be_those_of_keys() -> None:
+    """Packed self-attention; a table of two pages that is the offsets of one sequence, too."""
+    q, ends, other = np.zeros((8, 2, 16), np.float32), np.array([0, 3, 8], np.int32), np.zeros(3, np.int32)
+    packing = {"cu_seqlens_q": ends, "max_seqlen_q": 5, "cu_seqlens_k": ends, "max_seqlen_k": 5}
+    call = CALLS["attention"](q, q, q, **packing)
+    given = dict(zip(ARRAYS["attention"], (q, q, q, None, None, None, ends, ends)))
+    kernel = Recorded()
+    plan = plan_of(given, call, kernel)
+    assert plan is not None
+    k, v = q + 1, q + 2
+    plan.answer((q, k, v, None, None, None, ends, other), (None,))
+    assert all(seen is meant for seen, meant in zip(kernel.arguments, (q, k, v, ends, other)))
+
+    pool, lengths, ends = np.zeros((4, 16, 2, 16), np.float32).swapaxes(1, 2), other[:1], ends[::2].copy()
+    table = ends.reshape(1, 2)
+    pages = {"lengths": lengths, "block_table": table, "cu_seqlens_q": ends, "max_seqlen_q": 8}
+    call = CALLS["attention"](q, pool, pool, **pages)
+    plan = plan_of(dict(zip(ARRAYS["attention"], (q, pool, pool, None, lengths, table, ends))), call, kernel)
+    assert plan is not None
+    plan.answer((q, pool, pool, None, lengths, table + 1, ends), (None,))
+    assert [each.tolist() for each in kernel.arguments[3:6]] == [[0, 8], [0], [[1, 9]]]
+
+
+def test_heads_within_positions_are_known() -> None:
+    """Views of (batch, length, heads, head_dim) go to a kernel for that as they lie."""
+    rows = np.random.default_rng(2).random((3, 1, 5, 2, 8), dtype=np.float32)
+    views = tuple(each.swapaxes(1, 2) for each in rows)
+    kernel = Recorded()
+    plan = plan_of(dict(zip("qkv", views)), CALLS["attention"](*views), kernel)
+    assert plan is not None
+    plan.answer(views, (None,))
+    assert all(np.shares_memory(seen, meant) for seen, meant in zip(kernel.arguments, rows))
+    assert [each.shape for each in kernel.arguments[:3]] == [each.shape for each in rows]
+
+
+class Named(str):
+    """Stands for an array: the name of an argument."""
+
+    shape = (1,)
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_methods_hand_arrays_on_in_the_order_of_their_names(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    class Listening(Operators):
+        def _tuned(self, op: str) -> Any:
+            return ()
+
+        def _answer(self, key: Any, arrays: Any, call: Any, outs: Any) -> Any:
+            seen.extend(arrays)
+            return (None, None)
+
+    monkeypatch.setitem(CALLS, op, lambda *_: None)
+    method = getattr(Listening(), op)
+    method(**{name: Named(name) for name in inspect.signature(method).parameters if name != "out"})
+    of_channels = [name.replace("b_zero_points", "b_zero_point") for name in ARRAYS[op]]
+    assert seen == [name.replace("b_scales", "b_scale") for name in of_channels]
+
+
 def test_bits_of_tensors_go_where_kernels_take_bits() -> None:
     torch = pytest.importorskip("torch")
     a, b = torch.ones(3, 4, dtype=torch.bfloat16), torch.ones(4, 5, dtype=torch.bfloat16)
     kernel = Recorded()
-    plan = plan_of((a, b), CALLS["matmul"](a, b), kernel)
+    plan = plan_of({"a": a, "b": b}, CALLS["matmul"](a, b), kernel)
     assert plan is not None
     answered = plan.answer((a, b), (None,))
     assert answered is not None
@@ -286,7 +378,7 @@ def test_what_a_kernel_of_a_gpu_does_not_check_is_checked(monkeypatch: pytest.Mo
     monkeypatch.setattr(plans, "device_of", lambda array: "cuda:0")
     a, b = torch.ones(4, 4), torch.ones(4, 4)
     kernel = Recorded()
-    plan = plan_of((a, b), CALLS["matmul"](a, b), kernel)
+    plan = plan_of({"a": a, "b": b}, CALLS["matmul"](a, b), kernel)
     assert plan is not None
     assert not plan.is_direct
     assert plan.answer((a, b), (b,)) is None, "it overlaps an input"

@@ -18,7 +18,7 @@ from typing import Any
 from numpy import ndarray as _ndarray
 
 from tvmops.runtime.arrays import is_dense
-from tvmops.runtime.calls.base import Call
+from tvmops.runtime.calls import ARRAYS, Call
 from tvmops.runtime.packed import PackedWeight
 from tvmops.runtime.plans import Arrays, Plan, held, is_tensor, plan_of, strides
 
@@ -62,7 +62,7 @@ class KnownCalls:
 
     def learn(self, key: Key, arrays: Arrays, call: Call, kernel: Callable[..., None]) -> None:
         """Remember which kernel answered, if the caller's own memory, reshaped, went to it."""
-        plan = plan_of(arrays, call, kernel)
+        plan = plan_of(dict(zip(ARRAYS[call.workload.op], arrays)), call, kernel)
         if len(self._plans) >= _MOST:
             self._plans.clear()
             self.products.clear()
@@ -94,8 +94,7 @@ class KnownCalls:
         key = _product_key(a, b, flags)
         if type(a) is _ndarray:
             self.products[key] = kernel
-        elif is_tensor(a) and a.numel() > 1 and (is_packed or b.numel() > 1):
-            # tensors that are to be negated lie strided, but for a single element
+        elif is_tensor(a):
             self.products[key] = _careful(kernel, is_packed)
 
 
@@ -106,20 +105,33 @@ def _product_key(a: Any, b: Any, flags: tuple[Any, ...]) -> Key:
 def _careful(kernel: Callable[..., None], is_packed: bool) -> Callable[..., None]:
     """Return `kernel`, of three tensors, which refuses those that need a gradient or lie on a GPU.
 
-    It would refuse the latter itself, but that takes long. A packed b may be an array of NumPy.
+    It would refuse the latter itself, but that takes long; and what is to be negated it can't tell.
+    A packed b may be an array of NumPy.
     """
     is_grad_enabled = sys.modules["torch"].is_grad_enabled
 
     def checked(a: Any, b: Any, out: Any) -> None:
-        if not a.is_cpu or (is_grad_enabled() and (a.requires_grad or out.requires_grad or b.requires_grad)):
-            raise ValueError("a tensor requires grad, or is on a GPU")
+        if (
+            not a.is_cpu
+            or a.is_neg()
+            or b.is_neg()
+            or out.is_neg()
+            or (is_grad_enabled() and (a.requires_grad or out.requires_grad or b.requires_grad))
+        ):
+            raise ValueError("a tensor requires grad, is to be negated, or is on a GPU")
         kernel(a, b, out)
 
     def checked_packed(a: Any, b: Any, out: Any) -> None:
-        if not a.is_cpu or (
-            is_grad_enabled() and (a.requires_grad or out.requires_grad or getattr(b, "requires_grad", False))
+        if (
+            not a.is_cpu
+            or a.is_neg()
+            or out.is_neg()
+            or (
+                is_grad_enabled()
+                and (a.requires_grad or out.requires_grad or getattr(b, "requires_grad", False))
+            )
         ):
-            raise ValueError("a tensor requires grad, or is on a GPU")
+            raise ValueError("a tensor requires grad, is to be negated, or is on a GPU")
         kernel(a, b, out)
 
     return checked_packed if is_packed else checked

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,9 @@ class Form:
 
 _AS_IT_IS = Form(None, None)
 
+# Axes that calls turn, by how many there are: matrices', or heads and positions of attention.
+_TURNS = {2: ((-1, -2),), 3: ((-1, -2),), 4: ((-1, -2), (1, 2))}
+
 
 @dataclass(frozen=True)
 class Passing:
@@ -57,13 +60,13 @@ class Passing:
 
     index: int  # among the arguments
     form: Form
-    is_turned: bool = False  # its last two axes change places
+    turned: tuple[int, int] | None = None  # axes that change places
     is_copied: bool = False  # because it is strided
 
     def of(self, arrays: Arrays) -> Any:
         array = held(arrays[self.index])
-        if self.is_turned:
-            array = array.swapaxes(-1, -2)
+        if self.turned is not None:
+            array = array.swapaxes(*self.turned)
         if self.is_copied:
             array = _dense_copy(array) if type(array) is _ndarray else array.contiguous()
         return array if self.form is _AS_IT_IS else self.form(array)
@@ -84,7 +87,7 @@ class Plan:
     @property
     def is_dense(self) -> bool:
         """True if all arrays go as they lie in memory."""
-        return not any(each.is_turned or each.is_copied for each in self.inputs)
+        return not any(each.turned or each.is_copied for each in self.inputs)
 
     def answer(self, arrays: Arrays, outs: Arrays) -> Arrays | None:
         given = [each.of(arrays) for each in self.inputs]
@@ -107,22 +110,32 @@ class Plan:
         return tuple(made)
 
 
-def plan_of(arrays: Arrays, call: Call, kernel: Callable[..., None]) -> Plan | None:
-    """Return how to make `call` again with other arrays of the same shapes and strides."""
+def plan_of(given: Mapping[str, Any], call: Call, kernel: Callable[..., None]) -> Plan | None:
+    """Return how to make `call` again with other arrays of the same shapes and strides.
+
+    Parameters
+    ----------
+    given
+        The arguments that are arrays, by name, in the order in which a plan gets them; those left
+        out may be None.
+    """
     specs = SIGNATURES[call.workload.op].inputs(call.workload)
     inputs = []
     for taken, viewed, spec in zip(call.inputs, call.views, specs):
-        ways = [_passing(index, array, taken, viewed, spec) for index, array in enumerate(arrays)]
-        found = [way for way in ways if way is not None]
-        if len(found) != 1 or dtype_of(taken) not in (spec.dtype, stored(spec.dtype)):
-            return None  # it was copied in some other way, or two arguments are one array
-        inputs += found
+        tried = enumerate(given.items())
+        ways = {name: _passing(index, array, taken, viewed, spec) for index, (name, array) in tried}
+        found = [way for way in ways.values() if way is not None]
+        # One array may be several arguments: then an input is the one of its own name.
+        way = ways.get(spec.name) or (found[0] if len(found) == 1 else None)
+        if way is None or dtype_of(taken) not in (spec.dtype, stored(spec.dtype)):
+            return None  # it was copied in some other way
+        inputs.append(way)
     like = call.inputs[0]
     outputs = [
         (seen, spec.dtype, _form(seen, spec, like if is_tensor(like) else None))
         for seen, spec in zip(call.shapes, call.outputs)
     ]
-    in_order = [index for index, array in enumerate(arrays) if array is not None]
+    in_order = [index for index, array in enumerate(given.values()) if array is not None]
     on_cpu = device_of(like) == "cpu"
     return Plan(
         kernel,
@@ -132,7 +145,7 @@ def plan_of(arrays: Arrays, call: Call, kernel: Callable[..., None]) -> Plan | N
         is_direct=on_cpu
         and inputs == [Passing(index, _AS_IT_IS) for index in in_order]
         and all(form is _AS_IT_IS for _, _, form in outputs),
-        is_packed=any(type(array) is PackedWeight for array in arrays),
+        is_packed=any(type(array) is PackedWeight for array in given.values()),
         on_cpu=on_cpu,
     )
 
@@ -160,8 +173,10 @@ def _passing(index: int, given: Any, taken: Any, viewed: Any, spec: TensorSpec) 
     form = _form(spec.shape, spec, taken)
     if _place(viewed) == _place(array):
         return Passing(index, form, is_copied=True)
-    if len(array.shape) == len(spec.shape) and _place(viewed) == _place(array.swapaxes(-1, -2)):
-        return Passing(index, form, is_turned=True, is_copied=not is_dense(viewed))
+    if len(array.shape) == len(spec.shape):
+        for axes in _TURNS.get(len(spec.shape), ()):
+            if _place(viewed) == _place(array.swapaxes(*axes)):
+                return Passing(index, form, axes, is_copied=not is_dense(viewed))
     return None
 
 

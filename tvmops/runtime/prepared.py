@@ -13,7 +13,7 @@ from tvmops.errors import CallError, CallTypeError
 from tvmops.runtime.arrays import as_output, bounds, check_aligned, dtype_of, is_dense, overlap, view
 from tvmops.runtime.calls import CALLS, Call
 from tvmops.runtime.known import REFUSALS
-from tvmops.runtime.plans import Plan, held, plan_of
+from tvmops.runtime.plans import Plan, held, is_tensor, plan_of
 from tvmops.signatures.dtypes import stored
 from tvmops.workloads import Workload
 
@@ -32,7 +32,7 @@ class Prepared:
 
     def __init__(self, call: Call, given: dict[str, Any], kernel: Callable[..., None]) -> None:
         self.workload: Workload = call.workload
-        plan = plan_of(tuple(given.values()), call, kernel)
+        plan = plan_of(given, call, kernel)
         if plan is None or not plan.is_dense or call.is_empty:
             raise _unfit(call, given)
         self.plan: Plan = plan
@@ -52,7 +52,7 @@ class Prepared:
         """
         try:
             if type(out) is not _ndarray:
-                _refuse_gradients(arrays, out)
+                _refuse_unusual(arrays, out)
             if self._is_direct and out is not None:
                 given = map(held, arrays) if self.plan.is_packed else arrays
                 self._kernel(*given, *self._scalars, out)
@@ -86,6 +86,8 @@ class Prepared:
                 raise CallError(op=op, argument=name, value=value, expected=f"shape {shape}, {_LIKE}")
             if not is_dense(found):
                 raise CallError(op=op, argument=name, value="strided", expected="a dense row-major array")
+            if is_tensor(found) and found.is_neg():
+                raise CallError(op=op, argument=name, value="to be negated", expected="resolve_neg() of it")
             if not self.plan.on_cpu:
                 check_aligned(op, name, found)
         if out is not None:
@@ -125,13 +127,15 @@ def refuse_overlap(op: str, name: str, out: Any, others: list[tuple[str, Any]]) 
             raise CallError(op=op, argument=name, value=value, expected="memory of its own")
 
 
-def _refuse_gradients(arrays: tuple[Any, ...], out: Any) -> None:
+def _refuse_unusual(arrays: tuple[Any, ...], out: Any) -> None:
+    """Raise ValueError for a tensor that requires a gradient or is to be negated: no kernel can tell."""
     torch = sys.modules.get("torch")
-    if torch is None or not torch.is_grad_enabled():
+    if torch is None:
         return
+    tensor, needs_gradients = torch.Tensor, torch.is_grad_enabled()
     for array in (*arrays, out):  # a loop, since a generator takes longer than a small kernel
-        if getattr(array, "requires_grad", False):
-            raise ValueError("a tensor requires grad")
+        if isinstance(array, tensor) and (array.is_neg() or (needs_gradients and array.requires_grad)):
+            raise ValueError("a tensor requires grad, or is to be negated")
 
 
 def _unfit(call: Call, given: dict[str, Any]) -> CallError:

@@ -34,6 +34,23 @@ CALLS: dict[str, Callable[..., Call]] = {
     "activation": activation.call,
 }
 
+# The arrays among those arguments, by the names that kernels have for them, in the order in which
+# methods hand them on.
+_OF_ROWS = ("x", "weight", "bias", "residual")
+ARRAYS: dict[str, tuple[str, ...]] = {
+    "matmul": ("a", "b", "bias", "residual"),
+    "matmul_fp8": ("a", "b", "a_scale", "b_scale"),
+    "matmul_int8": ("a", "b", "b_zero_points", "b_scales", "bias"),
+    "matmul_weight_only": ("x", "w", "bias"),
+    "attention": ("q", "k", "v", "mask", "lengths", "block_table", "cu_seqlens_q", "cu_seqlens_k"),
+    "conv2d": ("x", "w", "bias", "residual"),
+    "pool2d": ("x",),
+    "softmax": ("x", "mask"),
+    "layer_norm": _OF_ROWS,
+    "rms_norm": _OF_ROWS,
+    "activation": ("x",),
+}
+
 # And back: from a workload and the arrays of its kernels to a method's arguments.
 CALL_ARGUMENTS: dict[str, Callable[..., dict[str, object]]] = {
     "matmul": matmul.arguments,
@@ -57,4 +74,4 @@ PACKS: dict[str, Callable[..., PackedWeight]] = {
     "matmul_weight_only": matmul_weight_only.pack,
 }
 
-__all__ = ["CALLS", "CALL_ARGUMENTS", "PACKS", "Call"]
+__all__ = ["ARRAYS", "CALLS", "CALL_ARGUMENTS", "PACKS", "Call"]
