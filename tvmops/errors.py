@@ -190,6 +190,10 @@ class LibraryTargetError(LibraryError):
     message = "library {path}: holds {holds}; this machine ({machine}) lacks {missing}"
 
 
+class LibraryWriteError(LibraryError):
+    message = "library {path}: cannot be written ({detail}); what was there before is kept"
+
+
 class CacheError(LibraryError):
     message = "library {path}: cannot unpack to {folder} ({detail}); $TVMOPS_CACHE names another place for it"
 

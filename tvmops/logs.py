@@ -83,11 +83,15 @@ def write_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> None:
     path = Path(path)
     try:
         with path.open("x") as file:
-            file.writelines(f"{line}\n" for line in lines)
+            try:
+                file.writelines(f"{line}\n" for line in lines)
+                file.flush()
+            except OSError:
+                path.unlink()
+                raise
     except FileExistsError:
         raise ArgumentError(
             argument="output", value=str(path), expected="a file that does not exist yet"
         ) from None
     except OSError as error:
-        path.unlink(missing_ok=True)
         raise LogWriteError(path=path, detail=error.strerror, kept=0) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Command
+from tvmops.cli import targets
 from tvmops.cli.main import parser
 from tvmops.cli.parser import Parser
 from tvmops.version import VERSION
@@ -117,6 +119,17 @@ def test_what_fails_is_one_line_and_exit_code_1(
     done = tvmops(*shlex.split(line))
     assert (done.code, len(done.error_lines)) == (1, 1)
     assert FAILING[line] in done.err
+
+
+def test_a_disk_that_fails_is_one_line_and_exit_code_1(
+    tvmops: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(arguments: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "lib/kernels.so")
+
+    monkeypatch.setattr(targets, "run", run)
+    done = tvmops("targets")
+    assert (done.code, done.err) == (1, "tvmops: lib/kernels.so: No space left on device\n")
 
 
 def test_version(tvmops: Command) -> None:

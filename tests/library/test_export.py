@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import warnings
 from dataclasses import replace
@@ -12,7 +13,14 @@ import pytest
 
 import tvmops
 from tests.libraries import default_record, exported, matmul, write_log
-from tvmops.errors import ArgumentError, LinkError, LogReadError, NoRecordError, WorkloadError
+from tvmops.errors import (
+    ArgumentError,
+    LibraryWriteError,
+    LinkError,
+    LogReadError,
+    NoRecordError,
+    WorkloadError,
+)
 from tvmops.library import write
 from tvmops.library.export import export
 from tvmops.manifest import Manifest
@@ -191,13 +199,27 @@ class TestRefusals:
         library = export(SMALL, here, [log], tmp_path / "library")
         before = Manifest.read(library)
 
-        def fail(module: object, target: Target, path: Path) -> None:
+        def fail_to_link(module: object, target: Target, path: Path) -> None:
             raise LinkError(path=path, linker="ld", detail="no space")
 
-        monkeypatch.setattr(write, "build_library", fail)
-        with pytest.raises(LinkError):
-            export(OTHER, here, [log], library)
-        assert Manifest.read(library) == before
+        def fail_to_write(module: object, target: Target, path: Path) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+        def fail_to_move(staging: Path, folder: Path) -> Path:
+            if staging.name.startswith(".library-") and not staging.name.endswith("-earlier"):
+                raise OSError(errno.EIO, "Input/output error", str(folder))
+            return move(staging, folder)
+
+        move = Path.rename
+        for place, name, fail, error, detail in (
+            (write, "build_library", fail_to_link, LinkError, "no space"),
+            (write, "build_library", fail_to_write, LibraryWriteError, "No space left on device"),
+            (Path, "rename", fail_to_move, LibraryWriteError, "Input/output error"),
+        ):
+            with monkeypatch.context() as patch, pytest.raises(error, match=detail):
+                patch.setattr(place, name, fail)
+                export(OTHER, here, [log], library)
+            assert Manifest.read(library) == before
         assert sorted(path.name for path in tmp_path.iterdir()) == ["library", "log.jsonl"]
 
 

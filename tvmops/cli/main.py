@@ -45,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # `tvmops ... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return FAILED
+        except OSError as error:  # no space, no permission, a folder in place of a file
+            place = f"{error.filename}: " if error.filename is not None else ""
+            _complain(f"{place}{error.strerror or error}")
+            return FAILED
 
 
 def parser() -> Parser:

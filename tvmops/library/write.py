@@ -14,7 +14,7 @@ import tvm
 from tvm import IRModule
 
 from tvmops.buckets import Bucket
-from tvmops.errors import ArgumentError
+from tvmops.errors import ArgumentError, LibraryWriteError
 from tvmops.library.archive import is_zipped_library, zip_folder
 from tvmops.library.kernel import Kernel
 from tvmops.manifest import FILE, Manifest, Variant
@@ -53,13 +53,21 @@ def write_library(path: Path, parts: Sequence[Part]) -> None:
     """Compile `parts` into the library `path`: a folder, or a zip file where the name ends in ".zip".
 
     It appears whole or not at all, and replaces an earlier one.
+
+    Raises
+    ------
+    LibraryWriteError
+        A disk is full or read-only, or such.
     """
-    if path.suffix != ".zip":
-        _write_folder(path, parts)
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        _write_folder(Path(scratch, "library"), parts)
-        zip_folder(Path(scratch, "library"), path)
+    try:
+        if path.suffix != ".zip":
+            _write_folder(path, parts)
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            _write_folder(Path(scratch, "library"), parts)
+            zip_folder(Path(scratch, "library"), path)
+    except OSError as error:
+        raise LibraryWriteError(path=path, detail=error.strerror or error) from None
 
 
 def _write_folder(folder: Path, parts: Sequence[Part]) -> None:
@@ -71,9 +79,14 @@ def _write_folder(folder: Path, parts: Sequence[Part]) -> None:
         Manifest(variants=variants, files=files, toolchain=toolchain()).write(staging)
         staging.chmod(0o755)
         earlier = staging.with_name(f"{staging.name}-earlier")
-        if folder.exists():
-            folder.rename(earlier)
-        staging.rename(folder)
+        try:
+            if folder.exists():
+                folder.rename(earlier)
+            staging.rename(folder)
+        except BaseException:
+            if earlier.exists():
+                earlier.rename(folder)
+            raise
         shutil.rmtree(earlier, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

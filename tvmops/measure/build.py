@@ -8,6 +8,7 @@ fails on a function that looks at addresses, as ours do to refuse overlapping ar
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import tvm
@@ -43,8 +44,14 @@ def build_library(
 
 
 def compile_object(module: IRModule, target: Target, path: Path, checked: bool = True) -> None:
-    """Compile all functions of `module` into the object file `path`; see `compile_module`."""
-    compile_module(module, target, checked).write_to_file(str(path))
+    """Compile all functions of `module` into the object file `path`; see `compile_module`.
+
+    LLVM ends the process where it can't write, so it writes to memory.
+    """
+    built = compile_module(module, target, checked)
+    with os.fdopen(os.memfd_create("object"), "rb") as memory:
+        built.write_to_file(f"/proc/self/fd/{memory.fileno()}", "o")
+        path.write_bytes(memory.read())
 
 
 def compile_module(module: IRModule, target: Target, checked: bool = True) -> tvm.runtime.Module:
