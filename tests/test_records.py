@@ -121,6 +121,15 @@ def test_a_line_that_is_no_record_costs_itself_alone(tmp_path: Path, line: str) 
         assert [r.config["name"] for r in read_log(path)] == ["first", "last"]
 
 
+def test_a_file_of_something_else_is_one_warning(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(f"a\n\nb\n{record('kept').to_json()}\nc\nd\ne\n")
+    with pytest.warns(UserWarning) as caught:
+        assert len(read_log(path)) == 1
+    (warning,) = caught
+    assert str(warning.message) == f"tuning log {path}: lines 1, 3, 5 and 2 others are no records; skipped"
+
+
 def test_a_missing_log_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(LogReadError, match=r"nowhere\.jsonl: No such file"):
         read_log(tmp_path / "nowhere.jsonl")

@@ -125,7 +125,7 @@ def read_lines(path: str | os.PathLike[str]) -> list[tuple[str, Record]]:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise LogReadError(path=path, detail=error.strerror) from None
-    read = []
+    read, strange = [], []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -133,8 +133,14 @@ def read_lines(path: str | os.PathLike[str]) -> list[tuple[str, Record]]:
             text = line.decode()
             read.append((text, Record.from_json(text)))
         except (ValueError, TypeError, AttributeError):
-            what = "is cut short" if number == len(lines) else "is no record"
-            warnings.warn(f"tuning log {path}: line {number} {what}; skipped", stacklevel=3)
+            strange.append(number)
+    if strange and strange[-1] == len(lines):
+        warnings.warn(f"tuning log {path}: line {strange.pop()} is cut short; skipped", stacklevel=3)
+    if strange:
+        others = f" and {len(strange) - 3} others" if len(strange) > 3 else ""
+        named = ", ".join(map(str, strange[:3])) + others
+        what = f"lines {named} are no records" if len(strange) > 1 else f"line {named} is no record"
+        warnings.warn(f"tuning log {path}: {what}; skipped", stacklevel=3)
     return read
 
 
