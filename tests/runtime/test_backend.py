@@ -104,16 +104,31 @@ def test_a_variable_sets_the_default(library: Path, variable: str) -> None:
 
 
 def test_our_variable_goes_before_openmps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.delenv("TVMOPS_NUM_THREADS", raising=False)
     assert backend.default_threads() == 3
     monkeypatch.setenv("TVMOPS_NUM_THREADS", "2")
     assert backend.default_threads() == 2
-    for nonsense in ("", "0", "-1", "many", "1.5"):
+    monkeypatch.setenv("TVMOPS_NUM_THREADS", "")
+    assert backend.default_threads() == 3
+    for nonsense in ("0", "-1", "many", "1.5"):
         monkeypatch.setenv("TVMOPS_NUM_THREADS", nonsense)
-        assert backend.default_threads() == 3
+        with pytest.warns(UserWarning, match=rf"\$TVMOPS_NUM_THREADS is '{nonsense}'; expected an integer"):
+            assert backend.default_threads() == 3
+    monkeypatch.delenv("TVMOPS_NUM_THREADS")
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert backend.default_threads() == this_machine().cores
+
+
+@pytest.mark.parametrize("variable", ["TVMOPS_NUM_THREADS", "OMP_NUM_THREADS"])
+def test_more_threads_than_cpus_are_as_many(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of them would wait for each other for minutes."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    monkeypatch.delenv("TVMOPS_NUM_THREADS", raising=False)
+    monkeypatch.setenv(variable, "99999999999")
+    with pytest.warns(UserWarning, match=f"{variable} is 99999999999; kernels use 4 threads"):
+        assert backend.default_threads() == 4
 
 
 @pytest.mark.parametrize("count", [0, -1, True, 1.0, "1", None, 10_000])

@@ -114,11 +114,19 @@ def load_kernels(path: Path) -> Any:
 
 
 def default_threads() -> int:
-    """Return $TVMOPS_NUM_THREADS, else $OMP_NUM_THREADS, else all physical cores."""
+    """Return $TVMOPS_NUM_THREADS, else $OMP_NUM_THREADS, else all physical cores.
+
+    More than there are CPUs is that many: threads of a pool wait in loops, in each other's way.
+    """
+    cpus = len(os.sched_getaffinity(0))
     for variable in _THREADS_VARIABLES:
-        value = os.environ.get(variable, "")
+        value = os.environ.get(variable, "").strip()
         if value.isdecimal() and int(value) > 0:
-            return int(value)
+            if int(value) > cpus:
+                warn(f"${variable} is {value}; kernels use {cpus} threads, as this process has {cpus} CPUs")
+            return min(int(value), cpus)
+        if value and variable == _THREADS_VARIABLES[0]:  # others read the other one, in forms of their own
+            warn(f"${variable} is {value!r}; expected an integer of at least 1; it is ignored")
     return this_machine().cores
 
 
