@@ -13,7 +13,13 @@ import pytest
 import tvmops
 from tests.libraries import default_record, matmul, write_log
 from tests.library.conftest import NARROW
-from tvmops.errors import ArgumentError, CacheError, LibraryDamagedError, LibraryMissingError
+from tvmops.errors import (
+    ArgumentError,
+    CacheError,
+    LibraryDamagedError,
+    LibraryMissingError,
+    LibraryWriteError,
+)
 from tvmops.library import write
 from tvmops.library.archive import write_zip, zip_folder
 from tvmops.library.export import export
@@ -42,6 +48,12 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def product(lib: tvmops.Library) -> bool:
     return bool((lib.matmul(np.ones((17, 61), "float32"), np.ones((61, 31), "float32")) == 61).all())
+
+
+def test_a_place_that_takes_no_file_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(LibraryWriteError, match=r"file/lib\.zip: cannot be written \(File exists\)"):
+        write_zip(tmp_path / "file" / "lib.zip", {})
 
 
 def test_one_file_is_loaded_as_the_folder_is(two_targets: Path, packed: Path, cache: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo, is_zipfile
 
+from tvmops.errors import LibraryWriteError
 from tvmops.manifest import FILE
 
 _MODE = 0o100644 << 16  # a plain file that all may read; kernels are loaded, not executed
@@ -27,7 +28,20 @@ def zip_folder(folder: Path, path: Path) -> None:
 
 
 def write_zip(path: Path, content: Mapping[str, bytes]) -> None:
-    """Write `content`, by file name, to the zip file `path`, which appears whole or not at all."""
+    """Write `content`, by file name, to the zip file `path`, which appears whole or not at all.
+
+    Raises
+    ------
+    LibraryWriteError
+        A disk is full or read-only, or such.
+    """
+    try:
+        _write_zip(path, content)
+    except OSError as error:
+        raise LibraryWriteError(path=path, detail=error.strerror or error) from None
+
+
+def _write_zip(path: Path, content: Mapping[str, bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     number, staging = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
