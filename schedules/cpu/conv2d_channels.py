@@ -24,10 +24,11 @@ from math import ceil
 from tvm import IRModule
 
 from tvmops.schedules.cpu.conv2d import ConvShape
-from tvmops.schedules.cpu.conv2d_channels_nest import ChannelsNest, Tiling
+from tvmops.schedules.cpu.conv2d_channels_nest import ChannelsNest
 from tvmops.schedules.cpu.conv2d_direct import (
     FMA_LATENCY,
     LAUNCH_CYCLES,
+    Tiling,
     is_parallel,
     row_knob,
     sharing_knobs,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -12,6 +11,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.conv2d import ConvKernel, ConvShape
 from tvmops.schedules.cpu.conv2d_channels_rows import CopiedRows, DirectRows, Row, Rows, apart, copy_channels
+from tvmops.schedules.cpu.conv2d_direct import Tiling
 from tvmops.schedules.cpu.emit import (
     ALL,
     Extent,
@@ -32,27 +32,8 @@ from tvmops.schedules.cpu.emit import (
     zeros,
 )
 from tvmops.signatures.layouts import PANEL
-from tvmops.space import Config
 
 _Weight: TypeAlias = "Callable[[Extent, Extent, int], tirx.Expr]"
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """The knobs, as numbers."""
-
-    mr: int
-    nv: int
-    cu: int
-    rows: int
-    pack_x: bool
-    split_co: int
-    split_px: int
-    parallel: bool
-
-    @classmethod
-    def of(cls, config: Config) -> Tiling:
-        return cls(**config.as_dict())  # type: ignore[arg-type]
 
 
 class ChannelsNest:

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TypeVar
+
 from tvmops.ops import op_of
 from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cpu.emit import ALL
-from tvmops.space import Knob
+from tvmops.space import Config, Knob
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 FMA_LATENCY = 4  # cycles, on each x86 and ARM core of the last decade
 LAUNCH_CYCLES = 10_000  # to start threads and to wait for the last
 _SMALL = 1_000_000  # operations; for fewer, starting threads costs more than it saves
+
+
+_Own = TypeVar("_Own", bound="Tiling")
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The knobs, as numbers."""
+
+    mr: int
+    nv: int
+    cu: int
+    rows: int
+    pack_x: bool
+    split_co: int
+    split_px: int
+    parallel: bool
+
+    @classmethod
+    def of(cls: type[_Own], config: Config) -> _Own:
+        return cls(**config.as_dict())  # type: ignore[arg-type]
 
 
 def is_parallel(workload: Workload) -> bool:

@@ -35,7 +35,7 @@ from tvmops.schedules.cpu.conv2d_direct import (
     sharing_knobs,
 )
 from tvmops.schedules.cpu.conv2d_pixels_nest import PixelsNest
-from tvmops.schedules.cpu.conv2d_pixels_tile import Tiling
+from tvmops.schedules.cpu.conv2d_pixels_tile import PixelTiling
 from tvmops.schedules.cpu.emit import ALL
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures.layouts import PLAIN
@@ -116,7 +116,7 @@ class Conv2DPixels(Template):
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Count cycles of the busiest core, roughly: it orders a first batch, no more."""
-        tiling, shape = Tiling.of(config), ConvShape.of(workload)
+        tiling, shape = PixelTiling.of(config), ConvShape.of(workload)
         ci, co, oh, ow = (int(size) for size in (shape.ci_each, shape.co_each, shape.oh, shape.ow))
         step = tiling.nv * target.vector_width("float32")
         depth = ci * shape.down.size * shape.across.size
@@ -143,12 +143,12 @@ class Conv2DPixels(Template):
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         shape = ConvShape.of(workload)
         dtype = str(workload["dtype"])
-        return PixelsNest(shape, dtype, target.vector_width(dtype), Tiling.of(config)).module()
+        return PixelsNest(shape, dtype, target.vector_width(dtype), PixelTiling.of(config)).module()
 
 
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     """Say whether `config` fits the machine; the only statement of the template's limits."""
-    tiling, shape = Tiling.of(config), ConvShape.of(workload)
+    tiling, shape = PixelTiling.of(config), ConvShape.of(workload)
     ci, co, oh, ow = (int(size) for size in (shape.ci_each, shape.co_each, shape.oh, shape.ow))
     width, taps = target.vector_width("float32"), shape.down.size * shape.across.size
     steps = ceil(oh * ow / (tiling.nv * width)) if shape.is_pointwise else oh

@@ -11,7 +11,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.conv2d import ConvKernel, ConvShape
 from tvmops.schedules.cpu.conv2d_image import PaddedImage
-from tvmops.schedules.cpu.conv2d_pixels_tile import Cut, Piece, Tile, Tiling
+from tvmops.schedules.cpu.conv2d_pixels_tile import Cut, Piece, PixelTiling, Tile
 from tvmops.schedules.cpu.emit import (
     Extent,
     Span,
@@ -31,7 +31,7 @@ from tvmops.schedules.cpu.emit import (
 class PixelsNest:
     """y[co, pixel] = sum over (ci, r, s) of w[co, (ci, r, s)] * x[ci, pixel shifted by (r, s)]."""
 
-    def __init__(self, shape: ConvShape, dtype: str, width: int, tiling: Tiling) -> None:
+    def __init__(self, shape: ConvShape, dtype: str, width: int, tiling: PixelTiling) -> None:
         self.kernel = ConvKernel(shape, dtype, width)
         self.shape, self.dtype, self.width = shape, dtype, width
         self.tiling = tiling

@@ -10,6 +10,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.conv2d import ConvKernel
+from tvmops.schedules.cpu.conv2d_direct import Tiling
 from tvmops.schedules.cpu.emit import (
     Extent,
     branch,
@@ -22,26 +23,13 @@ from tvmops.schedules.cpu.emit import (
     zeros,
 )
 from tvmops.signatures.layouts import PANEL
-from tvmops.space import Config
 
 
 @dataclass(frozen=True)
-class Tiling:
-    """The knobs, as numbers."""
+class PixelTiling(Tiling):
+    """Those and one more."""
 
-    mr: int
-    nv: int
-    cu: int
-    rows: int
     pack_w: bool
-    pack_x: bool
-    split_co: int
-    split_px: int
-    parallel: bool
-
-    @classmethod
-    def of(cls, config: Config) -> Tiling:
-        return cls(**config.as_dict())  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -61,7 +49,7 @@ class Tile:
     """mr output channels of `group`, from `first` on, by nv vectors of pixels."""
 
     kernel: ConvKernel
-    tiling: Tiling
+    tiling: PixelTiling
     group: Extent
     first: Extent  # among the channels of the group; those beyond its last repeat it
 
