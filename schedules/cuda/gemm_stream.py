@@ -17,7 +17,22 @@ from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 _AMPERE = 80  # mma.sync of 16 bits with cp.async
-_MOST_ROWS = 16  # 32 took longer than cuBLAS on an H100
+MOST_ROWS = 16  # 32 took longer than cuBLAS on an H100
+
+
+def has_few_rows(workload: Workload, target: Target) -> bool:
+    """True for few rows of a by a 16-bit b, with results like them, which `target` can multiply."""
+    if workload.op != "matmul" or target.gpu is None or target.gpu.compute < _AMPERE:
+        return False
+    m = workload["m"]
+    return (
+        workload["dtype"] in ("float16", "bfloat16")
+        and workload["packed"] == PLAIN
+        and workload["out_dtype"] == workload["bias_dtype"] == SAME
+        and workload["batch"] == 1
+        and not workload["trans_a"]
+        and (m == ANY or (isinstance(m, int) and m <= MOST_ROWS))
+    )
 
 
 class StreamGemm(StreamTemplate):
@@ -27,16 +42,9 @@ class StreamGemm(StreamTemplate):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        if workload.op != "matmul" or target.gpu is None or target.gpu.compute < _AMPERE:
-            return False
-        m, n, k = (workload[name] for name in "mnk")
+        n, k = workload["n"], workload["k"]
         return (
-            workload["dtype"] in ("float16", "bfloat16")
-            and workload["packed"] == PLAIN
-            and workload["out_dtype"] == workload["bias_dtype"] == SAME
-            and workload["batch"] == 1
-            and not workload["trans_a"]
-            and (m == ANY or (isinstance(m, int) and m <= _MOST_ROWS))
+            has_few_rows(workload, target)
             and isinstance(k, int)
             and k % PIECE == 0
             and (workload["trans_b"] is True or (isinstance(n, int) and n % PIECE == 0))

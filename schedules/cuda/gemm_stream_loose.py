@@ -8,19 +8,16 @@ from tvm import IRModule
 
 from tvmops.schedules.cuda.extents import known
 from tvmops.schedules.cuda.gemm_mma import is_chained, product_of
+from tvmops.schedules.cuda.gemm_stream import MOST_ROWS, has_few_rows
 from tvmops.schedules.cuda.kernels.stream_loose import LooseStream
 from tvmops.schedules.cuda.kernels.stream_loose_tiles import LooseTiles
 from tvmops.schedules.cuda.pieces import PIECE
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
-from tvmops.signatures.layouts import PLAIN
-from tvmops.signatures.matmul import SAME
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-_AMPERE = 80  # mma.sync of 16 bits
-_MOST_ROWS = 16
 _MOST_SPLITS = 8  # where there are clusters
 _OTHER_REGISTERS = 48  # of a thread, beside what is on its way and sums, at least, and
 _TAKEN_REGISTERS = 64  # where the compiler has them
@@ -46,17 +43,12 @@ class LooseStreamGemm(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        if workload.op != "matmul" or target.gpu is None or target.gpu.compute < _AMPERE:
+        if not has_few_rows(workload, target):
             return False
-        m, n, k = (workload[name] for name in "mnk")
+        assert target.gpu is not None
+        n, k = workload["n"], workload["k"]
         return (
-            workload["dtype"] in ("float16", "bfloat16")
-            and workload["packed"] == PLAIN
-            and workload["out_dtype"] == workload["bias_dtype"] == SAME
-            and workload["batch"] == 1
-            and not workload["trans_a"]
-            and not workload["trans_b"]
-            and (m == ANY or (isinstance(m, int) and m <= _MOST_ROWS))
+            not workload["trans_b"]
             and isinstance(n, int)
             and isinstance(k, int)
             and (n % PIECE != 0 or k % PIECE != 0)
@@ -113,7 +105,7 @@ class LooseStreamGemm(Template):
 
 def _rows(workload: Workload) -> int:
     """Return the fewest rows of a block that hold all of m, or the most."""
-    return next(rows for rows in (1, 2, 4, 8, 16) if rows >= min(known(workload, "m"), _MOST_ROWS))
+    return next(rows for rows in (1, 2, 4, 8, 16) if rows >= min(known(workload, "m"), MOST_ROWS))
 
 
 def _smallest(workload: Workload, target: Target) -> LooseTiles:

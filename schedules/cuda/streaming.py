@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tvmops.schedules.cuda.extents import known
 from tvmops.schedules.cuda.kernels.column_sums import LANES
-from tvmops.schedules.cuda.kernels.stream import StreamForm, StreamTiles
+from tvmops.schedules.cuda.kernels.stream_tiles import StreamForm, StreamTiles
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target

@@ -14,7 +14,8 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.kernels.product import Product
-from tvmops.schedules.cuda.kernels.stream import StreamForm, StreamKernel, StreamTiles, stream_at
+from tvmops.schedules.cuda.kernels.stream import StreamKernel, stream_at
+from tvmops.schedules.cuda.kernels.stream_tiles import StreamForm, StreamTiles
 from tvmops.schedules.cuda.pieces import PIECE
 from tvmops.schedules.cuda.words import Scalar, c_call
 

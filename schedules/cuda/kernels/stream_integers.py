@@ -15,7 +15,8 @@ from tvmops.schedules.cpu.emit import ceildiv
 from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.dequantize import Dequantizer, pair_up
 from tvmops.schedules.cuda.kernels.column_sums import zeros
-from tvmops.schedules.cuda.kernels.stream import StreamForm, StreamKernel, StreamTiles, stream_at
+from tvmops.schedules.cuda.kernels.stream import StreamKernel, stream_at
+from tvmops.schedules.cuda.kernels.stream_tiles import StreamForm, StreamTiles
 from tvmops.schedules.cuda.weight_only_product import BK, STEP, WeightOnlyProduct
 from tvmops.schedules.cuda.words import Scalar, when
 
