@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -33,6 +34,14 @@ def compiled(template: Template, workload: Workload, target: Target, config: Con
     module = template.build(workload, target, config)
     _, (cubin,) = cuda.compile_module(module, target)
     return cubin
+
+
+def each_compiled(cases: Iterable[tuple[Template, Workload, Config]], target: Target) -> Iterator[cuda.Cubin]:
+    """Return the device code of `cases`; where several emit the same, of one of them."""
+    modules = (template.build(workload, target, config) for template, workload, config in cases)
+    for module in {module.script(): module for module in modules}.values():
+        _, (cubin,) = cuda.compile_module(module, target)
+        yield cubin
 
 
 def ptx_of(cubin: cuda.Cubin, code: str, folder: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tvm import IRModule
 
-from tests.schedules.cuda.compiled import compiled, needs_nvcc
+from tests.schedules.cuda.compiled import each_compiled, needs_nvcc
 from tests.schedules.cuda.emulated import needs_emulator
 from tests.schedules.cuda.products import Launch, blocks_of, boxes_of, error_here
 from tvmops.measure import cuda
@@ -83,12 +83,14 @@ def test_generic_kernels_have_room_for_zero_points(zero_points: str, most: int) 
     ],
     ids=str,
 )
-@pytest.mark.parametrize("m", [16, 4096])
-def test_the_code_is_what_was_meant(m: int, fields: dict[str, object]) -> None:
-    work = product(m, 4096, 4096, **fields)
+def test_the_code_is_what_was_meant(fields: dict[str, object]) -> None:
+    """Of defaults for few rows and for many, and of generic kernels."""
+    few, work = (product(m, 4096, 4096, **fields) for m in (16, 4096))
     kind = "s8" if work["dtype"] == "int8" else "u8"
-    for knobs in (TEMPLATE.default(work, H200), *(k.config for k in TEMPLATE.generic(work.generic(), H200))):
-        cubin = compiled(TEMPLATE, work, H200, knobs)
+    generic = [kernel.config for kernel in TEMPLATE.generic(work.generic(), H200)]
+    cases = [(TEMPLATE, few, TEMPLATE.default(few, H200)), (TEMPLATE, work, TEMPLATE.default(work, H200))]
+    cases += [(TEMPLATE, each, knobs) for each in (few, work) for knobs in generic]
+    for cubin in each_compiled(cases, H200):
         assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
         assert f"k32.s32.{kind}.s8" in cubin.source
 

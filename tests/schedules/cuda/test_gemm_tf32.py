@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from tvm import IRModule
 
-from tests.schedules.cuda.compiled import compiled, needs_nvcc
+from tests.schedules.cuda.compiled import compiled, each_compiled, needs_nvcc
 from tests.schedules.cuda.emulated import needs_emulator
 from tests.schedules.cuda.products import Launch, blocks_of, boxes_across, boxes_of, error_here
 from tvmops.errors import WorkloadError
@@ -99,8 +99,7 @@ def test_the_code_is_what_was_meant(fields: dict[str, object]) -> None:
     for template, each in ((WGMMA, work), (ACROSS, across), (PADDED, across)):
         for kernel in template.generic(each.generic(), H200):
             cases.append((template, each, kernel.config))
-    for template, each, config in cases:
-        cubin = compiled(template, each, H200, config)
+    for cubin in each_compiled(cases, H200):
         assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
         assert "k8.f32.tf32.tf32" in cubin.source
 
