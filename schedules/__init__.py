@@ -30,6 +30,7 @@ from tvmops.schedules.cuda.conv_planes import PlanesConv
 from tvmops.schedules.cuda.conv_wgmma import WgmmaConv
 from tvmops.schedules.cuda.gemm_chained import ChainedGemm, ChainedMma
 from tvmops.schedules.cuda.gemm_float32 import Float32Gemm
+from tvmops.schedules.cuda.gemm_float32_boxes import Float32Boxes
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
 from tvmops.schedules.cuda.gemm_int8 import Int8Gemm
 from tvmops.schedules.cuda.gemm_int8_wgmma import Int8WgmmaGemm
@@ -95,6 +96,7 @@ TEMPLATES: tuple[Template, ...] = (
     Tf32Across(),
     Tf32Padded(),
     Tf32Mma(),
+    Float32Boxes(),
     Float32Gemm(),
     SimtGemm(),
     DecodeAttention(),

@@ -228,31 +228,34 @@ def tensor_map(
     box: list[int],
     steps: list[int] | None = None,
     pitches: list[Extent] | None = None,
+    item: int = 2,
+    swizzles: bool = True,
 ) -> Any:
-    """Describe an array to the copy engine, for boxes of rows of 128 bytes, swizzled.
+    """Describe an array to the copy engine, for boxes of rows of 128 bytes, swizzled, or of any rows.
 
     Parameters
     ----------
     dims
         Sizes, innermost first. What a box has beyond them is read as 0 and not written.
     box
-        Sizes of one copy; `box[0]` elements are 128 bytes.
+        Sizes of one copy; `box[0]` elements are 128 bytes where they are swizzled.
     steps
         From one element of a copy to the next, along each dimension; a box counts those between.
     pitches
         Bytes from one element to the next, along each dimension but the first; row-major without.
+    item
+        Bytes of an element.
     """
-    item = 2
     strides: list[Extent] = pitches or [dims[0] * item]
     for size in [] if pitches else dims[1:-1]:
         strides.append(_wide(strides[-1]) * size)
     rank = len(dims)
     var = T.Bind(T.tvm_stack_alloca("tensormap", 1), T.handle("tensormap"))
-    interleave, swizzle_128, l2_256, zeros = 0, 3, 2, 0
+    interleave, swizzle, l2_256, zeros = 0, 3 if swizzles else 0, 2, 0
     do(
         T.call_packed(
             "runtime.cuTensorMapEncodeTiled", var, dtype, rank, array.data, *dims, *strides, *box,
-            *(steps or [1] * rank), interleave, swizzle_128, l2_256, zeros,
+            *(steps or [1] * rank), interleave, swizzle, l2_256, zeros,
         )
     )  # fmt: skip
     return var

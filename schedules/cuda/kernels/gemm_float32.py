@@ -35,7 +35,7 @@ __forceinline__ __device__ void add_four_floats(float* sums, const void* from) {
   sums[3] += four.w;
 }
 """
-_STORE_FOUR = """
+STORE_FOUR = """
 __forceinline__ __device__ void store_four_floats(void* to, const float* sums) {
   *static_cast<float4*>(to) = make_float4(sums[0], sums[1], sums[2], sums[3]);
 }
@@ -43,7 +43,27 @@ __forceinline__ __device__ void store_four_floats(void* to, const float* sums) {
 
 
 @dataclass(frozen=True)
-class Float32Tiles(SimtTiles):
+class WarpTiles(SimtTiles):
+    """Tiles of warps, whose lanes are a grid."""
+
+    @property
+    def registers(self) -> int:
+        """Registers of a thread for sums, and for factors of this k and of the next."""
+        return self.tm * self.tn + 2 * (self.tm + self.tn)
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Lanes of a warp, one above the other and side by side: the squarest tile of a warp that fits."""
+        fitting = [
+            (down, across)
+            for down, across in _GRIDS
+            if self.bm % (self.tm * down) == 0 and self.bn % (self.tn * across) == 0
+        ]
+        return min(fitting, key=lambda grid: abs(self.tm * grid[0] - self.tn * grid[1]), default=None)
+
+
+@dataclass(frozen=True)
+class Float32Tiles(WarpTiles):
     stages: int
     a_vector: int  # elements of a copy
     b_vector: int
@@ -63,21 +83,6 @@ class Float32Tiles(SimtTiles):
     def shared_bytes(self) -> int:
         ring = self.stages * self.bk * (self.bm + self.bn + 2 * FOUR)
         return 4 * max(ring, self.bm * self.bn if self.slices > 1 else 0)
-
-    @property
-    def registers(self) -> int:
-        """Registers of a thread for sums, and for factors of this k and of the next."""
-        return self.tm * self.tn + 2 * (self.tm + self.tn)
-
-    @property
-    def grid(self) -> tuple[int, int] | None:
-        """Lanes of a warp, one above the other and side by side: the squarest tile of a warp that fits."""
-        fitting = [
-            (down, across)
-            for down, across in _GRIDS
-            if self.bm % (self.tm * down) == 0 and self.bn % (self.tn * across) == 0
-        ]
-        return min(fitting, key=lambda grid: abs(self.tm * grid[0] - self.tn * grid[1]), default=None)
 
 
 class Float32Kernel(SimtKernel):
@@ -108,22 +113,16 @@ class Float32Kernel(SimtKernel):
             self.meeting = pool.alloc((fours, threads, FOUR), "float32", align=16)
 
     def place(self, warp: Any, lane: Any) -> tuple[Any, Any]:
-        """Return a thread's first row and column. Lanes beside one another share one or the other."""
+        """Return a thread's first row and column."""
         t = self.tiles
         assert t.grid is not None
-        sizes, places = dict(zip("mn", t.grid)), {"m": 0, "n": 0}
-        weights = {"m": 1, "n": 1}
-        for bit in range(5):
-            name = "mn"[bit % 2]
-            name = name if weights[name] < sizes[name] else "nm"[bit % 2]
-            places[name] = places[name] + (lane >> bit & 1) * weights[name]
-            weights[name] *= 2
-        across, warps = t.bn // (t.tn * sizes["n"]), t.threads_of_slice // 32
+        own_row, own_column = place_of_lane(lane, t.grid)
+        across, warps = t.bn // (t.tn * t.grid[1]), t.threads_of_slice // 32
         self.part = T.Bind(T.truncdiv(warp, warps)) if t.slices > 1 else 0
         warp = T.truncmod(warp, warps) if t.slices > 1 else warp
         self.a.part = self.b.part = self.part
-        row = T.truncdiv(warp, across) * (t.tm * sizes["m"]) + places["m"] * FOUR
-        return row, T.truncmod(warp, across) * (t.tn * sizes["n"]) + places["n"] * FOUR
+        row = T.truncdiv(warp, across) * (t.tm * t.grid[0]) + own_row * FOUR
+        return row, T.truncmod(warp, across) * (t.tn * t.grid[1]) + own_column * FOUR
 
     def _multiply_all(self) -> None:
         t = self.tiles
@@ -198,7 +197,7 @@ class Float32Kernel(SimtKernel):
             do(T.cuda.cta_sync())  # others may still read what this takes the place of
             with when(self.part == part):
                 self._each_four(
-                    lambda at, memory: do(c_call("void", "store_four_floats", memory, at, source=_STORE_FOUR))
+                    lambda at, memory: do(c_call("void", "store_four_floats", memory, at, source=STORE_FOUR))
                 )
             do(T.cuda.cta_sync())
             with when(self.part == 0):
@@ -215,6 +214,17 @@ class Float32Kernel(SimtKernel):
         for i in range(0, t.tm * t.tn, FOUR):
             memory = self.meeting.ptr_to([i // FOUR, thread, 0])
             use(T.address_of(self.sums[i]), memory)
+
+
+def place_of_lane(lane: Any, grid: tuple[int, int]) -> tuple[Any, Any]:
+    """Return where a lane stands in its grid. Lanes beside one another share a row or a column."""
+    places: list[Any] = [0, 0]
+    weights = [1, 1]
+    for bit in range(5):
+        side = bit % 2 if weights[bit % 2] < grid[bit % 2] else 1 - bit % 2
+        places[side] = places[side] + (lane >> bit & 1) * weights[side]
+        weights[side] *= 2
+    return places[0], places[1]
 
 
 def _following(stage: Any, stages: int) -> Any:

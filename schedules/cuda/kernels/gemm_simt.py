@@ -169,6 +169,7 @@ class SimtKernel:
             self.bias = T.arg("bias", bias) if bias is not None else None
             self.residual = self._array("residual", (p.m, p.n), self.out_dtype) if p.residual else None
             self.c = self._array("c", (p.m, p.n), self.out_dtype)
+            self._maps()
             T.device_entry()
             with T.attr({"tirx.launch_bounds_min_blocks_per_sm": self.beside}):
                 self._body()
@@ -186,6 +187,9 @@ class SimtKernel:
             Factor(a, p.dtype, p.m, p.k, not p.trans_a, t.bm, t.tm),
             Factor(b, p.dtype, p.n, p.k, p.trans_b, t.bn, t.tn),
         )
+
+    def _maps(self) -> None:
+        """Describe arrays to a copy engine, if there is one."""
 
     def reserve(self, pool: Any) -> None:
         """Take shared memory beside that of the factors."""
