@@ -31,6 +31,7 @@ from tvmops.schedules.cuda.conv_wgmma import WgmmaConv
 from tvmops.schedules.cuda.gemm_chained import ChainedGemm, ChainedMma
 from tvmops.schedules.cuda.gemm_float32 import Float32Gemm
 from tvmops.schedules.cuda.gemm_float32_boxes import Float32Boxes
+from tvmops.schedules.cuda.gemm_float32_padded import Float32Padded
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
 from tvmops.schedules.cuda.gemm_int8 import Int8Gemm
 from tvmops.schedules.cuda.gemm_int8_wgmma import Int8WgmmaGemm
@@ -97,6 +98,7 @@ TEMPLATES: tuple[Template, ...] = (
     Tf32Padded(),
     Tf32Mma(),
     Float32Boxes(),
+    Float32Padded(),
     Float32Gemm(),
     SimtGemm(),
     DecodeAttention(),

@@ -11,11 +11,12 @@ from tvmops.schedules.cuda.gemm_mma import product_of, row_dims
 from tvmops.schedules.cuda.gemm_simt import SimtGemm
 from tvmops.schedules.cuda.kernels.gemm_float32_boxes import DEPTH, BoxKernel, BoxTiles
 from tvmops.schedules.template import GenericKernel
+from tvmops.signatures import ANY
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-_ALIGNED = 4  # elements: the copy engine takes rows of multiples of 16 bytes
+ALIGNED = 4  # elements: the copy engine takes rows of multiples of 16 bytes
 _MOST_REGISTERS = 255  # of a thread
 _OTHER_REGISTERS = 24
 _SCHEDULERS = 4  # of a multiprocessor
@@ -33,7 +34,11 @@ class Float32Boxes(SimtGemm):
             return False
         if workload.is_generic or workload["dtype"] != "float32":
             return False
-        return all(workload.dims(dim)[0] % _ALIGNED == 0 for dim in row_dims(workload))
+        return self.covers_rows(ragged_of(workload))
+
+    def covers_rows(self, ragged: tuple[str, ...]) -> bool:
+        """Say whether the template is for products with these factors' rows ragged."""
+        return not ragged
 
     def space(self, workload: Workload, target: Target) -> Space:
         knobs = (
@@ -61,7 +66,14 @@ class Float32Boxes(SimtGemm):
         return tiles_of(config)
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
-        return BoxKernel(product_of(self.kernel_workload(workload)), tiles_of(config)).module()
+        product = product_of(super().kernel_workload(workload))
+        return BoxKernel(product, tiles_of(config), ragged_of(workload)).module()
+
+
+def ragged_of(workload: Workload) -> tuple[str, ...]:
+    """Return the factors whose rows begin where the copy engine takes none."""
+    rows = zip("ab", row_dims(workload))
+    return tuple(name for name, dim in rows if workload[dim] != ANY and workload.dims(dim)[0] % ALIGNED)
 
 
 def tiles_of(config: Config) -> BoxTiles:

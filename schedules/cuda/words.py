@@ -235,6 +235,8 @@ def tensor_map(
 
     Parameters
     ----------
+    array
+        The array, or its address.
     dims
         Sizes, innermost first. What a box has beyond them is read as 0 and not written.
     box
@@ -249,12 +251,12 @@ def tensor_map(
     strides: list[Extent] = pitches or [dims[0] * item]
     for size in [] if pitches else dims[1:-1]:
         strides.append(_wide(strides[-1]) * size)
-    rank = len(dims)
+    rank, memory = len(dims), array.data if isinstance(array, tirx.Buffer) else array
     var = T.Bind(T.tvm_stack_alloca("tensormap", 1), T.handle("tensormap"))
     interleave, swizzle, l2_256, zeros = 0, 3 if swizzles else 0, 2, 0
     do(
         T.call_packed(
-            "runtime.cuTensorMapEncodeTiled", var, dtype, rank, array.data, *dims, *strides, *box,
+            "runtime.cuTensorMapEncodeTiled", var, dtype, rank, memory, *dims, *strides, *box,
             *(steps or [1] * rank), interleave, swizzle, l2_256, zeros,
         )
     )  # fmt: skip

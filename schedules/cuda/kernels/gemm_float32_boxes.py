@@ -13,11 +13,12 @@ of them add up and store a stretch each, in rows, in a fixed order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from tvm import IRModule, tirx
+from tvm.script import tirx as script
 from tvm.tirx.lang.alloc_pool import SMEMPool
 from tvm.tirx.script.builder import ir as T
 
@@ -25,6 +26,7 @@ from tvmops.schedules.cpu.emit import Extent, ceildiv
 from tvmops.schedules.cuda.kernels.column_sums import add_four
 from tvmops.schedules.cuda.kernels.gemm_float32 import STORE_FOUR, WarpTiles, place_of_lane
 from tvmops.schedules.cuda.kernels.gemm_simt import FOUR, SimtKernel, read_four
+from tvmops.schedules.cuda.kernels.pad_rows import Padded, pad_rows
 from tvmops.schedules.cuda.kernels.product import Product, finished
 from tvmops.schedules.cuda.words import (
     PROGRAMMATIC_LAUNCH,
@@ -42,6 +44,7 @@ from tvmops.schedules.cuda.words import (
 DEPTH = 32  # of k, of a stage: 128 bytes
 _FOURS = DEPTH // FOUR
 _ROWS = 8  # of the swizzle, which differ
+_COPIERS = 264  # blocks that make copies
 _LOAD = "cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes"
 
 
@@ -79,15 +82,25 @@ class Boxed:
     def stage_bytes(self) -> int:
         return 4 * DEPTH * self.block
 
-    def describe(self) -> None:
-        """Tell the copy engine about the array."""
-        sizes = [self.k, self.extent] if self.k_inner else [self.extent, self.k]
+    @property
+    def items(self) -> int:
+        """How many dimensions the array has beside those of a matrix."""
+        return len(self.array.shape) - 2
+
+    def copy_at(self, offset: Any) -> Padded:
+        """Return what a copy of the array would be, in halves of floats."""
+        *outer, rows, columns = self.array.shape
+        return Padded(math.prod(outer, start=1) * rows, columns * 2, offset)
+
+    def describe(self, memory: Any, pitch: Any) -> None:
+        """Tell the copy engine about the array, or its copy: rows of `pitch` bytes in `memory`."""
+        *outer, rows, columns = self.array.shape
         box = [DEPTH, self.block] if self.k_inner else [self.block, DEPTH]
-        self.items = len(self.array.shape) - 2
-        outer = list(self.array.shape[: self.items])
+        pitches = [pitch, *(pitch * T.Cast("int64", rows) for _ in outer)]
         self.view = tensor_map(
-            self.array, "float32", [*sizes, *outer], [*box, *[1] * self.items], item=4, swizzles=self.k_inner
-        )
+            memory, "float32", [columns, rows, *outer], [*box, *[1] * self.items], pitches=pitches, item=4,
+            swizzles=self.k_inner,
+        )  # fmt: skip
 
     def begin(self, pool: Any, stages: int, ahead: int) -> None:
         shape = (stages, self.block, DEPTH) if self.k_inner else (stages, DEPTH, self.block)
@@ -144,15 +157,38 @@ class BoxKernel(SimtKernel):
     b: Boxed  # type: ignore[assignment]
     align = 16
 
-    def __init__(self, product: Product, tiles: BoxTiles) -> None:
+    def __init__(self, product: Product, tiles: BoxTiles, pads: tuple[str, ...] = ()) -> None:
         super().__init__(product, tiles, "float32", "float32")
-        self.beside = tiles.beside
+        self.beside, self.pads = tiles.beside, pads
 
     def module(self) -> IRModule:
         module = super().module()
         if self.tiles.chained:
             module["main"] = module["main"].with_attr(*PROGRAMMATIC_LAUNCH)
+        if self.pads:
+            module["main_workspace"] = self._workspace_function()
         return module
+
+    def _workspace_function(self) -> tirx.PrimFunc:
+        """Return `main_workspace`, of the same arguments but the workspace: the bytes that `main` needs."""
+
+        @script.prim_func
+        def main_workspace() -> None:
+            declared = script.meta_var(self._arguments())  # noqa: F841
+            return self._copies()[1]  # type: ignore[no-any-return]  # of the kernel language
+
+        function: tirx.PrimFunc = main_workspace
+        return function
+
+    def _copies(self) -> tuple[dict[str, Padded], Any]:
+        """Return the copies that are made of factors, and the bytes of all."""
+        copies: dict[str, Padded] = {}
+        end: Any = T.int64(0)
+        for name, each in (("a", self.a), ("b", self.b)):
+            if name in self.pads:
+                copies[name] = each.copy_at(end)
+                end = copies[name].end
+        return copies, end
 
     def factors(self, a: Any, b: Any) -> tuple[Boxed, Boxed]:  # type: ignore[override]
         p, t = self.product, self.tiles
@@ -162,9 +198,20 @@ class BoxKernel(SimtKernel):
             Boxed(b, p.n, p.k, p.trans_b, t.bn, t.tn, t.grid[1]),
         )
 
-    def _maps(self) -> None:
-        self.a.describe()
-        self.b.describe()
+    def _prepare(self) -> None:
+        copies, _ = self._copies()
+        if copies:
+            shape = (tirx.Var("workspace_bytes", "int64"),)
+            buffer = T.buffer(shape, "uint8", align=16, buffer_name="workspace")
+            workspace = T.arg("workspace", buffer)
+            sources = [(getattr(self, name).array, copy) for name, copy in copies.items()]
+            pad_rows(workspace, sources, _COPIERS, self.tiles.chained > 0)
+        for name, each in (("a", self.a), ("b", self.b)):
+            if name in copies:
+                memory, pitch = T.address_of(workspace[copies[name].offset]), copies[name].pitch * 2
+            else:
+                memory, pitch = each.array.data, each.array.shape[-1] * 4
+            each.describe(memory, T.Cast("int64", pitch))
 
     def _body(self) -> None:
         p, t = self.product, self.tiles

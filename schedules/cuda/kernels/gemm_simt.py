@@ -159,17 +159,10 @@ class SimtKernel:
         self.bias_dtype, self.out_dtype = bias_dtype, out_dtype
 
     def module(self) -> IRModule:
-        p = self.product
         with IRBuilder() as builder, T.prim_func():
             T.func_name("main")
-            a = self._array("a", (p.k, p.m) if p.trans_a else (p.m, p.k), p.dtype, "a")
-            b = self._array("b", (p.n, p.k) if p.trans_b else (p.k, p.n), p.dtype, "b")
-            self.a, self.b = self.factors(a, b)
-            bias = T.buffer((p.n,), self.bias_dtype, align=2, buffer_name="bias") if p.bias else None
-            self.bias = T.arg("bias", bias) if bias is not None else None
-            self.residual = self._array("residual", (p.m, p.n), self.out_dtype) if p.residual else None
-            self.c = self._array("c", (p.m, p.n), self.out_dtype)
-            self._maps()
+            self._arguments()
+            self._prepare()
             T.device_entry()
             with T.attr({"tirx.launch_bounds_min_blocks_per_sm": self.beside}):
                 self._body()
@@ -188,8 +181,19 @@ class SimtKernel:
             Factor(b, p.dtype, p.n, p.k, p.trans_b, t.bn, t.tn),
         )
 
-    def _maps(self) -> None:
-        """Describe arrays to a copy engine, if there is one."""
+    def _arguments(self) -> None:
+        """Declare the arrays."""
+        p = self.product
+        a = self._array("a", (p.k, p.m) if p.trans_a else (p.m, p.k), p.dtype, "a")
+        b = self._array("b", (p.n, p.k) if p.trans_b else (p.k, p.n), p.dtype, "b")
+        self.a, self.b = self.factors(a, b)
+        bias = T.buffer((p.n,), self.bias_dtype, align=2, buffer_name="bias") if p.bias else None
+        self.bias = T.arg("bias", bias) if bias is not None else None
+        self.residual = self._array("residual", (p.m, p.n), self.out_dtype) if p.residual else None
+        self.c = self._array("c", (p.m, p.n), self.out_dtype)
+
+    def _prepare(self) -> None:
+        """Do what comes before the kernel."""
 
     def reserve(self, pool: Any) -> None:
         """Take shared memory beside that of the factors."""
@@ -199,9 +203,13 @@ class SimtKernel:
         across, thread = self.tiles.bn // self.tiles.tn, warp * 32 + lane
         return T.truncdiv(thread, across), T.truncmod(thread, across)
 
+    def _tile(self, count: Any) -> Any:
+        """Launch blocks for so many tiles; return the number of this one's."""
+        return T.cta_id([count])
+
     def _body(self) -> None:
         p, t = self.product, self.tiles
-        block = T.cta_id([ceildiv(p.m, t.bm) * ceildiv(p.n, t.bn) * p.batch])
+        block = self._tile(ceildiv(p.m, t.bm) * ceildiv(p.n, t.bn) * p.batch)
         warp, lane = T.warp_id([t.threads // 32]), T.lane_id([32])
         thread = T.Bind(warp * 32 + lane)
         # Through variables, lest what the launch computes becomes arguments of the kernel.
