@@ -29,6 +29,7 @@ from tvmops.schedules.cuda.conv_narrow import NarrowConv
 from tvmops.schedules.cuda.conv_planes import PlanesConv
 from tvmops.schedules.cuda.conv_wgmma import WgmmaConv
 from tvmops.schedules.cuda.gemm_chained import ChainedGemm, ChainedMma
+from tvmops.schedules.cuda.float32_stream import Float32Stream
 from tvmops.schedules.cuda.gemm_float32 import Float32Gemm
 from tvmops.schedules.cuda.gemm_float32_boxes import Float32Boxes
 from tvmops.schedules.cuda.gemm_float32_padded import Float32Padded
@@ -97,9 +98,10 @@ TEMPLATES: tuple[Template, ...] = (
     Tf32Across(),
     Tf32Padded(),
     Tf32Mma(),
+    Float32Stream(),
+    Float32Gemm(),
     Float32Boxes(),
     Float32Padded(),
-    Float32Gemm(),
     SimtGemm(),
     DecodeAttention(),
     WgmmaAttention(),

@@ -44,8 +44,8 @@ class Float32Gemm(SimtGemm):
             Knob("b_vector", _along(workload["k"]) if workload["trans_b"] else _vectors(workload["n"])),
             Knob("beside", (1, 2, 3, 4)),
             Knob("slices", (1, 2, 4)),
-            Knob("splits", (1, 2, 4, 8) if _has_clusters(target) and not workload.is_generic else (1,)),
-            Knob("chained", (0, 1) if _has_clusters(target) and not workload.is_generic else (0,)),
+            Knob("splits", (1, 2, 4, 8) if has_clusters(target) and not workload.is_generic else (1,)),
+            Knob("chained", (0, 1) if has_clusters(target) and not workload.is_generic else (0,)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
@@ -107,7 +107,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     )
 
 
-def _has_clusters(target: Target) -> bool:
+def has_clusters(target: Target) -> bool:
     return target.gpu is not None and target.gpu.compute >= _HOPPER
 
 
