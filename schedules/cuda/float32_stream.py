@@ -65,7 +65,7 @@ class Float32Stream(SimtGemm):
         """Guess the seconds: of what is on its way, and of memory."""
         assert target.gpu is not None
         m, n, k = workload.dims("m", "n", "k")
-        tiles, cores = tiles_of(config), target.gpu.cores
+        tiles, cores = tiles_of(config), target.cores
         kernel = kernel_of(workload, tiles)
         blocks = math.ceil(n / kernel.width) * tiles.splits
         beside = min(_blocks_beside(workload, tiles, target), math.ceil(blocks / cores))
@@ -108,7 +108,8 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
 
 
 def _registers(tiles: StreamTiles) -> int:
-    return tiles.columns * (tiles.rows + 4 * tiles.depth) + _OTHER_REGISTERS
+    """Guess the registers of a thread: its sums, what comes of b, and of the rows of a."""
+    return tiles.columns * (tiles.rows + 4 * tiles.depth) + 4 * tiles.rows + _OTHER_REGISTERS
 
 
 def _blocks_beside(workload: Workload, tiles: StreamTiles, target: Target) -> int:

@@ -73,7 +73,7 @@ CASES = [
     (matmul(16, 4, 4, activation="gelu"), config(16, 4, 4, 1, 1)),
     (matmul(1, 37, 516, trans_b=True), config(1, 8, 4, 2, 1, 1)),  # fewer sums than lanes; odd n
     (matmul(7, 33, 260, trans_b=True, bias=True), config(8, 4, 4, 1, 2)),  # as many
-    (matmul(13, 70, 900, trans_b=True), config(16, 8, 4, 2, 1)),  # more
+    (matmul(13, 70, 900, trans_b=True), config(16, 4, 4, 2, 1)),  # more
 ]
 
 
