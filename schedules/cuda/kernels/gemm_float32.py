@@ -165,6 +165,11 @@ class Float32Kernel(SimtKernel):
 
     def _multiply_all(self) -> None:
         t = self.tiles
+        self.first = self.row, self.column
+        if self.a.is_whole:
+            self.row = T.Bind(tirx.min(self.row, self.product.m - t.bm))
+        if self.b.is_whole:
+            self.column = T.Bind(tirx.min(self.column, self.product.n - t.bn))
         if t.chained:
             ptx("griddepcontrol.wait")
         count, left = self._begin()
@@ -297,7 +302,12 @@ class Float32Kernel(SimtKernel):
         row = T.Bind(self.row + self.a.place_of(self.ty, i))
         column = T.Bind(self.column + self.b.place_of(self.tx, j))
         place = [self.item, row] if p.is_batched else [row]
-        with when(tirx.And(row < p.m, column < p.n)):
+        # of tiles that begin early, others store the first rows and columns
+        there = (
+            row >= self.first[0] if self.a.is_whole else row < p.m,
+            column + (FOUR - 1) >= self.first[1] if self.b.is_whole else column < p.n,
+        )
+        with when(tirx.And(*there)):
             for e in range(FOUR):
                 at = tirx.min(column + e, p.n - 1)
                 value = finished(p, self.bias, self.residual, self.sums[four * FOUR + e], place, at)
@@ -308,7 +318,7 @@ class Float32Kernel(SimtKernel):
                     do(c_call("void", "store_four_floats", to, self._sum(four), source=STORE_FOUR))
                 with T.Else():
                     for e in range(FOUR):
-                        with when(column + e < p.n):
+                        with when(column + e >= self.first[1] if self.b.is_whole else column + e < p.n):
                             T.buffer_store(self.c, self.sums[four * FOUR + e], [*place, column + e])
 
 
