@@ -28,11 +28,9 @@ from tvmops.schedules.cuda.conv_mma import MmaConv
 from tvmops.schedules.cuda.conv_narrow import NarrowConv
 from tvmops.schedules.cuda.conv_planes import PlanesConv
 from tvmops.schedules.cuda.conv_wgmma import WgmmaConv
-from tvmops.schedules.cuda.gemm_chained import ChainedGemm, ChainedMma
 from tvmops.schedules.cuda.float32_stream import Float32Stream
+from tvmops.schedules.cuda.gemm_chained import ChainedGemm, ChainedMma
 from tvmops.schedules.cuda.gemm_float32 import Float32Gemm
-from tvmops.schedules.cuda.gemm_float32_boxes import Float32Boxes
-from tvmops.schedules.cuda.gemm_float32_padded import Float32Padded
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
 from tvmops.schedules.cuda.gemm_int8 import Int8Gemm
 from tvmops.schedules.cuda.gemm_int8_wgmma import Int8WgmmaGemm
@@ -100,8 +98,6 @@ TEMPLATES: tuple[Template, ...] = (
     Tf32Mma(),
     Float32Stream(),
     Float32Gemm(),
-    Float32Boxes(),
-    Float32Padded(),
     SimtGemm(),
     DecodeAttention(),
     WgmmaAttention(),

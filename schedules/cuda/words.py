@@ -136,7 +136,7 @@ def wait_for_kernels_before() -> None:
 
 
 def wait_and_let_next_begin() -> None:
-    """The same the other way round, where the next kernel's blocks would take places that others still wait for."""
+    """Do both the other way round, where the next kernel's blocks would take places that this one's need."""
     ptx("griddepcontrol.wait")
     let_next_kernel_begin()
 
@@ -234,36 +234,31 @@ def tensor_map(
     box: list[int],
     steps: list[int] | None = None,
     pitches: list[Extent] | None = None,
-    item: int = 2,
-    swizzles: bool = True,
 ) -> Any:
-    """Describe an array to the copy engine, for boxes of rows of 128 bytes, swizzled, or of any rows.
+    """Describe an array to the copy engine, for boxes of rows of 128 bytes, swizzled.
 
     Parameters
     ----------
-    array
-        The array, or its address.
     dims
         Sizes, innermost first. What a box has beyond them is read as 0 and not written.
     box
-        Sizes of one copy; `box[0]` elements are 128 bytes where they are swizzled.
+        Sizes of one copy; `box[0]` elements are 128 bytes.
     steps
         From one element of a copy to the next, along each dimension; a box counts those between.
     pitches
         Bytes from one element to the next, along each dimension but the first; row-major without.
-    item
-        Bytes of an element.
     """
+    item = 2
     strides: list[Extent] = pitches or [dims[0] * item]
     for size in [] if pitches else dims[1:-1]:
         strides.append(_wide(strides[-1]) * size)
-    rank, memory = len(dims), array.data if isinstance(array, tirx.Buffer) else array
+    rank = len(dims)
     var = T.Bind(T.tvm_stack_alloca("tensormap", 1), T.handle("tensormap"))
-    interleave, swizzle, l2_256, zeros = 0, 3 if swizzles else 0, 2, 0
+    interleave, swizzle_128, l2_256, zeros = 0, 3, 2, 0
     do(
         T.call_packed(
-            "runtime.cuTensorMapEncodeTiled", var, dtype, rank, memory, *dims, *strides, *box,
-            *(steps or [1] * rank), interleave, swizzle, l2_256, zeros,
+            "runtime.cuTensorMapEncodeTiled", var, dtype, rank, array.data, *dims, *strides, *box,
+            *(steps or [1] * rank), interleave, swizzle_128, l2_256, zeros,
         )
     )  # fmt: skip
     return var

@@ -57,27 +57,7 @@ __forceinline__ __device__ int begins_at_four(const void* array) {
 
 
 @dataclass(frozen=True)
-class WarpTiles(SimtTiles):
-    """Tiles of warps, whose lanes are a grid."""
-
-    @property
-    def registers(self) -> int:
-        """Registers of a thread for sums, and for factors of this k and of the next."""
-        return self.tm * self.tn + 2 * (self.tm + self.tn)
-
-    @property
-    def grid(self) -> tuple[int, int] | None:
-        """Lanes of a warp, one above the other and side by side: the squarest tile of a warp that fits."""
-        fitting = [
-            (down, across)
-            for down, across in _GRIDS
-            if self.bm % (self.tm * down) == 0 and self.bn % (self.tn * across) == 0
-        ]
-        return min(fitting, key=lambda grid: abs(self.tm * grid[0] - self.tn * grid[1]), default=None)
-
-
-@dataclass(frozen=True)
-class Float32Tiles(WarpTiles):
+class Float32Tiles(SimtTiles):
     stages: int
     a_vector: int  # elements of a copy
     b_vector: int
@@ -108,6 +88,21 @@ class Float32Tiles(WarpTiles):
     def shared_bytes(self) -> int:
         ring = self.stages * self.bk * (self.bm + self.bn + 2 * FOUR)
         return 4 * max(ring, self.bm * self.bn if self.meets else 0)
+
+    @property
+    def registers(self) -> int:
+        """Registers of a thread for sums, and for factors of this k and of the next."""
+        return self.tm * self.tn + 2 * (self.tm + self.tn)
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Lanes of a warp, one above the other and side by side: the squarest tile of a warp that fits."""
+        fitting = [
+            (down, across)
+            for down, across in _GRIDS
+            if self.bm % (self.tm * down) == 0 and self.bn % (self.tn * across) == 0
+        ]
+        return min(fitting, key=lambda grid: abs(self.tm * grid[0] - self.tn * grid[1]), default=None)
 
 
 class Float32Kernel(SimtKernel):

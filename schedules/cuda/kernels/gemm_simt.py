@@ -159,10 +159,16 @@ class SimtKernel:
         self.bias_dtype, self.out_dtype = bias_dtype, out_dtype
 
     def module(self) -> IRModule:
+        p = self.product
         with IRBuilder() as builder, T.prim_func():
             T.func_name("main")
-            self._arguments()
-            self._prepare()
+            a = self._array("a", (p.k, p.m) if p.trans_a else (p.m, p.k), p.dtype, "a")
+            b = self._array("b", (p.n, p.k) if p.trans_b else (p.k, p.n), p.dtype, "b")
+            self.a, self.b = self.factors(a, b)
+            bias = T.buffer((p.n,), self.bias_dtype, align=2, buffer_name="bias") if p.bias else None
+            self.bias = T.arg("bias", bias) if bias is not None else None
+            self.residual = self._array("residual", (p.m, p.n), self.out_dtype) if p.residual else None
+            self.c = self._array("c", (p.m, p.n), self.out_dtype)
             T.device_entry()
             with T.attr({"tirx.launch_bounds_min_blocks_per_sm": self.beside}):
                 self._body()
@@ -180,20 +186,6 @@ class SimtKernel:
             Factor(a, p.dtype, p.m, p.k, not p.trans_a, t.bm, t.tm),
             Factor(b, p.dtype, p.n, p.k, p.trans_b, t.bn, t.tn),
         )
-
-    def _arguments(self) -> None:
-        """Declare the arrays."""
-        p = self.product
-        a = self._array("a", (p.k, p.m) if p.trans_a else (p.m, p.k), p.dtype, "a")
-        b = self._array("b", (p.n, p.k) if p.trans_b else (p.k, p.n), p.dtype, "b")
-        self.a, self.b = self.factors(a, b)
-        bias = T.buffer((p.n,), self.bias_dtype, align=2, buffer_name="bias") if p.bias else None
-        self.bias = T.arg("bias", bias) if bias is not None else None
-        self.residual = self._array("residual", (p.m, p.n), self.out_dtype) if p.residual else None
-        self.c = self._array("c", (p.m, p.n), self.out_dtype)
-
-    def _prepare(self) -> None:
-        """Do what comes before the kernel."""
 
     def reserve(self, pool: Any) -> None:
         """Take shared memory beside that of the factors."""

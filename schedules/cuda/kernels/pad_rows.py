@@ -15,7 +15,7 @@ from typing import Any
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import Extent
-from tvmops.schedules.cuda.words import Scalar, c_call, do, wait_for_kernels_before
+from tvmops.schedules.cuda.words import c_call, do, wait_for_kernels_before
 
 VECTOR, LINE = 8, 64  # elements: 16 bytes, 128 bytes
 _WARPS = 8
@@ -112,11 +112,9 @@ def pad_rows(workspace: Any, copies: Sequence[tuple[Any, Padded]], blocks: int, 
         for array, copy in copies:
             to = T.address_of(workspace[copy.offset])
             threads = blocks * _WARPS * 32
-            # Through variables, lest what the launch computes becomes arguments of the kernel.
-            rows, columns = (T.Bind(Scalar(size)()) for size in (copy.rows, copy.columns))
             do(
                 c_call(
-                    "void", "pad_rows", to, array.data, rows, columns, thread, threads,
+                    "void", "pad_rows", to, array.data, copy.rows, copy.columns, thread, threads,
                     source=SHIFTED + _PAD_ROWS,
                 )
             )  # fmt: skip

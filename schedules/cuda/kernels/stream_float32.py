@@ -64,6 +64,8 @@ class StreamKernel(SimtKernel):
     """`main(a, b, [bias], [residual], c)`, of two dimensions each; k is a multiple of 4, and rows of b are."""
 
     tiles: StreamTiles  # type: ignore[assignment]
+    a: Any
+    b: Any
     align = 16
 
     def __init__(self, product: Product, tiles: StreamTiles, stretch: int) -> None:
@@ -184,7 +186,13 @@ class StreamKernel(SimtKernel):
             with when(at < t.rows * fours):
                 do(
                     c_call(
-                        "void", "fetch_present_four", T.address_of(four[0]), self.a.data, place, there, source=_FETCH
+                        "void",
+                        "fetch_present_four",
+                        T.address_of(four[0]),
+                        self.a.data,
+                        place,
+                        there,
+                        source=_FETCH,
                     )
                 )
                 memory = self.held.ptr_to([own, inside])

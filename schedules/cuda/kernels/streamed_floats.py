@@ -136,17 +136,17 @@ class Streamed(Factor):
 
     @property
     def is_whole(self) -> bool:
-        """Whether no tile reaches beyond the array, for those at its end begin early; and how far rows are apart."""
-        sizes = self.extent, self.row_length
-        return all(isinstance(size, int) for size in sizes) and int(self.extent) >= self.block
+        """Whether all rows of each tile are there, and how far they are apart is known: the last begin early."""
+        sizes = isinstance(self.extent, int) and isinstance(self.row_length, int)
+        return sizes and int(self.extent) >= self.block
 
     def _apart(self, number: int) -> int:
         """Return how many floats a piece of such a tile lies behind the thread's first."""
         pitch = int(self.row_length)
         if self.lines:
-            return number * self.lines * pitch
-        passes = self.block // (self.vector * self.threads)
-        return number % passes * self.threads * self.vector + number // passes * pitch
+            return number * int(self.lines) * pitch
+        passes = self.block // (self.vector * int(self.threads))
+        return number % passes * int(self.threads) * self.vector + number // passes * pitch
 
     def _piece(self, number: int) -> tuple[Any, Any]:
         """Return a piece's place among the block's own, and its k."""
@@ -184,7 +184,13 @@ class Streamed(Factor):
         if self.is_whole:
             return self.source(), 0, self._apart(number), _ANY, 1
         if self.lines:
-            return self.source(), self.line, number * self.lines, self.last if self.k_inner else _ANY, self.pitch
+            return (
+                self.source(),
+                self.line,
+                number * self.lines,
+                self.last if self.k_inner else _ANY,
+                self.pitch,
+            )
         column = tirx.min(self.origin + own, self.last)
         return self.source() + T.Cast("uint64", column * 4), k, 0, _ANY, self.pitch
 
@@ -220,7 +226,12 @@ class Streamed(Factor):
             behind = run * _OCTAVE + self.pair * FOUR - self.inside
             to = T.address_of(self.fetched[i * FOUR])
             if self.is_whole:
-                first = (self.fetch_row - self.line) * self.pitch + self.run * _OCTAVE + self.pair * FOUR - self.inside
+                first = (
+                    (self.fetch_row - self.line) * self.pitch
+                    + self.run * _OCTAVE
+                    + self.pair * FOUR
+                    - self.inside
+                )
                 apart = more * self.pitch + i // self.rows_apart * self.runs_apart * _OCTAVE
                 do(
                     c_call(

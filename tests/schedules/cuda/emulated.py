@@ -125,7 +125,6 @@ class TensorMap(ctypes.Structure):
         ("box", ctypes.c_int * 5),
         ("steps", ctypes.c_int * 5),
         ("pitches", ctypes.c_ulonglong * 5),
-        ("swizzles", ctypes.c_int),
     )
 
     @classmethod
@@ -136,7 +135,6 @@ class TensorMap(ctypes.Structure):
         box: Sequence[int],
         steps: Sequence[int] = (),
         pitches: Sequence[int] = (),
-        swizzles: bool = True,
     ) -> TensorMap:
         """Describe `array`, sizes innermost first; pitches are of all dimensions but the first."""
         ones = [1] * (5 - len(dims))
@@ -145,7 +143,7 @@ class TensorMap(ctypes.Structure):
         dense = [array.itemsize * prod(dims[:axis]) for axis in range(1, 5)]
         apart = (ctypes.c_ulonglong * 5)(array.itemsize, *(pitches or dense))
         values = (*(kind(*sizes) for kind, sizes in zip(kinds, each)), apart)
-        return cls(array.ctypes.data, len(dims), array.itemsize, *values, swizzles)
+        return cls(array.ctypes.data, len(dims), array.itemsize, *values)
 
 
 def _value(words: list[str], arguments: Mapping[str, Any]) -> Any:

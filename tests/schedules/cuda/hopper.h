@@ -8,7 +8,6 @@ struct CUtensorMap {
   long long dims[5];  // innermost first
   int box[5], steps[5];
   unsigned long long pitches[5];  // bytes
-  int swizzles;
 };
 
 namespace emulator {
@@ -73,10 +72,10 @@ static void load_box(unsigned to, const void* view, std::vector<int> place, unsi
   barrier.group.stirred = true;
   barrier.copies.push_back([=, &barrier] {
     each_of_box(map, place, [&](unsigned offset, const char* element) {
-      uint8_t* at = shared(map.swizzles ? swizzled(to + offset) : to + offset, map.item);
-      std::memset(at, 0, map.item);
-      if (element) std::memcpy(at, element, map.item);
-      barrier.bytes -= map.item;
+      uint8_t* at = shared(swizzled(to + offset), 2);
+      std::memset(at, 0, 2);
+      if (element) std::memcpy(at, element, 2);
+      barrier.bytes -= 2;
     });
   });
 }
