@@ -42,7 +42,7 @@ class ChainedMma(MmaGemm):
     """`MmaGemm`, launched so."""
 
     name = "cuda.gemm_mma_chained"
-    version = 1
+    version = 2
 
     def covers(self, workload: Workload, target: Target) -> bool:
         return (

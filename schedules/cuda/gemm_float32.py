@@ -15,7 +15,7 @@ from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-_AMPERE = 80  # cp.async
+_AMPERE, _HOPPER = 80, 90  # cp.async; clusters
 _MOST_REGISTERS = 240  # of a thread
 _OTHER_REGISTERS = 20
 _VECTOR = 4  # elements: 16 bytes
@@ -30,7 +30,7 @@ class Float32Gemm(SimtGemm):
     """Any m, n, k, batch, transposes and epilogue."""
 
     name = "cuda.gemm_float32"
-    version = 2
+    version = 3
 
     def covers(self, workload: Workload, target: Target) -> bool:
         newer = target.gpu is not None and target.gpu.compute >= _AMPERE
@@ -44,7 +44,8 @@ class Float32Gemm(SimtGemm):
             Knob("b_vector", _along(workload["k"]) if workload["trans_b"] else _vectors(workload["n"])),
             Knob("beside", (1, 2, 3, 4)),
             Knob("slices", (1, 2, 4)),
-            Knob("early", (1, 0)),
+            Knob("splits", (1, 2, 4, 8) if has_clusters(target) and not workload.is_generic else (1,)),
+            Knob("chained", (0, 1) if has_clusters(target) and not workload.is_generic else (0,)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
@@ -78,6 +79,10 @@ class Float32Gemm(SimtGemm):
         fewest = 4 * batch * (m * k + k * n + m * n) / gpu.bandwidth
         return max(math.ceil(blocks / target.cores) * each, fewest) + _START_SECONDS
 
+    def kernel_workload(self, workload: Workload) -> Workload:
+        """Return the workload itself: where sizes are known, copies need no addresses of their own."""
+        return super().kernel_workload(workload) if workload.is_generic else workload
+
     def tiles_of(self, config: Config) -> Float32Tiles:
         return tiles_of(config)
 
@@ -100,9 +105,14 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and registers <= _MOST_REGISTERS
         and tiles.beside * tiles.threads * registers <= target.gpu.block_registers
         and tiles.beside * (tiles.shared_bytes + _RESERVED) <= target.gpu.shared_bytes + _RESERVED
+        and tiles.splits <= math.ceil(known(workload, "k") / tiles.bk)
         and tiles.bm < 2 * max(32, known(workload, "m"))
         and tiles.bn < 2 * max(32, known(workload, "n"))
     )
+
+
+def has_clusters(target: Target) -> bool:
+    return target.gpu is not None and target.gpu.compute >= _HOPPER
 
 
 def _vectors(row: object) -> tuple[int, ...]:
@@ -132,11 +142,11 @@ def _along(row: object) -> tuple[int, ...]:
 
 
 def _knobs(
-    bm: int, bn: int, bk: int, tm: int, tn: int, stages: int, beside: int, slices: int = 1
+    bm: int, bn: int, bk: int, tm: int, tn: int, stages: int, beside: int, slices: int = 1, splits: int = 1
 ) -> dict[str, int]:
     return {
         "bm": bm, "bn": bn, "bk": bk, "tm": tm, "tn": tn, "stages": stages, "a_vector": 1, "b_vector": 1,
-        "beside": beside, "slices": slices, "early": 1,
+        "beside": beside, "slices": slices, "splits": splits, "chained": 0,
     }  # fmt: skip
 
 

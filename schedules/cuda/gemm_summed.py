@@ -26,7 +26,7 @@ class SummedGemm(LongKGemm):
     """
 
     name = "cuda.gemm_summed"
-    version = 1
+    version = 2
 
     sharers = Knob("parts", (2, 4, 6, 8, 12, 16))
 

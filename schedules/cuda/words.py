@@ -135,6 +135,12 @@ def wait_for_kernels_before() -> None:
     ptx("griddepcontrol.wait")
 
 
+def wait_and_let_next_begin() -> None:
+    """Do both the other way round, where the next kernel's blocks would take places that this one's need."""
+    ptx("griddepcontrol.wait")
+    let_next_kernel_begin()
+
+
 def shared_address(buffer: Any, *indices: Any) -> Any:
     """Return the 32-bit shared-memory address of an element."""
     return T.cuda.cvta_generic_to_shared(buffer.ptr_to(list(indices)))

@@ -5,7 +5,8 @@ Threads multiply as those of `kernels.gemm_simt` do, warp by warp: the lanes of 
 (A. Kerr et al., CUTLASS: Fast Linear Algebra in CUDA C++, 2017), such that neighbours read one
 address together and a read of four takes half of the cycles. What the next k needs is read while
 this one is multiplied, and that of the next stage, too. Small products have few tiles: groups of
-warps sum slices of each step's k apart, and add up their sums in a fixed order.
+warps sum slices of each step's k apart, blocks of a cluster stretches of all of k, and they add up
+their sums in a fixed order.
 
 What lies beyond the rows of an array is copied from its last: nobody stores such results. The first
 step takes of k what the others leave, and zeros: no other need look for an end.
@@ -13,17 +14,25 @@ step takes of k what the others leave, and zeros: no other need look for an end.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import tirx
+from tvm import IRModule, tirx
 from tvm.tirx.script.builder import ir as T
 
+from tvmops.schedules.cuda.kernels.column_sums import add_four
 from tvmops.schedules.cuda.kernels.gemm_simt import FOUR, SimtKernel, SimtTiles
-from tvmops.schedules.cuda.kernels.product import Product
+from tvmops.schedules.cuda.kernels.product import Product, finished
 from tvmops.schedules.cuda.kernels.streamed_floats import Streamed
-from tvmops.schedules.cuda.words import Scalar, c_call, do, ptx, when
+from tvmops.schedules.cuda.words import (
+    PROGRAMMATIC_LAUNCH,
+    Scalar,
+    c_call,
+    do,
+    let_next_kernel_begin,
+    ptx,
+    when,
+)
 
 _GRIDS = ((8, 4), (4, 8), (16, 2), (2, 16))  # of lanes
 _ADD_FOUR = """
@@ -35,9 +44,14 @@ __forceinline__ __device__ void add_four_floats(float* sums, const void* from) {
   sums[3] += four.w;
 }
 """
-_STORE_FOUR = """
+STORE_FOUR = """
 __forceinline__ __device__ void store_four_floats(void* to, const float* sums) {
   *static_cast<float4*>(to) = make_float4(sums[0], sums[1], sums[2], sums[3]);
+}
+"""
+_BEGINS_AT_FOUR = """
+__forceinline__ __device__ int begins_at_four(const void* array) {
+  return reinterpret_cast<unsigned long long>(array) % 16 == 0;
 }
 """
 
@@ -49,7 +63,8 @@ class Float32Tiles(SimtTiles):
     b_vector: int
     beside: int  # blocks that share a multiprocessor
     slices: int = 1  # of each step's k, that groups of warps sum apart
-    early: int = 1  # 1: the next step's first factors are read while the last of this one are multiplied
+    splits: int = 1  # blocks of a cluster, which share k
+    chained: int = 0  # launched while the kernel before it ends
 
     @property
     def threads(self) -> int:
@@ -60,9 +75,19 @@ class Float32Tiles(SimtTiles):
         return super().threads
 
     @property
+    def fours(self) -> int:
+        """Sums of a thread, by four."""
+        return self.tm * self.tn // FOUR
+
+    @property
+    def meets(self) -> bool:
+        """Whether sums of several threads are added up."""
+        return self.slices * self.splits > 1
+
+    @property
     def shared_bytes(self) -> int:
         ring = self.stages * self.bk * (self.bm + self.bn + 2 * FOUR)
-        return 4 * max(ring, self.bm * self.bn if self.slices > 1 else 0)
+        return 4 * max(ring, self.bm * self.bn if self.meets else 0)
 
     @property
     def registers(self) -> int:
@@ -91,6 +116,12 @@ class Float32Kernel(SimtKernel):
         super().__init__(product, tiles, "float32", "float32")
         self.align, self.beside = 16 if max(tiles.a_vector, tiles.b_vector) == 4 else 4, tiles.beside
 
+    def module(self) -> IRModule:
+        module = super().module()
+        if self.tiles.chained:
+            module["main"] = module["main"].with_attr(*PROGRAMMATIC_LAUNCH)
+        return module
+
     def factors(self, a: Any, b: Any) -> tuple[Streamed, Streamed]:
         p, t = self.product, self.tiles
         assert t.grid is not None
@@ -101,70 +132,92 @@ class Float32Kernel(SimtKernel):
         )
 
     def reserve(self, pool: Any) -> None:
-        if self.tiles.slices > 1:  # in place of the factors, when they have been read
+        if self.tiles.meets:  # in place of the factors, when they have been read
             pool.move_base_to(0)
-            threads = self.tiles.threads_of_slice
-            fours = self.tiles.tm * self.tiles.tn // FOUR
-            self.meeting = pool.alloc((fours, threads, FOUR), "float32", align=16)
+            shape = (self.tiles.fours, self.tiles.threads_of_slice, FOUR)
+            self.meeting = pool.alloc(shape, "float32", align=16)
 
     def place(self, warp: Any, lane: Any) -> tuple[Any, Any]:
-        """Return a thread's first row and column. Lanes beside one another share one or the other."""
+        """Return a thread's first row and column."""
         t = self.tiles
         assert t.grid is not None
-        sizes, places = dict(zip("mn", t.grid)), {"m": 0, "n": 0}
-        weights = {"m": 1, "n": 1}
-        for bit in range(5):
-            name = "mn"[bit % 2]
-            name = name if weights[name] < sizes[name] else "nm"[bit % 2]
-            places[name] = places[name] + (lane >> bit & 1) * weights[name]
-            weights[name] *= 2
-        across, warps = t.bn // (t.tn * sizes["n"]), t.threads_of_slice // 32
+        own_row, own_column = place_of_lane(lane, t.grid)
+        across, warps = t.bn // (t.tn * t.grid[1]), t.threads_of_slice // 32
         self.part = T.Bind(T.truncdiv(warp, warps)) if t.slices > 1 else 0
         warp = T.truncmod(warp, warps) if t.slices > 1 else warp
         self.a.part = self.b.part = self.part
-        row = T.truncdiv(warp, across) * (t.tm * sizes["m"]) + places["m"] * FOUR
-        return row, T.truncmod(warp, across) * (t.tn * sizes["n"]) + places["n"] * FOUR
+        row = T.truncdiv(warp, across) * (t.tm * t.grid[0]) + own_row * FOUR
+        return row, T.truncmod(warp, across) * (t.tn * t.grid[1]) + own_column * FOUR
+
+    def _tile(self, count: Any) -> Any:
+        splits = self.tiles.splits
+        if splits == 1:
+            self.rank: Any = 0
+            return super()._tile(count)
+        block = T.cta_id([count * splits])
+        self.rank = T.cta_id_in_cluster([splits])
+        return T.Bind(T.truncdiv(block, splits))
 
     def _multiply_all(self) -> None:
         t = self.tiles
+        self.first = self.row, self.column
+        if self.a.is_whole:
+            self.row = T.Bind(tirx.min(self.row, self.product.m - t.bm))
+        if self.b.is_whole:
+            self.column = T.Bind(tirx.min(self.column, self.product.n - t.bn))
+        if t.chained:
+            ptx("griddepcontrol.wait")
+        count, left = self._begin()
+        for stage in range(t.stages - 1):
+            with when(stage < count):
+                self._copy(stage, None if stage else left)
+            ptx("cp.async.commit_group")
+        use, fill = Scalar(0), Scalar(t.stages - 1)
+        self._await()
+        self._read(use(), 0)
+        with T.serial(count) as step:
+            self._multiply_step(use, fill, T.Bind(step + (t.stages - 1) < count))
+        ptx("cp.async.wait_group", 0)
+        if t.chained:
+            let_next_kernel_begin()
+
+    def _begin(self) -> tuple[Any, Any]:
+        """Aim at this block's stretch of k; return its steps, and how much the first of them takes."""
+        t = self.tiles
         k = Scalar(self.product.k)()
         steps = T.Bind(T.truncdiv(k + (t.bk - 1), t.bk))
+        rest = T.Bind(k - (steps - 1) * t.bk)
+        first = T.Bind(T.truncdiv(steps * self.rank, t.splits))
         for each, origin in ((self.a, self.row), (self.b, self.column)):
             each.aim(origin)
             if each.fetches:
                 each.begin_fetching()
-        for stage in range(t.stages - 1):
-            with when(stage < steps):
-                self._copy(stage, None if stage else k - (steps - 1) * t.bk)
-            ptx("cp.async.commit_group")
-        use, fill = Scalar(0), Scalar(t.stages - 1)
-        if t.early:
-            self._await()
-            self._read(use(), 0)
+            if t.splits > 1:
+                with when(self.rank > 0):
+                    each.advance(rest + (first - 1) * t.bk)
+        if t.splits == 1:
+            return steps, rest
+        count = T.Bind(T.truncdiv(steps * (self.rank + 1), t.splits) - first)
+        return count, T.Bind(tirx.Select(self.rank == 0, rest, t.bk))
+
+    def _multiply_step(self, use: Scalar, fill: Scalar, ahead: Any) -> None:
+        """Multiply a stage, and begin to copy another if one is `ahead`; read the first of what follows."""
+        t = self.tiles
         count = t.bk // t.slices
-        with T.serial(steps) as step:
-            if not t.early:
+        for k in range(count):
+            if k == count - 1:
                 self._await()
-                self._read(use(), 0)
-            for k in range(count):
-                if t.early and k == count - 1:
-                    self._await()
-                    use.set(_following(use(), t.stages))
-                if t.early or k < count - 1:
-                    self._read(use(), (k + 1) % count)
-                if k == 0:
-                    ahead = T.Bind(step + (t.stages - 1) < steps)
-                    with when(ahead):
-                        self._copy(fill(), fetches=True)
-                    ptx("cp.async.commit_group")
-                if k == max(count - 2, 0):
-                    with when(ahead):
-                        self._put(fill())
-                    fill.set(_following(fill(), t.stages))
-                self._multiply(k)
-            if not t.early:
                 use.set(_following(use(), t.stages))
-        ptx("cp.async.wait_group", 0)
+            self._read(use(), (k + 1) % count)
+            if k == 0:
+                with when(ahead):
+                    self._copy(fill(), fetches=True)
+                ptx("cp.async.commit_group")
+            if k == max(count - 2, 0):
+                with when(ahead):
+                    self._put(fill())
+                fill.set(_following(fill(), t.stages))
+            self._multiply(k)
 
     def _await(self) -> None:
         """Wait until the next stage is there for all threads."""
@@ -190,31 +243,89 @@ class Float32Kernel(SimtKernel):
             if each.fetches:
                 each.put(stage)
 
+    # The end: groups of warps, and blocks of a cluster, add up what they have.
+
     def _store(self) -> None:
-        if self.tiles.slices == 1:
-            super()._store()
-            return
-        for part in range(1, self.tiles.slices):
+        t, n = self.tiles, self.product.n
+        begins = c_call("int32", "begins_at_four", self.c.data, source=_BEGINS_AT_FOUR)
+        self.by_four = T.Bind((T.truncmod(n, FOUR) == 0) & (begins != 0))
+        thread = T.Bind(T.truncmod(self.a.thread, t.threads_of_slice))
+        self.own = [self.meeting.ptr_to([i, thread, 0]) for i in range(t.fours)] if t.meets else []
+        for part in range(1, t.slices):
             do(T.cuda.cta_sync())  # others may still read what this takes the place of
             with when(self.part == part):
-                self._each_four(
-                    lambda at, memory: do(c_call("void", "store_four_floats", memory, at, source=_STORE_FOUR))
-                )
+                self._leave()
             do(T.cuda.cta_sync())
             with when(self.part == 0):
-                self._each_four(
-                    lambda at, memory: do(c_call("void", "add_four_floats", at, memory, source=_ADD_FOUR))
-                )
+                for i in range(t.fours):
+                    do(c_call("void", "add_four_floats", self._sum(i), self.own[i], source=_ADD_FOUR))
+        if t.splits == 1:
+            with when(self.part == 0):
+                for i in range(t.fours):
+                    self._store_four(i)
+            return
+        do(T.cuda.cta_sync())
         with when(self.part == 0):
-            super()._store()
+            self._leave()
+        do(T.cuda.cluster_sync())
+        with when(self.part == 0):
+            for rank in range(t.splits):
+                with when(self.rank == rank):
+                    for i in range(rank, t.fours, t.splits):
+                        self._add_blocks(i)
+                        self._store_four(i)
+        do(T.cuda.cluster_sync())  # no block leaves while its memory is read
 
-    def _each_four(self, use: Callable[[Any, Any], None]) -> None:
-        """Do something with four sums at a time, and with their place in shared memory."""
-        t = self.tiles
-        thread = T.Bind(T.truncmod(self.a.thread, t.threads_of_slice))
-        for i in range(0, t.tm * t.tn, FOUR):
-            memory = self.meeting.ptr_to([i // FOUR, thread, 0])
-            use(T.address_of(self.sums[i]), memory)
+    def _sum(self, four: int) -> Any:
+        return T.address_of(self.sums[four * FOUR])
+
+    def _leave(self) -> None:
+        for i in range(self.tiles.fours):
+            do(c_call("void", "store_four_floats", self.own[i], self._sum(i), source=STORE_FOUR))
+
+    def _add_blocks(self, four: int) -> None:
+        """Add up four sums of all blocks of the cluster."""
+        address = T.Bind(T.cuda.cvta_generic_to_shared(self.own[four]))
+        sums = add_four([(address, rank) for rank in range(self.tiles.splits)])
+        for i, value in enumerate(sums):
+            T.buffer_store(self.sums, value, [four * FOUR + i])
+
+    def _store_four(self, four: int) -> None:
+        """Finish and store four neighbours of a row, together where rows of c allow it."""
+        p, t = self.product, self.tiles
+        i, j = four * FOUR // t.tn, four * FOUR % t.tn
+        row = T.Bind(self.row + self.a.place_of(self.ty, i))
+        column = T.Bind(self.column + self.b.place_of(self.tx, j))
+        place = [self.item, row] if p.is_batched else [row]
+        # of tiles that begin early, others store the first rows and columns
+        there = (
+            row >= self.first[0] if self.a.is_whole else row < p.m,
+            column + (FOUR - 1) >= self.first[1] if self.b.is_whole else column < p.n,
+        )
+        with when(tirx.And(*there)):
+            for e in range(FOUR):
+                at = tirx.min(column + e, p.n - 1)
+                value = finished(p, self.bias, self.residual, self.sums[four * FOUR + e], place, at)
+                T.buffer_store(self.sums, value, [four * FOUR + e])
+            with T.If(self.by_four):
+                with T.Then():
+                    to = self.c.ptr_to([*place, column])
+                    do(c_call("void", "store_four_floats", to, self._sum(four), source=STORE_FOUR))
+                with T.Else():
+                    for e in range(FOUR):
+                        with when(column + e >= self.first[1] if self.b.is_whole else column + e < p.n):
+                            T.buffer_store(self.c, self.sums[four * FOUR + e], [*place, column + e])
+
+
+def place_of_lane(lane: Any, grid: tuple[int, int]) -> tuple[Any, Any]:
+    """Return where a lane stands in its grid. Lanes beside one another share a row or a column."""
+    places: list[Any] = [0, 0]
+    weights = [1, 1]
+    for bit in range(5):
+        side = bit % 2 if weights[bit % 2] < grid[bit % 2] else 1 - bit % 2
+        places[side] = places[side] + (lane >> bit & 1) * weights[side]
+        weights[side] *= 2
+    return places[0], places[1]
 
 
 def _following(stage: Any, stages: int) -> Any:

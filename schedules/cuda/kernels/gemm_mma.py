@@ -29,7 +29,7 @@ from tvmops.schedules.cuda.words import (
     pack,
     ptx,
     slice_of,
-    wait_for_kernels_before,
+    wait_and_let_next_begin,
     when,
 )
 
@@ -169,7 +169,7 @@ class MmaKernel:
         return T.Bind(value)
 
     def _wait(self) -> None:
-        wait_for_kernels_before()
+        wait_and_let_next_begin()
 
     def _multiply_all(self) -> None:
         stages, steps = self.tiles.stages, ceildiv(self.product.k, BK)

@@ -195,9 +195,13 @@ class SimtKernel:
         across, thread = self.tiles.bn // self.tiles.tn, warp * 32 + lane
         return T.truncdiv(thread, across), T.truncmod(thread, across)
 
+    def _tile(self, count: Any) -> Any:
+        """Launch blocks for so many tiles; return the number of this one's."""
+        return T.cta_id([count])
+
     def _body(self) -> None:
         p, t = self.product, self.tiles
-        block = T.cta_id([ceildiv(p.m, t.bm) * ceildiv(p.n, t.bn) * p.batch])
+        block = self._tile(ceildiv(p.m, t.bm) * ceildiv(p.n, t.bn) * p.batch)
         warp, lane = T.warp_id([t.threads // 32]), T.lane_id([32])
         thread = T.Bind(warp * 32 + lane)
         # Through variables, lest what the launch computes becomes arguments of the kernel.

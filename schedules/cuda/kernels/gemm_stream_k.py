@@ -13,7 +13,7 @@ from tvm.tirx.script.builder import ir as builder
 
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results
-from tvmops.schedules.cuda.words import c_call, do, tie, wait_for_kernels_before, when
+from tvmops.schedules.cuda.words import c_call, do, tie, wait_and_let_next_begin, when
 
 LEAVING = 5  # steps that take as long as leaving the sums of a tile
 _CLEARERS = 8  # warps
@@ -195,7 +195,7 @@ def clear_flags(arrays: dict[str, Any], tiles: Tiles) -> int:
         builder.cta_id([1])
         warp, lane = builder.warp_id([_CLEARERS]), builder.lane_id([32])
         thread = builder.Bind(warp * 32 + lane)
-        wait_for_kernels_before()
+        wait_and_let_next_begin()
         flags = builder.address_of(arrays["workspace"][tiles.left_bytes])
         do(c_call("void", "clear_flags", flags, tiles.flags, thread, _CLEARERS * 32, source=_CLEAR))
     return tiles.flags

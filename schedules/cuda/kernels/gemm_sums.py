@@ -9,7 +9,7 @@ from tvm.tirx.script.builder import ir as T
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
 from tvmops.schedules.cuda.kernels.gemm_results import finished
 from tvmops.schedules.cuda.row_memory import store_vector
-from tvmops.schedules.cuda.words import Scalar, c_call, do, wait_for_kernels_before, when
+from tvmops.schedules.cuda.words import Scalar, c_call, do, wait_and_let_next_begin, when
 
 _WARPS = 8
 _RUN = 8  # columns of a thread
@@ -46,7 +46,7 @@ def add_up(form: Form, arrays_of: Arrays, arrays: dict[str, Any]) -> int:
         warp, lane = T.warp_id([_WARPS]), T.lane_id([32])
         at = T.Bind((block * _WARPS + warp) * 32 + lane)
         sums = T.alloc_local((_RUN,), "float32")
-        wait_for_kernels_before()
+        wait_and_let_next_begin()
         with when(at < runs):
             source = _ADD_PARTS.format(parts=parts)
             memory = arrays["workspace"].data

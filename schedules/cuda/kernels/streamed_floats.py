@@ -52,6 +52,19 @@ __forceinline__ __device__ void fetch_four_floats(float* to, unsigned long long 
                : "l"(from), "r"(row), "r"(more), "r"(last), "r"(pitch), "r"(behind) : "memory");
 }
 """
+# The same where all rows are there: `apart` floats from the thread's first.
+_COPY_WHOLE = """
+__forceinline__ __device__ void copy_whole_floats_{vector}(unsigned to, unsigned long long from, int apart) {{
+  asm volatile("cp.async.{cache}.shared.global [%0], [%1], {nbytes};" ::
+               "r"(to), "l"(from + 4ll * apart) : "memory");
+}}
+"""
+_FETCH_WHOLE_FOUR = """
+__forceinline__ __device__ void fetch_whole_four(float* to, unsigned long long from, int apart) {
+  asm volatile("ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3]) : "l"(from + 4ll * apart) : "memory");
+}
+"""
 
 
 class Streamed(Factor):
@@ -106,9 +119,13 @@ class Streamed(Factor):
     def aim(self, origin: Any) -> None:
         """Find where this thread's pieces of the first tile begin."""
         last = self.extent - self.vector
-        self.pitch = T.Bind(Scalar(self.row_length)())
+        self.pitch = self.row_length if self.is_whole else T.Bind(Scalar(self.row_length)())
         row, column = 0, 0
-        if self.k_inner:
+        if self.is_whole and self.k_inner:
+            row, column = origin + self.line, self.inside
+        elif self.is_whole:
+            row, column = self.line if self.lines else 0, origin + self.inside * self.vector
+        elif self.k_inner:
             row, column, self.last = origin, self.inside, T.Bind(last - origin)
         elif self.lines:
             column = tirx.min(origin + self.inside * self.vector, last)
@@ -116,6 +133,20 @@ class Streamed(Factor):
             self.origin, self.last = origin, last
         address = c_call("uint64", "address_in", self.slice, row, self.pitch, column, source=_ADDRESS)
         self.source = Scalar(address, "uint64")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all rows of each tile are there, and how far they are apart is known: the last begin early."""
+        sizes = isinstance(self.extent, int) and isinstance(self.row_length, int)
+        return sizes and int(self.extent) >= self.block
+
+    def _apart(self, number: int) -> int:
+        """Return how many floats a piece of such a tile lies behind the thread's first."""
+        pitch = int(self.row_length)
+        if self.lines:
+            return number * int(self.lines) * pitch
+        passes = self.block // (self.vector * int(self.threads))
+        return number % passes * int(self.threads) * self.vector + number // passes * pitch
 
     def _piece(self, number: int) -> tuple[Any, Any]:
         """Return a piece's place among the block's own, and its k."""
@@ -134,22 +165,34 @@ class Streamed(Factor):
         count = self.block * self.bk // self.vector
         for i in range(self.count):
             own, k = self._piece(i)
-            source, rows = self.source(), (self.line, i * self.lines, self.last if self.k_inner else _ANY)
-            if not self.lines:
-                column = tirx.min(self.origin + own, self.last)
-                source, rows = source + T.Cast("uint64", column * 4), (k, 0, _ANY)
+            place = self._source_of(i, own, k)
             to = T.cuda.cvta_generic_to_shared(self.tile.ptr_to([stage, k, own]))
             present = () if left is None else (T.Cast("int32", k < left),)
             name, text = ("copy_present_floats", _COPY_PRESENT) if present else ("copy_floats", _COPY)
-            copy = c_call(
-                "void", f"{name}_{self.vector}", to, source, *rows, self.pitch, *present,
-                source=text.format(**fields),
-            )  # fmt: skip
+            if self.is_whole and not present:
+                name, text, place = "copy_whole_floats", _COPY_WHOLE, (self.source(), self._apart(i))
+            source = text.format(**fields)
+            copy = c_call("void", f"{name}_{self.vector}", to, *place, *present, source=source)
             if (i + 1) * self.threads <= count:
                 do(copy)
                 continue
             with when(i * self.threads + self.thread < count):
                 do(copy)
+
+    def _source_of(self, number: int, own: Any, k: Any) -> tuple[Any, ...]:
+        """Return an address, a row and how many more, the last row, and floats from one row to the next."""
+        if self.is_whole:
+            return self.source(), 0, self._apart(number), _ANY, 1
+        if self.lines:
+            return (
+                self.source(),
+                self.line,
+                number * self.lines,
+                self.last if self.k_inner else _ANY,
+                self.pitch,
+            )
+        column = tirx.min(self.origin + own, self.last)
+        return self.source() + T.Cast("uint64", column * 4), k, 0, _ANY, self.pitch
 
     # Fours along k come through registers, and go from there to their places.
 
@@ -182,6 +225,21 @@ class Streamed(Factor):
             more, run = self._four(i)
             behind = run * _OCTAVE + self.pair * FOUR - self.inside
             to = T.address_of(self.fetched[i * FOUR])
+            if self.is_whole:
+                first = (
+                    (self.fetch_row - self.line) * self.pitch
+                    + self.run * _OCTAVE
+                    + self.pair * FOUR
+                    - self.inside
+                )
+                apart = more * self.pitch + i // self.rows_apart * self.runs_apart * _OCTAVE
+                do(
+                    c_call(
+                        "void", "fetch_whole_four", to, self.source(), T.Bind(first) + apart,
+                        source=_FETCH_WHOLE_FOUR,
+                    )
+                )  # fmt: skip
+                return
             do(
                 c_call(
                     "void", "fetch_four_floats", to, self.source(), self.fetch_row, more, self.last, self.pitch,

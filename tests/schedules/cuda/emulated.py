@@ -100,6 +100,7 @@ _MACROS = (
     "copy_bytes_",
     "copy_floats_",
     "copy_present_floats_",
+    "copy_whole_floats_",
     "async_bulk_tensor_",
     "async_bulk_wait_group_",
     "add_partials_",

@@ -319,8 +319,17 @@ static inline void copy_piece(unsigned to, const void* from, int row, int pitch,
   }                                                                                                      \
   static inline void copy_floats_##vector(unsigned to, unsigned long long from, int row, int more, int last, int pitch) { \
     copy_present_floats_##vector(to, from, row, more, last, pitch, 1);                                   \
+  }                                                                                                      \
+  static inline void copy_whole_floats_##vector(unsigned to, unsigned long long from, int apart) {       \
+    copy_present_floats_##vector(to, from, 0, apart, apart, 1, 1);                                       \
   }
 COPY_FLOATS(1) COPY_FLOATS(4)
+static inline void fetch_present_four(float* to, const void* array, long long at, int present) {
+  for (int i = 0; i < 4; ++i) to[i] = present ? static_cast<const float*>(array)[at + i] : 0.0f;
+}
+static inline void fetch_whole_four(float* to, unsigned long long from, int apart) {
+  fetch_present_four(to, reinterpret_cast<const void*>(from), apart, 1);
+}
 static inline void fetch_four_floats(float* to, unsigned long long from, int row, int more, int last, int pitch, int behind) {
   const float* at = reinterpret_cast<const float*>(from) + (std::min(row + more, last) * pitch + behind);
   if (reinterpret_cast<uintptr_t>(at) % 16) emulator::fail("an address that is not aligned");

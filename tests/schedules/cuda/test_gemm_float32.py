@@ -79,26 +79,30 @@ def test_generic_kernels_compile(machine: str) -> None:
 
 
 def config(
-    bm: int, bn: int, bk: int, tm: int, tn: int, stages: int, a: int, b: int, slices: int = 1, early: int = 1
+    bm: int, bn: int, bk: int, tm: int, tn: int, stages: int, a: int, b: int, slices: int = 1, splits: int = 1
 ) -> Config:
     return Config.of(
         bm=bm, bn=bn, bk=bk, tm=tm, tn=tn, stages=stages, a_vector=a, b_vector=b, beside=1, slices=slices,
-        early=early,
+        splits=splits, chained=int(splits > 2),
     )  # fmt: skip
 
 
 CASES = [
     (FLOAT32["short"], config(16, 32, 16, 4, 4, 3, 1, 4)),
     (FLOAT32["short"], config(64, 64, 8, 4, 4, 2, 1, 1, slices=2)),  # more threads than a tile has pieces
-    (FLOAT32["brief"], config(32, 64, 16, 4, 8, 2, 1, 1, early=0)),
+    (FLOAT32["brief"], config(32, 64, 16, 4, 8, 2, 1, 1)),
     (FLOAT32["brief"], config(32, 64, 16, 8, 4, 3, 1, 1, slices=4)),
     (FLOAT32["shared"], config(32, 64, 8, 8, 8, 4, 1, 1)),
     (FLOAT32["a across"], config(64, 128, 16, 8, 8, 3, 4, 4)),
     (FLOAT32["b along"], config(32, 128, 8, 16, 8, 3, 1, 1)),
     (FLOAT32["b along"], config(32, 128, 32, 8, 8, 2, 1, 1, slices=2)),
     (FLOAT32["b along"], config(32, 128, 16, 8, 8, 3, 4, 4)),  # through registers
-    (FLOAT32["b along"], config(32, 128, 32, 8, 4, 2, 4, 4, slices=2, early=0)),
+    (FLOAT32["b along"], config(32, 128, 32, 8, 4, 2, 4, 4, slices=2)),
     (FLOAT32["fours"], config(32, 64, 8, 8, 4, 2, 4, 4)),
+    (FLOAT32["short"], config(32, 64, 8, 4, 4, 2, 1, 1, splits=4)),  # a stretch has one step or two
+    (FLOAT32["brief"], config(16, 32, 8, 4, 4, 2, 1, 1, splits=2)),
+    (FLOAT32["b along"], config(32, 128, 16, 8, 8, 2, 4, 4, slices=2, splits=2)),
+    (FLOAT32["fours"], config(32, 64, 8, 8, 4, 3, 1, 4, splits=2)),
 ]
 
 
@@ -111,7 +115,8 @@ class TestRunHere:
         cubin = compiled(TEMPLATE, work, H200, knobs)
         assert cubin.report.spilled_bytes == 0 and "cp.async" in cubin.source
         tiles = tiles_of(knobs)
-        launch = Launch(blocks_of(work, tiles.bm, tiles.bn), shared_bytes=tiles.shared_bytes)
+        blocks = blocks_of(work, tiles.bm, tiles.bn) * tiles.splits
+        launch = Launch(blocks, tiles.splits, tiles.shared_bytes)
         assert error_here(cubin, work, launch, tmp_path) <= op_of(work).tolerance(work)
 
 
