@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from tvm import IRModule
 
@@ -19,6 +20,7 @@ from tvmops.workloads import Workload
 
 _ALIGNED = 16  # of head_dim: the sum's length of a product
 _MOST_GROUP = 2 * COLUMNS  # heads that share keys
+_MOST_SPLITS = 8  # of clusters of 16 not all find a place at once
 _AMPERE, _HOPPER = 80, 90  # mma.sync of 16 bits with cp.async; clusters
 _ACCUMULATORS = 160  # registers of a thread for out^T, q^T and scores
 _BUSY = 0.9  # of the multiprocessors: 64 of 132 take all that memory gives, but 5% later
@@ -29,7 +31,7 @@ _MEETING = 2.5e-6  # of the blocks of a cluster, and what comes before the first
 
 class DecodeAttention(Template):
     name = "cuda.attention_decode"
-    version = 3
+    version = 4
 
     def covers(self, workload: Workload, target: Target) -> bool:
         if target.gpu is None or target.gpu.compute < _AMPERE or not is_plain(workload, _ALIGNED):
@@ -48,10 +50,11 @@ class DecodeAttention(Template):
     def space(self, workload: Workload, target: Target) -> Space:
         clusters = gpu_of(target).compute >= _HOPPER
         knobs = (
-            Knob("splits", (1, 2, 4, 8) if clusters else (1,)),  # of 16 not all find a place at once
+            Knob("splits", tuple(range(1, _MOST_SPLITS + 1)) if clusters else (1,)),
             Knob("warps", (2, 4, 8)),
             Knob("keys", (16, 32)),
             Knob("stages", (2, 3, 4, 6)),
+            Knob("ahead", (0, 1) if clusters and not workload["lengths"] else (0,)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
@@ -62,7 +65,8 @@ class DecodeAttention(Template):
         blocks = _pairs(workload)
         enough = [each for each in splits if blocks * each >= _BUSY * target.cores]
         wanted = min(enough, default=max(splits))
-        choices = [Config.of(splits=wanted, **knobs) for knobs in _DEFAULTS]
+        ahead = int(space.knobs[-1].values[-1])
+        choices = [Config.of(splits=wanted, **knobs, ahead=ahead) for knobs in _DEFAULTS]
         return next(config for config in choices if config in space)
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
@@ -86,7 +90,8 @@ class DecodeAttention(Template):
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         general = self.kernel_workload(workload)
-        return SplitKernel(sizes_of(general), split_of(config), cache_of(general)).module()
+        split = replace(split_of(config), chained=gpu_of(target).compute >= _HOPPER)
+        return SplitKernel(sizes_of(general), split, cache_of(general)).module()
 
 
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:
