@@ -23,7 +23,8 @@ _MOST_GROUP = 2 * COLUMNS  # heads that share keys
 _MOST_SPLITS = 8  # of clusters of 16 not all find a place at once
 _AMPERE, _HOPPER = 80, 90  # mma.sync of 16 bits with cp.async; clusters
 _ACCUMULATORS = 160  # registers of a thread for out^T, q^T and scores
-_BUSY = 0.9  # of the multiprocessors: 64 of 132 take all that memory gives, but 5% later
+# Of the multiprocessors, so many take all that memory gives; clusters spread over the machine evenly.
+_BUSY, _BUSY_IN_CLUSTERS = 0.7, 0.48
 _BLOCK_RATE = 1e11  # bytes a second that one multiprocessor takes at most
 _LATENCY = 1.2e-6  # seconds until a copy from memory has come
 _MEETING = 2.5e-6  # of the blocks of a cluster, and what comes before the first copy
@@ -59,14 +60,15 @@ class DecodeAttention(Template):
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
     def default(self, workload: Workload, target: Target) -> Config:
-        """Return the least split that keeps the machine busy, with as much in flight as fits."""
-        space = self.space(workload, target)
+        """Return the least split that keeps the memory busy, with as much in flight as fits."""
+        space, cores = self.space(workload, target), target.cores
         splits = [int(value) for value in space.knobs[0].values]
-        blocks = _pairs(workload)
-        enough = [each for each in splits if blocks * each >= _BUSY * target.cores]
+        pairs = _pairs(workload)
+        enough = [s for s in splits if pairs * s >= cores * (_BUSY if s == 1 else _BUSY_IN_CLUSTERS)]
         wanted = min(enough, default=max(splits))
         ahead = int(space.knobs[-1].values[-1])
-        choices = [Config.of(splits=wanted, **knobs, ahead=ahead) for knobs in _DEFAULTS]
+        rings = _RINGS if pairs * wanted <= cores else _SMALL_RINGS + _RINGS
+        choices = [Config.of(splits=wanted, **ring, ahead=ahead) for ring in rings]
         return next(config for config in choices if config in space)
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
@@ -79,10 +81,11 @@ class DecodeAttention(Template):
         (head_dim,) = workload.dims("head_dim")
         blocks = _pairs(workload) * split.splits
         nbytes = 4 * _pairs(workload) * kv_len * head_dim
-        waves = math.ceil(blocks / target.cores) / (blocks / target.cores)
-        in_flight = min(blocks, target.cores) * split.warps * (split.stages - 1) * split.keys * head_dim * 4
+        resident = target.cores * (gpu.shared_bytes // shared_bytes(head_dim, _group(workload), split))
+        uneven = math.ceil(blocks / resident) * resident / blocks if blocks > resident else 1.0
+        in_flight = min(blocks, resident) * split.warps * (split.stages - 1) * split.keys * head_dim * 4
         rate = min(gpu.bandwidth, in_flight / _LATENCY, min(blocks, target.cores) * _BLOCK_RATE)
-        return nbytes * waves / rate + _MEETING + (_LATENCY if split.splits > 1 else 0.0)
+        return nbytes * uneven / rate + _MEETING + (_LATENCY if split.splits > 1 else 0.0)
 
     def kernel_workload(self, workload: Workload) -> Workload:
         paged = {"pages": ANY} if workload["page_size"] != 0 else {}
@@ -97,8 +100,7 @@ class DecodeAttention(Template):
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     """Say whether `config` fits the machine; the only statement of the template's limits."""
     split = split_of(config)
-    heads, kv_heads, head_dim = workload.dims("heads", "kv_heads", "head_dim")
-    group = heads // kv_heads
+    (head_dim,), group = workload.dims("head_dim"), _group(workload)
     tiles = -(-group // COLUMNS)
     accumulators = tiles * (head_dim // 16 * 6 + split.keys // KEYS * 6)
     return (
@@ -124,10 +126,18 @@ def _pairs(workload: Workload) -> int:
     return batch * workload.dims("kv_heads")[0]
 
 
-# What `default` chooses from: the first that fits.
-_DEFAULTS = (
+def _group(workload: Workload) -> int:
+    """Count the query heads that share keys."""
+    heads, kv_heads = workload.dims("heads", "kv_heads")
+    return heads // kv_heads
+
+
+# What `default` chooses from: the first that fits. Of blocks that are more than multiprocessors, two fit one.
+_SMALL_RINGS = ({"warps": 4, "keys": 16, "stages": 3},)
+_RINGS = (
     {"warps": 8, "keys": 16, "stages": 3},
     {"warps": 8, "keys": 16, "stages": 2},
+    {"warps": 4, "keys": 16, "stages": 3},
     {"warps": 4, "keys": 16, "stages": 2},
     {"warps": 2, "keys": 16, "stages": 2},
 )

@@ -59,11 +59,23 @@ def test_it_is_tried_first_and_the_other_too() -> None:
     assert names == ["cuda.attention_decode", "cuda.attention_wgmma"]
 
 
-@pytest.mark.parametrize("batch, splits", [(1, 8), (2, 8), (8, 2), (16, 1), (64, 1)])
-def test_the_default_fills_the_machine(batch: int, splits: int) -> None:
+@pytest.mark.parametrize(
+    "batch, splits, warps",
+    [
+        (1, 8, 8),
+        (2, 4, 8),  # 16 clusters of 8 would not all find a place
+        (3, 3, 8),
+        (8, 2, 8),  # 64 blocks that are no clusters crowd some parts of the machine
+        (10, 2, 4),  # 160 blocks: two fit a multiprocessor
+        (12, 1, 8),
+        (24, 1, 4),
+    ],
+)
+def test_the_default_keeps_memory_busy(batch: int, splits: int, warps: int) -> None:
     work = attention(batch=batch)
     config = TEMPLATE.default(work, H200)
-    assert config in TEMPLATE.space(work, H200) and config["splits"] == splits
+    assert config in TEMPLATE.space(work, H200)
+    assert (config["splits"], config["warps"]) == (splits, warps)
 
 
 @pytest.mark.parametrize("fields", [{"head_dim": 256}, {"heads": 128}, {"head_dim": 16}, {"batch": "*"}])
