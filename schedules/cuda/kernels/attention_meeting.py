@@ -94,7 +94,11 @@ class Meeting:
                 self._each(self.finishes, split.finished(self.kernel.group), self._finish_at)
 
     def _let_go(self) -> None:
-        """Let the next kernel begin: not before, lest its clusters find places in a few parts of the machine."""
+        """Let the next kernel begin.
+
+        Its clusters find places as those of this one leave them. Those that came earlier would share
+        what was left, some parts of the machine twice over others, and take turns at the way to memory.
+        """
         if self.kernel.split.chained:
             let_next_kernel_begin()
 

@@ -9,8 +9,11 @@ multiplies the last, on tensor cores, with keys as rows and the heads that share
 
 Warps, then blocks, bring their sums to a common maximum and add them, in a fixed order, through
 shared memory and that of the cluster: each block sends its sums of a head to the block that
-finishes that head, and which waits for nothing else. No workspace, no second kernel (the split of the keys is that of T. Dao et
-al., Flash-Decoding, 2023).
+finishes that head, and which waits for nothing else. No workspace, no second kernel (the split of
+the keys is that of T. Dao et al., Flash-Decoding, 2023).
+
+On Hopper the kernel is launched while the one before ends; it asks the L2 for its first keys and
+values, and reads nothing until that one is done.
 """
 
 from __future__ import annotations
