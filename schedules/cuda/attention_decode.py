@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from tvm import IRModule
 
@@ -93,8 +92,8 @@ class DecodeAttention(Template):
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         general = self.kernel_workload(workload)
-        split = replace(split_of(config), chained=gpu_of(target).compute >= _HOPPER)
-        return SplitKernel(sizes_of(general), split, cache_of(general)).module()
+        chained = gpu_of(target).compute >= _HOPPER
+        return SplitKernel(sizes_of(general), split_of(config), cache_of(general), chained).module()
 
 
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:

@@ -99,7 +99,7 @@ class Meeting:
         Its clusters find places as those of this one leave them. Those that came earlier would share
         what was left, some parts of the machine twice over others, and take turns at the way to memory.
         """
-        if self.kernel.split.chained:
+        if self.kernel.chained:
             let_next_kernel_begin()
 
     def _share(self) -> None:

@@ -19,7 +19,6 @@ class Split:
     keys: int  # of a chunk
     stages: int  # chunks of a warp's ring
     ahead: int = 0  # chunks of a warp that the L2 is asked for before the kernel before is done
-    chained: bool = False  # is launched while the kernel before ends
 
     @property
     def threads(self) -> int:

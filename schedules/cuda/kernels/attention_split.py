@@ -43,9 +43,10 @@ __forceinline__ __device__ unsigned load_query_pair(const void* pointer) {
 class SplitKernel:
     """`main(q, k, v, [mask], [lengths, [block_table]], scale, out)` for one query a head."""
 
-    def __init__(self, sizes: Heads, split: Split, cache: Cache) -> None:
+    def __init__(self, sizes: Heads, split: Split, cache: Cache, chained: bool) -> None:
         assert isinstance(sizes.heads, int) and isinstance(sizes.kv_heads, int)
         self.sizes, self.split, self.cache = sizes, split, cache
+        self.chained = chained  # launched while the kernel before ends
         self.most_keys = sizes.kv_len
         if cache.page_size:
             known = isinstance(sizes.kv_len, int)
@@ -81,7 +82,7 @@ class SplitKernel:
                 self._body()
         function = builder.get().with_attr("global_symbol", "main")
         return IRModule(
-            {"main": function.with_attr(*PROGRAMMATIC_LAUNCH) if self.split.chained else function}
+            {"main": function.with_attr(*PROGRAMMATIC_LAUNCH) if self.chained else function}
         )
 
     def _array(self, name: str, outer: Any, heads: Any, rows: Any) -> Any:
@@ -114,7 +115,7 @@ class SplitKernel:
         meeting.hold(chunk)
 
     def _await_kernels_before(self) -> None:
-        if self.split.chained:
+        if self.chained:
             ptx("griddepcontrol.wait")
 
     def _shared_memory(self) -> None:
