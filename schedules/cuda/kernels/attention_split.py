@@ -81,9 +81,7 @@ class SplitKernel:
             with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
                 self._body()
         function = builder.get().with_attr("global_symbol", "main")
-        return IRModule(
-            {"main": function.with_attr(*PROGRAMMATIC_LAUNCH) if self.chained else function}
-        )
+        return IRModule({"main": function.with_attr(*PROGRAMMATIC_LAUNCH) if self.chained else function})
 
     def _array(self, name: str, outer: Any, heads: Any, rows: Any) -> Any:
         beside = self.cache.beside and name != "out"
