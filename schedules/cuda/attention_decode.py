@@ -48,13 +48,14 @@ class DecodeAttention(Template):
         )
 
     def space(self, workload: Workload, target: Target) -> Space:
-        clusters = gpu_of(target).compute >= _HOPPER
+        clusters = _has_clusters(target)
         knobs = (
             Knob("splits", tuple(range(1, _MOST_SPLITS + 1)) if clusters else (1,)),
             Knob("warps", (2, 4, 8)),
             Knob("keys", (16, 32)),
             Knob("stages", (2, 3, 4, 6)),
             Knob("ahead", (0, 1) if clusters and not workload["lengths"] else (0,)),
+            Knob("early", (0, 1) if clusters else (0,)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
@@ -65,9 +66,9 @@ class DecodeAttention(Template):
         pairs = _pairs(workload)
         enough = [s for s in splits if pairs * s >= cores * (_BUSY if s == 1 else _BUSY_IN_CLUSTERS)]
         wanted = min(enough, default=max(splits))
-        ahead = int(space.knobs[-1].values[-1])
+        ahead = int(_has_clusters(target) and not workload["lengths"])
         rings = _RINGS if pairs * wanted <= cores else _SMALL_RINGS + _RINGS
-        choices = [Config.of(splits=wanted, **ring, ahead=ahead) for ring in rings]
+        choices = [Config.of(splits=wanted, **ring, ahead=ahead, early=0) for ring in rings]
         return next(config for config in choices if config in space)
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
@@ -92,7 +93,7 @@ class DecodeAttention(Template):
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         general = self.kernel_workload(workload)
-        chained = gpu_of(target).compute >= _HOPPER
+        chained = _has_clusters(target)
         return SplitKernel(sizes_of(general), split_of(config), cache_of(general), chained).module()
 
 
@@ -106,6 +107,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         shared_bytes(head_dim, group, split) <= gpu_of(target).shared_bytes
         and accumulators <= _ACCUMULATORS
         and (split.keys * head_dim // 8) % 32 == 0
+        and (split.splits > 1 or not split.early)
         and workload.dims("page_size")[0] % split.keys == 0  # a chunk lies in one page
     )
 
@@ -123,6 +125,10 @@ def _pairs(workload: Workload) -> int:
     """Count the key and value heads over the batch; a batch that is not known is 1."""
     batch = workload.dims("batch")[0] if workload["batch"] != ANY else 1
     return batch * workload.dims("kv_heads")[0]
+
+
+def _has_clusters(target: Target) -> bool:
+    return gpu_of(target).compute >= _HOPPER
 
 
 def _group(workload: Workload) -> int:

@@ -148,7 +148,7 @@ class Copies:
             do(c_call("void", "copy_whole_piece", to + inside, start, offset, source=_COPY_WHOLE))
 
     def _copy_part(self, rows: Any, first: Any, end: Any, to: Any) -> None:
-        with T.serial(self.count_of_pieces) as i:
+        with T.serial(self.count_of_pieces, unroll=False) as i:  # seldom run
             row, column, inside = self._piece(i)
             do(
                 c_call(

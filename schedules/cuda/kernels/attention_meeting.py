@@ -84,20 +84,21 @@ class Meeting:
                 nbytes = split.splits * 4 * (self.kernel.sizes.head_dim + 2)  # of a head
                 self.kernel.all_here.expect(0, T.Cast("uint32", self.finishes * nbytes))
         self._share()
-        if split.splits == 1:
+        if split.splits == 1 or split.early:
             self._let_go()
         self._add_warps()
         if split.splits > 1:
             with when(self.finishes > 0):
                 do(T.cuda.mbarrier_wait_acquire_cluster(self.kernel.all_here.at(0), 0))
-                self._let_go()
+                if not split.early:
+                    self._let_go()
                 self._each(self.finishes, split.finished(self.kernel.group), self._finish_at)
 
     def _let_go(self) -> None:
         """Let the next kernel begin.
 
-        Its clusters find places as those of this one leave them. Those that came earlier would share
-        what was left, some parts of the machine twice over others, and take turns at the way to memory.
+        Clusters that find places as those of this kernel leave them are spread as these were. Those
+        that come earlier crowd what is left, which only short kernels make up for.
         """
         if self.kernel.chained:
             let_next_kernel_begin()

@@ -19,6 +19,7 @@ class Split:
     keys: int  # of a chunk
     stages: int  # chunks of a warp's ring
     ahead: int = 0  # chunks of a warp that the L2 is asked for before the kernel before is done
+    early: int = 0  # 1: the next kernel may begin before the blocks of a cluster have met
 
     @property
     def threads(self) -> int:

@@ -89,15 +89,18 @@ def test_without_clusters_a_head_is_not_split() -> None:
     assert TEMPLATE.default(attention(), ampere)["splits"] == 1
 
 
-def config(splits: int, warps: int, keys: int, stages: int, ahead: int = 0) -> Config:
-    return Config.of(splits=splits, warps=warps, keys=keys, stages=stages, ahead=ahead)
+def config(splits: int, warps: int, keys: int, stages: int, ahead: int = 0, early: int = 0) -> Config:
+    return Config.of(splits=splits, warps=warps, keys=keys, stages=stages, ahead=ahead, early=early)
 
 
 CASES = [
     (attention(), config(4, 2, 16, 3, ahead=1)),  # 4 heads share, half a product's columns
     (attention(), config(8, 2, 16, 2)),  # half of the blocks have no head to finish
     (attention(heads=64, head_dim=64, dtype="float16"), config(1, 4, 32, 2)),  # one block: no cluster
-    (attention(heads=12, kv_heads=1, head_dim=80), config(3, 2, 16, 4, ahead=1)),  # 12 share: two products
+    (
+        attention(heads=12, kv_heads=1, head_dim=80),
+        config(3, 2, 16, 4, ahead=1, early=1),
+    ),  # 12 share: two products
 ]
 LENGTHS = [
     (1, 1),  # most warps, and blocks, have nothing
