@@ -24,6 +24,7 @@ _AMPERE, _HOPPER = 80, 90  # mma.sync of 16 bits with cp.async; clusters
 _ACCUMULATORS = 160  # registers of a thread for out^T, q^T and scores
 # Of the multiprocessors, so many take all that memory gives; clusters spread over the machine evenly.
 _BUSY, _BUSY_IN_CLUSTERS = 0.7, 0.48
+_SHORT = 32 << 20  # bytes of a cache that is read before clusters that crowd each other lose much
 _BLOCK_RATE = 1e11  # bytes a second that one multiprocessor takes at most
 _LATENCY = 1.2e-6  # seconds until a copy from memory has come
 _MEETING = 2.5e-6  # of the blocks of a cluster, and what comes before the first copy
@@ -66,9 +67,11 @@ class DecodeAttention(Template):
         pairs = _pairs(workload)
         enough = [s for s in splits if pairs * s >= cores * (_BUSY if s == 1 else _BUSY_IN_CLUSTERS)]
         wanted = min(enough, default=max(splits))
+        alone = pairs * wanted <= cores and wanted > 1  # on their multiprocessors
+        rings = _RINGS if alone or not enough else _SMALL_RINGS + _RINGS
         ahead = int(_has_clusters(target) and not workload["lengths"])
-        rings = _RINGS if pairs * wanted <= cores else _SMALL_RINGS + _RINGS
-        choices = [Config.of(splits=wanted, **ring, ahead=ahead, early=0) for ring in rings]
+        early = int(wanted > 1 and (wanted == 2 or _cache_bytes(workload) <= _SHORT))
+        choices = [Config.of(splits=wanted, **ring, ahead=ahead, early=early) for ring in rings]
         return next(config for config in choices if config in space)
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
@@ -77,15 +80,13 @@ class DecodeAttention(Template):
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Guess the seconds: the bytes of the cache, at the share of the bandwidth in flight."""
         split, gpu = split_of(config), gpu_of(target)
-        kv_len = workload.dims("kv_len")[0] if workload["kv_len"] != ANY else 8192
         (head_dim,) = workload.dims("head_dim")
         blocks = _pairs(workload) * split.splits
-        nbytes = 4 * _pairs(workload) * kv_len * head_dim
         resident = target.cores * (gpu.shared_bytes // shared_bytes(head_dim, _group(workload), split))
         uneven = math.ceil(blocks / resident) * resident / blocks if blocks > resident else 1.0
         in_flight = min(blocks, resident) * split.warps * (split.stages - 1) * split.keys * head_dim * 4
         rate = min(gpu.bandwidth, in_flight / _LATENCY, min(blocks, target.cores) * _BLOCK_RATE)
-        return nbytes * uneven / rate + _MEETING + (_LATENCY if split.splits > 1 else 0.0)
+        return _cache_bytes(workload) * uneven / rate + _MEETING + (_LATENCY if split.splits > 1 else 0.0)
 
     def kernel_workload(self, workload: Workload) -> Workload:
         paged = {"pages": ANY} if workload["page_size"] != 0 else {}
@@ -131,13 +132,19 @@ def _has_clusters(target: Target) -> bool:
     return gpu_of(target).compute >= _HOPPER
 
 
+def _cache_bytes(workload: Workload) -> int:
+    """Count the bytes of keys and values; a length that is not known is 8192."""
+    kv_len = workload.dims("kv_len")[0] if workload["kv_len"] != ANY else 8192
+    return 4 * _pairs(workload) * kv_len * workload.dims("head_dim")[0]
+
+
 def _group(workload: Workload) -> int:
     """Count the query heads that share keys."""
     heads, kv_heads = workload.dims("heads", "kv_heads")
     return heads // kv_heads
 
 
-# What `default` chooses from: the first that fits. Of blocks that are more than multiprocessors, two fit one.
+# What `default` chooses from: the first that fits. Of blocks with a small ring two fit a multiprocessor.
 _SMALL_RINGS = ({"warps": 4, "keys": 16, "stages": 3},)
 _RINGS = (
     {"warps": 8, "keys": 16, "stages": 3},

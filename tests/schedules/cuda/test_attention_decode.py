@@ -67,7 +67,7 @@ def test_it_is_tried_first_and_the_other_too() -> None:
         (3, 3, 8),
         (8, 2, 8),  # 64 blocks that are no clusters crowd some parts of the machine
         (10, 2, 4),  # 160 blocks: two fit a multiprocessor
-        (12, 1, 8),
+        (12, 1, 4),
         (24, 1, 4),
     ],
 )
