@@ -19,9 +19,12 @@ from tvmops.workloads import Workload
 
 _ALIGNED = 16  # of head_dim: the sum's length of a product
 _MOST_GROUP = 2 * COLUMNS  # heads that share keys
+_MOST_SPLITS = 8  # of clusters of 16 not all find a place at once
 _AMPERE, _HOPPER = 80, 90  # mma.sync of 16 bits with cp.async; clusters
 _ACCUMULATORS = 160  # registers of a thread for out^T, q^T and scores
-_BUSY = 0.9  # of the multiprocessors: 64 of 132 take all that memory gives, but 5% later
+# Of the multiprocessors, so many take all that memory gives; clusters spread over the machine evenly.
+_BUSY, _BUSY_IN_CLUSTERS = 0.7, 0.48
+_SHORT = 32 << 20  # bytes of a cache that is read before clusters that crowd each other lose much
 _BLOCK_RATE = 1e11  # bytes a second that one multiprocessor takes at most
 _LATENCY = 1.2e-6  # seconds until a copy from memory has come
 _MEETING = 2.5e-6  # of the blocks of a cluster, and what comes before the first copy
@@ -29,7 +32,7 @@ _MEETING = 2.5e-6  # of the blocks of a cluster, and what comes before the first
 
 class DecodeAttention(Template):
     name = "cuda.attention_decode"
-    version = 3
+    version = 4
 
     def covers(self, workload: Workload, target: Target) -> bool:
         if target.gpu is None or target.gpu.compute < _AMPERE or not is_plain(workload, _ALIGNED):
@@ -46,23 +49,29 @@ class DecodeAttention(Template):
         )
 
     def space(self, workload: Workload, target: Target) -> Space:
-        clusters = gpu_of(target).compute >= _HOPPER
+        clusters = _has_clusters(target)
         knobs = (
-            Knob("splits", (1, 2, 4, 8) if clusters else (1,)),  # of 16 not all find a place at once
+            Knob("splits", tuple(range(1, _MOST_SPLITS + 1)) if clusters else (1,)),
             Knob("warps", (2, 4, 8)),
             Knob("keys", (16, 32)),
             Knob("stages", (2, 3, 4, 6)),
+            Knob("ahead", (0, 1) if clusters and not workload["lengths"] else (0,)),
+            Knob("early", (0, 1) if clusters else (0,)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
     def default(self, workload: Workload, target: Target) -> Config:
-        """Return the least split that keeps the machine busy, with as much in flight as fits."""
-        space = self.space(workload, target)
+        """Return the least split that keeps the memory busy, with as much in flight as fits."""
+        space, cores = self.space(workload, target), target.cores
         splits = [int(value) for value in space.knobs[0].values]
-        blocks = _pairs(workload)
-        enough = [each for each in splits if blocks * each >= _BUSY * target.cores]
+        pairs = _pairs(workload)
+        enough = [s for s in splits if pairs * s >= cores * (_BUSY if s == 1 else _BUSY_IN_CLUSTERS)]
         wanted = min(enough, default=max(splits))
-        choices = [Config.of(splits=wanted, **knobs) for knobs in _DEFAULTS]
+        alone = pairs * wanted <= cores and wanted > 1  # on their multiprocessors
+        rings = _RINGS if alone or not enough else _SMALL_RINGS + _RINGS
+        ahead = int(_has_clusters(target) and not workload["lengths"])
+        early = int(wanted > 1 and (wanted == 2 or _cache_bytes(workload) <= _SHORT))
+        choices = [Config.of(splits=wanted, **ring, ahead=ahead, early=early) for ring in rings]
         return next(config for config in choices if config in space)
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
@@ -71,14 +80,13 @@ class DecodeAttention(Template):
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Guess the seconds: the bytes of the cache, at the share of the bandwidth in flight."""
         split, gpu = split_of(config), gpu_of(target)
-        kv_len = workload.dims("kv_len")[0] if workload["kv_len"] != ANY else 8192
         (head_dim,) = workload.dims("head_dim")
         blocks = _pairs(workload) * split.splits
-        nbytes = 4 * _pairs(workload) * kv_len * head_dim
-        waves = math.ceil(blocks / target.cores) / (blocks / target.cores)
-        in_flight = min(blocks, target.cores) * split.warps * (split.stages - 1) * split.keys * head_dim * 4
+        resident = target.cores * (gpu.shared_bytes // shared_bytes(head_dim, _group(workload), split))
+        uneven = math.ceil(blocks / resident) * resident / blocks if blocks > resident else 1.0
+        in_flight = min(blocks, resident) * split.warps * (split.stages - 1) * split.keys * head_dim * 4
         rate = min(gpu.bandwidth, in_flight / _LATENCY, min(blocks, target.cores) * _BLOCK_RATE)
-        return nbytes * waves / rate + _MEETING + (_LATENCY if split.splits > 1 else 0.0)
+        return _cache_bytes(workload) * uneven / rate + _MEETING + (_LATENCY if split.splits > 1 else 0.0)
 
     def kernel_workload(self, workload: Workload) -> Workload:
         paged = {"pages": ANY} if workload["page_size"] != 0 else {}
@@ -86,20 +94,21 @@ class DecodeAttention(Template):
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         general = self.kernel_workload(workload)
-        return SplitKernel(sizes_of(general), split_of(config), cache_of(general)).module()
+        chained = _has_clusters(target)
+        return SplitKernel(sizes_of(general), split_of(config), cache_of(general), chained).module()
 
 
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     """Say whether `config` fits the machine; the only statement of the template's limits."""
     split = split_of(config)
-    heads, kv_heads, head_dim = workload.dims("heads", "kv_heads", "head_dim")
-    group = heads // kv_heads
+    (head_dim,), group = workload.dims("head_dim"), _group(workload)
     tiles = -(-group // COLUMNS)
     accumulators = tiles * (head_dim // 16 * 6 + split.keys // KEYS * 6)
     return (
         shared_bytes(head_dim, group, split) <= gpu_of(target).shared_bytes
         and accumulators <= _ACCUMULATORS
         and (split.keys * head_dim // 8) % 32 == 0
+        and (split.splits > 1 or not split.early)
         and workload.dims("page_size")[0] % split.keys == 0  # a chunk lies in one page
     )
 
@@ -119,10 +128,28 @@ def _pairs(workload: Workload) -> int:
     return batch * workload.dims("kv_heads")[0]
 
 
-# What `default` chooses from: the first that fits.
-_DEFAULTS = (
+def _has_clusters(target: Target) -> bool:
+    return gpu_of(target).compute >= _HOPPER
+
+
+def _cache_bytes(workload: Workload) -> int:
+    """Count the bytes of keys and values; a length that is not known is 8192."""
+    kv_len = workload.dims("kv_len")[0] if workload["kv_len"] != ANY else 8192
+    return 4 * _pairs(workload) * kv_len * workload.dims("head_dim")[0]
+
+
+def _group(workload: Workload) -> int:
+    """Count the query heads that share keys."""
+    heads, kv_heads = workload.dims("heads", "kv_heads")
+    return heads // kv_heads
+
+
+# What `default` chooses from: the first that fits. Of blocks with a small ring two fit a multiprocessor.
+_SMALL_RINGS = ({"warps": 4, "keys": 16, "stages": 3},)
+_RINGS = (
     {"warps": 8, "keys": 16, "stages": 3},
     {"warps": 8, "keys": 16, "stages": 2},
+    {"warps": 4, "keys": 16, "stages": 3},
     {"warps": 4, "keys": 16, "stages": 2},
     {"warps": 2, "keys": 16, "stages": 2},
 )

@@ -16,7 +16,7 @@ from tvmops.space import Config
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-_PAGES = (8, 16, 32, 64, 128, 256)  # keys of one
+PAGES = (8, 16, 32, 64, 128, 256)  # keys of one
 
 
 class VarlenAttention(WgmmaAttention):
@@ -29,7 +29,7 @@ class VarlenAttention(WgmmaAttention):
     def covers(self, workload: Workload, target: Target) -> bool:
         if target.gpu is None or target.gpu.code != "sm_90a" or not is_plain(workload, ALIGNED):
             return False
-        return workload["layout"] == THD and workload["page_size"] in (0, *_PAGES)
+        return workload["layout"] == THD and workload["page_size"] in (0, *PAGES)
 
     def together(self, workload: Workload) -> tuple[int, ...]:
         return (8, 16, 32, 64)
@@ -58,4 +58,4 @@ class VarlenAttention(WgmmaAttention):
         return PackedKernel(sizes, tiles, total_q, extent(general, "total_k"))
 
 
-__all__ = ["VarlenAttention"]
+__all__ = ["PAGES", "VarlenAttention"]

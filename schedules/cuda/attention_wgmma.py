@@ -17,7 +17,7 @@ from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-_ACCUMULATORS_PAGED = {2: 196, 3: 120}  # of packed queries: looking up pages takes some
+_ACCUMULATORS_PAGED = {2: 196, 3: 120}  # looking up pages takes some
 Costs: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.float64]]"
 
 ALIGNED = 8  # elements of head_dim: the copy engine takes rows of a multiple of 16 bytes
@@ -105,7 +105,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     """Say whether `config` fits the machine; the only statement of the template's limits."""
     tiles = tiles_of(config, target)
     (head_dim, page_size), packed = workload.dims("head_dim", "page_size"), workload["layout"] == THD
-    paged = packed and page_size > 0
+    paged = page_size > 0
     accumulators = tiles.bn // 2 + tiles.bn // 4 + -(-head_dim // 16) * 16 // 2
     return (
         accumulators <= (_ACCUMULATORS_PAGED if paged else _ACCUMULATORS)[tiles.consumers]

@@ -15,6 +15,7 @@ from tvmops.schedules.cuda.words import PTX_TYPES, Scalar, exp2, pack, ptx, shuf
 if TYPE_CHECKING:
     from tvmops.schedules.cuda.kernels.attention_split import SplitKernel
 
+_ONES = {"float16": 0x3C003C00, "bfloat16": 0x3F803F80}  # two of them in a register
 _CHAINS = 4  # products at a time: each waits for the one before it that adds to the same scores
 
 
@@ -28,14 +29,15 @@ class Chunk:
         self.scores = T.alloc_local((self.chains * steps * tiles * 4,), "float32")
         self.rows = T.alloc_local((tiles * kernel.parts * 4,), "float32")  # of out^T
         self.most = T.alloc_local((tiles * 2,), "float32")
-        self.total = T.alloc_local((tiles * 2,), "float32")
+        self.totals = T.alloc_local((tiles * 4,), "float32")  # rows of a product with ones: all the same
         self.a = T.alloc_local((4,), "uint32")
         self.weights = T.alloc_local((tiles * steps * 2,), "uint32")
         for i in range(tiles * kernel.parts * 4):
             T.buffer_store(self.rows, T.float32(0), [i])
         for i in range(tiles * 2):
             T.buffer_store(self.most, unseen(), [i])
-            T.buffer_store(self.total, T.float32(0), [i])
+        for i in range(tiles * 4):
+            T.buffer_store(self.totals, T.float32(0), [i])
         self.factor = Scalar(least_scale(kernel.scale), "float32")
 
     def consume(self, stage: Any, first_key: Any) -> None:
@@ -69,6 +71,7 @@ class Chunk:
 
     def _multiply_v(self, stage: Any) -> None:
         for step in range(self.kernel.split.keys // KEYS):
+            self._add_weights(step)
             row = step * KEYS + T.truncdiv(self.kernel.lane, 16) * 8 + self.kernel.lane % 8
             for part in range(self.kernel.parts):
                 piece = (part * 2 + T.truncdiv(self.kernel.lane, 8) % 2) ^ (row % 8)
@@ -80,6 +83,13 @@ class Chunk:
     def _load_matrix(self, how: str, base: Any, row: Any, piece: Any) -> None:
         address = base + T.Cast("uint32", row * pitch(self.kernel.sizes.head_dim) + piece * 16)
         ptx(f"ldmatrix.sync.aligned.m8n8.x4{how}.shared.b16", *(self.a[i] for i in range(4)), address)
+
+    def _add_weights(self, step: int) -> None:
+        """Multiply ones by the weights: no thread need ask others for its heads' totals."""
+        for i in range(4):
+            T.buffer_store(self.a, T.uint32(_ONES[self.kernel.sizes.dtype]), [i])
+        for tile in range(self.kernel.tiles):
+            self._multiply(self.totals, tile * 4, self.weights, (step * self.kernel.tiles + tile) * 2)
 
     def _multiply(self, sums: Any, at: int, b: Any, b_at: int) -> None:
         kind = PTX_TYPES[self.kernel.sizes.dtype]
@@ -122,10 +132,10 @@ class Chunk:
         base = Scalar(finite(found()), "float32")
         shrink = Scalar(exp2(self.most[head] - base()), "float32")
         T.buffer_store(self.most, found(), [head])
-        T.buffer_store(self.total, self.total[head] * shrink(), [head])
         for i in own:
             T.buffer_store(self.scores, exp2(self.scores[i] * self.factor() - base()), [i])
-            T.buffer_store(self.total, self.total[head] + self.scores[i], [head])
+        total = tile * 4 + column
+        T.buffer_store(self.totals, self.totals[total] * shrink(), [total])
         for part in range(self.kernel.parts):
             for half in range(2):
                 i = (tile * self.kernel.parts + part) * 4 + half * 2 + column

@@ -8,7 +8,8 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import ceildiv
-from tvmops.schedules.cuda.kernels.attention_shares import pitch
+from tvmops.schedules.cuda.kernels.attention_shares import LINE, pitch
+from tvmops.schedules.cuda.kernels.stream import ask_for
 from tvmops.schedules.cuda.words import Scalar, c_call, do, ptx, slice_of, when
 
 if TYPE_CHECKING:
@@ -60,6 +61,19 @@ class Copies:
             self._pages = [Scalar(self._page_of(stage)) for stage in range(split.stages)]
         else:
             self._rows = {name: T.Bind(self._rows_of(name, kernel.sequence)) for name in "kv"}
+
+    def ask_ahead(self) -> None:
+        """Have the first chunks brought to the L2: what they hold is read later."""
+        kernel = self.kernel
+        lines = pitch(kernel.sizes.head_dim) // LINE  # of a row
+        for step in range(kernel.split.ahead):
+            for i in range(0, kernel.split.keys * lines, 32):
+                line = i + kernel.lane
+                row = self.key(step) + T.truncdiv(line, lines)
+                offset = tirx.min(T.truncmod(line, lines) * LINE, 2 * kernel.sizes.head_dim - 16)
+                for name in "kv":
+                    at = c_call("handle", "row_of", self._rows[name], row, self.pitch, offset, source=_ROW_OF)
+                    ask_for(at, row < kernel.length)
 
     def begin(self) -> None:
         """Fill the ring but for one stage."""
@@ -134,7 +148,7 @@ class Copies:
             do(c_call("void", "copy_whole_piece", to + inside, start, offset, source=_COPY_WHOLE))
 
     def _copy_part(self, rows: Any, first: Any, end: Any, to: Any) -> None:
-        with T.serial(self.count_of_pieces) as i:
+        with T.serial(self.count_of_pieces, unroll=False) as i:  # seldom run
             row, column, inside = self._piece(i)
             do(
                 c_call(

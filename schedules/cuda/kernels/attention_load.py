@@ -54,7 +54,7 @@ class Producer:
         ring.empty.wait(at.stage, at.phase ^ 1)
         ring.full.expect(at.stage, kernel.tiles.bn * kernel.blocks_of_columns * 2 * COLUMNS)
         row = tile * kernel.tiles.bn
-        self._copy(name, memory, at.stage, self._keys(row), ring.full.at(at.stage))
+        self.copy(name, memory, at.stage, self._keys(row), ring.full.at(at.stage))
         at.advance()
 
     def _load_q(self) -> None:
@@ -63,14 +63,14 @@ class Producer:
             self._await_place(group)
             kernel.q_full.expect(group, ROWS * kernel.blocks_of_columns * 2 * COLUMNS)
             row = self.walk.first_row + group * ROWS
-            self._copy("q", kernel.q, group, self.walk.queries(row), kernel.q_full.at(group))
+            self.copy("q", kernel.q, group, self.walk.queries(row), kernel.q_full.at(group))
         self.q_phase.set(self.q_phase() ^ 1)
 
     def _await_place(self, group: int) -> None:
         """Wait until there is a place for the next queries of a warpgroup."""
         self.kernel.q_empty.wait(group, self.q_phase() ^ 1)
 
-    def _copy(
+    def copy(
         self, name: str, memory: Any, stage: Any, place: tuple[Any, ...], barrier: Any, first: Any = 0
     ) -> None:
         rank = 1 + len(place)

@@ -9,9 +9,9 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cuda.kernels.attention_chunk import Chunk, finite
-from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS
+from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, PAD
 from tvmops.schedules.cuda.kernels.neighbours import FOUR, STORE_FOUR
-from tvmops.schedules.cuda.words import Scalar, c_call, do, exp2, pack, ptx, shuffle_xor, when
+from tvmops.schedules.cuda.words import Scalar, c_call, do, exp2, let_next_kernel_begin, pack, ptx, when
 
 if TYPE_CHECKING:
     from tvmops.schedules.cuda.kernels.attention_split import SplitKernel
@@ -84,33 +84,46 @@ class Meeting:
                 nbytes = split.splits * 4 * (self.kernel.sizes.head_dim + 2)  # of a head
                 self.kernel.all_here.expect(0, T.Cast("uint32", self.finishes * nbytes))
         self._share()
+        if split.splits == 1 or split.early:
+            self._let_go()
         self._add_warps()
         if split.splits > 1:
             with when(self.finishes > 0):
                 do(T.cuda.mbarrier_wait_acquire_cluster(self.kernel.all_here.at(0), 0))
+                if not split.early:
+                    self._let_go()
                 self._each(self.finishes, split.finished(self.kernel.group), self._finish_at)
 
+    def _let_go(self) -> None:
+        """Let the next kernel begin.
+
+        Clusters that find places as those of this kernel leave them are spread as these were. Those
+        that come earlier crowd what is left, which only short kernels make up for.
+        """
+        if self.kernel.chained:
+            let_next_kernel_begin()
+
     def _share(self) -> None:
-        """Show the other warps what this one has."""
+        """Show the other warps what this one has, in its own ring: they may still need theirs."""
         kernel, held = self.kernel, self.held
-        for head in range(kernel.tiles * 2):
-            for distance in (4, 8, 16):
-                more = shuffle_xor(held.total[head], distance)
-                T.buffer_store(held.total, held.total[head] + more, [head])
-        do(T.cuda.cta_sync())  # the rings are free
+        do(T.cuda.warp_sync())
         with when(kernel.lane < 4):
             for tile in range(kernel.tiles):
                 for column in range(2):
                     at = [kernel.warp, tile * COLUMNS + kernel.lane * 2 + column]
                     T.buffer_store(kernel.mosts, held.most[tile * 2 + column], at)
-                    T.buffer_store(kernel.totals, held.total[tile * 2 + column], at)
+                    T.buffer_store(kernel.totals, held.totals[tile * 4 + column], at)
         for tile in range(kernel.tiles):
             for i in range(kernel.parts * 4):
                 row = i // 4 * 16 + i % 4 // 2 * 8 + T.truncdiv(kernel.lane, 4)
                 column = tile * COLUMNS + kernel.lane % 4 * 2 + i % 2
                 value = held.rows[tile * kernel.parts * 4 + i]
-                T.buffer_store(kernel.sums, value, [kernel.warp, column, row])
+                T.buffer_store(kernel.sums, value, [kernel.warp, self._at(column, row)])
         do(T.cuda.cta_sync())
+
+    def _at(self, head: Any, column: Any) -> Any:
+        """Return where a warp's sum of `head` is."""
+        return head * (self.kernel.sizes.head_dim + PAD) + column
 
     def _add_warps(self) -> None:
         self._each(self.kernel.group, self.kernel.group, self._add_warps_at)
@@ -120,7 +133,7 @@ class Meeting:
         most, total, values = _joined(
             [kernel.mosts[w, head] for w in warps],
             [kernel.totals[w, head] for w in warps],
-            [kernel.sums.ptr_to([w, head, column]) for w in warps],
+            [kernel.sums.ptr_to([w, self._at(head, column)]) for w in warps],
         )
         if kernel.split.splits == 1:
             self._write(head, column, total, values)

@@ -51,7 +51,10 @@ class PackedKernel(FlashKernel):
         of_keys = self._rows_of_box()
         boxes = {"q": ROWS, "k": of_keys, "v": of_keys, "out": ROWS}
         totals = {"q": self.total_q, "k": self.total_k, "v": self.total_k, "out": self.total_q}
-        self.maps = {name: self._map(self.arrays[name], totals[name], boxes[name]) for name in totals}
+        heads = {name: s.heads if name in ("q", "out") else s.kv_heads for name in totals}
+        self.maps = {
+            name: rows_map(self.arrays[name], s, heads[name], totals[name], boxes[name]) for name in totals
+        }
 
     def _rows(self, name: str, total: Extent, heads: Extent) -> Any:
         shape = (total, heads, self.sizes.head_dim)
@@ -78,17 +81,6 @@ class PackedKernel(FlashKernel):
     def _ends(self, name: str) -> Any:
         return T.arg(name, T.buffer((self.offsets,), "int32", buffer_name=name))
 
-    def _map(self, array: Any, total: Extent, rows: int) -> Any:
-        *_, heads, head_dim = array.shape
-        pitch = tirx.Cast("int64", heads) * (2 * head_dim)
-        return tensor_map(
-            array,
-            self.sizes.dtype,
-            [head_dim, heads, END, total + 1, END + 1],
-            [COLUMNS, 1, rows, 1, 1],
-            pitches=[2 * head_dim, pitch, pitch, tirx.const(2**64 // END, "int64") - pitch],
-        )
-
     def _shared_memory(self, pool: Any) -> None:
         super()._shared_memory(pool)
         self.found = pool.alloc((FOUND,), "int32", align=4)
@@ -107,6 +99,18 @@ class PackedKernel(FlashKernel):
 
     def _consume(self) -> None:
         Consumer(self, ToldWalk(self)).run()
+
+
+def rows_map(array: Any, sizes: Heads, heads: Extent, total: Extent, rows: int) -> Any:
+    """Describe `total` rows of `heads` heads to the copy engine, which copies `rows` at once."""
+    pitch = tirx.Cast("int64", heads) * (2 * sizes.head_dim)
+    return tensor_map(
+        array,
+        sizes.dtype,
+        [sizes.head_dim, heads, END, total + 1, END + 1],
+        [COLUMNS, 1, rows, 1, 1],
+        pitches=[2 * sizes.head_dim, pitch, pitch, tirx.const(2**64 // END, "int64") - pitch],
+    )
 
 
 class PackedProducer(Producer):

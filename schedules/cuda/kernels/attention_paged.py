@@ -8,7 +8,7 @@ the warp that loads copy a box each.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -18,6 +18,9 @@ from tvmops.schedules.cuda.kernels.attention_packed import PackedKernel, PackedP
 from tvmops.schedules.cuda.kernels.attention_sequences import rows_of_sequence
 from tvmops.schedules.cuda.kernels.attention_tiles import COLUMNS, Heads, Tiles
 from tvmops.schedules.cuda.words import Position, Scalar, do, when
+
+if TYPE_CHECKING:
+    from tvmops.schedules.cuda.kernels.attention_pool import PoolProducer
 
 
 class PagedKernel(PackedKernel):
@@ -31,8 +34,7 @@ class PagedKernel(PackedKernel):
         self.sequences = tirx.Var("sequences", "int32")
 
     def registers(self) -> tuple[int, int]:
-        """Looking up pages takes more than finding tiles alone."""
-        return {2: (40, 232), 3: (56, 152)}[self.tiles.consumers]
+        return registers_with_pages(self.tiles)
 
     def _keys(self, name: str) -> Any:
         shape = (self.pages, self.page_size, self.sizes.kv_heads, self.sizes.head_dim)
@@ -52,6 +54,10 @@ class PagedKernel(PackedKernel):
     def keys_of(self, sequence: Any) -> tuple[Any, Any]:
         return 0, tirx.min(self.lengths[sequence], self.columns * self.page_size)
 
+    def rows_of_page(self, head: Any, page: Any, filled: Any, row: Any) -> tuple[Any, ...]:
+        """Return where the rows of a page from `row` on lie to the copy engine; `filled` of them are keys."""
+        return rows_of_sequence(head, page * self.page_size, filled, row)
+
     def _produce(self) -> None:
         with when(self.warp == 0):
             self.producer(PagedProducer).run()
@@ -63,23 +69,31 @@ class PagedProducer(PackedProducer):
     kernel: PagedKernel
 
     def _load(self, name: str, at: Position, tile: Any) -> None:
-        kernel, walk = self.kernel, self.walk
-        ring, memory = (kernel.k_ring, kernel.k) if name == "k" else (kernel.v_ring, kernel.v)
-        key = Scalar(tile * kernel.tiles.bn + kernel.lane * kernel.box)
-        column = tirx.min(T.truncdiv(key(), kernel.page_size), kernel.columns - 1)
-        page = Scalar(kernel.table[walk.sequence, tirx.max(column, 0)])
-        with when(kernel.lane == 0):
-            ring.empty.wait(at.stage, at.phase ^ 1)
-            ring.full.expect(at.stage, kernel.tiles.bn * kernel.blocks_of_columns * 2 * COLUMNS)
-        do(T.cuda.warp_sync())
-        with when(kernel.lane < kernel.tiles.bn // kernel.box):
-            row = T.truncmod(key(), kernel.page_size)
-            left = tirx.max(walk.length - key() + row, 0)
-            place = rows_of_sequence(
-                self.kv_head, page() * kernel.page_size, tirx.min(left, kernel.page_size), row
-            )
-            self._copy(name, memory, at.stage, place, ring.full.at(at.stage), kernel.lane * kernel.box)
-        at.advance()
+        load_pages(self, name, at, tile)
+
+
+def load_pages(producer: PagedProducer | PoolProducer, name: str, at: Position, tile: Any) -> None:
+    """Have the threads of a warp copy a tile of keys or values."""
+    kernel, walk = producer.kernel, producer.walk
+    ring, memory = (kernel.k_ring, kernel.k) if name == "k" else (kernel.v_ring, kernel.v)
+    key = Scalar(tile * kernel.tiles.bn + kernel.lane * kernel.box)
+    column = tirx.min(T.truncdiv(key(), kernel.page_size), kernel.columns - 1)
+    page = Scalar(kernel.table[walk.sequence, tirx.max(column, 0)])
+    with when(kernel.lane == 0):
+        ring.empty.wait(at.stage, at.phase ^ 1)
+        ring.full.expect(at.stage, kernel.tiles.bn * kernel.blocks_of_columns * 2 * COLUMNS)
+    do(T.cuda.warp_sync())
+    with when(kernel.lane < kernel.tiles.bn // kernel.box):
+        row = T.truncmod(key(), kernel.page_size)
+        left = tirx.max(walk.length - key() + row, 0)
+        place = kernel.rows_of_page(producer.kv_head, page(), tirx.min(left, kernel.page_size), row)
+        producer.copy(name, memory, at.stage, place, ring.full.at(at.stage), kernel.lane * kernel.box)
+    at.advance()
+
+
+def registers_with_pages(tiles: Tiles) -> tuple[int, int]:
+    """Count the registers of a thread of the producer, which looks up pages, and of a consumer."""
+    return {2: (40, 232), 3: (56, 152)}[tiles.consumers]
 
 
 def box_rows(page_size: int, bn: int) -> int:
@@ -87,4 +101,4 @@ def box_rows(page_size: int, bn: int) -> int:
     return min(page_size, bn)
 
 
-__all__ = ["PagedKernel", "box_rows"]
+__all__ = ["PagedKernel", "box_rows", "load_pages", "registers_with_pages"]

@@ -142,7 +142,7 @@ class SequenceWalk(Walk):
     def first_row(self) -> Any:
         return self._at[_TILE] * self.kernel.tiles.bm
 
-    def queries(self, row: Any) -> tuple[Any, ...]:
+    def results(self, row: Any) -> tuple[Any, ...]:
         return rows_of_sequence(self.head, self._first_query(), self._queries(), row)
 
     def more(self) -> Any:
@@ -215,7 +215,7 @@ class ToldWalk(Walk):
         sizes = self.kernel.sizes
         return self.length - self._told.queries() if sizes.causal and sizes.below_right else 0
 
-    def queries(self, row: Any) -> tuple[Any, ...]:
+    def results(self, row: Any) -> tuple[Any, ...]:
         told = self._told
         return rows_of_sequence(told.head(), told.first_query(), told.queries(), row)
 

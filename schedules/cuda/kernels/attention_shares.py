@@ -8,6 +8,7 @@ from tvmops.schedules.cpu.emit import Extent
 
 KEYS = 16  # of a product
 COLUMNS = 8  # heads of a product
+LINE = 128  # bytes of the L2
 PAD = 4  # floats behind each row of a sum
 
 
@@ -17,6 +18,8 @@ class Split:
     warps: int  # of a block
     keys: int  # of a chunk
     stages: int  # chunks of a warp's ring
+    ahead: int = 0  # chunks of a warp that the L2 is asked for before the kernel before is done
+    early: int = 0  # 1: the next kernel may begin before the blocks of a cluster have met
 
     @property
     def threads(self) -> int:
@@ -38,14 +41,13 @@ class Cache:
 
 def pitch(head_dim: int) -> int:
     """Return the bytes of a row of k or v in shared memory."""
-    return 2 * 64 * -(-head_dim // 64)
+    return LINE * -(-2 * head_dim // LINE)
 
 
 def shared_bytes(head_dim: int, group: int, split: Split) -> int:
     columns = COLUMNS * -(-group // COLUMNS)
     ring = split.warps * split.stages * 2 * split.keys * pitch(head_dim)
-    sums = split.warps * columns * (head_dim + PAD) * 4
     received = 0
     if split.splits > 1:
         received = split.splits * split.finished(group) * 4 * (head_dim + PAD + 2) + 8  # and a barrier
-    return max(ring, sums) + 8 * columns * split.warps + received
+    return ring + 8 * columns * split.warps + received

@@ -9,8 +9,11 @@ multiplies the last, on tensor cores, with keys as rows and the heads that share
 
 Warps, then blocks, bring their sums to a common maximum and add them, in a fixed order, through
 shared memory and that of the cluster: each block sends its sums of a head to the block that
-finishes that head, and which waits for nothing else. No workspace, no second kernel (the split of the keys is that of T. Dao et
-al., Flash-Decoding, 2023).
+finishes that head, and which waits for nothing else. No workspace, no second kernel (the split of
+the keys is that of T. Dao et al., Flash-Decoding, 2023).
+
+On Hopper the kernel is launched while the one before ends; it asks the L2 for its first keys and
+values, and reads nothing until that one is done.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from tvmops.schedules.cuda.kernels.attention_copies import Copies
 from tvmops.schedules.cuda.kernels.attention_meeting import Meeting
 from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, PAD, Cache, Split, pitch
 from tvmops.schedules.cuda.kernels.attention_tiles import Heads, mask_argument
-from tvmops.schedules.cuda.words import Barriers, Scalar, c_call, do, ptx, when
+from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH, Barriers, Scalar, c_call, do, ptx, when
 
 _PAIR = """
 __forceinline__ __device__ unsigned load_query_pair(const void* pointer) {
@@ -40,9 +43,10 @@ __forceinline__ __device__ unsigned load_query_pair(const void* pointer) {
 class SplitKernel:
     """`main(q, k, v, [mask], [lengths, [block_table]], scale, out)` for one query a head."""
 
-    def __init__(self, sizes: Heads, split: Split, cache: Cache) -> None:
+    def __init__(self, sizes: Heads, split: Split, cache: Cache, chained: bool) -> None:
         assert isinstance(sizes.heads, int) and isinstance(sizes.kv_heads, int)
         self.sizes, self.split, self.cache = sizes, split, cache
+        self.chained = chained  # launched while the kernel before ends
         self.most_keys = sizes.kv_len
         if cache.page_size:
             known = isinstance(sizes.kv_len, int)
@@ -76,7 +80,8 @@ class SplitKernel:
             T.device_entry()
             with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
                 self._body()
-        return IRModule({"main": builder.get().with_attr("global_symbol", "main")})
+        function = builder.get().with_attr("global_symbol", "main")
+        return IRModule({"main": function.with_attr(*PROGRAMMATIC_LAUNCH) if self.chained else function})
 
     def _array(self, name: str, outer: Any, heads: Any, rows: Any) -> Any:
         beside = self.cache.beside and name != "out"
@@ -93,9 +98,13 @@ class SplitKernel:
         self.sequence, self.head = T.truncdiv(self.pair, s.kv_heads), T.truncmod(self.pair, s.kv_heads)
         self.length = s.kv_len
         if s.lengths:
+            self._await_kernels_before()
             self.length = T.Bind(tirx.max(tirx.min(self.lengths[self.sequence], self.most_keys), 0))
         self._shared_memory()
         copies = Copies(self)
+        if not s.lengths:
+            copies.ask_ahead()
+            self._await_kernels_before()
         copies.begin()  # before all that need not come first
         meeting = Meeting(self)
         self._load_q()
@@ -103,14 +112,16 @@ class SplitKernel:
         self._walk(copies, chunk)
         meeting.hold(chunk)
 
+    def _await_kernels_before(self) -> None:
+        if self.chained:
+            ptx("griddepcontrol.wait")
+
     def _shared_memory(self) -> None:
         split, dim = self.split, self.sizes.head_dim
         pool = SMEMPool()
         self.ring = pool.alloc((split.warps, split.stages, 2, self.chunk), "uint8", align=128)
-        end = pool.offset
-        pool.move_base_to(0)
-        self.sums = pool.alloc((split.warps, self.columns, dim + PAD), "float32", align=16)
-        pool.move_base_to(max(end, pool.offset))
+        pool.move_base_to(0)  # a warp leaves its sums in its own ring, which is larger
+        self.sums = pool.alloc((split.warps, split.stages * 2 * self.chunk // 4), "float32", align=128)
         self.mosts = pool.alloc((split.warps, self.columns), "float32", align=16)
         self.totals = pool.alloc((split.warps, self.columns), "float32", align=16)
         if split.splits > 1:  # from each block, of the heads that this one finishes

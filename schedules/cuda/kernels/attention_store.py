@@ -36,7 +36,7 @@ def write_out(kernel: FlashKernel, held: Registers, walk: Walk) -> None:
         )
     ptx("fence.proxy.async.shared::cta")
     do(T.cuda.warpgroup_sync(kernel.group + 1))
-    place = walk.queries(walk.first_row + kernel.group * ROWS)
+    place = walk.results(walk.first_row + kernel.group * ROWS)
     with when(leads):
         for block in range(kernel.blocks_of_columns):
             ptx(

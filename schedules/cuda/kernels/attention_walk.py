@@ -54,7 +54,11 @@ class Walk:
         return self.kernel.sizes.offset(self.length)
 
     def queries(self, row: Any) -> tuple[Any, ...]:
-        """Return where the queries, or results, from `row` on lie to the copy engine."""
+        """Return where the queries from `row` on lie to the copy engine."""
+        return self.results(row)
+
+    def results(self, row: Any) -> tuple[Any, ...]:
+        """Return where the results from `row` on lie to the copy engine."""
         return row, self.pair
 
     @property

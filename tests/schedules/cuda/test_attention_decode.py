@@ -59,11 +59,23 @@ def test_it_is_tried_first_and_the_other_too() -> None:
     assert names == ["cuda.attention_decode", "cuda.attention_wgmma"]
 
 
-@pytest.mark.parametrize("batch, splits", [(1, 8), (2, 8), (8, 2), (16, 1), (64, 1)])
-def test_the_default_fills_the_machine(batch: int, splits: int) -> None:
+@pytest.mark.parametrize(
+    "batch, splits, warps",
+    [
+        (1, 8, 8),
+        (2, 4, 8),  # 16 clusters of 8 would not all find a place
+        (3, 3, 8),
+        (8, 2, 8),  # 64 blocks that are no clusters crowd some parts of the machine
+        (10, 2, 4),  # 160 blocks: two fit a multiprocessor
+        (12, 1, 4),
+        (24, 1, 4),
+    ],
+)
+def test_the_default_keeps_memory_busy(batch: int, splits: int, warps: int) -> None:
     work = attention(batch=batch)
     config = TEMPLATE.default(work, H200)
-    assert config in TEMPLATE.space(work, H200) and config["splits"] == splits
+    assert config in TEMPLATE.space(work, H200)
+    assert (config["splits"], config["warps"]) == (splits, warps)
 
 
 @pytest.mark.parametrize("fields", [{"head_dim": 256}, {"heads": 128}, {"head_dim": 16}, {"batch": "*"}])
@@ -77,15 +89,18 @@ def test_without_clusters_a_head_is_not_split() -> None:
     assert TEMPLATE.default(attention(), ampere)["splits"] == 1
 
 
-def config(splits: int, warps: int, keys: int, stages: int) -> Config:
-    return Config.of(splits=splits, warps=warps, keys=keys, stages=stages)
+def config(splits: int, warps: int, keys: int, stages: int, ahead: int = 0, early: int = 0) -> Config:
+    return Config.of(splits=splits, warps=warps, keys=keys, stages=stages, ahead=ahead, early=early)
 
 
 CASES = [
-    (attention(), config(4, 2, 16, 3)),  # 4 heads share, half a product's columns
+    (attention(), config(4, 2, 16, 3, ahead=1)),  # 4 heads share, half a product's columns
     (attention(), config(8, 2, 16, 2)),  # half of the blocks have no head to finish
     (attention(heads=64, head_dim=64, dtype="float16"), config(1, 4, 32, 2)),  # one block: no cluster
-    (attention(heads=12, kv_heads=1, head_dim=80), config(2, 2, 16, 4)),  # 12 share: two products
+    (
+        attention(heads=12, kv_heads=1, head_dim=80),
+        config(3, 2, 16, 4, ahead=1, early=1),
+    ),  # 12 share: two products
 ]
 LENGTHS = [
     (1, 1),  # most warps, and blocks, have nothing

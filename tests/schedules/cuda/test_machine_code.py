@@ -115,6 +115,13 @@ KERNELS = [
         HOPPER,
         {"HGMMA", "UTMALDG", "UTMASTG", "STSM", "USETMAXREG", "MUFU"},
     ),
+    (
+        "cuda.attention_pool",
+        "attention batch=4 heads=8 kv_heads=2 q_len=512 kv_len=1024 head_dim=128 causal=true lengths=true "
+        "pages=256 page_size=16 dtype=bfloat16",
+        HOPPER,
+        {"HGMMA", "UTMALDG", "UTMASTG", "STSM", "USETMAXREG", "MUFU"},
+    ),
 ]
 CASES = [
     pytest.param(name, text, machine, meant, id=f"{name} {machine} {number}")
