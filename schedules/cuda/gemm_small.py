@@ -9,8 +9,8 @@ from tvm import IRModule
 
 from tvmops.schedules.cuda.extents import known
 from tvmops.schedules.cuda.gemm_mma import MmaGemm, is_chained, product_of, row_dims
-from tvmops.schedules.cuda.kernels.gemm_mma import MmaTiles
-from tvmops.schedules.cuda.kernels.gemm_small import SmallKernel, shared_bytes
+from tvmops.schedules.cuda.kernels.gemm_small import SmallKernel, SmallTiles, shared_bytes
+from tvmops.schedules.cuda.kernels.whole_operand import STEP
 from tvmops.schedules.template import GenericKernel
 from tvmops.signatures import ANY
 from tvmops.space import Config, Knob, Space
@@ -18,7 +18,7 @@ from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 _LARGEST = 256  # of m, n and k
-_LARGEST_TILE = 128
+_LARGEST_TILE = 256
 _MOST_WARPS = 16
 _MOST_REGISTERS = 136  # of a thread, for sums and what is read ahead
 _REGISTERS, _RESIDENT_WARPS = 65_536, 64  # of a multiprocessor
@@ -41,7 +41,7 @@ class SmallGemm(MmaGemm):
     """Sizes of up to 256, rows that begin anywhere, transposes, any epilogue."""
 
     name = "cuda.gemm_small"
-    version = 1
+    version = 2
 
     def covers(self, workload: Workload, target: Target) -> bool:
         if not super().covers(workload, target) or workload["batch"] == 1:
@@ -56,6 +56,8 @@ class SmallGemm(MmaGemm):
             Knob("bn", _tiles(n)),
             Knob("warps_m", tuple(range(1, 9))),
             Knob("warps_n", tuple(range(1, 9))),
+            Knob("bk", (64, 128, 256)),  # of k, in a chunk
+            Knob("stages", (1, 2, 3, 4)),
             Knob("chained", (0, 1, 2) if is_chained(target) else (0,)),
         )
         return Space(self.name, knobs, lambda config: is_small_legal(config, workload, target))
@@ -64,8 +66,9 @@ class SmallGemm(MmaGemm):
         space = self.space(workload, target)
         values = {knob.name: knob.values for knob in space.knobs}
         chained = 1 if 1 in values["chained"] else 0
+        whole = next(bk for bk in values["bk"] if int(bk) >= known(workload, "k"))
         choices = [
-            Config.of(bm=bm, bn=bn, warps_m=warps_m, warps_n=warps_n, chained=chained)
+            Config.of(bm=bm, bn=bn, warps_m=warps_m, warps_n=warps_n, bk=whole, stages=1, chained=chained)
             for bm, bn in itertools.product(values["bm"], values["bn"])
             for warps_m, warps_n in _WARPS
         ]
@@ -111,11 +114,12 @@ class SmallGemm(MmaGemm):
         return SmallKernel(product, small_tiles_of(config, workload), int(config["chained"])).module()
 
 
-def small_tiles_of(config: Config, workload: Workload) -> MmaTiles:
+def small_tiles_of(config: Config, workload: Workload) -> SmallTiles:
     """Return the tiles of a config; copies are as wide as rows allow."""
     a, b = (next(v for v in MmaGemm.vectors if known(workload, d) % v == 0) for d in row_dims(workload))
     bm, bn, warps_m, warps_n = (int(config[name]) for name in ("bm", "bn", "warps_m", "warps_n"))
-    return MmaTiles(bm, bn, warps_m, warps_n, stages=1, a_vector=a, b_vector=b)
+    bk = min(config.number("bk"), -(-known(workload, "k") // STEP) * STEP)
+    return SmallTiles(bm, bn, warps_m, warps_n, config.number("stages"), a, b, bk=bk)
 
 
 def is_small_legal(config: Config, workload: Workload, target: Target) -> bool:
@@ -126,15 +130,23 @@ def is_small_legal(config: Config, workload: Workload, target: Target) -> bool:
         tiles.bm % (16 * tiles.warps_m) == 0
         and tiles.bn % (16 * tiles.warps_n) == 0
         and tiles.warps <= _MOST_WARPS
-        and _registers(tiles, known(workload, "k")) <= _MOST_REGISTERS
+        and _fits_chunks(config, known(workload, "k"))
+        and _registers(tiles) <= _MOST_REGISTERS
         and shared_bytes(product_of(workload), tiles) <= target.gpu.shared_bytes
     )
 
 
-def _registers(tiles: MmaTiles, k: int) -> int:
+def _fits_chunks(config: Config, k: int) -> bool:
+    """Say whether no stage is left over, and whether the size of a single chunk is the only one."""
+    bk, stages = config.number("bk"), config.number("stages")
+    chunks = math.ceil(k / bk)
+    return stages == 1 and (bk == 64 or 2 * k > bk) if chunks == 1 else 2 <= stages <= chunks
+
+
+def _registers(tiles: SmallTiles) -> int:
     """Registers of a thread for sums, factors, and what comes through registers."""
     pieces = [
-        -(-size * k // 8 // (32 * tiles.warps))
+        -(-size * tiles.bk // 8 // (32 * tiles.warps))
         for size, vector in ((tiles.bm, tiles.a_vector), (tiles.bn, tiles.b_vector))
         if vector == 1
     ]

@@ -7,6 +7,8 @@ made, so that no thread divides to find its part.
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
@@ -16,6 +18,7 @@ from tvmops.schedules.cuda.kernels.gemm_mma import STORE_PAIR, MmaKernel, MmaTil
 from tvmops.schedules.cuda.kernels.mma_operand import Operand
 from tvmops.schedules.cuda.kernels.product import Product, finished
 from tvmops.schedules.cuda.kernels.whole_operand import STEP, WholeOperand
+from tvmops.schedules.cuda.pieces import PIECE
 from tvmops.schedules.cuda.words import Scalar, c_call, do, let_next_kernel_begin, pack, ptx, when
 
 _ROWS = 16  # of a product
@@ -38,17 +41,54 @@ __forceinline__ __device__ void store_loose(void* c, long long at, const void* l
   else if (first < 0) to[1] = from[1];
 }
 """
+# Two neighbours where words may begin at any element; `count` of them are of the row.
+_STORE_HALVES = """
+__forceinline__ __device__ void store_halves_of(void* memory, unsigned pair, int count) {
+  unsigned short* to = static_cast<unsigned short*>(memory);
+  to[0] = pair;
+  if (count > 1) to[1] = pair >> 16;
+}
+"""
+# `count` elements from `start` on, which lie in shared memory as far from 16 bytes as in the array.
+_STORE_FLAT = """
+__forceinline__ __device__ void store_flat_{threads}(void* c, long long start, const void* results, int count,
+                                                     int thread) {{
+  const int phase = start % 8, end = phase + count;
+  const unsigned short* from = static_cast<const unsigned short*>(results);
+  unsigned short* to = static_cast<unsigned short*>(c) + (start - phase);
+#pragma unroll 4
+  for (int at = 8 * thread; at < end; at += 8 * {threads}) {{
+    if (at >= phase && at + 8 <= end)
+      *reinterpret_cast<uint4*>(to + at) = *reinterpret_cast<const uint4*>(from + at);
+    else
+      for (int i = max(at, phase); i < min(at + 8, end); ++i) to[i] = from[i];
+  }}
+}}
+"""
+
+
+@dataclass(frozen=True)
+class SmallTiles(MmaTiles):
+    """`stages` of the ring that chunks of `bk` of k go through: as many as chunks, or fewer."""
+
+    bk: int = 0
+
+    def is_flat(self, n: int) -> bool:
+        """Say whether a block stores its rows as one stretch; else each is in vectors, or not whole."""
+        return n % PIECE != 0 and n <= self.bn
 
 
 class SmallKernel(MmaKernel):
     """`main(a, b, [bias], [residual], c)`; of the sizes the batch alone may be unknown."""
 
-    operand = WholeOperand
+    tiles: SmallTiles
     a: WholeOperand
     b: WholeOperand
 
-    def __init__(self, product: Product, tiles: MmaTiles, chained: int) -> None:
+    def __init__(self, product: Product, tiles: SmallTiles, chained: int) -> None:
         super().__init__(product, tiles, bool(chained))
+        self.operand = functools.partial(WholeOperand, bk=tiles.bk)
+        self.is_flat = tiles.is_flat(int(product.n))
         # 1: when all is asked for; 2: when it has come. Earlier, it would take places of this one's blocks.
         self.launches_next = chained
 
@@ -75,33 +115,91 @@ class SmallKernel(MmaKernel):
         ptx("griddepcontrol.wait")
 
     def _multiply_all(self) -> None:
-        operands = ((self.a, self.row), (self.b, self.column))
-        for each, origin in operands:
-            if each.in_two_steps:
-                each.fetch(origin, 0)
-            else:
-                each.copy(0, origin, 0)
-        ptx("cp.async.commit_group")
-        if self.launches_next == 1:
+        t, k = self.tiles, int(self.product.k)
+        chunks = -(-k // t.bk)
+        ahead = chunks if t.stages == chunks else t.stages - 1  # what is asked for before the first is used
+        for chunk in range(ahead):
+            self._copy(chunk)
+        self._fetch(0)
+        if self.launches_next == 1 and chunks == 1:
             let_next_kernel_begin()
-        for each, _ in operands:  # after all was asked for: it waits for what came through registers
-            if each.in_two_steps:
-                each.place(0)
-        ptx("cp.async.wait_group", 0)
-        do(T.cuda.cta_sync())
-        if self.launches_next == 2:
-            let_next_kernel_begin()
-        for k in range(-(-int(self.product.k) // STEP)):
-            self._load_parts(0, k)
-            self._multiply()
+        self._place(0)
+        for chunk in range(chunks):
+            asked = min(ahead + chunk, chunks)
+            ptx("cp.async.wait_group", asked - chunk - 1)
+            do(T.cuda.cta_sync())
+            if asked < chunks:
+                self._copy(asked)
+            if chunk + 1 < chunks:
+                self._fetch(chunk + 1)
+            if self.launches_next and chunk == chunks - (2 if self.launches_next == 1 else 1):
+                let_next_kernel_begin()
+            for step in range(-(-min(t.bk, k - chunk * t.bk) // STEP)):
+                self._load_parts(chunk % t.stages, step)
+                self._multiply()
+            if chunk + 1 < chunks:
+                self._place(chunk + 1)
 
-    # The end: a warp's sums go through shared memory, so that neighbours of a row are stored together.
+    def _copy(self, chunk: int) -> None:
+        """Begin to copy a chunk of what needs no registers on its way."""
+        for each, origin in ((self.a, self.row), (self.b, self.column)):
+            if not each.in_two_steps:
+                each.copy(chunk % self.tiles.stages, origin, chunk * self.tiles.bk)
+        ptx("cp.async.commit_group")
+
+    def _fetch(self, chunk: int) -> None:
+        for each, origin in ((self.a, self.row), (self.b, self.column)):
+            if each.in_two_steps:
+                each.fetch(origin, chunk * self.tiles.bk)
+
+    def _place(self, chunk: int) -> None:
+        for each in (self.a, self.b):
+            if each.in_two_steps:
+                each.place(chunk % self.tiles.stages)
+
+    # The end: sums go through shared memory, so that neighbours are stored together.
 
     def _share(self, pool: Any) -> None:
         super()._share(pool)
-        self.lines = pool.alloc((lines_bytes(self.tiles),), "uint8", align=16)
+        if self.is_flat:
+            pool.move_base_to(0)
+        self.lines = pool.alloc((results_bytes(self.product, self.tiles),), "uint8", align=16)
 
     def _store(self) -> None:
+        if self.is_flat:
+            self._store_flat()
+        else:
+            self._store_by_warps()
+
+    def _store_flat(self) -> None:
+        """Store all rows as the one stretch of memory that they are, as they lie there modulo 16 bytes."""
+        p, t, lane = self.product, self.tiles, self.lane
+        m, n = int(p.m), int(p.n)
+        start = T.Bind(T.Cast("int64", self.item) * (m * n) + T.Cast("int64", self.row * n))
+        phase = T.Bind(T.Cast("int32", T.truncmod(start, PIECE)))
+        name, source = ("store_pair", STORE_PAIR) if n % 2 == 0 else ("store_halves_of", _STORE_HALVES)
+        row, column = T.Bind(self._warp_row()), T.Bind(self._warp_column() + lane % 4 * 2)
+        do(T.cuda.cta_sync())  # the factors, whose place they take, are read
+        for part in range(self.m_parts):
+            for half in range(2):
+                own = T.Bind(row + part * _ROWS + T.truncdiv(lane, 4) + half * 8)
+                for j in range(self.n_parts):
+                    at = (part * self.n_parts + j) * 4 + half * 2
+                    pair = self._pair(self.row + own, column + j * 8, at)
+                    memory = self.lines.ptr_to([(phase + own * n + column + j * 8) * 2])
+                    with when(column + j * 8 < n):
+                        more = () if n % 2 == 0 else (n - column - j * 8,)
+                        do(c_call("void", name, memory, pair, *more, source=source))
+        do(T.cuda.cta_sync())
+        count = tirx.min(m - self.row, t.bm) * n
+        do(
+            c_call(
+                "void", f"store_flat_{self.threads}", self.c.data, start, self.lines.ptr_to([0]), count,
+                self.thread, source=_STORE_FLAT.format(threads=self.threads),
+            )
+        )  # fmt: skip
+
+    def _store_by_warps(self) -> None:
         t, lane = self.tiles, self.lane
         pitch = line_bytes(t)
         first = T.Bind(self.warp * (_ROWS * pitch))
@@ -153,19 +251,24 @@ class SmallKernel(MmaKernel):
                     do(c_call("void", "store_loose", *part, count, source=_STORE_LOOSE))
 
 
-def line_bytes(tiles: MmaTiles) -> int:
+def line_bytes(tiles: SmallTiles) -> int:
     """Return the bytes from one of a warp's rows of results to the next, which starts in other banks."""
     return tiles.wn * 2 + 16
 
 
-def lines_bytes(tiles: MmaTiles) -> int:
+def results_bytes(product: Product, tiles: SmallTiles) -> int:
+    """Return the bytes that results need on their way."""
+    if tiles.is_flat(int(product.n)):
+        return -(-(tiles.bm * int(product.n) + PIECE) * 2 // 16) * 16
     return tiles.warps * _ROWS * line_bytes(tiles)
 
 
-def shared_bytes(product: Product, tiles: MmaTiles) -> int:
+def shared_bytes(product: Product, tiles: SmallTiles) -> int:
     """Return the bytes of shared memory of a block."""
     operands = (
-        WholeOperand(None, product.m, product.k, not product.trans_a, tiles.bm, tiles.a_vector),
-        WholeOperand(None, product.n, product.k, product.trans_b, tiles.bn, tiles.b_vector),
+        WholeOperand(None, product.m, product.k, not product.trans_a, tiles.bm, tiles.a_vector, tiles.bk),
+        WholeOperand(None, product.n, product.k, product.trans_b, tiles.bn, tiles.b_vector, tiles.bk),
     )
-    return sum(each.stage_bytes + _ALIGNED for each in operands) + lines_bytes(tiles)
+    factors = sum(tiles.stages * each.stage_bytes + _ALIGNED for each in operands)
+    results = results_bytes(product, tiles)
+    return max(factors, results) if tiles.is_flat(int(product.n)) else factors + results

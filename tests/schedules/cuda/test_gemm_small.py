@@ -25,8 +25,12 @@ def matmul(m: int, n: int, k: int, **fields: object) -> Workload:
     return workload("matmul", m=m, n=n, k=k, **{"dtype": "bfloat16", "batch": 64, **fields})
 
 
-def config(bm: int, bn: int, warps_m: int, warps_n: int, chained: int = 0) -> Config:
-    return Config.of(bm=bm, bn=bn, warps_m=warps_m, warps_n=warps_n, chained=chained)
+def config(
+    bm: int, bn: int, warps_m: int, warps_n: int, chained: int = 0, bk: int = 256, stages: int = 1
+) -> Config:
+    return Config.of(
+        bm=bm, bn=bn, warps_m=warps_m, warps_n=warps_n, bk=bk, stages=stages, chained=chained
+    )
 
 
 @pytest.mark.parametrize(
