@@ -20,7 +20,7 @@ from tvmops.workloads import Workload
 _LARGEST = 256  # of m, n and k
 _LARGEST_TILE = 256
 _MOST_WARPS = 16
-_MOST_REGISTERS = 136  # of a thread, for sums and what is read ahead
+_MOST_REGISTERS = 255  # of a thread
 _REGISTERS, _RESIDENT_WARPS = 65_536, 64  # of a multiprocessor
 _RESERVED = 1024  # bytes of shared memory that the system takes of each block
 _OTHER_REGISTERS = 40  # of a thread, beside sums
@@ -125,32 +125,32 @@ def small_tiles_of(config: Config, workload: Workload) -> SmallTiles:
 def is_small_legal(config: Config, workload: Workload, target: Target) -> bool:
     """Say whether `config` fits the machine; the only statement of the template's limits."""
     assert target.gpu is not None
-    tiles = small_tiles_of(config, workload)
+    tiles, chunks = small_tiles_of(config, workload), math.ceil(known(workload, "k") / config.number("bk"))
     return (
         tiles.bm % (16 * tiles.warps_m) == 0
         and tiles.bn % (16 * tiles.warps_n) == 0
         and tiles.warps <= _MOST_WARPS
-        and _fits_chunks(config, known(workload, "k"))
-        and _registers(tiles) <= _MOST_REGISTERS
+        and _fits_chunks(config, chunks, known(workload, "k"))
+        and _registers(tiles, chunks) + _OTHER_REGISTERS <= min(_MOST_REGISTERS, _REGISTERS // (32 * tiles.warps))
         and shared_bytes(product_of(workload), tiles) <= target.gpu.shared_bytes
     )
 
 
-def _fits_chunks(config: Config, k: int) -> bool:
-    """Say whether no stage is left over, and whether the size of a single chunk is the only one."""
+def _fits_chunks(config: Config, chunks: int, k: int) -> bool:
+    """Say whether no stage is left over, and a single chunk is of the smallest size that holds k."""
     bk, stages = config.number("bk"), config.number("stages")
-    chunks = math.ceil(k / bk)
     return stages == 1 and (bk == 64 or 2 * k > bk) if chunks == 1 else 2 <= stages <= chunks
 
 
-def _registers(tiles: SmallTiles) -> int:
-    """Registers of a thread for sums, factors, and what comes through registers."""
+def _registers(tiles: SmallTiles, chunks: int) -> int:
+    """Registers of a thread for sums, factors, and what comes through registers: meanwhile, or before."""
     pieces = [
         -(-size * tiles.bk // 8 // (32 * tiles.warps))
         for size, vector in ((tiles.bm, tiles.a_vector), (tiles.bn, tiles.b_vector))
         if vector == 1
     ]
-    return tiles.wm * tiles.wn // 32 + max(tiles.wm // 4 + tiles.wn // 4, 8 * sum(pieces))
+    factors, fetched = tiles.wm // 4 + tiles.wn // 4, 8 * sum(pieces)
+    return tiles.wm * tiles.wn // 32 + (factors + fetched if chunks > 1 else max(factors, fetched))
 
 
 def _tiles(size: int) -> tuple[int, ...]:
