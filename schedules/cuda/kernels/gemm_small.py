@@ -14,9 +14,11 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from tvmops.schedules.cpu.emit import Extent
 from tvmops.schedules.cuda.kernels.gemm_mma import STORE_PAIR, MmaKernel, MmaTiles
 from tvmops.schedules.cuda.kernels.mma_operand import Operand
 from tvmops.schedules.cuda.kernels.product import Product, finished
+from tvmops.schedules.cuda.kernels.shifted_operand import ShiftedOperand
 from tvmops.schedules.cuda.kernels.whole_operand import STEP, WholeOperand
 from tvmops.schedules.cuda.pieces import PIECE
 from tvmops.schedules.cuda.words import Scalar, c_call, do, let_next_kernel_begin, pack, ptx, when
@@ -87,7 +89,7 @@ class SmallKernel(MmaKernel):
 
     def __init__(self, product: Product, tiles: SmallTiles, chained: int) -> None:
         super().__init__(product, tiles, bool(chained))
-        self.operand = functools.partial(WholeOperand, bk=tiles.bk)
+        self.operand = functools.partial(operand_of, bk=tiles.bk)
         self.is_flat = tiles.is_flat(int(product.n))
         # 1: when all is asked for; 2: when it has come. Earlier, it would take places of this one's blocks.
         self.launches_next = chained
@@ -120,42 +122,35 @@ class SmallKernel(MmaKernel):
         ahead = chunks if t.stages == chunks else t.stages - 1  # what is asked for before the first is used
         for chunk in range(ahead):
             self._copy(chunk)
-        self._fetch(0)
-        if self.launches_next == 1 and chunks == 1:
-            let_next_kernel_begin()
-        self._place(0)
         for chunk in range(chunks):
             asked = min(ahead + chunk, chunks)
+            if self.launches_next == 1 and asked == chunks and (chunk == 0 or chunk + ahead == chunks):
+                let_next_kernel_begin()
             ptx("cp.async.wait_group", asked - chunk - 1)
             do(T.cuda.cta_sync())
+            if self.launches_next == 2 and chunk + 1 == chunks:
+                let_next_kernel_begin()
             if asked < chunks:
                 self._copy(asked)
-            if chunk + 1 < chunks:
-                self._fetch(chunk + 1)
-            if self.launches_next and chunk == chunks - (2 if self.launches_next == 1 else 1):
-                let_next_kernel_begin()
+            self._shift(chunk)
             for step in range(-(-min(t.bk, k - chunk * t.bk) // STEP)):
                 self._load_parts(chunk % t.stages, step)
                 self._multiply()
-            if chunk + 1 < chunks:
-                self._place(chunk + 1)
 
     def _copy(self, chunk: int) -> None:
-        """Begin to copy a chunk of what needs no registers on its way."""
+        """Begin to copy a chunk."""
         for each, origin in ((self.a, self.row), (self.b, self.column)):
-            if not each.in_two_steps:
-                each.copy(chunk % self.tiles.stages, origin, chunk * self.tiles.bk)
+            each.copy(chunk % self.tiles.stages, origin, chunk * self.tiles.bk)
         ptx("cp.async.commit_group")
 
-    def _fetch(self, chunk: int) -> None:
+    def _shift(self, chunk: int) -> None:
+        """Shift what came as its rows lie in the array."""
         for each, origin in ((self.a, self.row), (self.b, self.column)):
-            if each.in_two_steps:
-                each.fetch(origin, chunk * self.tiles.bk)
-
-    def _place(self, chunk: int) -> None:
-        for each in (self.a, self.b):
-            if each.in_two_steps:
-                each.place(chunk % self.tiles.stages)
+            if isinstance(each, ShiftedOperand):
+                place = (chunk % self.tiles.stages, origin, chunk * self.tiles.bk)
+                each.shift(*place, self.warp, self.lane)
+        if self.a.shifts or self.b.shifts:
+            do(T.cuda.cta_sync())
 
     # The end: sums go through shared memory, so that neighbours are stored together.
 
@@ -256,6 +251,14 @@ def line_bytes(tiles: SmallTiles) -> int:
     return tiles.wn * 2 + 16
 
 
+def operand_of(
+    array: Any, extent: Extent, k: Extent, k_inner: bool, block: int, vector: int, bk: int
+) -> WholeOperand:
+    """Return a factor, by how its rows can be copied."""
+    kind = ShiftedOperand if vector == 1 else WholeOperand
+    return kind(array, extent, k, k_inner, block, vector, bk)
+
+
 def results_bytes(product: Product, tiles: SmallTiles) -> int:
     """Return the bytes that results need on their way."""
     if tiles.is_flat(int(product.n)):
@@ -266,8 +269,8 @@ def results_bytes(product: Product, tiles: SmallTiles) -> int:
 def shared_bytes(product: Product, tiles: SmallTiles) -> int:
     """Return the bytes of shared memory of a block."""
     operands = (
-        WholeOperand(None, product.m, product.k, not product.trans_a, tiles.bm, tiles.a_vector, tiles.bk),
-        WholeOperand(None, product.n, product.k, product.trans_b, tiles.bn, tiles.b_vector, tiles.bk),
+        operand_of(None, product.m, product.k, not product.trans_a, tiles.bm, tiles.a_vector, tiles.bk),
+        operand_of(None, product.n, product.k, product.trans_b, tiles.bn, tiles.b_vector, tiles.bk),
     )
     factors = sum(tiles.stages * each.stage_bytes + _ALIGNED for each in operands)
     results = results_bytes(product, tiles)
