@@ -10,6 +10,7 @@ from tvm import IRModule
 from tvmops.schedules.cuda.extents import known
 from tvmops.schedules.cuda.gemm_mma import MmaGemm, is_chained, product_of, row_dims
 from tvmops.schedules.cuda.kernels.gemm_small import SmallKernel, SmallTiles, shared_bytes
+from tvmops.schedules.cuda.kernels.gemm_small_wgmma import SmallWgmmaKernel
 from tvmops.schedules.cuda.kernels.whole_operand import STEP
 from tvmops.schedules.template import GenericKernel
 from tvmops.signatures import ANY
@@ -17,6 +18,7 @@ from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
+_HOPPER = 90
 _LARGEST = 256  # of m, n and k
 _LARGEST_TILE = 256
 _MOST_WARPS = 16
@@ -58,7 +60,9 @@ class SmallGemm(MmaGemm):
             Knob("warps_n", tuple(range(1, 9))),
             Knob("bk", (64, 128, 256)),  # of k, in a chunk
             Knob("stages", (1, 2, 3, 4)),
+            Knob("wgmma", (0, 1) if has_wgmma(target) else (0,)),
             Knob("chained", (0, 1, 2) if is_chained(target) else (0,)),
+            Knob("asks", (0, 1) if is_chained(target) else (0,)),
         )
         return Space(self.name, knobs, lambda config: is_small_legal(config, workload, target))
 
@@ -68,7 +72,7 @@ class SmallGemm(MmaGemm):
         chained = 1 if 1 in values["chained"] else 0
         whole = next(bk for bk in values["bk"] if int(bk) >= known(workload, "k"))
         choices = [
-            Config.of(bm=bm, bn=bn, warps_m=warps_m, warps_n=warps_n, bk=whole, stages=1, chained=chained)
+            Config.of(bm=bm, bn=bn, warps_m=warps_m, warps_n=warps_n, bk=whole, stages=1, wgmma=0, chained=chained, asks=chained)
             for bm, bn in itertools.product(values["bm"], values["bn"])
             for warps_m, warps_n in _WARPS
         ]
@@ -84,7 +88,7 @@ class SmallGemm(MmaGemm):
         m, n, k, batch = (known(workload, dim) for dim in ("m", "n", "k", "batch"))
         tiles = small_tiles_of(config, workload)
         blocks = batch * math.ceil(m / tiles.bm) * math.ceil(n / tiles.bn)
-        nbytes = shared_bytes(product_of(workload), tiles) + _RESERVED
+        nbytes = shared_bytes(product_of(workload), tiles, kernel_of(config)) + _RESERVED
         registers = (tiles.wm * tiles.wn // 32 + _OTHER_REGISTERS) * 32 * tiles.warps
         beside = max(
             1,
@@ -111,7 +115,16 @@ class SmallGemm(MmaGemm):
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         product = product_of(self.kernel_workload(workload))
-        return SmallKernel(product, small_tiles_of(config, workload), int(config["chained"])).module()
+        tiles = small_tiles_of(config, workload)
+        return kernel_of(config)(product, tiles, config.number("chained"), bool(config["asks"])).module()
+
+
+def kernel_of(config: Config) -> type[SmallKernel]:
+    return SmallWgmmaKernel if config["wgmma"] else SmallKernel
+
+
+def has_wgmma(target: Target) -> bool:
+    return target.gpu is not None and target.gpu.compute == _HOPPER
 
 
 def small_tiles_of(config: Config, workload: Workload) -> SmallTiles:
@@ -131,9 +144,15 @@ def is_small_legal(config: Config, workload: Workload, target: Target) -> bool:
         and tiles.bn % (16 * tiles.warps_n) == 0
         and tiles.warps <= _MOST_WARPS
         and _fits_chunks(config, chunks, known(workload, "k"))
-        and _registers(tiles, chunks) + _OTHER_REGISTERS <= min(_MOST_REGISTERS, _REGISTERS // (32 * tiles.warps))
-        and shared_bytes(product_of(workload), tiles) <= target.gpu.shared_bytes
+        and _registers(tiles, not config["wgmma"]) + _OTHER_REGISTERS <= min(_MOST_REGISTERS, _REGISTERS // (32 * tiles.warps))
+        and (not config["wgmma"] or _suits_wgmma(tiles))
+        and shared_bytes(product_of(workload), tiles, kernel_of(config)) <= target.gpu.shared_bytes
     )
+
+
+def _suits_wgmma(tiles: SmallTiles) -> bool:
+    rows = (tiles.warps_m * 16, tiles.warps_n * tiles.bn)
+    return tiles.bm % 64 == 0 and rows == (tiles.bm, tiles.bn) and min(tiles.a_vector, tiles.b_vector) > 1
 
 
 def _fits_chunks(config: Config, chunks: int, k: int) -> bool:
@@ -142,15 +161,9 @@ def _fits_chunks(config: Config, chunks: int, k: int) -> bool:
     return stages == 1 and (bk == 64 or 2 * k > bk) if chunks == 1 else 2 <= stages <= chunks
 
 
-def _registers(tiles: SmallTiles, chunks: int) -> int:
-    """Registers of a thread for sums, factors, and what comes through registers: meanwhile, or before."""
-    pieces = [
-        -(-size * tiles.bk // 8 // (32 * tiles.warps))
-        for size, vector in ((tiles.bm, tiles.a_vector), (tiles.bn, tiles.b_vector))
-        if vector == 1
-    ]
-    factors, fetched = tiles.wm // 4 + tiles.wn // 4, 8 * sum(pieces)
-    return tiles.wm * tiles.wn // 32 + (factors + fetched if chunks > 1 else max(factors, fetched))
+def _registers(tiles: SmallTiles, factors: bool) -> int:
+    """Registers of a thread for sums, and for factors unless wgmma reads them."""
+    return tiles.wm * tiles.wn // 32 + (tiles.wm // 4 + tiles.wn // 4) * factors
 
 
 def _tiles(size: int) -> tuple[int, ...]:

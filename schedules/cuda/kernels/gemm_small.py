@@ -24,7 +24,6 @@ from tvmops.schedules.cuda.pieces import PIECE
 from tvmops.schedules.cuda.words import Scalar, c_call, do, let_next_kernel_begin, pack, ptx, when
 
 _ROWS = 16  # of a product
-_ALIGNED = 128  # bytes that are lost where a factor begins at a multiple of as many, at most
 _KINDS = {8: "uint4", 4: "uint2", 2: "unsigned"}
 _STORE_PART = """
 __forceinline__ __device__ void store_part_{width}(void* c, long long at, const void* line, int unit) {{
@@ -74,7 +73,6 @@ class SmallTiles(MmaTiles):
     """`stages` of the ring that chunks of `bk` of k go through: as many as chunks, or fewer."""
 
     bk: int = 0
-
     def is_flat(self, n: int) -> bool:
         """Say whether a block stores its rows as one stretch; else each is in vectors, or not whole."""
         return n % PIECE != 0 and n <= self.bn
@@ -83,16 +81,25 @@ class SmallTiles(MmaTiles):
 class SmallKernel(MmaKernel):
     """`main(a, b, [bias], [residual], c)`; of the sizes the batch alone may be unknown."""
 
+    alignment = 128  # of factors in shared memory: as many bytes are lost, at most
     tiles: SmallTiles
     a: WholeOperand
     b: WholeOperand
 
-    def __init__(self, product: Product, tiles: SmallTiles, chained: int) -> None:
+    def __init__(self, product: Product, tiles: SmallTiles, chained: int, asks: bool) -> None:
         super().__init__(product, tiles, bool(chained))
-        self.operand = functools.partial(operand_of, bk=tiles.bk)
+        self.operand = functools.partial(self.operand_of, bk=tiles.bk)
         self.is_flat = tiles.is_flat(int(product.n))
         # 1: when all is asked for; 2: when it has come. Earlier, it would take places of this one's blocks.
-        self.launches_next = chained
+        self.launches_next, self.asks = chained, asks
+
+    @classmethod
+    def operand_of(
+        cls, array: Any, extent: Extent, k: Extent, k_inner: bool, block: int, vector: int, bk: int
+    ) -> WholeOperand:
+        """Return a factor, by how its rows can be copied."""
+        kind = ShiftedOperand if vector == 1 else WholeOperand
+        return kind(array, extent, k, k_inner, block, vector, bk)
 
     def _locate(self, block: Any, rows: Any, columns: Any) -> None:
         self.item = T.Bind(T.truncdiv(block, rows * columns))
@@ -112,8 +119,9 @@ class SmallKernel(MmaKernel):
 
     def _wait(self) -> None:
         """Wait for the kernel before; factors come to the L2 meanwhile."""
-        for each, origin in ((self.a, self.row), (self.b, self.column)):
-            each.ask(origin)
+        if self.asks:
+            for each, origin in ((self.a, self.row), (self.b, self.column)):
+                each.ask(origin)
         ptx("griddepcontrol.wait")
 
     def _multiply_all(self) -> None:
@@ -127,15 +135,22 @@ class SmallKernel(MmaKernel):
             if self.launches_next == 1 and asked == chunks and (chunk == 0 or chunk + ahead == chunks):
                 let_next_kernel_begin()
             ptx("cp.async.wait_group", asked - chunk - 1)
+            self._publish(rewrites=0 < chunk and asked < chunks)
             do(T.cuda.cta_sync())
             if self.launches_next == 2 and chunk + 1 == chunks:
                 let_next_kernel_begin()
             if asked < chunks:
                 self._copy(asked)
             self._shift(chunk)
-            for step in range(-(-min(t.bk, k - chunk * t.bk) // STEP)):
-                self._load_parts(chunk % t.stages, step)
-                self._multiply()
+            self._multiply_chunk(chunk % t.stages, -(-min(t.bk, k - chunk * t.bk) // STEP))
+
+    def _publish(self, rewrites: bool) -> None:
+        """What this thread copied is about to be read by others; what was read is then copied over, or not."""
+
+    def _multiply_chunk(self, stage: int, steps: int) -> None:
+        for step in range(steps):
+            self._load_parts(stage, step)
+            self._multiply()
 
     def _copy(self, chunk: int) -> None:
         """Begin to copy a chunk."""
@@ -155,12 +170,13 @@ class SmallKernel(MmaKernel):
     # The end: sums go through shared memory, so that neighbours are stored together.
 
     def _share(self, pool: Any) -> None:
-        super()._share(pool)
-        if self.is_flat:
-            pool.move_base_to(0)
+        for each in (self.a, self.b):
+            each.ring = pool.alloc((self.tiles.stages * each.stage_bytes,), "uint8", align=self.alignment)
+        pool.move_base_to(0)  # when those have been read
         self.lines = pool.alloc((results_bytes(self.product, self.tiles),), "uint8", align=16)
 
     def _store(self) -> None:
+        do(T.cuda.cta_sync())  # the factors, whose place they take, are read
         if self.is_flat:
             self._store_flat()
         else:
@@ -174,7 +190,6 @@ class SmallKernel(MmaKernel):
         phase = T.Bind(T.Cast("int32", T.truncmod(start, PIECE)))
         name, source = ("store_pair", STORE_PAIR) if n % 2 == 0 else ("store_halves_of", _STORE_HALVES)
         row, column = T.Bind(self._warp_row()), T.Bind(self._warp_column() + lane % 4 * 2)
-        do(T.cuda.cta_sync())  # the factors, whose place they take, are read
         for part in range(self.m_parts):
             for half in range(2):
                 own = T.Bind(row + part * _ROWS + T.truncdiv(lane, 4) + half * 8)
@@ -251,14 +266,6 @@ def line_bytes(tiles: SmallTiles) -> int:
     return tiles.wn * 2 + 16
 
 
-def operand_of(
-    array: Any, extent: Extent, k: Extent, k_inner: bool, block: int, vector: int, bk: int
-) -> WholeOperand:
-    """Return a factor, by how its rows can be copied."""
-    kind = ShiftedOperand if vector == 1 else WholeOperand
-    return kind(array, extent, k, k_inner, block, vector, bk)
-
-
 def results_bytes(product: Product, tiles: SmallTiles) -> int:
     """Return the bytes that results need on their way."""
     if tiles.is_flat(int(product.n)):
@@ -266,12 +273,14 @@ def results_bytes(product: Product, tiles: SmallTiles) -> int:
     return tiles.warps * _ROWS * line_bytes(tiles)
 
 
-def shared_bytes(product: Product, tiles: SmallTiles) -> int:
+def shared_bytes(product: Product, tiles: SmallTiles, kernel: type[SmallKernel] = SmallKernel) -> int:
     """Return the bytes of shared memory of a block."""
-    operands = (
-        operand_of(None, product.m, product.k, not product.trans_a, tiles.bm, tiles.a_vector, tiles.bk),
-        operand_of(None, product.n, product.k, product.trans_b, tiles.bn, tiles.b_vector, tiles.bk),
+    sizes = (
+        (product.m, not product.trans_a, tiles.bm, tiles.a_vector),
+        (product.n, product.trans_b, tiles.bn, tiles.b_vector),
     )
-    factors = sum(tiles.stages * each.stage_bytes + _ALIGNED for each in operands)
-    results = results_bytes(product, tiles)
-    return max(factors, results) if tiles.is_flat(int(product.n)) else factors + results
+    factors = sum(
+        tiles.stages * kernel.operand_of(None, extent, product.k, *rest, bk=tiles.bk).stage_bytes + kernel.alignment
+        for extent, *rest in sizes
+    )
+    return max(factors, results_bytes(product, tiles))

@@ -68,7 +68,7 @@ class ShiftedOperand(WholeOperand):
 
     def copy(self, stage: Any, origin: Any, k_origin: int) -> None:
         for row, column, is_one in self._parts(PIECE, k_origin):
-            to = self.base + T.Cast("uint32", stage * self.stage_bytes + row * self.pitch + column * 2)
+            to = self.place(stage, row, column)
             y, x = (origin + row, k_origin + column) if self.k_inner else (k_origin + row, origin + column)
             within = y < (self.extent if self.k_inner else self.k)
             at = self.lead + y * self.row_length + x

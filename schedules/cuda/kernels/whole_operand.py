@@ -70,6 +70,10 @@ class WholeOperand(Operand):
     def address(self, stage: Any, row: Any, piece: Any) -> Any:
         return self.base + T.Cast("uint32", stage * self.stage_bytes + row * self.pitch + piece * 16)
 
+    def place(self, stage: Any, row: Any, column: Any) -> Any:
+        """Return where a part of a chunk lies."""
+        return self.base + T.Cast("uint32", stage * self.stage_bytes + row * self.pitch + column * 2)
+
     def begin(self, thread: Any, threads: int) -> None:
         self.thread, self.threads = thread, threads
 
@@ -92,7 +96,7 @@ class WholeOperand(Operand):
         cache, nbytes = ("cg" if vector == PIECE else "ca"), 2 * vector
         source = _COPY_PART.format(vector=vector, cache=cache, nbytes=nbytes)
         for row, column, is_one in self._parts(vector, k_origin):
-            to = self.base + T.Cast("uint32", stage * self.stage_bytes + row * self.pitch + column * 2)
+            to = self.place(stage, row, column)
             y, x, inside, valid = self._found_at(row, column, origin, k_origin)
             there = T.Cast("int32", valid > 0)
             with when(tirx.And(is_one, inside)):

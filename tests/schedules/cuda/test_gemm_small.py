@@ -11,7 +11,7 @@ from tests.schedules.cuda.products import Launch, blocks_of, error_here
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.gemm_mma import product_of
-from tvmops.schedules.cuda.gemm_small import SmallGemm, small_tiles_of
+from tvmops.schedules.cuda.gemm_small import SmallGemm, kernel_of, small_tiles_of
 from tvmops.schedules.cuda.kernels.gemm_small import shared_bytes
 from tvmops.space import Config
 from tvmops.targets import target
@@ -26,10 +26,26 @@ def matmul(m: int, n: int, k: int, **fields: object) -> Workload:
 
 
 def config(
-    bm: int, bn: int, warps_m: int, warps_n: int, chained: int = 0, bk: int = 256, stages: int = 1
+    bm: int,
+    bn: int,
+    warps_m: int,
+    warps_n: int,
+    chained: int = 0,
+    bk: int = 256,
+    stages: int = 1,
+    wgmma: int = 0,
+    asks: int = 1,
 ) -> Config:
     return Config.of(
-        bm=bm, bn=bn, warps_m=warps_m, warps_n=warps_n, bk=bk, stages=stages, chained=chained
+        bm=bm,
+        bn=bn,
+        warps_m=warps_m,
+        warps_n=warps_n,
+        bk=bk,
+        stages=stages,
+        wgmma=wgmma,
+        chained=chained,
+        asks=asks,
     )
 
 
@@ -90,7 +106,7 @@ def test_a_chained_kernel_asks_waits_copies_and_lets_the_next_begin(chained: int
 def error_of(work: Workload, knobs: Config, folder: Path) -> float:
     """Return the largest error of an emulated run amid guards, as a share of what is allowed."""
     cubin, tiles = compiled(TEMPLATE, work, H200, knobs), small_tiles_of(knobs, work)
-    nbytes = shared_bytes(product_of(work), tiles)
+    nbytes = shared_bytes(product_of(work), tiles, kernel_of(knobs))
     launch = Launch(blocks_of(work, tiles.bm, tiles.bn), shared_bytes=nbytes)
     return error_here(cubin, work, launch, folder) / op_of(work).tolerance(work)
 
