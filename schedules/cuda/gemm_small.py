@@ -72,7 +72,17 @@ class SmallGemm(MmaGemm):
         chained = 1 if 1 in values["chained"] else 0
         whole = next(bk for bk in values["bk"] if int(bk) >= known(workload, "k"))
         choices = [
-            Config.of(bm=bm, bn=bn, warps_m=warps_m, warps_n=warps_n, bk=whole, stages=1, wgmma=0, chained=chained, asks=chained)
+            Config.of(
+                bm=bm,
+                bn=bn,
+                warps_m=warps_m,
+                warps_n=warps_n,
+                bk=whole,
+                stages=1,
+                wgmma=0,
+                chained=chained,
+                asks=chained,
+            )
             for bm, bn in itertools.product(values["bm"], values["bn"])
             for warps_m, warps_n in _WARPS
         ]
@@ -144,7 +154,8 @@ def is_small_legal(config: Config, workload: Workload, target: Target) -> bool:
         and tiles.bn % (16 * tiles.warps_n) == 0
         and tiles.warps <= _MOST_WARPS
         and _fits_chunks(config, chunks, known(workload, "k"))
-        and _registers(tiles, not config["wgmma"]) + _OTHER_REGISTERS <= min(_MOST_REGISTERS, _REGISTERS // (32 * tiles.warps))
+        and _registers(tiles, not config["wgmma"]) + _OTHER_REGISTERS
+        <= min(_MOST_REGISTERS, _REGISTERS // (32 * tiles.warps))
         and (not config["wgmma"] or _suits_wgmma(tiles))
         and shared_bytes(product_of(workload), tiles, kernel_of(config)) <= target.gpu.shared_bytes
     )
@@ -152,7 +163,7 @@ def is_small_legal(config: Config, workload: Workload, target: Target) -> bool:
 
 def _suits_wgmma(tiles: SmallTiles) -> bool:
     rows = (tiles.warps_m * 16, tiles.warps_n * tiles.bn)
-    return tiles.bm % 64 == 0 and rows == (tiles.bm, tiles.bn) and min(tiles.a_vector, tiles.b_vector) > 1
+    return tiles.bm % 64 == 0 and rows == (tiles.bm, tiles.bn)
 
 
 def _fits_chunks(config: Config, chunks: int, k: int) -> bool:

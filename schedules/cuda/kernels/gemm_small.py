@@ -73,6 +73,7 @@ class SmallTiles(MmaTiles):
     """`stages` of the ring that chunks of `bk` of k go through: as many as chunks, or fewer."""
 
     bk: int = 0
+
     def is_flat(self, n: int) -> bool:
         """Say whether a block stores its rows as one stretch; else each is in vectors, or not whole."""
         return n % PIECE != 0 and n <= self.bn
@@ -161,17 +162,18 @@ class SmallKernel(MmaKernel):
     def _shift(self, chunk: int) -> None:
         """Shift what came as its rows lie in the array."""
         for each, origin in ((self.a, self.row), (self.b, self.column)):
-            if isinstance(each, ShiftedOperand):
+            if each.shifts:
                 place = (chunk % self.tiles.stages, origin, chunk * self.tiles.bk)
                 each.shift(*place, self.warp, self.lane)
         if self.a.shifts or self.b.shifts:
+            self._publish(rewrites=False)
             do(T.cuda.cta_sync())
 
     # The end: sums go through shared memory, so that neighbours are stored together.
 
     def _share(self, pool: Any) -> None:
         for each in (self.a, self.b):
-            each.ring = pool.alloc((self.tiles.stages * each.stage_bytes,), "uint8", align=self.alignment)
+            each.ring = pool.alloc((each.nbytes(self.tiles.stages),), "uint8", align=self.alignment)
         pool.move_base_to(0)  # when those have been read
         self.lines = pool.alloc((results_bytes(self.product, self.tiles),), "uint8", align=16)
 
@@ -275,12 +277,7 @@ def results_bytes(product: Product, tiles: SmallTiles) -> int:
 
 def shared_bytes(product: Product, tiles: SmallTiles, kernel: type[SmallKernel] = SmallKernel) -> int:
     """Return the bytes of shared memory of a block."""
-    sizes = (
-        (product.m, not product.trans_a, tiles.bm, tiles.a_vector),
-        (product.n, product.trans_b, tiles.bn, tiles.b_vector),
-    )
-    factors = sum(
-        tiles.stages * kernel.operand_of(None, extent, product.k, *rest, bk=tiles.bk).stage_bytes + kernel.alignment
-        for extent, *rest in sizes
-    )
+    a = kernel.operand_of(None, product.m, product.k, not product.trans_a, tiles.bm, tiles.a_vector, tiles.bk)
+    b = kernel.operand_of(None, product.n, product.k, product.trans_b, tiles.bn, tiles.b_vector, tiles.bk)
+    factors = sum(each.nbytes(tiles.stages) + kernel.alignment for each in (a, b))
     return max(factors, results_bytes(product, tiles))

@@ -17,7 +17,7 @@ from tvmops.schedules.cuda.pieces import PIECE
 from tvmops.schedules.cuda.words import Scalar, c_call, do, when
 
 # The aligned piece that holds element `at`; what is beyond the array becomes 0.
-_COPY_AROUND = """
+COPY_AROUND = """
 __forceinline__ __device__ void copy_around(unsigned to, const void* from, int at, int size, int there) {
   const int first = at & ~7, nbytes = there ? 2 * max(min(size - first, 8), 0) : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::
@@ -52,10 +52,8 @@ __forceinline__ __device__ void shift_rows(void* tile, int rows, int pieces, int
 """
 
 
-class ShiftedOperand(WholeOperand):
-    """A tile whose rows have room for one more piece."""
-
-    shifts = True
+class Around(WholeOperand):
+    """Copies of all pieces that hold some of a row."""
 
     def begin(self, thread: Any, threads: int) -> None:
         super().begin(thread, threads)
@@ -68,24 +66,30 @@ class ShiftedOperand(WholeOperand):
 
     def copy(self, stage: Any, origin: Any, k_origin: int) -> None:
         for row, column, is_one in self._parts(PIECE, k_origin):
-            to = self.place(stage, row, column)
+            to = self.part_address(stage, row, column)
             y, x = (origin + row, k_origin + column) if self.k_inner else (k_origin + row, origin + column)
             within = y < (self.extent if self.k_inner else self.k)
             at = self.lead + y * self.row_length + x
             with when(tirx.And(is_one, within) if self.k_inner else is_one):
                 there = T.Cast("int32", within)
-                do(c_call("void", "copy_around", to, self.start, at, self.rest, there, source=_COPY_AROUND))
+                do(c_call("void", "copy_around", to, self.start, at, self.rest, there, source=COPY_AROUND))
+
+    def _across(self, width: int, depth: int) -> int:
+        return super()._across(width, depth) + 1
+
+
+class ShiftedOperand(Around):
+    """A tile whose rows have room for one more piece."""
+
+    shifts = True
 
     def shift(self, stage: int, origin: Any, k_origin: int, warp: Any, lane: Any) -> None:
         """Let a warp make its rows begin with a piece; all copies of the chunk have come."""
         depth, warps = self._depth(k_origin), self.threads // 32
-        rows, pieces = (self.block if self.k_inner else depth), super()._across(PIECE, depth)
+        rows, pieces = (self.block if self.k_inner else depth), WholeOperand._across(self, PIECE, depth)
         y, x = (origin, k_origin) if self.k_inner else (k_origin, origin)
         valid = min(depth, int(self.k) - k_origin) if self.k_inner else PIECE * pieces
         tile = self.ring.ptr_to([stage * self.stage_bytes])
         first = self.lead + y * self.row_length + x
         shape = (rows, pieces, self.pitch, first, self.row_length, valid)
         do(c_call("void", "shift_rows", tile, *shape, warp, warps, lane, source=SHIFTED + _SHIFT_ROWS))
-
-    def _across(self, width: int, depth: int) -> int:
-        return super()._across(width, depth) + 1

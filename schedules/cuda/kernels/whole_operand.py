@@ -67,12 +67,19 @@ class WholeOperand(Operand):
     def stage_bytes(self) -> int:
         return self.rows * self.pitch
 
+    def nbytes(self, stages: int) -> int:
+        """Return the bytes of shared memory that it needs."""
+        return stages * self.stage_bytes
+
     def address(self, stage: Any, row: Any, piece: Any) -> Any:
         return self.base + T.Cast("uint32", stage * self.stage_bytes + row * self.pitch + piece * 16)
 
-    def place(self, stage: Any, row: Any, column: Any) -> Any:
+    def part_address(self, stage: Any, row: Any, column: Any) -> Any:
         """Return where a part of a chunk lies."""
         return self.base + T.Cast("uint32", stage * self.stage_bytes + row * self.pitch + column * 2)
+
+    def shift(self, stage: int, origin: Any, k_origin: int, warp: Any, lane: Any) -> None:
+        """Have a chunk that `shifts` lie as it is read, when all its copies have come."""
 
     def begin(self, thread: Any, threads: int) -> None:
         self.thread, self.threads = thread, threads
@@ -96,7 +103,7 @@ class WholeOperand(Operand):
         cache, nbytes = ("cg" if vector == PIECE else "ca"), 2 * vector
         source = _COPY_PART.format(vector=vector, cache=cache, nbytes=nbytes)
         for row, column, is_one in self._parts(vector, k_origin):
-            to = self.place(stage, row, column)
+            to = self.part_address(stage, row, column)
             y, x, inside, valid = self._found_at(row, column, origin, k_origin)
             there = T.Cast("int32", valid > 0)
             with when(tirx.And(is_one, inside)):
@@ -125,7 +132,11 @@ class WholeOperand(Operand):
         A thread stays in its columns, so that it goes the same way from each part to the next.
         """
         depth = self._depth(k_origin)
-        across, threads, rows = self._across(width, depth), self.threads, self.block if self.k_inner else depth
+        across, threads, rows = (
+            self._across(width, depth),
+            self.threads,
+            self.block if self.k_inner else depth,
+        )
         side = max(1, threads // across)  # rows side by side
         own = T.Bind(T.truncdiv(self.thread, across)) if side > 1 else tirx.const(0, "int32")
         place = T.Bind(T.truncmod(self.thread, across)) if side > 1 else self.thread
