@@ -123,6 +123,16 @@ CASES = [
     (matmul(24, 31, 64, batch=2, shared="b"), config(32, 32, 1, 1)),
     (matmul(20, 32, 72, batch=2, shared="a"), config(32, 32, 2, 1)),
     (matmul(1, 1, 1, batch=2), config(16, 16, 1, 1)),
+    # chunks of k; whole rows in one stretch, of which some begin at odd elements; the last chunk in part
+    (matmul(37, 61, 150, batch=3, residual=True), config(32, 64, 2, 2, 1, 64, 2)),
+    (matmul(33, 52, 131, batch=2, trans_b=True), config(16, 64, 1, 2, 2, 64, 2)),
+    (matmul(20, 64, 152, batch=2, trans_a=True, bias=True), config(32, 64, 1, 2, 1, 64, 3)),
+    # wgmma: rows in vectors, along k and across it; then rows that begin anywhere
+    (matmul(70, 64, 150, batch=2), config(64, 64, 4, 1, 1, 64, 2, wgmma=1)),
+    (matmul(72, 40, 136, batch=2, trans_a=True, trans_b=True), config(64, 48, 4, 1, 1, 64, 3, wgmma=1)),
+    (matmul(70, 61, 151, batch=3), config(64, 64, 4, 1, 1, 64, 2, wgmma=1)),
+    (matmul(61, 101, 67, batch=2, trans_b=True, bias=True), config(64, 112, 4, 1, 1, 128, 1, wgmma=1)),
+    (matmul(61, 64, 61, batch=2, trans_a=True), config(64, 32, 4, 1, 1, 64, 1, wgmma=1)),
 ]
 
 
