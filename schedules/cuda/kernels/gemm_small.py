@@ -15,6 +15,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import Extent
+from tvmops.schedules.cuda.kernels.flat_results import FlatResults, flat_bytes
 from tvmops.schedules.cuda.kernels.gemm_mma import STORE_PAIR, MmaKernel, MmaTiles
 from tvmops.schedules.cuda.kernels.mma_operand import Operand
 from tvmops.schedules.cuda.kernels.product import Product, finished
@@ -41,30 +42,6 @@ __forceinline__ __device__ void store_loose(void* c, long long at, const void* l
   else if (first >= 0 && first < count) to[0] = from[0];
   else if (first < 0) to[1] = from[1];
 }
-"""
-# Two neighbours where words may begin at any element; `count` of them are of the row.
-_STORE_HALVES = """
-__forceinline__ __device__ void store_halves_of(void* memory, unsigned pair, int count) {
-  unsigned short* to = static_cast<unsigned short*>(memory);
-  to[0] = pair;
-  if (count > 1) to[1] = pair >> 16;
-}
-"""
-# `count` elements from `start` on, which lie in shared memory as far from 16 bytes as in the array.
-_STORE_FLAT = """
-__forceinline__ __device__ void store_flat_{threads}(void* c, long long start, const void* results, int count,
-                                                     int thread) {{
-  const int phase = start % 8, end = phase + count;
-  const unsigned short* from = static_cast<const unsigned short*>(results);
-  unsigned short* to = static_cast<unsigned short*>(c) + (start - phase);
-#pragma unroll 4
-  for (int at = 8 * thread; at < end; at += 8 * {threads}) {{
-    if (at >= phase && at + 8 <= end)
-      *reinterpret_cast<uint4*>(to + at) = *reinterpret_cast<const uint4*>(from + at);
-    else
-      for (int i = max(at, phase); i < min(at + 8, end); ++i) to[i] = from[i];
-  }}
-}}
 """
 
 
@@ -185,31 +162,22 @@ class SmallKernel(MmaKernel):
             self._store_by_warps()
 
     def _store_flat(self) -> None:
-        """Store all rows as the one stretch of memory that they are, as they lie there modulo 16 bytes."""
-        p, t, lane = self.product, self.tiles, self.lane
+        p, lane = self.product, self.lane
         m, n = int(p.m), int(p.n)
         start = T.Bind(T.Cast("int64", self.item) * (m * n) + T.Cast("int64", self.row * n))
-        phase = T.Bind(T.Cast("int32", T.truncmod(start, PIECE)))
-        name, source = ("store_pair", STORE_PAIR) if n % 2 == 0 else ("store_halves_of", _STORE_HALVES)
+        results = FlatResults(self.lines, n, T.Bind(T.Cast("int32", T.truncmod(start, PIECE))))
         row, column = T.Bind(self._warp_row()), T.Bind(self._warp_column() + lane % 4 * 2)
+        own = T.Bind(T.truncdiv(lane, 4))
         for part in range(self.m_parts):
             for half in range(2):
-                own = T.Bind(row + part * _ROWS + T.truncdiv(lane, 4) + half * 8)
-                for j in range(self.n_parts):
-                    at = (part * self.n_parts + j) * 4 + half * 2
-                    pair = self._pair(self.row + own, column + j * 8, at)
-                    memory = self.lines.ptr_to([(phase + own * n + column + j * 8) * 2])
-                    with when(column + j * 8 < n):
-                        more = () if n % 2 == 0 else (n - column - j * 8,)
-                        do(c_call("void", name, memory, pair, *more, source=source))
+                inside = T.Bind(row + part * _ROWS + own + half * 8)
+                first = part * self.n_parts * 4 + half * 2
+                pairs = [
+                    self._pair(self.row + inside, column + j * 8, first + j * 4) for j in range(self.n_parts)
+                ]
+                results.put(inside, column, own, pairs)
         do(T.cuda.cta_sync())
-        count = tirx.min(m - self.row, t.bm) * n
-        do(
-            c_call(
-                "void", f"store_flat_{self.threads}", self.c.data, start, self.lines.ptr_to([0]), count,
-                self.thread, source=_STORE_FLAT.format(threads=self.threads),
-            )
-        )  # fmt: skip
+        results.store(self.c, start, tirx.min(m - self.row, self.tiles.bm), self.thread, self.threads)
 
     def _store_by_warps(self) -> None:
         t, lane = self.tiles, self.lane
@@ -271,7 +239,7 @@ def line_bytes(tiles: SmallTiles) -> int:
 def results_bytes(product: Product, tiles: SmallTiles) -> int:
     """Return the bytes that results need on their way."""
     if tiles.is_flat(int(product.n)):
-        return -(-(tiles.bm * int(product.n) + PIECE) * 2 // 16) * 16
+        return flat_bytes(tiles.bm, int(product.n))
     return tiles.warps * _ROWS * line_bytes(tiles)
 
 

@@ -13,7 +13,6 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import Extent
 from tvmops.schedules.cuda.kernels.gemm_small import SmallKernel
-from tvmops.schedules.cuda.kernels.pad_rows import SHIFTED
 from tvmops.schedules.cuda.kernels.shifted_operand import COPY_AROUND, Around
 from tvmops.schedules.cuda.kernels.whole_operand import STEP, WholeOperand
 from tvmops.schedules.cuda.pieces import PIECE
@@ -47,21 +46,38 @@ class SwizzledOperand(WholeOperand):
 
 # Pieces of rows that begin anywhere, to rows of panels that wgmma reads. Rows lie one behind the other as in the
 # array, or `pitch` pieces apart, from the piece on that holds their first element. From the `filled`-th row
-# on, and from the `valid`-th element of each, there are zeros.
+# on, and from the `valid`-th element of each, there are zeros. Rows of a warp are 8 apart, so that all are
+# shifted as far.
 _SHIFT_TO_PANELS = """
+__forceinline__ __device__ uint4 shifted_by(uint4 x, uint4 y, int words, int bits) {
+  uint4 v = x;
+  unsigned next = y.x;
+  switch (words) {
+    case 1: v = uint4{x.y, x.z, x.w, y.x}, next = y.y; break;
+    case 2: v = uint4{x.z, x.w, y.x, y.y}, next = y.z; break;
+    case 3: v = uint4{x.w, y.x, y.y, y.z}, next = y.w;
+  }
+  v.x = __funnelshift_r(v.x, v.y, bits), v.y = __funnelshift_r(v.y, v.z, bits);
+  v.z = __funnelshift_r(v.z, v.w, bits), v.w = __funnelshift_r(v.w, next, bits);
+  return v;
+}
 __forceinline__ __device__ void shift_to_panels(void* panels, const void* raw, int rows, int pieces, int pitch,
-                                                int first, int length, int filled, int valid, int rows_of_panel, int thread,
-                                                int threads) {
-#pragma unroll 4
-  for (int i = thread; i < rows * pieces; i += threads) {
-    const int row = i / pieces, piece = i % pieces, begin = (first & 7) + row * length + 8 * piece;
-    const uint4* from = static_cast<const uint4*>(raw) + (pitch ? row * pitch + piece : begin >> 3);
-    uint4 v = shifted(from[0], from[1], first + row * length & 7);
-    const int left = row < filled ? valid - 8 * piece : 0;
-    v.x = left > 1 ? v.x : left > 0 ? v.x & 0xFFFF : 0, v.y = left > 3 ? v.y : left > 2 ? v.y & 0xFFFF : 0;
-    v.z = left > 5 ? v.z : left > 4 ? v.z & 0xFFFF : 0, v.w = left > 7 ? v.w : left > 6 ? v.w & 0xFFFF : 0;
-    char* to = static_cast<char*>(panels) + piece / 8 * (rows_of_panel * 128) + row * 128;
-    *reinterpret_cast<uint4*>(to + (piece % 8 ^ row % 8) * 16) = v;
+                                                int first, int length, int filled, int valid, int rows_of_panel,
+                                                int warp, int warps, int lane) {
+  const int side = 32 / pieces, own = lane / pieces, piece = lane % pieces, left = valid - 8 * piece;
+  char* to = static_cast<char*>(panels) + piece / 8 * (rows_of_panel * 128);
+  for (int step = warp; step < (rows + 8 * side - 1) / (8 * side) * 8; step += warps) {
+    const int begin = step / 8 * (8 * side) + step % 8, row = begin + 8 * own, shift = first + begin * length & 7;
+    if (own >= side || row >= rows) continue;
+    const int at = pitch ? row * pitch + piece : (first & 7) + row * length + 8 * piece >> 3;
+    const uint4* from = static_cast<const uint4*>(raw) + at;
+    uint4 v = shifted_by(from[0], from[1], shift >> 1, 16 * (shift & 1));
+    if (left < 8) {
+      v.x = left > 1 ? v.x : left > 0 ? v.x & 0xFFFF : 0, v.y = left > 3 ? v.y : left > 2 ? v.y & 0xFFFF : 0;
+      v.z = left > 5 ? v.z : left > 4 ? v.z & 0xFFFF : 0, v.w = left > 7 ? v.w : left > 6 ? v.w & 0xFFFF : 0;
+    }
+    if (row >= filled) v = uint4{0, 0, 0, 0};
+    *reinterpret_cast<uint4*>(to + row * 128 + (piece % 8 ^ row % 8) * 16) = v;
   }
 }
 """
@@ -119,11 +135,11 @@ class PanelsOfShifted(Around, SwizzledOperand):
         raw = self.ring.ptr_to([self.panel_bytes + stage * self.stage_bytes])
         pitch = 0 if self.is_flat else self.pitch // 16
         first = self.lead + y * self.row_length + x
-        source = SHIFTED + _SHIFT_TO_PANELS
+        source = _SHIFT_TO_PANELS
         do(
             c_call(
                 "void", "shift_to_panels", self.ring.ptr_to([0]), raw, rows, pieces, pitch, first, self.row_length,
-                filled, valid, self.rows, warp * 32 + lane, self.threads, source=source,
+                filled, valid, self.rows, warp, self.threads // 32, lane, source=source,
             )
         )  # fmt: skip
 
