@@ -1,8 +1,9 @@
-"""The kernel of `SmallGemm`: small products with mma.sync, of which a block has all of k at once.
+"""The kernel of `SmallGemm`: small products with mma.sync, of which a block has all of k.
 
 Most of what a small product takes is waiting: for the launch, for memory, for each other. So a
-block asks for all that it multiplies at once, and waits once. Sizes are known when the kernel is
-made, so that no thread divides to find its part.
+block asks for all that it multiplies at once, and waits once; larger ones in a few chunks of k,
+of which one is multiplied while others come. Sizes are known when the kernel is made, so that no
+thread divides to find its part.
 """
 
 from __future__ import annotations
