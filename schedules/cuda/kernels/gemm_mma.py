@@ -9,6 +9,7 @@ m, n, k and the batch are known at run time alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +80,7 @@ class MmaTiles:
 class MmaKernel:
     """`main(a, b, [bias], [residual], c)`."""
 
-    operand = Operand
+    operand: Callable[..., Operand] = Operand
     sum_dtype, itemsize, bias_align = "float32", 2, 2  # bytes of an element
 
     def __init__(self, product: Product, tiles: MmaTiles, chained: bool = False) -> None:

@@ -374,6 +374,12 @@ static inline void copy_word(unsigned to, const void* from) {
     if (reinterpret_cast<uintptr_t>(from) % (2 * vector)) emulator::fail("an address that is not aligned"); \
     emulator::now->groups.back().push_back({to, from, there ? 2 * vector : 0, 2 * vector});                \
   }
+static inline void copy_around(unsigned to, const void* from, int at, int size, int there) {
+  const int first = at & ~7;
+  const auto* begin = static_cast<const uint16_t*>(from) + first;
+  if (reinterpret_cast<uintptr_t>(begin) % 16) emulator::fail("an address that is not aligned");
+  emulator::now->groups.back().push_back({to, begin, there ? 2 * std::max(std::min(size - first, 8), 0) : 0, 16});
+}
 COPY_PART(2) COPY_PART(4) COPY_PART(8)
 COPY_PIECE(2, 2) COPY_PIECE(4, 4) COPY_PIECE(8, 8) COPY_PIECE(8_near, 8)
 static inline void tvm_builtin_ptx_cp_async_commit_group_async_commit_group() { emulator::now->groups.emplace_back(); }

@@ -11,7 +11,7 @@ from tests.schedules.cuda.products import Launch, blocks_of, error_here
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.gemm_mma import product_of
-from tvmops.schedules.cuda.gemm_small import SmallGemm, small_tiles_of
+from tvmops.schedules.cuda.gemm_small import SmallGemm, kernel_of, small_tiles_of
 from tvmops.schedules.cuda.kernels.gemm_small import shared_bytes
 from tvmops.space import Config
 from tvmops.targets import target
@@ -25,8 +25,28 @@ def matmul(m: int, n: int, k: int, **fields: object) -> Workload:
     return workload("matmul", m=m, n=n, k=k, **{"dtype": "bfloat16", "batch": 64, **fields})
 
 
-def config(bm: int, bn: int, warps_m: int, warps_n: int, chained: int = 0) -> Config:
-    return Config.of(bm=bm, bn=bn, warps_m=warps_m, warps_n=warps_n, chained=chained)
+def config(
+    bm: int,
+    bn: int,
+    warps_m: int,
+    warps_n: int,
+    chained: int = 0,
+    bk: int = 256,
+    stages: int = 1,
+    wgmma: int = 0,
+    asks: int = 1,
+) -> Config:
+    return Config.of(
+        bm=bm,
+        bn=bn,
+        warps_m=warps_m,
+        warps_n=warps_n,
+        bk=bk,
+        stages=stages,
+        wgmma=wgmma,
+        chained=chained,
+        asks=asks,
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,7 +106,7 @@ def test_a_chained_kernel_asks_waits_copies_and_lets_the_next_begin(chained: int
 def error_of(work: Workload, knobs: Config, folder: Path) -> float:
     """Return the largest error of an emulated run amid guards, as a share of what is allowed."""
     cubin, tiles = compiled(TEMPLATE, work, H200, knobs), small_tiles_of(knobs, work)
-    nbytes = shared_bytes(product_of(work), tiles)
+    nbytes = shared_bytes(product_of(work), tiles, kernel_of(knobs))
     launch = Launch(blocks_of(work, tiles.bm, tiles.bn), shared_bytes=nbytes)
     return error_here(cubin, work, launch, folder) / op_of(work).tolerance(work)
 
@@ -103,6 +123,16 @@ CASES = [
     (matmul(24, 31, 64, batch=2, shared="b"), config(32, 32, 1, 1)),
     (matmul(20, 32, 72, batch=2, shared="a"), config(32, 32, 2, 1)),
     (matmul(1, 1, 1, batch=2), config(16, 16, 1, 1)),
+    # chunks of k; whole rows in one stretch, of which some begin at odd elements; the last chunk in part
+    (matmul(37, 61, 150, batch=3, residual=True), config(32, 64, 2, 2, 1, 64, 2)),
+    (matmul(33, 52, 131, batch=2, trans_b=True), config(16, 64, 1, 2, 2, 64, 2)),
+    (matmul(20, 64, 152, batch=2, trans_a=True, bias=True), config(32, 64, 1, 2, 1, 64, 3)),
+    # wgmma: rows in vectors, along k and across it; then rows that begin anywhere
+    (matmul(70, 64, 150, batch=2), config(64, 64, 4, 1, 1, 64, 2, wgmma=1)),
+    (matmul(72, 40, 136, batch=2, trans_a=True, trans_b=True), config(64, 48, 4, 1, 1, 64, 3, wgmma=1)),
+    (matmul(70, 61, 151, batch=3), config(64, 64, 4, 1, 1, 64, 2, wgmma=1)),
+    (matmul(61, 101, 67, batch=2, trans_b=True, bias=True), config(64, 112, 4, 1, 1, 128, 1, wgmma=1)),
+    (matmul(61, 64, 61, batch=2, trans_a=True), config(64, 32, 4, 1, 1, 64, 1, wgmma=1)),
 ]
 
 
