@@ -108,7 +108,7 @@ class CopiedRows(Rows):
             y, x = i * self.steps[0] + r * down.dilation, j * self.steps[1] + s * across.dilation
             return self.memory[(y * self.columns + x) * self.pixel + c]
 
-        joined = across.dilation == 1 and self.pixel is self.shape.ci_each
+        joined = across.dilation == 1 and not _lie_apart(self.shape.ci_each)
         return Row(image, rows.start + i, self.shape.ow, value, joined)
 
 
@@ -129,4 +129,8 @@ def copy_channels(
 
 def apart(channels: Extent) -> Extent:
     """Return a pitch for rows of `channels`: no power of two, lest they share a few cache lines."""
-    return channels + _LINE if not isinstance(channels, int) or channels % 64 == 0 else channels
+    return channels + _LINE if _lie_apart(channels) else channels
+
+
+def _lie_apart(channels: Extent) -> bool:
+    return not isinstance(channels, int) or channels % 64 == 0

@@ -42,10 +42,11 @@ class StreamGemm(StreamTemplate):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
+        if not has_few_rows(workload, target):
+            return False
         n, k = workload["n"], workload["k"]
         return (
-            has_few_rows(workload, target)
-            and isinstance(k, int)
+            isinstance(k, int)
             and k % PIECE == 0
             and (workload["trans_b"] is True or (isinstance(n, int) and n % PIECE == 0))
         )

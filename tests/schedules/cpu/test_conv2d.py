@@ -34,6 +34,7 @@ SHAPES: dict[str, str] = {
     "n=1 h=14 w=14 ci=16 co=32 kh=1 kw=1": "pointwise, an end of a quarter of a vector",
     "n=1 h=23 w=30 ci=3 co=8 kh=7 kw=7 stride=2 padding=3": "a first layer",
     "n=1 h=15 w=15 ci=6 co=10 kh=1 kw=1 stride=2 groups=2": "one phase of four is read",
+    "n=1 h=2 w=3 ci=580 co=4 kh=2 kw=2 padding=1 groups=2": "rows of many channels of a group, copied",
     "n=2 h=9 w=11 ci=4 co=6 kh=3 kw=2 stride=2x1 padding=1x2x0x1 dilation=1x2 groups=2 bias=true "
     "residual=true activation=relu": "everything at once",
     "n=1 h=30 w=30 ci=3 co=4 kh=4 kw=4 stride=4 dilation=2 padding=5": "phases that no row reads",
