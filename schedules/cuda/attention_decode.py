@@ -23,8 +23,8 @@ _MOST_SPLITS = 8  # of clusters of 16 not all find a place at once
 _AMPERE, _HOPPER = 80, 90  # mma.sync of 16 bits with cp.async; clusters
 _ACCUMULATORS = 160  # registers of a thread for out^T, q^T and scores
 # Of the multiprocessors, so many take all that memory gives; clusters spread over the machine evenly.
-_BUSY, _BUSY_IN_CLUSTERS = 0.7, 0.48
-_SHORT = 32 << 20  # bytes of a cache that is read before clusters that crowd each other lose much
+_BUSY, _BUSY_IN_CLUSTERS = 0.5, 0.48
+_SHORT = 48 << 20  # bytes of a cache that is read before clusters that crowd each other lose much
 _BLOCK_RATE = 1e11  # bytes a second that one multiprocessor takes at most
 _LATENCY = 1.2e-6  # seconds until a copy from memory has come
 _MEETING = 2.5e-6  # of the blocks of a cluster, and what comes before the first copy
@@ -67,8 +67,8 @@ class DecodeAttention(Template):
         pairs = _pairs(workload)
         enough = [s for s in splits if pairs * s >= cores * (_BUSY if s == 1 else _BUSY_IN_CLUSTERS)]
         wanted = min(enough, default=max(splits))
-        alone = pairs * wanted <= cores and wanted > 1  # on their multiprocessors
-        rings = _RINGS if alone or not enough else _SMALL_RINGS + _RINGS
+        two_fit = wanted == 1 and cores * _BUSY <= pairs <= 2 * cores
+        rings = _SMALL_RINGS + _RINGS if two_fit else _RINGS
         ahead = int(_has_clusters(target) and not workload["lengths"])
         early = int(wanted > 1 and (wanted == 2 or _cache_bytes(workload) <= _SHORT))
         choices = [Config.of(splits=wanted, **ring, ahead=ahead, early=early) for ring in rings]

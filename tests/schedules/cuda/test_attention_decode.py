@@ -66,9 +66,9 @@ def test_it_is_tried_first_and_the_other_too() -> None:
         (2, 4, 8),  # 16 clusters of 8 would not all find a place
         (3, 3, 8),
         (8, 2, 8),  # 64 blocks that are no clusters crowd some parts of the machine
-        (10, 2, 4),  # 160 blocks: two fit a multiprocessor
-        (12, 1, 4),
+        (9, 1, 4),  # so many may share multiprocessors by two
         (24, 1, 4),
+        (48, 1, 8),
     ],
 )
 def test_the_default_keeps_memory_busy(batch: int, splits: int, warps: int) -> None:
