@@ -45,12 +45,12 @@ class StreamKGemm(LongKGemm):
         ]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        """Guess the seconds: those of whole tiles, less what the last wave would leave idle."""
-        tiles = Tiles.of(config, target)
+        return super().estimate(workload, target, config) + _LEAVING_SECONDS
+
+    def waves(self, workload: Workload, tiles: Tiles) -> float:
+        """Return the waves of whole tiles, and the part of another one that shared tiles take."""
         waves = _clusters(workload, tiles) / _workers(tiles)
-        rest = waves % 1.0 if tiles.streams == 1 else 1.0 / tiles.streams
-        saved = (math.floor(waves) + rest) / math.ceil(waves)
-        return super().estimate(workload, target, config) * saved + _LEAVING_SECONDS
+        return math.floor(waves) + (waves % 1.0 if tiles.streams == 1 else 1.0 / tiles.streams)
 
     def may_share(self, config: Config, workload: Workload, target: Target) -> bool:
         tiles = Tiles.of(config, target)

@@ -10,6 +10,7 @@ from tvmops.targets import Target
 _MOST_STAGES = 12  # more hide nothing that these do not
 _REGISTERS = 65_536  # of a multiprocessor
 _MOST_REGISTERS = 232  # of a thread that multiplies
+_FEWEST_REGISTERS = 32  # of a thread
 _RESERVED = 1024  # bytes of shared memory that the system takes of each block
 PARTIAL_PAD = 8  # floats behind each row of a partial sum, so that rows start in different banks
 
@@ -27,7 +28,7 @@ class Tiles:
     multiprocessors: int
     shared_bytes: int  # of a multiprocessor, for one block
     store_buffers: int = 2  # of 64 x 64, a consumer
-    producer_registers: int = 40
+    producer_registers: int = 40  # of a thread; fewer where three warpgroups multiply
     parts: int = 1  # blocks anywhere that do, whose sums a second kernel adds up
     streams: int = 0  # 1: blocks share the last tiles evenly (stream-K); more: as many share each tile
     chained: int = 0  # 1: launched while the kernel before it ends, for whose results it waits by itself
@@ -36,7 +37,8 @@ class Tiles:
     def of(cls, config: Config, target: Target) -> Tiles:
         assert target.gpu is not None
         knobs = {name: int(value) for name, value in config.items}
-        return cls(**knobs, multiprocessors=target.cores, shared_bytes=target.gpu.shared_bytes)
+        own = {"producer_registers": _FEWEST_REGISTERS} if knobs["consumers"] > 2 else {}
+        return cls(**knobs, **own, multiprocessors=target.cores, shared_bytes=target.gpu.shared_bytes)
 
     @property
     def blocks(self) -> int:
