@@ -50,7 +50,7 @@ class WgmmaGemm(Template):
             Knob("consumers", (1, 2) if m > 64 else (1,)),
             Knob("cluster", (1, 2) if m > 64 else (1,)),
             Knob("split_k", tuple(parts for parts in (1, 2, 4, 8) if parts <= max(1, k // 128))),
-            Knob("group", tuple(rows for rows in (1, 4, 8, 16) if rows <= max(1, m // 64))),
+            Knob("group", tuple(rows for rows in (1, 2, 4, 8, 16) if rows <= max(1, m // 64))),
             Knob("beside", (1, 2)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
@@ -149,7 +149,6 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and (tiles.beside == 1 or tiles.consumers == tiles.cluster == 1)
         and tiles.partial_bytes <= tiles.stages * tiles.stage_bytes
         and not (tiles.cluster > 1 and tiles.split_k > 1)
-        and -(-tiles.bn // 64) % tiles.cluster == 0
         and tiles.cluster <= rows
         and tiles.split_k <= max(1, k // (2 * tiles.bk))
         and (tiles.split_k == 1 or tiles_of_c(workload, tiles) <= 2 * target.cores)

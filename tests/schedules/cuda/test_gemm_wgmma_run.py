@@ -16,7 +16,8 @@ from tvmops.measure import cuda
 from tvmops.ops import op_of
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.gemm_wgmma import form_of, is_legal
-from tvmops.schedules.cuda.kernels.gemm_arrays import Form
+from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
+from tvmops.schedules.cuda.kernels.gemm_operands import Operand
 from tvmops.schedules.cuda.kernels.gemm_wgmma import gemm
 from tvmops.signatures.dtypes import decode
 from tvmops.space import Config
@@ -41,6 +42,7 @@ CASES = [
     ("m=300 n=136 k=328 dtype=float16 trans_b=true", knobs(128, 128, consumers=2, cluster=2), 4),
     ("m=304 n=200 k=136 dtype=bfloat16 trans_a=true batch=2", knobs(64, 128, cluster=2), 6),
     ("m=136 n=456 k=72 dtype=bfloat16", knobs(128, 224, consumers=2), 3),
+    ("m=136 n=200 k=200 dtype=bfloat16", knobs(64, 64, cluster=2), 4),  # each loads half of the rows of b
     ("m=136 n=456 k=72 dtype=bfloat16 trans_b=true", knobs(64, 224, cluster=2), 2),
     ("m=72 n=136 k=712 dtype=bfloat16 bias=true activation=relu", knobs(64, 64, split_k=4), 1),
     (
@@ -73,7 +75,7 @@ def boxes(form: Form, tiles: Tiles, work: Workload, arrays: dict[str, NDArray[An
     items = [batch] if form.batched else []
     ones = [1] * len(items)
     a_box = tiles.bk if form.trans_a else tiles.bm
-    b_box = tiles.bn // tiles.cluster if form.trans_b else tiles.bk
+    b_box = Operand(Arrays(form), "b", form.trans_b, tiles.bn, tiles, sharers=tiles.cluster).box[1]
     described = [
         (arrays["a"], [m, k] if form.trans_a else [k, m], a_box),
         (arrays["b"], [k, n] if form.trans_b else [n, k], b_box),
