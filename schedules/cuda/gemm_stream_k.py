@@ -32,7 +32,7 @@ class StreamKGemm(LongKGemm):
     """
 
     name = "cuda.gemm_stream_k"
-    version = 1
+    version = 2
 
     sharers = Knob("streams", (1, 2, 3, 4, 6, 8))
 

@@ -30,7 +30,9 @@ class Tiles:
     producer_registers: int = 40
     parts: int = 1  # blocks anywhere that do, whose sums a second kernel adds up
     streams: int = 0  # 1: blocks share the last tiles evenly (stream-K); more: as many share each tile
-    chained: int = 0  # 1: launched while the kernel before it ends, for whose results it waits by itself
+    # 1: launched while the kernel before it ends, for whose results it waits by itself; more: until then the
+    # L2 is asked for as many stages of b.
+    chained: int = 0
 
     @classmethod
     def of(cls, config: Config, target: Target) -> Tiles:

@@ -151,6 +151,21 @@ def swizzled(address: Any, leading: int = 1) -> Any:
     return fixed | T.Cast("uint64", (address >> T.uint32(4)) & T.uint32(0x3FFF))
 
 
+def ask_for_box(view: Any, *place: Any) -> None:
+    """Ask the L2 for the box of `view`, a tensor map, that begins at `place`, innermost first."""
+    rank = len(place)
+    coordinates = ", ".join(f"int x{i}" for i in range(rank))
+    operands = ", ".join(f'"r"(x{i})' for i in range(rank))
+    numbers = ", ".join(f"%{i + 1}" for i in range(rank))
+    source = f"""
+__forceinline__ __device__ void ask_for_box_{rank}d(unsigned long long map, {coordinates}) {{
+  asm volatile("cp.async.bulk.prefetch.tensor.{rank}d.L2.global.tile [%0, {{{numbers}}}];" ::
+               "l"(map), {operands} : "memory");
+}}
+"""
+    do(c_call("void", f"ask_for_box_{rank}d", T.address_of(view), *place, source=source))
+
+
 class Barriers:
     """`count` mbarriers in shared memory, each for `arrivals` arrivals a phase."""
 

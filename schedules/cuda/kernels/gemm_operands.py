@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
-from tvmops.schedules.cuda.words import c_call, do, swizzled
+from tvmops.schedules.cuda.words import ask_for_box, c_call, do, swizzled
 
 PANEL, ROW_BYTES = 32, 128  # floats of a row of the 128-byte swizzle
 _LOAD = "cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes"
@@ -57,6 +57,12 @@ class Operand:
         """Begin to copy a tile whose first row, or column, of c is `first`: the `part`-th of the sharers'."""
         for i in T.unroll(self.loads):
             self._load(ring, *self._box_at(i, stage, first, k, part), view, item, barrier)
+
+    @T.inline
+    def ask(self, view, first, k, part, item):
+        """Ask the L2 for the tile that `load` copies: where all that kernels before may still write comes by."""
+        for i in T.unroll(self.loads):
+            ask_for_box(view, *self._box_at(i, 0, first, k, part)[1], *([item] if self.has_items else []))
 
     def _box_at(self, i: Any, stage: Any, first: Any, k: Any, part: Any) -> tuple[Any, Any]:
         """Return where the `i`-th box goes to, and where in the array it begins, columns first."""

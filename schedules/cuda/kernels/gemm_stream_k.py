@@ -58,28 +58,34 @@ __forceinline__ __device__ void await_flag(const void* flags, int number) {
 }
 """
 
-
-_ONCE = 16  # vectors that a thread reads at a time
-_MEET = """
-__forceinline__ __device__ void meet_{fours}_{parts}(float* sums, const void* workspace, long long at, int pitch,
-                                                   int left) {{
+_SHARE = """
+__forceinline__ __device__ void share_sums_{fours}_{parts}(void* workspace, long long at, int part, const float* sums) {{
+  float4* to = static_cast<float4*>(workspace) + at;
+#pragma unroll
+  for (int i = 0; i < {fours}; ++i)
+    if (i / {own} != part) to[128 * i] = make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
+}}
+"""
+_TAKE = """
+__forceinline__ __device__ void take_sums_{part}_of_{parts}_{begin}_{end}(float* sums, const void* workspace, long long at, int pitch) {{
   const float4* from = static_cast<const float4*>(workspace) + at;
-  float4 x[{parts}][{fours}];
+  float4 x[{parts}][{end} - {begin}];
 #pragma unroll
   for (int part = 0; part < {parts}; ++part)
 #pragma unroll
-    for (int i = 0; i < {fours}; ++i)
-      x[part][i] = i < left ? __ldcg(from + part * pitch + 128 * i) : make_float4(0, 0, 0, 0);
+    for (int i = {begin}; i < {end}; ++i)
+      if (part != {part}) x[part][i - {begin}] = __ldcg(from + static_cast<long long>(part) * pitch + 128 * i);
 #pragma unroll
-  for (int i = 0; i < {fours}; ++i) {{
-    float4 y = x[0][i];
+  for (int part = 0; part < {parts}; ++part)
 #pragma unroll
-    for (int part = 1; part < {parts}; ++part)
-      y.x += x[part][i].x, y.y += x[part][i].y, y.z += x[part][i].z, y.w += x[part][i].w;
-    sums[4 * i] = y.x, sums[4 * i + 1] = y.y, sums[4 * i + 2] = y.z, sums[4 * i + 3] = y.w;
-  }}
+    for (int i = {begin}; i < {end}; ++i)
+      if (part != {part}) {{
+        const float4 y = x[part][i - {begin}];
+        sums[4 * i] += y.x, sums[4 * i + 1] += y.y, sums[4 * i + 2] += y.z, sums[4 * i + 3] += y.w;
+      }}
 }}
 """
+_ONCE = 16  # vectors that a thread reads at a time
 _AGAIN = """
 __forceinline__ __device__ int taken_again(int x) {
   asm volatile("" : "+r"(x));
@@ -145,37 +151,56 @@ class SharedSums:
             walk.at = walk.at + 1
 
     def meet(self, results: Results, tile: Any, part: Any) -> None:
-        """Add up what all parts of a tile left, a stretch of each thread's sums for each, and store that."""
-        parts = self.tiles.streams
-        place, pitch = self._of_group(tile * parts), self._of_group(1) - self._of_group(0)
-        for other in range(parts):
-            number = (place + other * pitch) * 4 + self.at.warp
-            do(c_call("void", "await_flag", self._flags, number, source=_AWAIT))
-        fours = self.count // 4
-        own = -(-fours // parts)  # fewer for the last
-        once = min(own, max(1, _ONCE // parts))
-        sums = builder.alloc_local((4 * once,), "float32")
-        source = _MEET.format(fours=once, parts=parts)
-        for i in range(0, own, once):
-            begin = part * own + i
-            left = T.min(fours - part * own, own) - i
-            at = T.Cast("int64", place) * (fours * 128) + begin * 128 + self._thread
-            memory, first = self.workspace.data, T.address_of(sums[0])
-            call = f"meet_{once}_{parts}", first, memory, at, pitch * (fours * 128), left
-            do(c_call("void", *call, source=source))
-            for j in range(once):
-                self._store_four(results, sums, j, begin + j, j < left)
+        """Finish the `part`-th stretch of each thread's sums, when others have left what they have of it.
 
-    def _store_four(self, results: Results, sums: Any, at: int, number: Any, there: Any) -> None:
+        Of the other stretches, each other part's, this one leaves what it has.
+        """
+        parts, fours = self.tiles.streams, self.count // 4
+        own = -(-fours // parts)  # fewer for the last
+        tie(self.at.acc, self.count)
+        first = self._of_group(tile * parts)
+        pitch = self._of_group(1) - self._of_group(0)
+        place = first + part * pitch
+        source = _SHARE.format(fours=fours, parts=parts, own=own)
+        sums = T.address_of(self.at.acc[0])
+        call = f"share_sums_{fours}_{parts}", self.workspace.data, self._vector(place), part, sums
+        do(c_call("void", *call, source=source))
+        do(c_call("void", "raise_flag", self._flags, place * 4 + self.at.warp, source=_RAISE))
+        for number in range(parts):
+            with when(part == number):
+                for other in range(parts):
+                    if other != number:
+                        flag = (first + other * pitch) * 4 + self.at.warp
+                        do(c_call("void", "await_flag", self._flags, flag, source=_AWAIT))
+                self._finish(results, first, pitch, number, range(number * own, min(number * own + own, fours)))
+
+    def _finish(self, results: Results, first: Any, pitch: Any, part: int, stretch: range) -> None:
+        """Add to a stretch of vectors of four sums what all parts but `part` left, and store that."""
+        parts = self.tiles.streams
+        once = max(1, _ONCE // (parts - 1))
+        for begin in stretch[::once]:
+            end = min(begin + once, stretch.stop)
+            name = f"take_sums_{part}_of_{parts}_{begin}_{end}"
+            source = _TAKE.format(part=part, parts=parts, begin=begin, end=end)
+            call = T.address_of(self.at.acc[0]), self.workspace.data, self._vector(first), pitch * (self.count * 32)
+            do(c_call("void", name, *call, source=source))
+            for number in range(begin, end):
+                self._store_four(results, number)
+
+    def _store_four(self, results: Results, number: int) -> None:
         """Store four of a thread's sums, the `number`-th of all: two neighbours in each of two rows."""
         tiles, where = self.tiles, self.at
-        block, run = T.truncdiv(number, tiles.bn // 8), T.truncmod(number, tiles.bn // 8)
+        block, run = divmod(number, tiles.bn // 8)
         column = where.tn * tiles.bn + run * 8 + where.lane % 4 * 2
-        first = where.tm * tiles.bm + (where.group * tiles.blocks_a_group + block) * 64
+        top = where.tm * tiles.bm + (where.group * tiles.blocks_a_group + block) * 64
         for half in range(2):
-            row = first + where.warp * 16 + T.truncdiv(where.lane, 4) + 8 * half
-            with when(there & (row < results.m) & (column < results.n)):
-                results.finish_two(sums, 4 * at + 2 * half, row, column)
+            row = top + where.warp * 16 + T.truncdiv(where.lane, 4) + 8 * half
+            with when((row < results.m) & (column < results.n)):
+                results.finish_two(where.acc, 4 * number + 2 * half, row, column)
+
+    def _vector(self, place: Any) -> Any:
+        """Return this thread's first of the vectors that are left at a place."""
+        return T.Cast("int64", place) * (self.count * 32) + self._thread
 
     @property
     def _thread(self) -> Any:

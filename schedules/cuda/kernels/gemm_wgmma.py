@@ -116,6 +116,12 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             walk = T.meta_var(Walk(form, tiles, arrays_of, bx, rank))
             walk.begin()
 
+            if tiles.chained > 1:
+                if (group == CONSUMERS) & (warp == 0):
+                    if T.cuda.elect_sync():
+                        walk.locate()
+                        for kt in T.serial(T.min(walk.steps, tiles.chained)):
+                            b_of.ask(b_map, walk.tn * BN, (walk.first + kt) * BK, part, walk.item)
             if CHAINED:
                 T.ptx.griddepcontrol.launch_dependents()
                 T.ptx.griddepcontrol.wait()
@@ -201,7 +207,6 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             results.put_right()
                         if tiles.streams > 1:
                             if walk.tile < walk.common:
-                                shared.leave(walk.place)
                                 shared.meet(results, walk.tile, T.truncmod(walk.place, walk.holders))
                             else:
                                 finish()

@@ -343,7 +343,6 @@ MULTIPLY_WORDS_OF_WARPGROUP(128) MULTIPLY_WORDS_OF_WARPGROUP(192) MULTIPLY_WORDS
 static inline void load_two_words(uint32_t* to, uint32_t from) {
   for (int i = 0; i < 2; ++i) to[i] = emulator::word(from + 4 * i);
 }
-static inline void ask_for_box(uint64_t, int, int) {}
 static inline void save_matrices(uint32_t address, const uint32_t* in, bool transposed) {
   auto& warp = emulator::warp();
   emulator::shared(address, 16);

@@ -38,7 +38,7 @@ def knobs(bm: int, bn: int, **more: int) -> dict[str, int]:
 CASES = [
     ("m=264 n=136 k=200 dtype=bfloat16", knobs(64, 64, group=4), 4),
     # no epilogue: what is added up is what a block computes, but lies elsewhere
-    ("m=40 n=72 k=392 dtype=bfloat16 trans_b=true out_dtype=float32", knobs(64, 64, parts=3, chained=1), 2),
+    ("m=40 n=72 k=392 dtype=bfloat16 trans_b=true out_dtype=float32", knobs(64, 64, parts=3, chained=4), 2),
     ("m=300 n=136 k=328 dtype=float16 trans_b=true", knobs(128, 128, consumers=2, cluster=2), 4),
     ("m=304 n=200 k=136 dtype=bfloat16 trans_a=true batch=2", knobs(64, 128, cluster=2), 6),
     ("m=136 n=456 k=72 dtype=bfloat16", knobs(128, 224, consumers=2), 3),
@@ -55,7 +55,7 @@ CASES = [
     ("m=72 n=136 k=1032 dtype=bfloat16 bias=true residual=true", knobs(64, 64, streams=1, chained=1), 16),
     (
         "m=392 n=264 k=456 dtype=float16 trans_b=true",
-        knobs(128, 128, consumers=2, cluster=2, streams=1, chained=1),
+        knobs(128, 128, consumers=2, cluster=2, streams=1, chained=4),
         6,
     ),
     (
