@@ -70,8 +70,8 @@ class Tiles:
 
     @property
     def flags(self) -> int:
-        """Warps that may leave sums for another block."""
-        return 4 * self.consumers * self.blocks
+        """Of warps that may leave sums for another block, one for each that takes them."""
+        return 4 * self.consumers * self.blocks * self.streams
 
     @property
     def left_bytes(self) -> int:
@@ -80,7 +80,7 @@ class Tiles:
 
     @property
     def workspace_bytes(self) -> int:
-        return self.left_bytes + 4 * self.flags if self.streams else 0
+        return self.left_bytes + 8 * self.flags if self.streams else 0
 
     @property
     def partial_bytes(self) -> int:

@@ -9,19 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from tvm.script import tirx as T
-from tvm.tirx.script.builder import ir as builder
 
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results
-from tvmops.schedules.cuda.words import c_call, do, tie, wait_for_kernels_before, when
+from tvmops.schedules.cuda.words import c_call, do, tie, when
 
 LEAVING = 5  # steps that take as long as leaving the sums of a tile
-_CLEARERS = 8  # warps
-_CLEAR = """
-__forceinline__ __device__ void clear_flags(void* flags, int count, int thread, int threads) {
-  for (int at = thread; at < count; at += threads) static_cast<unsigned*>(flags)[at] = 0;
-}
-"""
 _LEAVE = """
 __forceinline__ __device__ void leave_sums_{count}(void* workspace, int place, int thread, const float* sums) {{
   float4* to = static_cast<float4*>(workspace) + {count} / 4 * 128ll * place + thread;
@@ -41,23 +34,27 @@ __forceinline__ __device__ void add_left_{count}(float* sums, const void* worksp
   }}
 }}
 """
+# A raised flag is a number of 64 bits that memory holds by chance in no lifetime; who waited for it takes it
+# down. So nothing needs to be cleared before a call.
 _RAISE = """
-__forceinline__ __device__ void raise_flag(void* flags, int number) {
+__forceinline__ __device__ void raise_flags(void* flags, int number, int readers, int self) {
   __syncwarp();
-  if ((threadIdx.x & 31) == 0)
-    asm volatile("st.release.gpu.global.u32 [%0], 1;" :: "l"(static_cast<unsigned*>(flags) + number) : "memory");
+  const int reader = threadIdx.x & 31;
+  if (reader < readers && reader != self)
+    asm volatile("st.release.gpu.global.u64 [%0], 0x9d3f6c21b75ae084;" ::
+                 "l"(static_cast<unsigned long long*>(flags) + number * readers + reader) : "memory");
 }
 """
 _AWAIT = """
-__forceinline__ __device__ void await_flag(const void* flags, int number) {
-  unsigned raised;
+__forceinline__ __device__ void await_flag(void* flags, int number) {
+  unsigned long long *at = static_cast<unsigned long long*>(flags) + number, raised;
   do {
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
-                 : "=r"(raised) : "l"(static_cast<const unsigned*>(flags) + number) : "memory");
-  } while (raised == 0);
+    asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(raised) : "l"(at) : "memory");
+  } while (raised != 0x9d3f6c21b75ae084ull);
+  __syncwarp();
+  if ((threadIdx.x & 31) == 0) *at = 0;
 }
 """
-
 _SHARE = """
 __forceinline__ __device__ void share_sums_{fours}_{parts}(void* workspace, long long at, int part, const float* sums) {{
   float4* to = static_cast<float4*>(workspace) + at;
@@ -122,13 +119,13 @@ class SharedSums:
                 source=source,
             )
         )
-        do(c_call("void", "raise_flag", self._flags, place * 4 + self.at.warp, source=_RAISE))
+        self._raise(place, -1)
 
     def add(self, place: Any) -> None:
         """Add what was left there, when it is."""
         place, first = self._of_group(place), T.address_of(self.at.acc[0])
         source = _ADD.format(count=self.count)
-        do(c_call("void", "await_flag", self._flags, place * 4 + self.at.warp, source=_AWAIT))
+        self._await(place, 0)
         tie(self.at.acc, self.count)
         do(
             c_call(
@@ -165,13 +162,12 @@ class SharedSums:
         sums = T.address_of(self.at.acc[0])
         call = f"share_sums_{fours}_{parts}", self.workspace.data, self._vector(place), part, sums
         do(c_call("void", *call, source=source))
-        do(c_call("void", "raise_flag", self._flags, place * 4 + self.at.warp, source=_RAISE))
+        self._raise(place, part)
         for number in range(parts):
             with when(part == number):
                 for other in range(parts):
                     if other != number:
-                        flag = (first + other * pitch) * 4 + self.at.warp
-                        do(c_call("void", "await_flag", self._flags, flag, source=_AWAIT))
+                        self._await(first + other * pitch, number)
                 self._finish(results, first, pitch, number, range(number * own, min(number * own + own, fours)))
 
     def _finish(self, results: Results, first: Any, pitch: Any, part: int, stretch: range) -> None:
@@ -198,6 +194,16 @@ class SharedSums:
             with when((row < results.m) & (column < results.n)):
                 results.finish_two(where.acc, 4 * number + 2 * half, row, column)
 
+    def _raise(self, place: Any, reader: Any) -> None:
+        """Tell all who wait for this warp's sums, but the `reader`-th, that they are there."""
+        number, readers = place * 4 + self.at.warp, self.tiles.streams
+        do(c_call("void", "raise_flags", self._flags, number, readers, reader, source=_RAISE))
+
+    def _await(self, place: Any, reader: int) -> None:
+        """Wait, as the `reader`-th, until the sums of this warp's counterpart are there."""
+        number = (place * 4 + self.at.warp) * self.tiles.streams + reader
+        do(c_call("void", "await_flag", self._flags, number, source=_AWAIT))
+
     def _vector(self, place: Any) -> Any:
         """Return this thread's first of the vectors that are left at a place."""
         return T.Cast("int64", place) * (self.count * 32) + self._thread
@@ -212,15 +218,3 @@ class SharedSums:
 
     def _of_group(self, place: Any) -> Any:
         return (place * self.tiles.cluster + self.rank) * self.tiles.consumers + self.at.group
-
-
-def clear_flags(arrays: dict[str, Any], tiles: Tiles) -> int:
-    """Emit the kernel that takes all flags down, when the product before is done with them; return how many."""
-    with builder.attr(0, "tirx.device_entry", True):
-        builder.cta_id([1])
-        warp, lane = builder.warp_id([_CLEARERS]), builder.lane_id([32])
-        thread = builder.Bind(warp * 32 + lane)
-        wait_for_kernels_before()
-        flags = builder.address_of(arrays["workspace"][tiles.left_bytes])
-        do(c_call("void", "clear_flags", flags, tiles.flags, thread, _CLEARERS * 32, source=_CLEAR))
-    return tiles.flags

@@ -14,7 +14,7 @@ memory and added in a fixed order, so that no workspace is needed and results re
 place of the ring. Large clusters leave a part of the machine idle: with `parts` > 1 blocks anywhere
 leave float32 sums of a stretch of k in a workspace, and a second kernel adds those (`gemm_sums`).
 With `streams` blocks share the tiles that fill no wave: they leave sums in a workspace for each other,
-tell so by flags that a kernel before this one takes down, and add them up themselves (`gemm_stream_k`).
+tell so by flags, and add them up themselves (`gemm_stream_k`).
 Who adds up waits for blocks launched before it (stream-K), or for those next to it that hold the same tile.
 
 wgmma takes floats (tf32) from shared memory along k alone. One factor whose rows lie across k comes
@@ -40,7 +40,7 @@ from tvmops.schedules.cuda.kernels.gemm_operands import AcrossFloats, Operand
 from tvmops.schedules.cuda.kernels.gemm_partials import PartialSums
 from tvmops.schedules.cuda.kernels.gemm_products import Factor, Products, RingBarriers
 from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results, TurnedResults, factor_of
-from tvmops.schedules.cuda.kernels.gemm_stream_k import SharedSums, clear_flags
+from tvmops.schedules.cuda.kernels.gemm_stream_k import SharedSums
 from tvmops.schedules.cuda.kernels.gemm_sums import add_up
 from tvmops.schedules.cuda.kernels.gemm_walk import Walk, blocks_for
 from tvmops.schedules.cuda.kernels.gemm_zero_points import ZeroPoints
@@ -76,7 +76,6 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         b_map = T.meta_var(arrays_of.map_of("b", arrays, b_of.box))
         c_map = T.meta_var(arrays_of.map_of_result(C) if BY_TMA else None)
         copied = T.meta_var(arrays_of.make_copies(arrays, 8 * tiles.multiprocessors, CHAINED))
-        cleared = T.meta_var(clear_flags(arrays, tiles) if tiles.streams > 0 else None)
 
         with T.attr(0, "tirx.device_entry", True):
             T.attr({"tirx.launch_bounds_min_blocks_per_sm": tiles.beside})

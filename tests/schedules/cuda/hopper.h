@@ -212,17 +212,22 @@ static inline void tvm_builtin_ptx_wgmma_commit_group_commit_group_sync_aligned(
 static inline void tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_0() { emulator::finish(emulator::now->products, 0); }
 static inline void tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_1() { emulator::finish(emulator::now->products, 1); }
 // Clusters run one after the other: what a block waits for is there, or comes from its own cluster.
-static inline void raise_flag(void* flags, int number) {
+static const uint64_t raised = 0x9d3f6c21b75ae084;
+static inline void raise_flags(void* flags, int number, int readers, int self) {
   emulator::meet(emulator::warp().group);
-  static_cast<unsigned*>(flags)[number] = 1;
+  const int reader = emulator::lane();
+  if (reader < readers && reader != self) static_cast<uint64_t*>(flags)[number * readers + reader] = raised;
   ++emulator::flags.round;
 }
-static inline void await_flag(const void* flags, int number) {
-  while (static_cast<const unsigned*>(flags)[number] != 1) {
+static inline void await_flag(void* flags, int number) {
+  uint64_t& flag = static_cast<uint64_t*>(flags)[number];
+  while (flag != raised) {
     emulator::now->waits_for = &emulator::flags;
     emulator::now->round = emulator::flags.round;
     swapcontext(&emulator::now->context, &emulator::scheduler);
   }
+  emulator::meet(emulator::warp().group);
+  flag = 0;
 }
 static inline bool tvm_builtin_elect_one_sync_op() { return emulator::lane() == 0; }
 static inline void tvm_builtin_cuda_cta_sync() { __syncthreads(); }
