@@ -206,7 +206,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             results.put_right()
                         if tiles.streams > 1:
                             if walk.tile < walk.common:
-                                shared.meet(results, walk.tile, T.truncmod(walk.place, walk.holders))
+                                shared.meet(results, walk.tile, walk.part)
                             else:
                                 finish()
                         elif tiles.streams == 1:
