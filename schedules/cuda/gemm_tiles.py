@@ -46,6 +46,15 @@ class Tiles:
         return self.multiprocessors * self.beside
 
     @property
+    def neighbours(self) -> int:
+        """Blocks that are launched as a cluster to lie beside each other, where the L2 answers both at once.
+
+        Those of a kernel that is launched alone do so anyway. What comes by multicast is not joined so.
+        """
+        alone = self.chained == 0 or self.cluster > 1 or self.split_k > 1 or self.group % 2 > 0
+        return 1 if alone else 2
+
+    @property
     def blocks_a_group(self) -> int:
         """Blocks of 64 rows that one consumer multiplies."""
         return self.bm // (64 * self.consumers)

@@ -26,6 +26,8 @@ def blocks_for(form: Form, tiles: Tiles, m: Any, n: Any, batch: Any) -> Any:
         * form.parts
         * max(tiles.streams, 1)
     )
+    if tiles.neighbours > 1:
+        items = T.truncdiv(items + (tiles.neighbours - 1), tiles.neighbours) * tiles.neighbours
     return (items if tiles.split_k > 1 else T.min(items, workers)) * size
 
 

@@ -81,6 +81,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             T.attr({"tirx.launch_bounds_min_blocks_per_sm": tiles.beside})
             bx = T.cta_id([blocks_for(form, tiles, arrays_of.m, arrays_of.n, arrays_of.batch)])
             rank = T.cta_id_in_cluster([CLUSTER]) if CLUSTER > 1 else 0
+            beside = T.cta_id_in_cluster([tiles.neighbours]) if tiles.neighbours > 1 else 0  # noqa: F841
             part = T.meta_var(rank if SHARE > 1 else 0)  # of b, that this block loads for its cluster
             group = T.warpgroup_id([CONSUMERS + 1])
             warp = T.warp_id_in_wg([4])
