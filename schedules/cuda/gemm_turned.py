@@ -44,7 +44,17 @@ class TurnedGemm(WgmmaGemm):
 
     def choices(self, workload: Workload) -> list[Config]:
         return [
-            Config.of(bm=bm, bn=bn, bk=64, consumers=bm // 64, cluster=1, split_k=parts, group=1, beside=1, chained=1)
+            Config.of(
+                bm=bm,
+                bn=bn,
+                bk=64,
+                consumers=bm // 64,
+                cluster=1,
+                split_k=parts,
+                group=1,
+                beside=1,
+                chained=1,
+            )
             for bm in (64, 128)
             for bn in _widths(workload)
             for parts in (2, 3, 5, 7)

@@ -19,13 +19,18 @@ from tvmops.workloads import Workload
 from tvmops.workloads import workload as make_workload
 
 _ALIGNED = 8  # elements: TMA takes rows of a multiple of 16 bytes
-_FULL_REUSE = 128 * 256 / (128 + 256)
-_TAKEN = 9e10  # bytes a second that one multiprocessor loads at most
-_FROM_L2 = 1.6  # times the bandwidth of memory
+# Of the guess, fitted to what an H100 took: bytes a second of one multiprocessor,
+_TAKEN = 1.05e11  # that come from the L2,
+_FROM_L2 = 6.1e10  # that the L2 has for each when all ask,
+_SHARED = 2.2e11  # and of its shared memory, which the copy engine fills and wgmma reads.
+_JOINED = 0.55  # of what neighbours ask for, that the L2 is asked for: it answers both at once
 _PLACES = 0.91  # of the machine: clusters of four blocks and more don't find room everywhere
-_MEETING = 1e-6  # of the blocks of a cluster, each
+_MEETING_SECONDS = 1.2e-6  # of blocks that share a sum, and
+_MEETING_RATE = 2.5e10  # bytes a second of the sums that one of them exchanges
 _UNEVEN = 1.08  # times as long, where a tile's columns end inside 64 that are loaded together
 _FILL_SECONDS = 2.5e-6  # until the first stage is there, and for what follows the last
+_NEXT_SECONDS = 0.7e-6  # until the stores of a tile let the next begin
+_CHAINED_SECONDS = 0.9e-6  # gained by an early launch
 
 
 class WgmmaGemm(Template):
@@ -74,21 +79,32 @@ class WgmmaGemm(Template):
         ]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        """Guess the seconds: of each wave of tiles the slower of multiplying and loading."""
+        """Guess the seconds: of each wave of tiles the slowest of multiplying, and the roads of the factors."""
         m, n, k = workload.dims("m", "n", "k")
         gpu, tiles = _gpu(target), self.tiles_of(config, target)
         count = tiles_of_c(workload, tiles) * tiles.split_k
-        places = tiles.blocks * (_PLACES if tiles.split_k > 2 else 1.0)
+        places = tiles.blocks * (_PLACES if tiles.cluster * tiles.split_k > 2 else 1.0)
         waves = math.ceil(count / places)
-        depth = math.ceil(math.ceil(k / tiles.bk) / tiles.split_k) * tiles.bk
-        reuse = tiles.bm * tiles.bn / (tiles.bm + tiles.bn)  # of what is loaded; small tiles wait for it
-        one = gpu.tensor_flops / tiles.blocks * min(1.0, 1.5 * reuse / _FULL_REUSE)
-        multiply = 2 * tiles.bm * tiles.bn * depth / one * (_UNEVEN if tiles.bn % 64 else 1.0)
-        rate = min(_TAKEN / tiles.beside, _FROM_L2 * gpu.bandwidth / min(count, tiles.blocks))
-        load = 2 * (min(m, tiles.bm) + tiles.bn / tiles.cluster) * depth / rate
-        fewest = 2 * _items(workload) * (m * k + k * n + m * n) / gpu.bandwidth
-        meeting = _MEETING * tiles.split_k if tiles.split_k > 1 else 0.0
-        return max(waves * max(multiply, load), fewest) + _FILL_SECONDS + meeting
+        steps = math.ceil(math.ceil(k / tiles.bk) / tiles.split_k)
+        busy = tiles.beside if count > tiles.multiprocessors else 1
+        seconds = waves * steps * busy * self._step(workload, target, tiles) + (waves - 1) * _NEXT_SECONDS
+        fewest = 2 * _items(workload) * (m * k + k * n + m * n) / (0.9 * gpu.bandwidth)
+        if tiles.split_k > 1:
+            seconds += _MEETING_SECONDS + tiles.partial_bytes / tiles.split_k / _MEETING_RATE
+        return max(seconds, fewest) + _FILL_SECONDS - (_CHAINED_SECONDS if tiles.chained else 0.0)
+
+    def _step(self, workload: Workload, target: Target, tiles: Tiles) -> float:
+        """Guess the seconds of a step along k, of a block that has its multiprocessor to itself."""
+        (m,) = workload.dims("m")
+        item = 2 * tiles.bk
+        a, b = min(m, tiles.bm) * item, -(-tiles.bn // 64) * 64 * item
+        read = tiles.bm * item + tiles.bm // 64 * tiles.bn * item  # by wgmma: b once for 64 rows
+        asked = a + b / tiles.cluster
+        if tiles.cluster == tiles.split_k == 1:
+            asked = _JOINED * (a + b) if tiles.group > 1 else a / 2 + b
+        multiply = 2 * tiles.bm * tiles.bn * tiles.bk / (_gpu(target).tensor_flops / tiles.multiprocessors)
+        roads = ((a + b) / _TAKEN, asked / _FROM_L2, (a + b + read) / _SHARED)
+        return max(multiply, *roads) * (_UNEVEN if tiles.bn % 64 else 1.0)
 
     def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
         m, k = workload.dims("m", "k")

@@ -135,6 +135,21 @@ def wait_for_kernels_before() -> None:
     ptx("griddepcontrol.wait")
 
 
+_MEET_IN_CLUSTER = """
+__forceinline__ __device__ void meet_in_cluster() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;" ::: "memory");
+}
+"""
+
+
+def meet_in_cluster() -> None:
+    """Wait until all threads of the cluster have come here, but not until others see what they wrote.
+
+    A fence that sees to that takes as long as what is still on its way to memory.
+    """
+    do(c_call("void", "meet_in_cluster", source=_MEET_IN_CLUSTER))
+
+
 def shared_address(buffer: Any, *indices: Any) -> Any:
     """Return the 32-bit shared-memory address of an element."""
     return T.cuda.cvta_generic_to_shared(buffer.ptr_to(list(indices)))

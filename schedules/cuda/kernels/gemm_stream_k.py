@@ -168,7 +168,9 @@ class SharedSums:
                 for other in range(parts):
                     if other != number:
                         self._await(first + other * pitch, number)
-                self._finish(results, first, pitch, number, range(number * own, min(number * own + own, fours)))
+                self._finish(
+                    results, first, pitch, number, range(number * own, min(number * own + own, fours))
+                )
 
     def _finish(self, results: Results, first: Any, pitch: Any, part: int, stretch: range) -> None:
         """Add to a stretch of vectors of four sums what all parts but `part` left, and store that."""
@@ -178,7 +180,12 @@ class SharedSums:
             end = min(begin + once, stretch.stop)
             name = f"take_sums_{part}_of_{parts}_{begin}_{end}"
             source = _TAKE.format(part=part, parts=parts, begin=begin, end=end)
-            call = T.address_of(self.at.acc[0]), self.workspace.data, self._vector(first), pitch * (self.count * 32)
+            call = (
+                T.address_of(self.at.acc[0]),
+                self.workspace.data,
+                self._vector(first),
+                pitch * (self.count * 32),
+            )
             do(c_call("void", name, *call, source=source))
             for number in range(begin, end):
                 self._store_four(results, number)

@@ -44,7 +44,7 @@ from tvmops.schedules.cuda.kernels.gemm_stream_k import SharedSums
 from tvmops.schedules.cuda.kernels.gemm_sums import add_up
 from tvmops.schedules.cuda.kernels.gemm_walk import Walk, blocks_for
 from tvmops.schedules.cuda.kernels.gemm_zero_points import ZeroPoints
-from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH
+from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH, meet_in_cluster
 
 
 def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
@@ -110,7 +110,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     T.ptx.prefetch.tensormap(T.address_of(b_map))
                 T.ptx.fence.mbarrier_init.release.cluster()
             if CLUSTER > 1:
-                T.cuda.cluster_sync()
+                meet_in_cluster()
             else:
                 T.cuda.cta_sync()
             walk = T.meta_var(Walk(form, tiles, arrays_of, bx, rank))
@@ -154,7 +154,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             walk.go_on()
                 if SPLIT > 1:  # until partial sums are there, and until they are read
                     T.cuda.cluster_sync()
-                    T.cuda.cluster_sync()
+                    meet_in_cluster()
             else:
                 T.ptx.setmaxnreg.inc.sync.aligned.u32(tiles.consumer_registers)
                 acc = T.alloc_local((WM * NACC,), arrays_of.sums)
@@ -196,7 +196,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     partials.share(walk.first == walk.last)
                     T.cuda.cluster_sync()
                     partials.add()
-                    T.cuda.cluster_sync()
+                    meet_in_cluster()
                 else:
                     while walk.tile < walk.count:
                         walk.locate()
@@ -225,7 +225,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                         if (warp == 0) & (lane == 0):
                             T.ptx.cp.async_.bulk.wait_group(0)
             if SHARE > 1:
-                T.cuda.cluster_sync()
+                meet_in_cluster()
         summed = T.meta_var(add_up(form, arrays_of, arrays) if PARTS > 1 else None)
     # fmt: on
     function: tirx.PrimFunc = main.with_attr(*PROGRAMMATIC_LAUNCH) if CHAINED else main

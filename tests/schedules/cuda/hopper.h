@@ -212,6 +212,7 @@ static inline void tvm_builtin_ptx_wgmma_commit_group_commit_group_sync_aligned(
 static inline void tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_0() { emulator::finish(emulator::now->products, 0); }
 static inline void tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_1() { emulator::finish(emulator::now->products, 1); }
 // Clusters run one after the other: what a block waits for is there, or comes from its own cluster.
+static inline void meet_in_cluster() { emulator::meet(emulator::cluster_group); }
 static const uint64_t raised = 0x9d3f6c21b75ae084;
 static inline void raise_flags(void* flags, int number, int readers, int self) {
   emulator::meet(emulator::warp().group);

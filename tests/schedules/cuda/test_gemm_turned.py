@@ -26,7 +26,15 @@ def matmul(m: int, n: int, k: int, **fields: object) -> Workload:
 
 
 def knobs(bm: int, bn: int, **more: int) -> Config:
-    plain = {"bk": 64, "consumers": bm // 64, "cluster": 1, "split_k": 2, "group": 1, "beside": 1, "chained": 1}
+    plain = {
+        "bk": 64,
+        "consumers": bm // 64,
+        "cluster": 1,
+        "split_k": 2,
+        "group": 1,
+        "beside": 1,
+        "chained": 1,
+    }
     return Config.of(**{"bm": bm, "bn": bn, **plain, **more})
 
 
@@ -42,7 +50,10 @@ def boxes(work: Workload, tiles: Tiles, a: NDArray[Any], b: NDArray[Any]) -> dic
     "work, config",
     [
         (matmul(72, 136, 392), knobs(64, 72, split_k=2)),  # a tile of exactly the rows, columns beyond
-        (matmul(200, 72, 520, trans_b=True, bias=True, activation="relu"), knobs(64, 104, split_k=4, chained=4)),
+        (
+            matmul(200, 72, 520, trans_b=True, bias=True, activation="relu"),
+            knobs(64, 104, split_k=4, chained=4),
+        ),
         (matmul(136, 200, 264, trans_a=True, residual=True, dtype="float16"), knobs(128, 136, split_k=2)),
         (matmul(264, 136, 392), knobs(128, 136, split_k=3)),
     ],
