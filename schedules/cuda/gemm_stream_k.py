@@ -14,7 +14,9 @@ from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 _LEAST_STEPS = 8  # of k, of each block
-_LEAVING_SECONDS = 5e-6  # for sums to be left and found, and for the kernel before
+_FIXED_SECONDS = 1.6e-6  # of a kernel, however long it is
+_LEAVING_SECONDS = 2e-6  # for sums to be left and found
+_LEAVING_RATE = 2e10  # bytes a second of those, of one multiprocessor
 
 
 class StreamKGemm(LongKGemm):
@@ -50,7 +52,9 @@ class StreamKGemm(LongKGemm):
         waves = _clusters(workload, tiles) / _workers(tiles)
         rest = waves % 1.0 if tiles.streams == 1 else 1.0 / tiles.streams
         saved = (math.floor(waves) + rest) / math.ceil(waves)
-        return super().estimate(workload, target, config) * saved + _LEAVING_SECONDS
+        left = 4 * tiles.bm * tiles.bn * (1 - 1 / tiles.streams if tiles.streams > 1 else 1)
+        product = super().estimate(workload, target, config) - _FIXED_SECONDS
+        return product * saved + _FIXED_SECONDS + _LEAVING_SECONDS + left / _LEAVING_RATE
 
     def may_share(self, config: Config, workload: Workload, target: Target) -> bool:
         tiles = Tiles.of(config, target)

@@ -25,8 +25,8 @@ _FROM_L2 = 6.1e10  # that the L2 has for each when all ask,
 _SHARED = 2.2e11  # and of its shared memory, which the copy engine fills and wgmma reads.
 _JOINED = 0.55  # of what neighbours ask for, that the L2 is asked for: it answers both at once
 _PLACES = 0.91  # of the machine: clusters of four blocks and more don't find room everywhere
-_MEETING_SECONDS = 1.2e-6  # of blocks that share a sum, and
-_MEETING_RATE = 2.5e10  # bytes a second of the sums that one of them exchanges
+_MEETING_SECONDS = 0.5e-6  # of blocks that share a sum, and
+_MEETING_RATE = 1e10  # bytes a second of the sums that one of them reads of others
 _UNEVEN = 1.08  # times as long, where a tile's columns end inside 64 that are loaded together
 _FILL_SECONDS = 2.5e-6  # until the first stage is there, and for what follows the last
 _NEXT_SECONDS = 0.7e-6  # until the stores of a tile let the next begin
@@ -67,7 +67,9 @@ class WgmmaGemm(Template):
 
     def choices(self, workload: Workload) -> list[Config]:
         """Return what the default is chosen from, by the estimate."""
-        return list(_DEFAULTS)
+        (m,) = workload.dims("m")
+        few = [one for one in _FEW_ROWS if math.ceil(m / one.number("bm")) == one["group"]]
+        return [*_DEFAULTS, *few]
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         few, some, many = _DEFAULTS[0 if _is_plain(workload) else 3], _DEFAULTS[5], _DEFAULTS[-1]
@@ -90,7 +92,8 @@ class WgmmaGemm(Template):
         seconds = waves * steps * busy * self._step(workload, target, tiles) + (waves - 1) * _NEXT_SECONDS
         fewest = 2 * _items(workload) * (m * k + k * n + m * n) / (0.9 * gpu.bandwidth)
         if tiles.split_k > 1:
-            seconds += _MEETING_SECONDS + tiles.partial_bytes / tiles.split_k / _MEETING_RATE
+            others = 4 * tiles.bm * tiles.bn * (1 - 1 / tiles.split_k)
+            seconds += _MEETING_SECONDS + others / _MEETING_RATE
         return max(seconds, fewest) + _FILL_SECONDS - (_CHAINED_SECONDS if tiles.chained else 0.0)
 
     def _step(self, workload: Workload, target: Target, tiles: Tiles) -> float:
@@ -100,7 +103,7 @@ class WgmmaGemm(Template):
         a, b = min(m, tiles.bm) * item, -(-tiles.bn // 64) * 64 * item
         read = tiles.bm * item + tiles.bm // 64 * tiles.bn * item  # by wgmma: b once for 64 rows
         asked = a + b / tiles.cluster
-        if tiles.cluster == tiles.split_k == 1:
+        if tiles.cluster == tiles.split_k == 1 and (tiles.neighbours > 1 or not tiles.chained):
             asked = _JOINED * (a + b) if tiles.group > 1 else a / 2 + b
         multiply = 2 * tiles.bm * tiles.bn * tiles.bk / (_gpu(target).tensor_flops / tiles.multiprocessors)
         roads = ((a + b) / _TAKEN, asked / _FROM_L2, (a + b + read) / _SHARED)
@@ -233,8 +236,16 @@ _DEFAULTS = (
     _config(128, 64, 64, 1, 1, 2, 1),
     _config(64, 128, 64, 1, 1, 4, 1),
     _config(64, 128, 64, 1, 2, 1, 1),
+    _config(64, 64, 64, 1, 2, 1, 1),
     _config(128, 128, 64, 2, 2, 1, 1),
     _config(128, 224, 64, 2, 2, 1, 1),
     _config(128, 256, 64, 2, 1, 1, 1),
     _config(128, 256, 64, 2, 2, 1, 16),
+)
+# For a few rows of tiles, which are walked together.
+_FEW_ROWS = (
+    _config(128, 64, 64, 1, 1, 1, 2),
+    _config(64, 128, 64, 1, 1, 1, 4),
+    _config(128, 128, 64, 2, 1, 1, 2),
+    _config(128, 256, 64, 2, 1, 1, 2),
 )
