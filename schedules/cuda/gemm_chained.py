@@ -14,7 +14,6 @@ from tvmops.workloads import Workload
 
 # Multiplications: more take so long that what a launch costs is lost in it.
 _MOST_WORK, _MOST_MMA_WORK = 1 << 35, 1 << 31
-_CHAINED_SECONDS, _LATE_SECONDS = 0.9e-6, 0.35e-6
 
 
 class ChainedGemm(WgmmaGemm):
@@ -30,15 +29,10 @@ class ChainedGemm(WgmmaGemm):
 
     def space(self, workload: Workload, target: Target) -> Space:
         whole = super().space(workload, target)
-        return Space(self.name, (*whole.knobs, Knob("chained", (1,))), whole.is_legal)
+        return Space(self.name, (*whole.knobs, Knob("chained", (1, 4))), whole.is_legal)
 
     def choices(self, workload: Workload) -> list[Config]:
         return [Config.of(**config.as_dict(), chained=1) for config in super().choices(workload)]
-
-    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        """Guess: blocks of a cluster that share a sum find room late, while others end."""
-        gained = -_LATE_SECONDS if config.number("split_k") > 1 else _CHAINED_SECONDS
-        return super().estimate(workload, target, config) - gained
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         return []

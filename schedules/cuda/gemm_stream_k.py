@@ -7,14 +7,15 @@ from dataclasses import replace
 
 from tvmops.schedules.cuda.gemm_long_k import LongKGemm
 from tvmops.schedules.cuda.gemm_tiles import Tiles
-from tvmops.schedules.cuda.gemm_wgmma import tiles_of_c
+from tvmops.schedules.cuda.gemm_wgmma import clusters_of
 from tvmops.schedules.cuda.kernels.gemm_arrays import Form
 from tvmops.space import Config, Knob
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 _LEAST_STEPS = 8  # of k, of each block
-_LEAVING_SECONDS = 5e-6  # for sums to be left and found, and for the kernel before
+_LEAVING_SECONDS = 2e-6  # for sums to be left and found
+_LEAVING_RATE = 2e10  # bytes a second of those, of one multiprocessor
 
 
 class StreamKGemm(LongKGemm):
@@ -32,7 +33,7 @@ class StreamKGemm(LongKGemm):
     """
 
     name = "cuda.gemm_stream_k"
-    version = 1
+    version = 2
 
     sharers = Knob("streams", (1, 2, 3, 4, 6, 8))
 
@@ -45,11 +46,13 @@ class StreamKGemm(LongKGemm):
         ]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        return super().estimate(workload, target, config) + _LEAVING_SECONDS
+        tiles = Tiles.of(config, target)
+        left = 4 * tiles.bm * tiles.bn * (1 - 1 / tiles.streams if tiles.streams > 1 else 1)
+        return super().estimate(workload, target, config) + _LEAVING_SECONDS + left / _LEAVING_RATE
 
     def waves(self, workload: Workload, tiles: Tiles) -> float:
         """Return the waves of whole tiles, and the part of another one that shared tiles take."""
-        waves = _clusters(workload, tiles) / _workers(tiles)
+        waves = clusters_of(workload, tiles) / _workers(tiles)
         return math.floor(waves) + (waves % 1.0 if tiles.streams == 1 else 1.0 / tiles.streams)
 
     def may_share(self, config: Config, workload: Workload, target: Target) -> bool:
@@ -57,7 +60,7 @@ class StreamKGemm(LongKGemm):
         if tiles.split_k > 1:
             return False
         (k,) = workload.dims("k")
-        steps, count, workers = math.ceil(k / tiles.bk), _clusters(workload, tiles), _workers(tiles)
+        steps, count, workers = math.ceil(k / tiles.bk), clusters_of(workload, tiles), _workers(tiles)
         rest, holders = count % workers, tiles.streams  # tiles that fill no wave
         if holders == 1:
             return rest > 0 and count * steps >= _LEAST_STEPS * workers
@@ -65,11 +68,6 @@ class StreamKGemm(LongKGemm):
 
     def with_workspace(self, workload: Workload, target: Target, config: Config) -> Form:
         return replace(self.form_of(workload, config), left_bytes=Tiles.of(config, target).workspace_bytes)
-
-
-def _clusters(workload: Workload, tiles: Tiles) -> int:
-    """Return how many tiles clusters have to do."""
-    return tiles_of_c(workload, replace(tiles, bm=tiles.bm * tiles.cluster))
 
 
 def _workers(tiles: Tiles) -> int:

@@ -31,7 +31,9 @@ class Tiles:
     producer_registers: int = 40  # of a thread; fewer where three warpgroups multiply
     parts: int = 1  # blocks anywhere that do, whose sums a second kernel adds up
     streams: int = 0  # 1: blocks share the last tiles evenly (stream-K); more: as many share each tile
-    chained: int = 0  # 1: launched while the kernel before it ends, for whose results it waits by itself
+    # 1: launched while the kernel before it ends, for whose results it waits by itself; more: until then the
+    # L2 is asked for as many stages of b.
+    chained: int = 0
 
     @classmethod
     def of(cls, config: Config, target: Target) -> Tiles:
@@ -44,6 +46,15 @@ class Tiles:
     def blocks(self) -> int:
         """Blocks that stay on the machine."""
         return self.multiprocessors * self.beside
+
+    @property
+    def neighbours(self) -> int:
+        """Blocks that are launched as a cluster to lie beside each other, where the L2 answers both at once.
+
+        Those of a kernel that is launched alone do so anyway. What comes by multicast is not joined so.
+        """
+        alone = self.chained == 0 or self.cluster > 1 or self.split_k > 1 or self.group % 2 > 0
+        return 1 if alone else 2
 
     @property
     def blocks_a_group(self) -> int:
@@ -70,8 +81,8 @@ class Tiles:
 
     @property
     def flags(self) -> int:
-        """Warps that may leave sums for another block."""
-        return 4 * self.consumers * self.blocks
+        """Of warps that may leave sums for another block, one for each that takes them."""
+        return 4 * self.consumers * self.blocks * self.streams
 
     @property
     def left_bytes(self) -> int:
@@ -80,7 +91,7 @@ class Tiles:
 
     @property
     def workspace_bytes(self) -> int:
-        return self.left_bytes + 4 * self.flags if self.streams else 0
+        return self.left_bytes + 8 * self.flags if self.streams else 0
 
     @property
     def partial_bytes(self) -> int:

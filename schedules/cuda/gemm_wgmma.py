@@ -24,18 +24,21 @@ _WIDTHS = tuple(range(64, 257, 16))  # of tiles
 _STACKS = ((64, 1), (128, 1), (128, 2), (192, 3), (256, 2))  # rows of tiles, and the warpgroups that multiply them
 _OTHER_REGISTERS = 72  # of a thread, beside sums
 
-# Of the guess, fitted to what an H100 and an H200 took for 676 configs of 91 shapes.
-_RATE = 6.35e12  # operations a second of one multiprocessor, of tiles of 256 columns
-_NARROW = 0.03  # longer, for each time that a tile is narrower
-_TAKEN, _FROM_L2 = 1.43e11, 1.8e13  # bytes a second: of one multiprocessor, of all
+# Of the guess, fitted to what an H100 and an H200 took for 991 configs of 112 shapes.
+_RATE = 6.44e12  # operations a second of one multiprocessor, of tiles of 256 columns
+_NARROW = 0.022  # longer, for each time that a tile is narrower
+_TAKEN, _FROM_L2 = 1.43e11, 1.07e11  # bytes a second that one multiprocessor takes, and that the L2 has for each
+_JOINED = 0.715  # of what neighbours ask for, that the L2 is asked for: it answers both at once
+_TWO_LINES = 1.34  # more, for boxes of a b that lies across k where they begin within a line of 128 bytes
 _SHARPNESS = 4  # of the bend where one limit takes over from another
-_BANDWIDTH = 0.93  # of that which the target states
-_KEPT, _AGAIN = 3e7, 0.87  # bytes that the L2 keeps of operands; the part of larger ones that each wave loads again
-_FINISH_SECONDS = 0.5e-6  # of 128 x 128 results of one warpgroup
-_WAVE_SECONDS = 0.55e-6
+_BANDWIDTH = 0.915  # of that which the target states
+_KEPT, _AGAIN = 3e7, 0.9  # bytes that the L2 keeps of operands; the part of larger ones that each wave loads again
+_FINISH_SECONDS = 0.45e-6  # of 128 x 128 results of one warpgroup
+_WAVE_SECONDS = 0.5e-6
 _START_SECONDS = 3.2e-6  # until the first stage is there, and for what follows the last
+_CHAINED_SECONDS, _LATE_SECONDS = 0.8e-6, 0.3e-6  # gained by an early launch; lost, where clusters share a sum
 _PLACES = 0.91  # of the machine: clusters of four blocks and more don't find room everywhere
-_MEETING_SECONDS, _EXCHANGE_SECONDS = 0.65e-6, 0.7e-6  # of the blocks of a cluster, each; of 128 x 128 sums
+_MEETING_SECONDS, _EXCHANGE_SECONDS = 0.65e-6, 0.9e-6  # of the blocks of a cluster, each; of 128 x 128 sums
 
 
 class WgmmaGemm(Template):
@@ -60,7 +63,7 @@ class WgmmaGemm(Template):
             Knob("consumers", (1, 2, 3) if m > 96 else (1, 2) if m > 64 else (1,)),
             Knob("cluster", (1, 2) if m > 64 else (1,)),
             Knob("split_k", tuple(parts for parts in (1, 2, 4, 8) if parts <= max(1, k // 128))),
-            Knob("group", tuple(rows for rows in (1, 4, 8, 16) if rows <= max(1, m // 64))),
+            Knob("group", tuple(rows for rows in (1, 2, 4, 8, 16) if rows <= max(1, m // 64))),
             Knob("beside", (1, 2)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
@@ -85,40 +88,48 @@ class WgmmaGemm(Template):
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Guess the seconds: of each wave of tiles what limits it most, or those of memory for all."""
-        m, n, k = workload.dims("m", "n", "k")
         tiles = self.tiles_of(config, target)
         waves = self.waves(workload, tiles)
-        busy = min(tiles_of_c(workload, tiles) * tiles.split_k, tiles.blocks)
-        depth = math.ceil(math.ceil(k / tiles.bk) / tiles.split_k) * tiles.bk
-        rows, columns = min(tiles.bm, m), tiles.bn if workload["trans_b"] else -(-tiles.bn // 64) * 64
-        narrow = 1 + _NARROW * (256 / tiles.bn - 1)
-        tile = _bent(
-            2 * tiles.bm * tiles.bn * depth * tiles.beside * narrow / _RATE,
-            2 * (rows + columns) * depth * tiles.beside / _TAKEN,
-            2 * (rows + columns / tiles.cluster) * depth * busy / _FROM_L2,
-        )
         finish = _FINISH_SECONDS * tiles.bm * tiles.bn / tiles.consumers / 128**2
-        stream = max(self._bytes(workload, tiles, waves)) / (_BANDWIDTH * _gpu(target).bandwidth)
-        meeting = _MEETING_SECONDS * tiles.split_k + _EXCHANGE_SECONDS * tiles.bm * tiles.bn / 128**2
-        return (
-            _bent(waves * (tile + finish) + max(0.0, waves - 1) * _WAVE_SECONDS, stream)
-            + _START_SECONDS
-            + (meeting if tiles.split_k > 1 else 0.0)
-        )
+        blocks = waves * (self._tile(workload, tiles) + finish) + max(0.0, waves - 1) * _WAVE_SECONDS
+        stream = self._bytes(workload, tiles, waves) / (_BANDWIDTH * _gpu(target).bandwidth)
+        start = _START_SECONDS
+        if tiles.split_k > 1:
+            start += _MEETING_SECONDS * tiles.split_k + _EXCHANGE_SECONDS * tiles.bm * tiles.bn / 128**2
+        if tiles.chained:
+            start += _LATE_SECONDS if tiles.split_k > 1 else -_CHAINED_SECONDS
+        return _bent(blocks, stream) + start
 
     def waves(self, workload: Workload, tiles: Tiles) -> float:
         """Return how many tiles the busiest block takes, for the estimate."""
         places = tiles.blocks * (_PLACES if tiles.split_k > 2 else 1.0)
-        return math.ceil(tiles_of_c(workload, tiles) * tiles.split_k / places)
+        return math.ceil(clusters_of(workload, tiles) * tiles.cluster * tiles.split_k / places)
 
-    def _bytes(self, workload: Workload, tiles: Tiles, waves: float) -> tuple[float, float]:
-        """Return the bytes of all arrays, and what waves of tiles load of operands that the L2 does not keep."""
+    def _tile(self, workload: Workload, tiles: Tiles) -> float:
+        """Guess the seconds of a block's share of a tile."""
+        m, _, k = workload.dims("m", "n", "k")
+        depth = math.ceil(math.ceil(k / tiles.bk) / tiles.split_k) * tiles.bk
+        rows, columns = min(tiles.bm, m), float(tiles.bn)
+        if not workload["trans_b"]:
+            within = sum(i * tiles.bn % 64 > 0 for i in range(4)) / 4  # of the tiles
+            columns = -(-tiles.bn // 64) * 64 * (1 + _TWO_LINES * within)
+        joined = _JOINED if tiles.group > 1 and tiles.cluster == tiles.split_k == 1 else 1.0
+        busy = min(1.0, clusters_of(workload, tiles) * tiles.cluster * tiles.split_k / tiles.blocks)
+        narrow = 1 + _NARROW * (256 / tiles.bn - 1)
+        return tiles.beside * _bent(
+            2 * tiles.bm * tiles.bn * depth * narrow / _RATE,
+            2 * (rows + columns) * depth / _TAKEN,
+            2 * (rows + columns / tiles.cluster) * joined * depth * busy / _FROM_L2,
+        )
+
+    def _bytes(self, workload: Workload, tiles: Tiles, waves: float) -> float:
+        """Return the bytes of all arrays, or what waves of tiles load of operands that the L2 does not keep."""
         m, n, k = workload.dims("m", "n", "k")
         once = 2.0 * _items(workload) * (m * k + k * n + m * n)
         rows = min(tiles.group * tiles.cluster, math.ceil(m / tiles.bm))
         columns = min(math.ceil(tiles.blocks / tiles.split_k / rows), math.ceil(n / tiles.bn))
         again = 2.0 * waves * (rows * tiles.bm + columns * tiles.bn) * k * _AGAIN
-        return once, again if 2 * (m * k + k * n) > _KEPT else 0.0
+        return max(once, again) if 2 * (m * k + k * n) > _KEPT else once
 
     def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
         m, k = workload.dims("m", "k")
@@ -179,7 +190,6 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and (tiles.beside == 1 or tiles.consumers == tiles.cluster == 1)
         and tiles.partial_bytes <= tiles.stages * tiles.stage_bytes
         and not (tiles.cluster > 1 and tiles.split_k > 1)
-        and -(-tiles.bn // 64) % tiles.cluster == 0
         and tiles.cluster <= rows
         and tiles.split_k <= max(1, k // (2 * tiles.bk))
         and (tiles.split_k == 1 or tiles_of_c(workload, tiles) <= 2 * target.cores)
@@ -191,6 +201,12 @@ def is_ragged(workload: Workload, dim: str) -> bool:
     """Say whether rows of `dim` elements begin where TMA can't."""
     (size,) = workload.dims(dim)
     return size % _ALIGNED != 0
+
+
+def clusters_of(workload: Workload, tiles: Tiles) -> int:
+    """Return how many tiles clusters take together, of all matrices."""
+    m, n = workload.dims("m", "n")
+    return _items(workload) * math.ceil(m / (tiles.bm * tiles.cluster)) * math.ceil(n / tiles.bn)
 
 
 def _bent(*limits: float) -> float:
@@ -258,6 +274,6 @@ _DEFAULTS = (
     *_FEW_TILES,
     *(
         _config(bm, bn, 64, consumers, cluster, 1, group)
-        for (bm, consumers), bn, cluster, group in itertools.product(_STACKS, _WIDTHS, (1, 2), (1, 8))
+        for (bm, consumers), bn, cluster, group in itertools.product(_STACKS, _WIDTHS, (1, 2), (1, 2, 4, 8))
     ),
 )

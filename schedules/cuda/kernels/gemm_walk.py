@@ -26,6 +26,8 @@ def blocks_for(form: Form, tiles: Tiles, m: Any, n: Any, batch: Any) -> Any:
         * form.parts
         * max(tiles.streams, 1)
     )
+    if tiles.neighbours > 1:
+        items = T.truncdiv(items + (tiles.neighbours - 1), tiles.neighbours) * tiles.neighbours
     return (items if tiles.split_k > 1 else T.min(items, workers)) * size
 
 
@@ -69,6 +71,11 @@ class Walk:
         return self.last - self.first
 
     @property
+    def part(self) -> Any:
+        """Which of the parts of its first tile this block takes: neighbours are at the same k."""
+        return T.truncdiv(self.place, self.common)
+
+    @property
     def behind(self) -> Any:
         """How many steps of a tile follow its head."""
         return self.depth - self.head
@@ -91,9 +98,9 @@ class Walk:
                     self.last = T.min(self.first + (self.end - self.at), self.depth)
         if self.tiles.streams > 1:
             if self.tile < self.common * self.holders:
-                self.first = T.truncdiv(self.depth * T.truncmod(self.tile, self.holders), self.holders)
-                self.last = T.truncdiv(self.depth * (T.truncmod(self.tile, self.holders) + 1), self.holders)
-                self.tile = T.truncdiv(self.tile, self.holders)
+                self.first = T.truncdiv(self.depth * self.part, self.holders)
+                self.last = T.truncdiv(self.depth * (self.part + 1), self.holders)
+                self.tile = T.truncmod(self.tile, self.common)
             else:
                 self.tile = self.tile + self.common
 

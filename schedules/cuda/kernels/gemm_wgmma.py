@@ -14,7 +14,7 @@ memory and added in a fixed order, so that no workspace is needed and results re
 place of the ring. Large clusters leave a part of the machine idle: with `parts` > 1 blocks anywhere
 leave float32 sums of a stretch of k in a workspace, and a second kernel adds those (`gemm_sums`).
 With `streams` blocks share the tiles that fill no wave: they leave sums in a workspace for each other,
-tell so by flags that a kernel before this one takes down, and add them up themselves (`gemm_stream_k`).
+tell so by flags, and add them up themselves (`gemm_stream_k`).
 Who adds up waits for blocks launched before it (stream-K), or for those next to it that hold the same tile.
 
 wgmma takes floats (tf32) from shared memory along k alone. One factor whose rows lie across k comes
@@ -40,11 +40,11 @@ from tvmops.schedules.cuda.kernels.gemm_operands import AcrossFloats, Operand
 from tvmops.schedules.cuda.kernels.gemm_partials import PartialSums
 from tvmops.schedules.cuda.kernels.gemm_products import Factor, Products, RingBarriers
 from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results, TurnedResults, factor_of
-from tvmops.schedules.cuda.kernels.gemm_stream_k import SharedSums, clear_flags
+from tvmops.schedules.cuda.kernels.gemm_stream_k import SharedSums
 from tvmops.schedules.cuda.kernels.gemm_sums import add_up
 from tvmops.schedules.cuda.kernels.gemm_walk import Walk, blocks_for
 from tvmops.schedules.cuda.kernels.gemm_zero_points import ZeroPoints
-from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH
+from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH, meet_in_cluster
 
 
 def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
@@ -76,12 +76,12 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         b_map = T.meta_var(arrays_of.map_of("b", arrays, b_of.box))
         c_map = T.meta_var(arrays_of.map_of_result(C) if BY_TMA else None)
         copied = T.meta_var(arrays_of.make_copies(arrays, 8 * tiles.multiprocessors, CHAINED))
-        cleared = T.meta_var(clear_flags(arrays, tiles) if tiles.streams > 0 else None)
 
         with T.attr(0, "tirx.device_entry", True):
             T.attr({"tirx.launch_bounds_min_blocks_per_sm": tiles.beside})
             bx = T.cta_id([blocks_for(form, tiles, arrays_of.m, arrays_of.n, arrays_of.batch)])
             rank = T.cta_id_in_cluster([CLUSTER]) if CLUSTER > 1 else 0
+            beside = T.cta_id_in_cluster([tiles.neighbours]) if tiles.neighbours > 1 else 0  # noqa: F841
             part = T.meta_var(rank if SHARE > 1 else 0)  # of b, that this block loads for its cluster
             group = T.warpgroup_id([CONSUMERS + 1])
             warp = T.warp_id_in_wg([4])
@@ -110,12 +110,18 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     T.ptx.prefetch.tensormap(T.address_of(b_map))
                 T.ptx.fence.mbarrier_init.release.cluster()
             if CLUSTER > 1:
-                T.cuda.cluster_sync()
+                meet_in_cluster()
             else:
                 T.cuda.cta_sync()
             walk = T.meta_var(Walk(form, tiles, arrays_of, bx, rank))
             walk.begin()
 
+            if tiles.chained > 1:
+                if (group == CONSUMERS) & (warp == 0):
+                    if T.cuda.elect_sync():
+                        walk.locate()
+                        for kt in T.serial(T.min(walk.steps, tiles.chained)):
+                            b_of.ask(b_map, walk.tn * BN, (walk.first + kt) * BK, part, walk.item)
             if CHAINED:
                 T.ptx.griddepcontrol.launch_dependents()
                 T.ptx.griddepcontrol.wait()
@@ -148,7 +154,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             walk.go_on()
                 if SPLIT > 1:  # until partial sums are there, and until they are read
                     T.cuda.cluster_sync()
-                    T.cuda.cluster_sync()
+                    meet_in_cluster()
             else:
                 T.ptx.setmaxnreg.inc.sync.aligned.u32(tiles.consumer_registers)
                 acc = T.alloc_local((WM * NACC,), arrays_of.sums)
@@ -190,7 +196,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     partials.share(walk.first == walk.last)
                     T.cuda.cluster_sync()
                     partials.add()
-                    T.cuda.cluster_sync()
+                    meet_in_cluster()
                 else:
                     while walk.tile < walk.count:
                         walk.locate()
@@ -201,8 +207,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             results.put_right()
                         if tiles.streams > 1:
                             if walk.tile < walk.common:
-                                shared.leave(walk.place)
-                                shared.meet(results, walk.tile, T.truncmod(walk.place, walk.holders))
+                                shared.meet(results, walk.tile, walk.part)
                             else:
                                 finish()
                         elif tiles.streams == 1:
@@ -220,7 +225,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                         if (warp == 0) & (lane == 0):
                             T.ptx.cp.async_.bulk.wait_group(0)
             if SHARE > 1:
-                T.cuda.cluster_sync()
+                meet_in_cluster()
         summed = T.meta_var(add_up(form, arrays_of, arrays) if PARTS > 1 else None)
     # fmt: on
     function: tirx.PrimFunc = main.with_attr(*PROGRAMMATIC_LAUNCH) if CHAINED else main
