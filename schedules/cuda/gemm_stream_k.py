@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tvmops.schedules.cuda.gemm_long_k import LongKGemm
 from tvmops.schedules.cuda.gemm_tiles import Tiles
-from tvmops.schedules.cuda.gemm_wgmma import clusters_of
+from tvmops.schedules.cuda.gemm_wgmma import DEFAULTS, clusters_of
 from tvmops.schedules.cuda.kernels.gemm_arrays import Form
 from tvmops.space import Config, Knob
 from tvmops.targets import Target
@@ -38,12 +38,7 @@ class StreamKGemm(LongKGemm):
     sharers = Knob("streams", (1, 2, 3, 4, 6, 8))
 
     def choices(self, workload: Workload) -> list[Config]:
-        whole = [*super().choices(workload), *_FEW]
-        return [
-            Config.of(**one.as_dict(), streams=holders, chained=1)
-            for one in whole
-            for holders in self.sharers.values
-        ]
+        return list(_CHOICES)
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         tiles = Tiles.of(config, target)
@@ -74,8 +69,9 @@ def _workers(tiles: Tiles) -> int:
     return tiles.blocks // tiles.cluster
 
 
-# Tiles for a result of few, and a long k.
-_FEW = tuple(
-    Config.of(bm=bm, bn=bn, bk=64, consumers=consumers, cluster=1, split_k=1, group=1, beside=1)
-    for bm, bn, consumers in ((128, 128, 2), (128, 64, 1), (64, 128, 1))
+_CHOICES = tuple(
+    Config.of(**one.as_dict(), streams=holders, chained=1)
+    for one in DEFAULTS
+    for holders in StreamKGemm.sharers.values
+    if one["split_k"] == 1 and one.number("bn") % 64 == 0
 )

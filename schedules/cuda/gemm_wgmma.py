@@ -75,7 +75,7 @@ class WgmmaGemm(Template):
 
     def choices(self, workload: Workload) -> list[Config]:
         """Return what the default is chosen from, by the estimate."""
-        return list(_DEFAULTS)
+        return list(DEFAULTS)
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         few = _SPLIT if _is_plain(workload) else _ALONE
@@ -268,8 +268,8 @@ _FEW_TILES = (
 )
 _ALONE, _SPLIT = _config(64, 64, 128, 1, 1, 1, 1), _config(64, 64, 128, 1, 1, 4, 1)
 _MIDDLE, _LARGE = _config(128, 128, 64, 2, 1, 1, 1), _config(128, 256, 64, 2, 2, 1, 16)
-# Smallest tiles first.
-_DEFAULTS = (
+# What a default is chosen from; smallest tiles first.
+DEFAULTS = (
     _SPLIT,
     *_FEW_TILES,
     *(

@@ -57,7 +57,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     SHARE, SPLIT = tiles.cluster, tiles.split_k
     CLUSTER, CHAINED, PARTS = SHARE * SPLIT, bool(tiles.chained), form.parts
     sums_form = form if PARTS == 1 else form.sums
-    BY_TMA = sums_form.stores_by_tma and BN % 64 == 0
+    BY_TMA = sums_form.turns_back or sums_form.stores_by_tma and not form.turned and BN % 64 == 0
     HEIGHT = BN if form.turned else BM  # of a tile of c
     NACC = BN // 2
     a_of = (
