@@ -21,22 +21,32 @@ from tvmops.workloads import workload as make_workload
 
 _ALIGNED = 8  # elements: TMA takes rows of a multiple of 16 bytes
 _WIDTHS = tuple(range(64, 257, 16))  # of tiles
-_STACKS = ((64, 1), (128, 1), (128, 2), (192, 3), (256, 2))  # rows of tiles, and the warpgroups that multiply them
+# Rows of tiles, and the warpgroups that multiply them.
+_STACKS = ((64, 1), (128, 1), (128, 2), (192, 3), (256, 2))
 _OTHER_REGISTERS = 72  # of a thread, beside sums
 
 # Of the guess, fitted to what an H100 and an H200 took for 991 configs of 112 shapes.
 _RATE = 6.44e12  # operations a second of one multiprocessor, of tiles of 256 columns
 _NARROW = 0.022  # longer, for each time that a tile is narrower
-_TAKEN, _FROM_L2 = 1.43e11, 1.07e11  # bytes a second that one multiprocessor takes, and that the L2 has for each
+_TAKEN, _FROM_L2 = (
+    1.43e11,
+    1.07e11,
+)  # bytes a second that one multiprocessor takes, and that the L2 has for each
 _JOINED = 0.715  # of what neighbours ask for, that the L2 is asked for: it answers both at once
 _TWO_LINES = 1.34  # more, for boxes of a b that lies across k where they begin within a line of 128 bytes
 _SHARPNESS = 4  # of the bend where one limit takes over from another
 _BANDWIDTH = 0.915  # of that which the target states
-_KEPT, _AGAIN = 3e7, 0.9  # bytes that the L2 keeps of operands; the part of larger ones that each wave loads again
+_KEPT, _AGAIN = (
+    3e7,
+    0.9,
+)  # bytes that the L2 keeps of operands; the part of larger ones that each wave loads again
 _FINISH_SECONDS = 0.45e-6  # of 128 x 128 results of one warpgroup
 _WAVE_SECONDS = 0.5e-6
 _START_SECONDS = 3.2e-6  # until the first stage is there, and for what follows the last
-_CHAINED_SECONDS, _LATE_SECONDS = 0.8e-6, 0.3e-6  # gained by an early launch; lost, where clusters share a sum
+_CHAINED_SECONDS, _LATE_SECONDS = (
+    0.8e-6,
+    0.3e-6,
+)  # gained by an early launch; lost where sums are shared
 _PLACES = 0.91  # of the machine: clusters of four blocks and more don't find room everywhere
 _MEETING_SECONDS, _EXCHANGE_SECONDS = 0.65e-6, 0.9e-6  # of the blocks of a cluster, each; of 128 x 128 sums
 
@@ -123,7 +133,7 @@ class WgmmaGemm(Template):
         )
 
     def _bytes(self, workload: Workload, tiles: Tiles, waves: float) -> float:
-        """Return the bytes of all arrays, or what waves of tiles load of operands that the L2 does not keep."""
+        """Return the bytes of all arrays, or what waves load of operands that the L2 does not keep."""
         m, n, k = workload.dims("m", "n", "k")
         once = 2.0 * _items(workload) * (m * k + k * n + m * n)
         rows = min(tiles.group * tiles.cluster, math.ceil(m / tiles.bm))

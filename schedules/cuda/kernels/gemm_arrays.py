@@ -148,7 +148,10 @@ class Arrays:
         elif form.item == 4:
             shapes = self._floats()
         else:
-            shapes = {name: (form.dtype, (*self.items[name], *self.matrices[name])) for name in "ab"}
+            roles = {each: self.names[each] for each in "ab"}
+            shapes = {
+                each: (form.dtype, (*self.items[role], *self.matrices[role])) for each, role in roles.items()
+            }
         shapes |= {"bias": (form.bias, (c_shape[-1],))} if form.bias else {}
         shapes |= {"residual": (form.result, c_shape)} if form.residual else {}
         shapes |= {"c": (form.result, c_shape)}

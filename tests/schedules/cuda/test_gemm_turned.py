@@ -66,10 +66,24 @@ def test_it_computes_the_product(work: Workload, config: Config, blocks: int, tm
     }
     sizes = dict(zip("mnk", work.dims("m", "n", "k")))
     grid = blocks // tiles.cluster * tiles.cluster
-    emulated(cubin, tmp_path)(grid, {**arrays, **sizes, **maps}, tiles.cluster, shared_bytes=tiles.shared_bytes)
-    assert (memory[:GUARD].view(np.uint16) == 0xFFFF).all() and (memory[-GUARD:].view(np.uint16) == 0xFFFF).all()
+    emulated(cubin, tmp_path)(
+        grid, {**arrays, **sizes, **maps}, tiles.cluster, shared_bytes=tiles.shared_bytes
+    )
+    assert (memory[:GUARD].view(np.uint16) == 0xFFFF).all() and (
+        memory[-GUARD:].view(np.uint16) == 0xFFFF
+    ).all()
     found = decode(arrays["c"], dtype).astype(np.float64)
     assert np.abs(found - right).max() <= op.tolerance(work)
+
+
+@pytest.mark.parametrize(
+    "lies, a, b", [({}, "mk", "kn"), ({"trans_a": True}, "km", "kn"), ({"trans_b": True}, "mk", "nk")]
+)
+def test_it_is_called_as_the_product_that_it_makes(lies: dict[str, bool], a: str, b: str) -> None:
+    work = matmul(96, 256, 128, **lies)
+    function = TEMPLATE.build(work, H200, TEMPLATE.default(work, H200))["main"]
+    shapes = [(each.name, "".join(map(str, each.shape))) for each in function.params]
+    assert shapes == [("a", a), ("b", b), ("c", "mn")]
 
 
 @pytest.mark.parametrize(
