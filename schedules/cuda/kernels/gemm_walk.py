@@ -53,6 +53,7 @@ class Walk:
         self.stage, self.phase = variable("stage", 0), variable("phase", 0)
         self.tile = variable("tile", self.place)
         self.band, self.height, self.rest = variable("band"), variable("height"), variable("rest")
+        self.m, self.top = m, variable("top")  # the tile's first row
         self.tm, self.tn, self.item = variable("tm"), variable("tn"), variable("item", 0)
         self.first, self.last = variable("first", 0), variable("last", self.depth)  # steps along k
         if tiles.split_k > 1:
@@ -69,6 +70,15 @@ class Walk:
     def steps(self) -> Any:
         """How many steps along k this block takes of its tile."""
         return self.last - self.first
+
+    @property
+    def overlap(self) -> bool:
+        """Whether the last tile begins as many rows above the end as it has, for zeros take long to load.
+
+        Rows that two tiles have are the same in both. Not so where a residual may lie in c, which one of
+        them has changed by then; and a's rows, if they lie across k, may begin where TMA can't.
+        """
+        return not (self.form.residual or self.form.trans_a or self.form.turned)
 
     @property
     def part(self) -> Any:
@@ -121,6 +131,9 @@ class Walk:
         self.tm = self.band * self.tiles.group + T.truncmod(self.rest, self.height)
         if self.tiles.cluster > 1:
             self.tm = self.tm * self.tiles.cluster + self.rank
+        self.top = self.tm * self.tiles.bm
+        if self.overlap:
+            self.top = T.max(T.min(self.top, self.m - self.tiles.bm), 0)
         if self.form.parts > 1:
             stretch = T.meta_var(T.truncdiv(self.depth + (self.form.parts - 1), self.form.parts))
             self.first = stretch * self.item

@@ -137,7 +137,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             for kt in T.serial(walk.steps):
                                 T.cuda.mbarrier_wait(empty.ptr_to([walk.stage]), walk.phase ^ 1)
                                 T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([walk.stage]), T.uint32(a_of.stage_bytes + b_of.stage_bytes))
-                                a_of.load(As, walk.stage, a_map, walk.tm * BM, (walk.first + kt) * BK, 0, walk.item, full.ptr_to([walk.stage]))
+                                a_of.load(As, walk.stage, a_map, walk.top, (walk.first + kt) * BK, 0, walk.item, full.ptr_to([walk.stage]))
                                 b_of.load(Bs, walk.stage, b_map, walk.tn * BN, (walk.first + kt) * BK, part, walk.item, full.ptr_to([walk.stage]))
                                 walk.advance()
                             walk.go_on()
@@ -169,7 +169,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     # warp i of each consumer releases stages in block i of the cluster
                     T.ptx.mapa.shared__cluster.u32(e_base, T.cuda.cvta_generic_to_shared(empty.ptr_to([0])), T.Cast("uint32", warp % SHARE))
                 row: T.let = warp * 16 + lane % 16
-                consumer = T.meta_var(Consumer(group, warp, lane, walk.tm, walk.tn, walk.item, row, acc, packed, factor if sums_form.has_factor else None))
+                consumer = T.meta_var(Consumer(group, warp, lane, walk.top, walk.tn, walk.item, row, acc, packed, factor if sums_form.has_factor else None))
                 products = T.meta_var(Products(form, tiles, walk, consumer, (Factor(a_of, a_base), Factor(b_of, b_base)), RingBarriers(full, empty, e_base)))
                 results = T.meta_var(IntegerResults(arrays_of, arrays, tiles, consumer, zeros, columns) if isinstance(arrays_of, IntegerArrays) else (TurnedResults if form.turned else Results)(sums_form, arrays_of, arrays, tiles, consumer))
                 partials = T.meta_var(PartialSums(results, tiles, partial, rank))
