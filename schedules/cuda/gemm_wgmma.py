@@ -55,7 +55,7 @@ class WgmmaGemm(Template):
             Knob("consumers", (1, 2) if m > 64 else (1,)),
             Knob("cluster", (1, 2) if m > 64 else (1,)),
             Knob("split_k", tuple(parts for parts in (1, 2, 4, 8) if parts <= max(1, k // 128))),
-            Knob("group", tuple(rows for rows in (1, 2, 4, 8, 16) if rows <= max(1, m // 64))),
+            Knob("group", tuple(rows for rows in (1, 2, 4, 8, 16) if rows <= math.ceil(m / 64))),
             Knob("beside", (1, 2)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
@@ -81,7 +81,7 @@ class WgmmaGemm(Template):
         ]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        """Guess the seconds: of each wave of tiles the slowest of multiplying, and the roads of the factors."""
+        """Guess the seconds: of each wave of tiles the slowest of multiplying and the factors' roads."""
         m, n, k = workload.dims("m", "n", "k")
         gpu, tiles = _gpu(target), self.tiles_of(config, target)
         count = tiles_of_c(workload, tiles) * tiles.split_k
