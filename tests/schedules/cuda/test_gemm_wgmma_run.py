@@ -52,7 +52,8 @@ CASES = [
     ),
     # Neighbours that are launched together, of an odd number of tiles; their shares.
     ("m=136 n=200 k=136 dtype=bfloat16", knobs(128, 64, group=2, chained=1), 4),
-    ("m=168 n=40 k=520 dtype=bfloat16", knobs(64, 64, group=2, streams=3, chained=4), 10),
+    ("m=168 n=40 k=520 dtype=bfloat16", knobs(64, 64, group=2, streams=3, chained=4), 12),
+    ("m=680 n=40 k=264 dtype=bfloat16", knobs(64, 64, group=2, streams=2, chained=1), 8),  # and whole ones
     # Streams: tiles that three blocks share, whole tiles behind those, clusters; few tiles of a long k.
     ("m=264 n=200 k=328 dtype=bfloat16", knobs(64, 64, streams=1, chained=1), 7),
     ("m=72 n=136 k=1032 dtype=bfloat16 bias=true residual=true", knobs(64, 64, streams=1, chained=1), 16),
@@ -112,8 +113,8 @@ def test_it_computes_the_product(text: str, chosen: dict[str, int], blocks: int,
     arrays["workspace"] = np.full(max(tiles.parts * m * n * 4, tiles.workspace_bytes), 0xFF, np.uint8)
     arguments = {**arrays, **sizes, **boxes(form, tiles, work, arrays)}
     if tiles.streams > 1:  # all blocks are there together
-        places = -(-tile_count * tiles.streams // tiles.neighbours) * tiles.neighbours
-        grid = cluster = min(places, blocks)
+        whole = -(-tile_count // tiles.neighbours) * tiles.neighbours
+        grid = cluster = min(whole * tiles.streams, blocks)
     emulated(cubin, tmp_path)(grid, arguments, cluster, shared_bytes=tiles.shared_bytes)
     if tiles.parts > 1:
         emulated(cubin, tmp_path, 1)(-(-m * n // 2048), arguments)
