@@ -17,6 +17,11 @@ With `streams` blocks share the tiles that fill no wave: they leave sums in a wo
 tell so by flags, and add them up themselves (`gemm_stream_k`).
 Who adds up waits for blocks launched before it (stream-K), or for those next to it that hold the same tile.
 
+What neighbouring multiprocessors ask the L2 for at about the same time, it answers at once: of few rows,
+tiles one above the other are walked together (`group`). That saves as much as multicast, which is not
+answered so, and no block waits for another. Blocks of a kernel that is launched early begin wherever the
+one before leaves room: there pairs are launched as a cluster, only to lie side by side.
+
 wgmma takes floats (tf32) from shared memory along k alone. One factor whose rows lie across k comes
 through registers (`gemm_fragments`), where it is the first: if it is b, c^T = b^T a^T is what is
 multiplied, and stored as c. So are products of few rows, whose columns then fill a wgmma's 64 rows.
