@@ -24,6 +24,7 @@ _TAKEN = 1.05e11  # that come from the L2,
 _FROM_L2 = 6.1e10  # that the L2 has for each when all ask,
 _SHARED = 2.2e11  # and of its shared memory, which the copy engine fills and wgmma reads.
 _JOINED = 0.55  # of what neighbours ask for, that the L2 is asked for: it answers both at once
+_APART = 1.1  # times as long memory takes, if rows of tiles read b far from each other
 _PLACES = 0.91  # of the machine: clusters of four blocks and more don't find room everywhere
 _MEETING_SECONDS = 0.5e-6  # of blocks that share a sum, and
 _MEETING_RATE = 1e10  # bytes a second of the sums that one of them reads of others
@@ -69,7 +70,7 @@ class WgmmaGemm(Template):
         """Return what the default is chosen from, by the estimate."""
         (m,) = workload.dims("m")
         few = [one for one in _FEW_ROWS if math.ceil(m / one.number("bm")) == one["group"]]
-        return [*_DEFAULTS, *few]
+        return [*few, *_DEFAULTS]
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         few, some, many = _DEFAULTS[0 if _is_plain(workload) else 3], _DEFAULTS[5], _DEFAULTS[-1]
@@ -91,6 +92,8 @@ class WgmmaGemm(Template):
         busy = tiles.beside if count > tiles.multiprocessors else 1
         seconds = waves * steps * busy * self._step(workload, target, tiles) + (waves - 1) * _NEXT_SECONDS
         fewest = 2 * _items(workload) * (m * k + k * n + m * n) / (0.9 * gpu.bandwidth)
+        if tiles.cluster == tiles.group == 1 and m > tiles.bm:
+            fewest *= _APART
         if tiles.split_k > 1:
             others = 4 * tiles.bm * tiles.bn * (1 - 1 / tiles.split_k)
             seconds += _MEETING_SECONDS + others / _MEETING_RATE
@@ -244,8 +247,10 @@ _DEFAULTS = (
 )
 # For a few rows of tiles, which are walked together.
 _FEW_ROWS = (
+    _config(64, 64, 64, 1, 1, 1, 2),
     _config(128, 64, 64, 1, 1, 1, 2),
     _config(64, 128, 64, 1, 1, 1, 4),
     _config(128, 128, 64, 2, 1, 1, 2),
+    _config(128, 128, 64, 2, 1, 1, 4),
     _config(128, 256, 64, 2, 1, 1, 2),
 )
