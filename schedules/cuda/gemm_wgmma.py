@@ -18,6 +18,7 @@ from tvmops.targets import Gpu, Target
 from tvmops.workloads import Workload
 from tvmops.workloads import workload as make_workload
 
+_MOST_SUMS = 128  # of a thread: what follows them needs registers, too
 _ALIGNED = 8  # elements: TMA takes rows of a multiple of 16 bytes
 # Of the guess, fitted to what an H100 took: bytes a second of one multiprocessor,
 _TAKEN = 1.05e11  # that come from the L2,
@@ -51,12 +52,12 @@ class WgmmaGemm(Template):
         m, n, k = workload.dims("m", "n", "k")
         knobs = (
             Knob("bm", tuple(bm for bm in (64, 128, 256) if bm < 2 * max(m, 64))),
-            Knob("bn", tuple(bn for bn in (64, 128, 192, 224, 256) if bn < 2 * max(n, 64))),
+            Knob("bn", tuple(bn for bn in (64, 128, 160, 192, 224, 256) if bn < 2 * max(n, 64))),
             Knob("bk", (64, 128)),
             Knob("consumers", (1, 2) if m > 64 else (1,)),
             Knob("cluster", (1, 2) if m > 64 else (1,)),
             Knob("split_k", tuple(parts for parts in (1, 2, 4, 8) if parts <= max(1, k // 128))),
-            Knob("group", tuple(rows for rows in (1, 2, 4, 8, 16) if rows <= math.ceil(m / 64))),
+            Knob("group", tuple(rows for rows in (1, 2, 3, 4, 5, 8, 16) if rows <= math.ceil(m / 64))),
             Knob("beside", (1, 2)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
@@ -166,7 +167,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     accumulators = tiles.blocks_a_group * tiles.bn // 2
     return (
         tiles.bm % (64 * tiles.consumers) == 0
-        and accumulators <= tiles.consumer_registers - 72
+        and accumulators <= min(tiles.consumer_registers - 72, _MOST_SUMS)
         and tiles.stages >= 3
         and (tiles.beside == 1 or tiles.consumers == tiles.cluster == 1)
         and tiles.partial_bytes <= tiles.stages * tiles.stage_bytes

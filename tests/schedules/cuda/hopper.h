@@ -308,7 +308,7 @@ MULTIPLY_REGISTERS(f16, from_half, 128)
   MULTIPLY_WARPGROUP(tf32, emulator::tf32_of_matrix, emulator::tf32_of_matrix, 8, columns, 1_1)
 MULTIPLY_WARPGROUPS(8) MULTIPLY_WARPGROUPS(16) MULTIPLY_WARPGROUPS(24) MULTIPLY_WARPGROUPS(40)
 MULTIPLY_WARPGROUPS(32) MULTIPLY_WARPGROUPS(64) MULTIPLY_WARPGROUPS(128) MULTIPLY_WARPGROUPS(192) MULTIPLY_WARPGROUPS(224)
-MULTIPLY_WARPGROUPS(256) MULTIPLY_WARPGROUPS(48) MULTIPLY_WARPGROUPS(80)
+MULTIPLY_WARPGROUPS(256) MULTIPLY_WARPGROUPS(48) MULTIPLY_WARPGROUPS(80) MULTIPLY_WARPGROUPS(160)
 // The same of a first factor in registers, which are read before what comes next may change them.
 template <int columns>
 static inline void multiply_words_of_warpgroup(float** sums, int, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
