@@ -33,7 +33,7 @@ class StreamKGemm(LongKGemm):
     """
 
     name = "cuda.gemm_stream_k"
-    version = 2
+    version = 3
 
     sharers = Knob("streams", (1, 2, 3, 4, 6, 8))
 
@@ -59,7 +59,8 @@ class StreamKGemm(LongKGemm):
         rest, holders = count % workers, tiles.streams  # tiles that fill no wave
         if holders == 1:
             return rest > 0 and count * steps >= _LEAST_STEPS * workers
-        return 0 < rest * holders <= workers and steps >= _LEAST_STEPS * holders
+        places = -(-rest // tiles.neighbours) * tiles.neighbours * holders
+        return 0 < places <= workers and steps >= _LEAST_STEPS * holders
 
     def with_workspace(self, workload: Workload, target: Target, config: Config) -> Form:
         return replace(self.form_of(workload, config), left_bytes=Tiles.of(config, target).workspace_bytes)

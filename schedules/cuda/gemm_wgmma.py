@@ -19,6 +19,7 @@ from tvmops.targets import Gpu, Target
 from tvmops.workloads import Workload
 from tvmops.workloads import workload as make_workload
 
+_MOST_SUMS = 128  # of a thread: what follows them needs registers, too
 _ALIGNED = 8  # elements: TMA takes rows of a multiple of 16 bytes
 _WIDTHS = tuple(range(64, 257, 16))  # of tiles
 # Rows of tiles, and the warpgroups that multiply them.
@@ -28,25 +29,20 @@ _OTHER_REGISTERS = 72  # of a thread, beside sums
 # Of the guess, fitted to what an H100 and an H200 took for 991 configs of 112 shapes.
 _RATE = 6.44e12  # operations a second of one multiprocessor, of tiles of 256 columns
 _NARROW = 0.022  # longer, for each time that a tile is narrower
-_TAKEN, _FROM_L2 = (
-    1.43e11,
-    1.07e11,
-)  # bytes a second that one multiprocessor takes, and that the L2 has for each
+# Bytes a second of one multiprocessor: those it takes, and those that the L2 has for it.
+_TAKEN, _FROM_L2 = 1.43e11, 1.07e11
 _JOINED = 0.715  # of what neighbours ask for, that the L2 is asked for: it answers both at once
 _TWO_LINES = 1.34  # more, for boxes of a b that lies across k where they begin within a line of 128 bytes
 _SHARPNESS = 4  # of the bend where one limit takes over from another
 _BANDWIDTH = 0.915  # of that which the target states
-_KEPT, _AGAIN = (
-    3e7,
-    0.9,
-)  # bytes that the L2 keeps of operands; the part of larger ones that each wave loads again
+# Bytes that the L2 keeps of operands; the part of larger ones that each wave loads again.
+_KEPT, _AGAIN = 3e7, 0.9
+_APART = 1.1  # times as long memory takes, if rows of tiles read b far from each other
 _FINISH_SECONDS = 0.45e-6  # of 128 x 128 results of one warpgroup
 _WAVE_SECONDS = 0.5e-6
 _START_SECONDS = 3.2e-6  # until the first stage is there, and for what follows the last
-_CHAINED_SECONDS, _LATE_SECONDS = (
-    0.8e-6,
-    0.3e-6,
-)  # gained by an early launch; lost where sums are shared
+# Gained by an early launch; lost by one where blocks share sums.
+_CHAINED_SECONDS, _LATE_SECONDS = 0.8e-6, 0.3e-6
 _PLACES = 0.91  # of the machine: clusters of four blocks and more don't find room everywhere
 _MEETING_SECONDS, _EXCHANGE_SECONDS = 0.65e-6, 0.9e-6  # of the blocks of a cluster, each; of 128 x 128 sums
 
@@ -73,7 +69,7 @@ class WgmmaGemm(Template):
             Knob("consumers", (1, 2, 3) if m > 96 else (1, 2) if m > 64 else (1,)),
             Knob("cluster", (1, 2) if m > 64 else (1,)),
             Knob("split_k", tuple(parts for parts in (1, 2, 4, 8) if parts <= max(1, k // 128))),
-            Knob("group", tuple(rows for rows in (1, 2, 4, 8, 16) if rows <= max(1, m // 64))),
+            Knob("group", tuple(rows for rows in (1, 2, 3, 4, 5, 8, 16) if rows <= math.ceil(m / 64))),
             Knob("beside", (1, 2)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
@@ -139,6 +135,7 @@ class WgmmaGemm(Template):
         rows = min(tiles.group * tiles.cluster, math.ceil(m / tiles.bm))
         columns = min(math.ceil(tiles.blocks / tiles.split_k / rows), math.ceil(n / tiles.bn))
         again = 2.0 * waves * (rows * tiles.bm + columns * tiles.bn) * k * _AGAIN
+        once *= _APART if tiles.cluster == tiles.group == 1 and m > tiles.bm else 1.0
         return max(once, again) if 2 * (m * k + k * n) > _KEPT else once
 
     def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
@@ -195,7 +192,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     accumulators = tiles.blocks_a_group * tiles.bn // 2
     return (
         tiles.bm % (64 * tiles.consumers) == 0
-        and accumulators <= tiles.consumer_registers - _OTHER_REGISTERS
+        and accumulators <= min(tiles.consumer_registers - _OTHER_REGISTERS, _MOST_SUMS)
         and tiles.stages >= 3
         and (tiles.beside == 1 or tiles.consumers == tiles.cluster == 1)
         and tiles.partial_bytes <= tiles.stages * tiles.stage_bytes

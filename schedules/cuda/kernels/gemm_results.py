@@ -119,7 +119,7 @@ class Consumer:
     group: Any  # its warpgroup
     warp: Any
     lane: Any
-    tm: Any  # of the tile
+    top: Any  # the first row of the tile
     tn: Any
     item: Any
     row: Any  # of 64, that its stmatrix writes
@@ -137,7 +137,7 @@ class Results:
         self.form, self.m, self.n = form, arrays_of.m, arrays_of.n
         self.arrays, self.at = arrays, at
         self.c = arrays["workspace" if arrays_of.form.parts > 1 else "c"]
-        self.bm, self.bn, self.buffers = tiles.bm, tiles.bn, tiles.store_buffers
+        self.bn, self.buffers = tiles.bn, tiles.store_buffers
         self.blocks = tiles.blocks_a_group  # of 64 rows
         self.parts = -(-tiles.bn // 64)  # of up to 64 columns
         self.sums = tiles.bn // 2  # of a thread, for 64 rows
@@ -155,7 +155,7 @@ class Results:
         """Apply the epilogue to all sums; where they go directly, store them."""
         for w in T.unroll(self.blocks):
             for half in T.unroll(2):
-                r: T.int32 = self.at.tm * self.bm + self.row_of(w, half)
+                r: T.int32 = self.at.top + self.row_of(w, half)
                 if r < self.m:
                     for j in T.unroll(self.bn // 8):
                         column: T.int32 = self.at.tn * self.bn + j * 8 + self.at.lane % 4 * 2
@@ -178,7 +178,7 @@ class Results:
                 T.ptx.fence.proxy.async_.shared__cta()
                 T.cuda.warpgroup_sync(self.at.group + 1)
                 if (self.at.warp == 0) & (self.at.lane == 0):
-                    T.ptx[_STORE.format(rank=3 if self.form.batched else 2)](T.address_of(view), self.at.tn * self.bn + s * 64, self.at.tm * self.bm + self.at.group * (64 * self.blocks) + w * 64, *([self.at.item] if self.form.batched else []), tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, 0, 0]))
+                    T.ptx[_STORE.format(rank=3 if self.form.batched else 2)](T.address_of(view), self.at.tn * self.bn + s * 64, self.at.top + self.at.group * (64 * self.blocks) + w * 64, *([self.at.item] if self.form.batched else []), tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, 0, 0]))
                     T.ptx.cp.async_.bulk.commit_group()
 
     @T.inline
@@ -188,7 +188,7 @@ class Results:
             for s in T.unroll(self.parts):
                 self._round_to(tile, (w * self.parts + s) % self.buffers, w, s)
                 T.cuda.warp_sync()
-                store_rows(self.c.data, self.at.item * self.m + self.at.tm * self.bm + self.at.group * (64 * self.blocks) + w * 64, self.m - (self.at.tm * self.bm + self.at.group * (64 * self.blocks) + w * 64), self.n, self._columns(s), tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, 0, 0]), self.at.warp, self.at.lane, not self.form.loose)
+                store_rows(self.c.data, self.at.item * self.m + self.at.top + self.at.group * (64 * self.blocks) + w * 64, self.m - (self.at.top + self.at.group * (64 * self.blocks) + w * 64), self.n, self._columns(s), tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, 0, 0]), self.at.warp, self.at.lane, not self.form.loose)
                 T.cuda.warp_sync()
 
     @T.inline
@@ -257,7 +257,7 @@ class TurnedResults(Results):
                 if (self.at.warp == 0) & (self.at.lane == 0):
                     for i in T.unroll(4):
                         if s * 64 + i * BOX_ROWS < self.bn:
-                            T.ptx[_STORE.format(rank=2)](T.address_of(view), self.at.tm * self.bm + self.at.group * (64 * self.blocks) + w * 64, self.at.tn * self.bn + s * 64 + i * BOX_ROWS, tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, i * BOX_ROWS, 0]))
+                            T.ptx[_STORE.format(rank=2)](T.address_of(view), self.at.top + self.at.group * (64 * self.blocks) + w * 64, self.at.tn * self.bn + s * 64 + i * BOX_ROWS, tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, i * BOX_ROWS, 0]))
                     T.ptx.cp.async_.bulk.commit_group()
 
     @T.inline
@@ -280,12 +280,12 @@ class TurnedResults(Results):
                     if r < self.n:
                         for half in T.unroll(2):
                             if self.form.finishes:
-                                self.finish(self.at.acc, w * self.sums + j * 4 + half * 2 + e, self.at.item * self.n + r, T.min(self.at.tm * self.bm + self.row_of(w, half), self.m - 1))
+                                self.finish(self.at.acc, w * self.sums + j * 4 + half * 2 + e, self.at.item * self.n + r, T.min(self.at.top + self.row_of(w, half), self.m - 1))
                         if self.form.across:
-                            self.store_where(self.at.tm * self.bm + self.row_of(w, 0), 2, r, w * self.sums + j * 4 + e)
+                            self.store_where(self.at.top + self.row_of(w, 0), 2, r, w * self.sums + j * 4 + e)
                         elif not self.form.turns_back:
                             for half in T.unroll(2):
-                                self.store_where(self.at.tm * self.bm + self.row_of(w, half), 1, r, w * self.sums + j * 4 + half * 2 + e)
+                                self.store_where(self.at.top + self.row_of(w, half), 1, r, w * self.sums + j * 4 + half * 2 + e)
     # fmt: on
 
     def finish(self, sums: Any, at: Any, row: Any, column: Any) -> None:

@@ -17,6 +17,11 @@ With `streams` blocks share the tiles that fill no wave: they leave sums in a wo
 tell so by flags, and add them up themselves (`gemm_stream_k`).
 Who adds up waits for blocks launched before it (stream-K), or for those next to it that hold the same tile.
 
+What neighbouring multiprocessors ask the L2 for at about the same time, it answers at once: of few rows,
+tiles one above the other are walked together (`group`). That saves as much as multicast, which is not
+answered so, and no block waits for another. Blocks of a kernel that is launched early begin wherever the
+one before leaves room: there pairs are launched as a cluster, only to lie side by side.
+
 wgmma takes floats (tf32) from shared memory along k alone. One factor whose rows lie across k comes
 through registers (`gemm_fragments`), where it is the first: if it is b, c^T = b^T a^T is what is
 multiplied, and stored as c. So are products of few rows, whose columns then fill a wgmma's 64 rows.
@@ -137,7 +142,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             for kt in T.serial(walk.steps):
                                 T.cuda.mbarrier_wait(empty.ptr_to([walk.stage]), walk.phase ^ 1)
                                 T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([walk.stage]), T.uint32(a_of.stage_bytes + b_of.stage_bytes))
-                                a_of.load(As, walk.stage, a_map, walk.tm * BM, (walk.first + kt) * BK, 0, walk.item, full.ptr_to([walk.stage]))
+                                a_of.load(As, walk.stage, a_map, walk.top, (walk.first + kt) * BK, 0, walk.item, full.ptr_to([walk.stage]))
                                 b_of.load(Bs, walk.stage, b_map, walk.tn * BN, (walk.first + kt) * BK, part, walk.item, full.ptr_to([walk.stage]))
                                 walk.advance()
                             walk.go_on()
@@ -169,7 +174,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     # warp i of each consumer releases stages in block i of the cluster
                     T.ptx.mapa.shared__cluster.u32(e_base, T.cuda.cvta_generic_to_shared(empty.ptr_to([0])), T.Cast("uint32", warp % SHARE))
                 row: T.let = warp * 16 + lane % 16
-                consumer = T.meta_var(Consumer(group, warp, lane, walk.tm, walk.tn, walk.item, row, acc, packed, factor if sums_form.has_factor else None))
+                consumer = T.meta_var(Consumer(group, warp, lane, walk.top, walk.tn, walk.item, row, acc, packed, factor if sums_form.has_factor else None))
                 products = T.meta_var(Products(form, tiles, walk, consumer, (Factor(a_of, a_base), Factor(b_of, b_base)), RingBarriers(full, empty, e_base)))
                 results = T.meta_var(IntegerResults(arrays_of, arrays, tiles, consumer, zeros, columns) if isinstance(arrays_of, IntegerArrays) else (TurnedResults if form.turned else Results)(sums_form, arrays_of, arrays, tiles, consumer))
                 partials = T.meta_var(PartialSums(results, tiles, partial, rank))

@@ -44,6 +44,7 @@ CASES = [
     ("m=136 n=456 k=72 dtype=bfloat16", knobs(128, 224, consumers=2), 3),
     ("m=136 n=200 k=200 dtype=bfloat16", knobs(64, 64, cluster=2), 4),  # each loads half of the rows of b
     ("m=136 n=456 k=72 dtype=bfloat16 trans_b=true", knobs(64, 224, cluster=2), 2),
+    ("m=320 n=200 k=136 dtype=bfloat16", knobs(64, 160, group=5), 4),
     ("m=72 n=136 k=712 dtype=bfloat16 bias=true activation=relu", knobs(64, 64, split_k=4), 1),
     (
         "m=72 n=264 k=200 dtype=bfloat16 residual=true bias=true activation=relu",
@@ -52,7 +53,8 @@ CASES = [
     ),
     # Neighbours that are launched together, of an odd number of tiles; their shares.
     ("m=136 n=200 k=136 dtype=bfloat16", knobs(128, 64, group=2, chained=1), 4),
-    ("m=168 n=40 k=520 dtype=bfloat16", knobs(64, 64, group=2, streams=3, chained=4), 10),
+    ("m=168 n=40 k=520 dtype=bfloat16", knobs(64, 64, group=2, streams=3, chained=4), 12),
+    ("m=680 n=40 k=264 dtype=bfloat16", knobs(64, 64, group=2, streams=2, chained=1), 8),  # and whole ones
     # Streams: tiles that three blocks share, whole tiles behind those, clusters; few tiles of a long k.
     ("m=264 n=200 k=328 dtype=bfloat16", knobs(64, 64, streams=1, chained=1), 7),
     ("m=72 n=136 k=1032 dtype=bfloat16 bias=true residual=true", knobs(64, 64, streams=1, chained=1), 16),
@@ -66,7 +68,7 @@ CASES = [
         knobs(128, 128, consumers=2, streams=4, chained=1),
         16,
     ),
-    ("m=264 n=200 k=456 dtype=bfloat16 trans_b=true", knobs(64, 128, streams=3, chained=1), 8),
+    ("m=264 n=200 k=456 dtype=bfloat16 trans_b=true", knobs(64, 128, streams=3, chained=1), 9),
     ("m=200 n=136 k=520 dtype=bfloat16 residual=true", knobs(128, 128, consumers=2, split_k=4), 1),
     ("m=200 n=72 k=1032 dtype=bfloat16 out_dtype=float32", knobs(128, 64, split_k=8, beside=2), 1),
 ]
@@ -111,9 +113,9 @@ def test_it_computes_the_product(text: str, chosen: dict[str, int], blocks: int,
     grid = (tile_count if tiles.split_k > 1 else blocks // tiles.cluster) * cluster
     arrays["workspace"] = np.full(max(tiles.parts * m * n * 4, tiles.workspace_bytes), 0xFF, np.uint8)
     arguments = {**arrays, **sizes, **boxes(form, tiles, work, arrays)}
-    if tiles.streams > 1:  # all blocks are there together
-        places = -(-tile_count * tiles.streams // tiles.neighbours) * tiles.neighbours
-        grid = cluster = min(places, blocks)
+    if tiles.streams > 1:  # those that share tiles are there together, and no others
+        cluster = tiles.streams * tiles.neighbours
+        grid = min(-(-tile_count // tiles.neighbours) * cluster, blocks)
     emulated(cubin, tmp_path)(grid, arguments, cluster, shared_bytes=tiles.shared_bytes)
     if tiles.parts > 1:
         emulated(cubin, tmp_path, 1)(-(-m * n // 2048), arguments)
