@@ -135,7 +135,7 @@ class WgmmaGemm(Template):
         rows = min(tiles.group * tiles.cluster, math.ceil(m / tiles.bm))
         columns = min(math.ceil(tiles.blocks / tiles.split_k / rows), math.ceil(n / tiles.bn))
         again = 2.0 * waves * (rows * tiles.bm + columns * tiles.bn) * k * _AGAIN
-        once *= _APART if tiles.cluster == tiles.group == 1 and m > tiles.bm else 1.0
+        once *= _APART if tiles.cluster * tiles.group < min(math.ceil(m / tiles.bm), 4) else 1.0
         return max(once, again) if 2 * (m * k + k * n) > _KEPT else once
 
     def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
@@ -192,7 +192,8 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     accumulators = tiles.blocks_a_group * tiles.bn // 2
     return (
         tiles.bm % (64 * tiles.consumers) == 0
-        and accumulators <= min(tiles.consumer_registers - _OTHER_REGISTERS, _MOST_SUMS)
+        and accumulators <= tiles.consumer_registers - _OTHER_REGISTERS
+        and (accumulators <= _MOST_SUMS or _is_plain(workload))
         and tiles.stages >= 3
         and (tiles.beside == 1 or tiles.consumers == tiles.cluster == 1)
         and tiles.partial_bytes <= tiles.stages * tiles.stage_bytes

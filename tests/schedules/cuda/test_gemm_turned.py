@@ -39,7 +39,7 @@ CASES = [
     (matmul(72, 136, 200), knobs(64, 80), 4),  # rows and columns beyond, the last box of each
     (matmul(120, 264, 136), knobs(128, 48, consumers=2, cluster=2), 2),  # blocks of a cluster beyond columns
     (matmul(97, 328, 72, trans_b=True, bias=True, activation="relu"), knobs(128, 112, group=2), 3),
-    (matmul(136, 200, 264, trans_a=True, residual=True, dtype="float16"), knobs(256, 144, consumers=2), 2),
+    (matmul(136, 200, 264, trans_a=True, residual=True, dtype="float16"), knobs(256, 112, consumers=2), 2),
 ]
 
 

@@ -161,7 +161,7 @@ def test_such_a_launch_waits_for_what_was_before() -> None:
 def test_few_rows_of_tiles_share_what_they_load_of_b(m: int) -> None:
     config = TEMPLATE.default(matmul(m, 4096, 4096), H200)
     rows = -(-m // config.number("bm"))
-    assert rows in (1, config["cluster"], config["group"])
+    assert rows <= config.number("cluster") * config.number("group")
 
 
 def test_pairs_lie_side_by_side_where_a_launch_would_part_them() -> None:
