@@ -47,6 +47,7 @@ from tvmops.schedules.cuda.gemm_summed import SummedGemm
 from tvmops.schedules.cuda.gemm_swapped import SwappedGemm
 from tvmops.schedules.cuda.gemm_tf32 import Tf32Across, Tf32Few, Tf32Gemm, Tf32Mma
 from tvmops.schedules.cuda.gemm_tf32_padded import Tf32Padded
+from tvmops.schedules.cuda.gemm_turned import TurnedGemm
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.cuda.rows import CudaRows
 from tvmops.schedules.cuda.weight_only import WeightOnlyMma
@@ -83,6 +84,7 @@ TEMPLATES: tuple[Template, ...] = (
     LooseStreamGemm(),
     WgmmaGemm(),
     ChainedGemm(),
+    TurnedGemm(),
     SummedGemm(),
     StreamKGemm(),
     SmallGemm(),

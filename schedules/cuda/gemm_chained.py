@@ -29,7 +29,7 @@ class ChainedGemm(WgmmaGemm):
 
     def space(self, workload: Workload, target: Target) -> Space:
         whole = super().space(workload, target)
-        return Space(self.name, (*whole.knobs, Knob("chained", (1,))), whole.is_legal)
+        return Space(self.name, (*whole.knobs, Knob("chained", (1, 4))), whole.is_legal)
 
     def choices(self, workload: Workload) -> list[Config]:
         return [Config.of(**config.as_dict(), chained=1) for config in super().choices(workload)]

@@ -34,7 +34,7 @@ class LongKGemm(WgmmaGemm):
 
     def space(self, workload: Workload, target: Target) -> Space:
         whole = super().space(workload, target)
-        knobs = (*whole.knobs, self.sharers, Knob("chained", (1,)))
+        knobs = (*whole.knobs, self.sharers, Knob("chained", (1, 4)))
         return Space(self.name, knobs, lambda c: whole.is_legal(c) and self.may_share(c, workload, target))
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:

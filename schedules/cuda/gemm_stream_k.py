@@ -7,14 +7,15 @@ from dataclasses import replace
 
 from tvmops.schedules.cuda.gemm_long_k import LongKGemm
 from tvmops.schedules.cuda.gemm_tiles import Tiles
-from tvmops.schedules.cuda.gemm_wgmma import tiles_of_c
+from tvmops.schedules.cuda.gemm_wgmma import DEFAULTS, clusters_of
 from tvmops.schedules.cuda.kernels.gemm_arrays import Form
 from tvmops.space import Config, Knob
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 _LEAST_STEPS = 8  # of k, of each block
-_LEAVING_SECONDS = 5e-6  # for sums to be left and found, and for the kernel before
+_LEAVING_SECONDS = 2e-6  # for sums to be left and found
+_LEAVING_RATE = 2e10  # bytes a second of those, of one multiprocessor
 
 
 class StreamKGemm(LongKGemm):
@@ -32,52 +33,46 @@ class StreamKGemm(LongKGemm):
     """
 
     name = "cuda.gemm_stream_k"
-    version = 2
+    version = 3
 
     sharers = Knob("streams", (1, 2, 3, 4, 6, 8))
 
     def choices(self, workload: Workload) -> list[Config]:
-        whole = [*super().choices(workload), *_FEW]
-        return [
-            Config.of(**one.as_dict(), streams=holders, chained=1)
-            for one in whole
-            for holders in self.sharers.values
-        ]
+        return list(_CHOICES)
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        """Guess the seconds: those of whole tiles, less what the last wave would leave idle."""
         tiles = Tiles.of(config, target)
-        waves = _clusters(workload, tiles) / _workers(tiles)
-        rest = waves % 1.0 if tiles.streams == 1 else 1.0 / tiles.streams
-        saved = (math.floor(waves) + rest) / math.ceil(waves)
-        return super().estimate(workload, target, config) * saved + _LEAVING_SECONDS
+        left = 4 * tiles.bm * tiles.bn * (1 - 1 / tiles.streams if tiles.streams > 1 else 1)
+        return super().estimate(workload, target, config) + _LEAVING_SECONDS + left / _LEAVING_RATE
+
+    def waves(self, workload: Workload, tiles: Tiles) -> float:
+        """Return the waves of whole tiles, and the part of another one that shared tiles take."""
+        waves = clusters_of(workload, tiles) / _workers(tiles)
+        return math.floor(waves) + (waves % 1.0 if tiles.streams == 1 else 1.0 / tiles.streams)
 
     def may_share(self, config: Config, workload: Workload, target: Target) -> bool:
         tiles = Tiles.of(config, target)
         if tiles.split_k > 1:
             return False
         (k,) = workload.dims("k")
-        steps, count, workers = math.ceil(k / tiles.bk), _clusters(workload, tiles), _workers(tiles)
+        steps, count, workers = math.ceil(k / tiles.bk), clusters_of(workload, tiles), _workers(tiles)
         rest, holders = count % workers, tiles.streams  # tiles that fill no wave
         if holders == 1:
             return rest > 0 and count * steps >= _LEAST_STEPS * workers
-        return 0 < rest * holders <= workers and steps >= _LEAST_STEPS * holders
+        places = -(-rest // tiles.neighbours) * tiles.neighbours * holders
+        return 0 < places <= workers and steps >= _LEAST_STEPS * holders
 
     def with_workspace(self, workload: Workload, target: Target, config: Config) -> Form:
         return replace(self.form_of(workload, config), left_bytes=Tiles.of(config, target).workspace_bytes)
-
-
-def _clusters(workload: Workload, tiles: Tiles) -> int:
-    """Return how many tiles clusters have to do."""
-    return tiles_of_c(workload, replace(tiles, bm=tiles.bm * tiles.cluster))
 
 
 def _workers(tiles: Tiles) -> int:
     return tiles.blocks // tiles.cluster
 
 
-# Tiles for a result of few, and a long k.
-_FEW = tuple(
-    Config.of(bm=bm, bn=bn, bk=64, consumers=consumers, cluster=1, split_k=1, group=1, beside=1)
-    for bm, bn, consumers in ((128, 128, 2), (128, 64, 1), (64, 128, 1))
+_CHOICES = tuple(
+    Config.of(**one.as_dict(), streams=holders, chained=1)
+    for one in DEFAULTS
+    for holders in StreamKGemm.sharers.values
+    if one["split_k"] == 1 and one.number("bn") % 64 == 0
 )

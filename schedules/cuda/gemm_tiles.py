@@ -10,6 +10,7 @@ from tvmops.targets import Target
 _MOST_STAGES = 12  # more hide nothing that these do not
 _REGISTERS = 65_536  # of a multiprocessor
 _MOST_REGISTERS = 232  # of a thread that multiplies
+_FEWEST_REGISTERS = 32  # of a thread
 _RESERVED = 1024  # bytes of shared memory that the system takes of each block
 PARTIAL_PAD = 8  # floats behind each row of a partial sum, so that rows start in different banks
 
@@ -27,21 +28,33 @@ class Tiles:
     multiprocessors: int
     shared_bytes: int  # of a multiprocessor, for one block
     store_buffers: int = 2  # of 64 x 64, a consumer
-    producer_registers: int = 40
+    producer_registers: int = 40  # of a thread; fewer where three warpgroups multiply
     parts: int = 1  # blocks anywhere that do, whose sums a second kernel adds up
     streams: int = 0  # 1: blocks share the last tiles evenly (stream-K); more: as many share each tile
-    chained: int = 0  # 1: launched while the kernel before it ends, for whose results it waits by itself
+    # 1: launched while the kernel before it ends, for whose results it waits by itself; more: until then the
+    # L2 is asked for as many stages of b.
+    chained: int = 0
 
     @classmethod
     def of(cls, config: Config, target: Target) -> Tiles:
         assert target.gpu is not None
         knobs = {name: int(value) for name, value in config.items}
-        return cls(**knobs, multiprocessors=target.cores, shared_bytes=target.gpu.shared_bytes)
+        own = {"producer_registers": _FEWEST_REGISTERS} if knobs["consumers"] > 2 else {}
+        return cls(**knobs, **own, multiprocessors=target.cores, shared_bytes=target.gpu.shared_bytes)
 
     @property
     def blocks(self) -> int:
         """Blocks that stay on the machine."""
         return self.multiprocessors * self.beside
+
+    @property
+    def neighbours(self) -> int:
+        """Blocks that are launched as a cluster to lie beside each other, where the L2 answers both at once.
+
+        Those of a kernel that is launched alone do so anyway. What comes by multicast is not joined so.
+        """
+        alone = self.chained == 0 or self.cluster > 1 or self.split_k > 1 or self.group % 2 > 0
+        return 1 if alone else 2
 
     @property
     def blocks_a_group(self) -> int:
@@ -68,8 +81,8 @@ class Tiles:
 
     @property
     def flags(self) -> int:
-        """Warps that may leave sums for another block."""
-        return 4 * self.consumers * self.blocks
+        """Of warps that may leave sums for another block, one for each that takes them."""
+        return 4 * self.consumers * self.blocks * self.streams
 
     @property
     def left_bytes(self) -> int:
@@ -78,7 +91,7 @@ class Tiles:
 
     @property
     def workspace_bytes(self) -> int:
-        return self.left_bytes + 4 * self.flags if self.streams else 0
+        return self.left_bytes + 8 * self.flags if self.streams else 0
 
     @property
     def partial_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from tvm import IRModule
@@ -18,14 +19,32 @@ from tvmops.targets import Gpu, Target
 from tvmops.workloads import Workload
 from tvmops.workloads import workload as make_workload
 
+_MOST_SUMS = 128  # of a thread: what follows them needs registers, too
 _ALIGNED = 8  # elements: TMA takes rows of a multiple of 16 bytes
-_FULL_REUSE = 128 * 256 / (128 + 256)
-_TAKEN = 9e10  # bytes a second that one multiprocessor loads at most
-_FROM_L2 = 1.6  # times the bandwidth of memory
+_WIDTHS = tuple(range(64, 257, 16))  # of tiles
+# Rows of tiles, and the warpgroups that multiply them.
+_STACKS = ((64, 1), (128, 1), (128, 2), (192, 3), (256, 2))
+_OTHER_REGISTERS = 72  # of a thread, beside sums
+
+# Of the guess, fitted to what an H100 and an H200 took for 991 configs of 112 shapes.
+_RATE = 6.44e12  # operations a second of one multiprocessor, of tiles of 256 columns
+_NARROW = 0.022  # longer, for each time that a tile is narrower
+# Bytes a second of one multiprocessor: those it takes, and those that the L2 has for it.
+_TAKEN, _FROM_L2 = 1.43e11, 1.07e11
+_JOINED = 0.715  # of what neighbours ask for, that the L2 is asked for: it answers both at once
+_TWO_LINES = 1.34  # more, for boxes of a b that lies across k where they begin within a line of 128 bytes
+_SHARPNESS = 4  # of the bend where one limit takes over from another
+_BANDWIDTH = 0.915  # of that which the target states
+# Bytes that the L2 keeps of operands; the part of larger ones that each wave loads again.
+_KEPT, _AGAIN = 3e7, 0.9
+_APART = 1.1  # times as long memory takes, if rows of tiles read b far from each other
+_FINISH_SECONDS = 0.45e-6  # of 128 x 128 results of one warpgroup
+_WAVE_SECONDS = 0.5e-6
+_START_SECONDS = 3.2e-6  # until the first stage is there, and for what follows the last
+# Gained by an early launch; lost by one where blocks share sums.
+_CHAINED_SECONDS, _LATE_SECONDS = 0.8e-6, 0.3e-6
 _PLACES = 0.91  # of the machine: clusters of four blocks and more don't find room everywhere
-_MEETING = 1e-6  # of the blocks of a cluster, each
-_UNEVEN = 1.08  # times as long, where a tile's columns end inside 64 that are loaded together
-_FILL_SECONDS = 2.5e-6  # until the first stage is there, and for what follows the last
+_MEETING_SECONDS, _EXCHANGE_SECONDS = 0.65e-6, 0.9e-6  # of the blocks of a cluster, each; of 128 x 128 sums
 
 
 class WgmmaGemm(Template):
@@ -44,13 +63,13 @@ class WgmmaGemm(Template):
     def space(self, workload: Workload, target: Target) -> Space:
         m, n, k = workload.dims("m", "n", "k")
         knobs = (
-            Knob("bm", tuple(bm for bm in (64, 128, 256) if bm < 2 * max(m, 64))),
-            Knob("bn", tuple(bn for bn in (64, 128, 192, 224, 256) if bn < 2 * max(n, 64))),
+            Knob("bm", tuple(bm for bm in (64, 128, 192, 256) if bm < 2 * max(m, 64))),
+            Knob("bn", tuple(bn for bn in _WIDTHS if bn < 2 * max(n, 64))),
             Knob("bk", (64, 128)),
-            Knob("consumers", (1, 2) if m > 64 else (1,)),
+            Knob("consumers", (1, 2, 3) if m > 96 else (1, 2) if m > 64 else (1,)),
             Knob("cluster", (1, 2) if m > 64 else (1,)),
             Knob("split_k", tuple(parts for parts in (1, 2, 4, 8) if parts <= max(1, k // 128))),
-            Knob("group", tuple(rows for rows in (1, 4, 8, 16) if rows <= max(1, m // 64))),
+            Knob("group", tuple(rows for rows in (1, 2, 3, 4, 5, 8, 16) if rows <= math.ceil(m / 64))),
             Knob("beside", (1, 2)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
@@ -62,33 +81,62 @@ class WgmmaGemm(Template):
 
     def choices(self, workload: Workload) -> list[Config]:
         """Return what the default is chosen from, by the estimate."""
-        return list(_DEFAULTS)
+        return list(DEFAULTS)
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        few, some, many = _DEFAULTS[0 if _is_plain(workload) else 3], _DEFAULTS[5], _DEFAULTS[-1]
+        few = _SPLIT if _is_plain(workload) else _ALONE
         aligned = dict.fromkeys(_rows(workload), _ALIGNED)
         return [
             GenericKernel({"m": (1, 64)}, few, aligned),
-            GenericKernel({"m": (65, 1024)}, some, aligned),
-            GenericKernel({}, many, aligned),
+            GenericKernel({"m": (65, 1024)}, _MIDDLE, aligned),
+            GenericKernel({}, _LARGE, aligned),
         ]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        """Guess the seconds: of each wave of tiles the slower of multiplying and loading."""
-        m, n, k = workload.dims("m", "n", "k")
-        gpu, tiles = _gpu(target), self.tiles_of(config, target)
-        count = tiles_of_c(workload, tiles) * tiles.split_k
+        """Guess the seconds: of each wave of tiles what limits it most, or those of memory for all."""
+        tiles = self.tiles_of(config, target)
+        waves = self.waves(workload, tiles)
+        finish = _FINISH_SECONDS * tiles.bm * tiles.bn / tiles.consumers / 128**2
+        blocks = waves * (self._tile(workload, tiles) + finish) + max(0.0, waves - 1) * _WAVE_SECONDS
+        stream = self._bytes(workload, tiles, waves) / (_BANDWIDTH * _gpu(target).bandwidth)
+        start = _START_SECONDS
+        if tiles.split_k > 1:
+            start += _MEETING_SECONDS * tiles.split_k + _EXCHANGE_SECONDS * tiles.bm * tiles.bn / 128**2
+        if tiles.chained:
+            start += _LATE_SECONDS if tiles.split_k > 1 else -_CHAINED_SECONDS
+        return _bent(blocks, stream) + start
+
+    def waves(self, workload: Workload, tiles: Tiles) -> float:
+        """Return how many tiles the busiest block takes, for the estimate."""
         places = tiles.blocks * (_PLACES if tiles.split_k > 2 else 1.0)
-        waves = math.ceil(count / places)
+        return math.ceil(clusters_of(workload, tiles) * tiles.cluster * tiles.split_k / places)
+
+    def _tile(self, workload: Workload, tiles: Tiles) -> float:
+        """Guess the seconds of a block's share of a tile."""
+        m, _, k = workload.dims("m", "n", "k")
         depth = math.ceil(math.ceil(k / tiles.bk) / tiles.split_k) * tiles.bk
-        reuse = tiles.bm * tiles.bn / (tiles.bm + tiles.bn)  # of what is loaded; small tiles wait for it
-        one = gpu.tensor_flops / tiles.blocks * min(1.0, 1.5 * reuse / _FULL_REUSE)
-        multiply = 2 * tiles.bm * tiles.bn * depth / one * (_UNEVEN if tiles.bn % 64 else 1.0)
-        rate = min(_TAKEN / tiles.beside, _FROM_L2 * gpu.bandwidth / min(count, tiles.blocks))
-        load = 2 * (min(m, tiles.bm) + tiles.bn / tiles.cluster) * depth / rate
-        fewest = 2 * _items(workload) * (m * k + k * n + m * n) / gpu.bandwidth
-        meeting = _MEETING * tiles.split_k if tiles.split_k > 1 else 0.0
-        return max(waves * max(multiply, load), fewest) + _FILL_SECONDS + meeting
+        rows, columns = min(tiles.bm, m), float(tiles.bn)
+        if not workload["trans_b"]:
+            within = sum(i * tiles.bn % 64 > 0 for i in range(4)) / 4  # of the tiles
+            columns = -(-tiles.bn // 64) * 64 * (1 + _TWO_LINES * within)
+        joined = _JOINED if tiles.group > 1 and tiles.cluster == tiles.split_k == 1 else 1.0
+        busy = min(1.0, clusters_of(workload, tiles) * tiles.cluster * tiles.split_k / tiles.blocks)
+        narrow = 1 + _NARROW * (256 / tiles.bn - 1)
+        return tiles.beside * _bent(
+            2 * tiles.bm * tiles.bn * depth * narrow / _RATE,
+            2 * (rows + columns) * depth / _TAKEN,
+            2 * (rows + columns / tiles.cluster) * joined * depth * busy / _FROM_L2,
+        )
+
+    def _bytes(self, workload: Workload, tiles: Tiles, waves: float) -> float:
+        """Return the bytes of all arrays, or what waves load of operands that the L2 does not keep."""
+        m, n, k = workload.dims("m", "n", "k")
+        once = 2.0 * _items(workload) * (m * k + k * n + m * n)
+        rows = min(tiles.group * tiles.cluster, math.ceil(m / tiles.bm))
+        columns = min(math.ceil(tiles.blocks / tiles.split_k / rows), math.ceil(n / tiles.bn))
+        again = 2.0 * waves * (rows * tiles.bm + columns * tiles.bn) * k * _AGAIN
+        once *= _APART if tiles.cluster * tiles.group < min(math.ceil(m / tiles.bm), 4) else 1.0
+        return max(once, again) if 2 * (m * k + k * n) > _KEPT else once
 
     def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
         m, k = workload.dims("m", "k")
@@ -144,12 +192,12 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     accumulators = tiles.blocks_a_group * tiles.bn // 2
     return (
         tiles.bm % (64 * tiles.consumers) == 0
-        and accumulators <= tiles.consumer_registers - 72
+        and accumulators <= tiles.consumer_registers - _OTHER_REGISTERS
+        and (accumulators <= _MOST_SUMS or _is_plain(workload))
         and tiles.stages >= 3
         and (tiles.beside == 1 or tiles.consumers == tiles.cluster == 1)
         and tiles.partial_bytes <= tiles.stages * tiles.stage_bytes
         and not (tiles.cluster > 1 and tiles.split_k > 1)
-        and -(-tiles.bn // 64) % tiles.cluster == 0
         and tiles.cluster <= rows
         and tiles.split_k <= max(1, k // (2 * tiles.bk))
         and (tiles.split_k == 1 or tiles_of_c(workload, tiles) <= 2 * target.cores)
@@ -161,6 +209,17 @@ def is_ragged(workload: Workload, dim: str) -> bool:
     """Say whether rows of `dim` elements begin where TMA can't."""
     (size,) = workload.dims(dim)
     return size % _ALIGNED != 0
+
+
+def clusters_of(workload: Workload, tiles: Tiles) -> int:
+    """Return how many tiles clusters take together, of all matrices."""
+    m, n = workload.dims("m", "n")
+    return _items(workload) * math.ceil(m / (tiles.bm * tiles.cluster)) * math.ceil(n / tiles.bn)
+
+
+def _bent(*limits: float) -> float:
+    """Return the largest of `limits`, somewhat more where others are near."""
+    return float(sum(limit**_SHARPNESS for limit in limits) ** (1 / _SHARPNESS))
 
 
 def _is_plain(workload: Workload) -> bool:
@@ -205,21 +264,24 @@ def _config(
     )
 
 
-# Smallest tiles first.
-_DEFAULTS = (
-    _config(64, 64, 128, 1, 1, 4, 1),
+_FEW_TILES = (
     _config(64, 64, 64, 1, 1, 4, 1, 2),
     _config(64, 64, 64, 1, 1, 2, 1, 2),
+    _config(64, 64, 64, 1, 1, 2, 1),
+    _config(64, 64, 128, 1, 1, 2, 1),
     _config(64, 64, 128, 1, 1, 1, 1),
     _config(64, 128, 128, 1, 1, 1, 1),
-    _config(128, 128, 64, 2, 1, 1, 1),
-    _config(128, 128, 64, 2, 1, 2, 1),
-    _config(64, 64, 64, 1, 1, 2, 1),
-    _config(128, 64, 64, 1, 1, 2, 1),
     _config(64, 128, 64, 1, 1, 4, 1),
-    _config(64, 128, 64, 1, 2, 1, 1),
-    _config(128, 128, 64, 2, 2, 1, 1),
-    _config(128, 224, 64, 2, 2, 1, 1),
-    _config(128, 256, 64, 2, 1, 1, 1),
-    _config(128, 256, 64, 2, 2, 1, 16),
+    _config(128, 64, 64, 1, 1, 2, 1),
+)
+_ALONE, _SPLIT = _config(64, 64, 128, 1, 1, 1, 1), _config(64, 64, 128, 1, 1, 4, 1)
+_MIDDLE, _LARGE = _config(128, 128, 64, 2, 1, 1, 1), _config(128, 256, 64, 2, 2, 1, 16)
+# What a default is chosen from; smallest tiles first.
+DEFAULTS = (
+    _SPLIT,
+    *_FEW_TILES,
+    *(
+        _config(bm, bn, 64, consumers, cluster, 1, group)
+        for (bm, consumers), bn, cluster, group in itertools.product(_STACKS, _WIDTHS, (1, 2), (1, 2, 4, 8))
+    ),
 )

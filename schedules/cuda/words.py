@@ -141,6 +141,21 @@ def wait_and_let_next_begin() -> None:
     let_next_kernel_begin()
 
 
+_MEET_IN_CLUSTER = """
+__forceinline__ __device__ void meet_in_cluster() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;" ::: "memory");
+}
+"""
+
+
+def meet_in_cluster() -> None:
+    """Wait until all threads of the cluster have come here, but not until others see what they wrote.
+
+    A fence that sees to that takes as long as what is still on its way to memory.
+    """
+    do(c_call("void", "meet_in_cluster", source=_MEET_IN_CLUSTER))
+
+
 def shared_address(buffer: Any, *indices: Any) -> Any:
     """Return the 32-bit shared-memory address of an element."""
     return T.cuda.cvta_generic_to_shared(buffer.ptr_to(list(indices)))
@@ -155,6 +170,21 @@ def swizzled(address: Any, leading: int = 1) -> Any:
     swizzle_128, eight_rows = 1 << 62, 64 << 32
     fixed = T.uint64(swizzle_128 | eight_rows | leading << 16)
     return fixed | T.Cast("uint64", (address >> T.uint32(4)) & T.uint32(0x3FFF))
+
+
+def ask_for_box(view: Any, *place: Any) -> None:
+    """Ask the L2 for the box of `view`, a tensor map, that begins at `place`, innermost first."""
+    rank = len(place)
+    coordinates = ", ".join(f"int x{i}" for i in range(rank))
+    operands = ", ".join(f'"r"(x{i})' for i in range(rank))
+    numbers = ", ".join(f"%{i + 1}" for i in range(rank))
+    source = f"""
+__forceinline__ __device__ void ask_for_box_{rank}d(unsigned long long map, {coordinates}) {{
+  asm volatile("cp.async.bulk.prefetch.tensor.{rank}d.L2.global.tile [%0, {{{numbers}}}];" ::
+               "l"(map), {operands} : "memory");
+}}
+"""
+    do(c_call("void", f"ask_for_box_{rank}d", T.address_of(view), *place, source=source))
 
 
 class Barriers:

@@ -16,6 +16,7 @@ _TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
 # The end of a tensor map's arguments: no interleaving, 128-byte swizzle, L2 promotion, zeros.
 _SWIZZLED = (0, 3, 2, 0)
 _STORED = (0, 3, 0, 0)
+BOX_ROWS = 16  # of c, of a store of what was turned: tiles have a multiple of as many
 _ITEM = 2  # bytes of an element, as the copy engine sees them
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # of an element; others have one
 
@@ -61,6 +62,11 @@ class Form:
     @property
     def stores_by_tma(self) -> bool:
         return not (self.stores_directly or self.loose)
+
+    @property
+    def turns_back(self) -> bool:
+        """Whether c^T is turned on its way to c."""
+        return self.turned and self.item == 2 and self.stores_by_tma
 
     @property
     def sums(self) -> Form:
@@ -142,7 +148,10 @@ class Arrays:
         elif form.item == 4:
             shapes = self._floats()
         else:
-            shapes = {name: (form.dtype, (*self.items[name], *self.matrices[name])) for name in "ab"}
+            roles = {each: self.names[each] for each in "ab"}
+            shapes = {
+                each: (form.dtype, (*self.items[role], *self.matrices[role])) for each, role in roles.items()
+            }
         shapes |= {"bias": (form.bias, (c_shape[-1],))} if form.bias else {}
         shapes |= {"residual": (form.result, c_shape)} if form.residual else {}
         shapes |= {"c": (form.result, c_shape)}
@@ -166,8 +175,9 @@ class Arrays:
         return _tensor_map(memory, self.dtype, copy.pitch, dims, box, _SWIZZLED)
 
     def map_of_result(self, c: Any) -> Any:
-        dims = (self.n, self.m, *self.items["c"])
-        return _tensor_map(c.data, self.form.result, self.n, dims, (64, 64), _STORED)
+        rows, columns = (self.n, self.m) if self.form.turned else (self.m, self.n)
+        dims, box = (columns, rows, *self.items["c"]), (64, BOX_ROWS if self.form.turned else 64)
+        return _tensor_map(c.data, self.form.result, columns, dims, box, _STORED)
 
     def make_copies(self, arrays: dict[str, Any], blocks: int, chained: bool) -> int:
         """Emit the kernel of `blocks` blocks that makes the copies, if there are any; return how many."""

@@ -165,7 +165,7 @@ class IntegerResults(Results):
                 terms = [[builder.Bind(term) for term in self._terms(each)] for each in given]
                 for w in range(self.blocks):
                     for half in range(2):
-                        row = at.tm * self.bm + self._row_in_tile(w, half)
+                        row = at.top + self._row_in_tile(w, half)
                         first = w * self.sums + j * 4 + half * 2
                         with when(row < self.m):
                             two = [

@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
-from tvmops.schedules.cuda.words import c_call, do, swizzled
+from tvmops.schedules.cuda.words import ask_for_box, c_call, do, swizzled
 
 PANEL, ROW_BYTES = 32, 128  # floats of a row of the 128-byte swizzle
 _LOAD = "cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes"
@@ -41,11 +41,12 @@ class Operand:
     def __init__(self, arrays_of: Arrays, name: str, by_k: bool, size: int, tiles: Tiles, sharers: int = 1):
         self.has_items = bool(arrays_of.items[name])
         self.by_k, self.size, self.bk, self.sharers = by_k, size, tiles.bk, sharers
-        self.own = size // sharers  # what this block loads
         columns, rows = (self.bk // 64, size) if by_k else (-(-size // 64), self.bk)
-        self.loads = columns if by_k else columns // sharers
+        # This block loads whole columns, where there is one for each; else its rows of all.
+        self.by_columns = not by_k and columns % sharers == 0
+        self.loads = columns // sharers if self.by_columns else columns
         self.shape = (tiles.stages, columns, rows, 64)
-        self.box = (64, self.own if by_k else self.bk)
+        self.box = (64, rows if self.by_columns else rows // sharers)
 
     @property
     def stage_bytes(self) -> int:
@@ -57,12 +58,17 @@ class Operand:
         for i in T.unroll(self.loads):
             self._load(ring, *self._box_at(i, stage, first, k, part), view, item, barrier)
 
+    @T.inline
+    def ask(self, view, first, k, part, item):
+        """Ask the L2 for the tile that `load` copies: where all that kernels before may still write comes by."""
+        for i in T.unroll(self.loads):
+            ask_for_box(view, *self._box_at(i, 0, first, k, part)[1], *([item] if self.has_items else []))
+
     def _box_at(self, i: Any, stage: Any, first: Any, k: Any, part: Any) -> tuple[Any, Any]:
         """Return where the `i`-th box goes to, and where in the array it begins, columns first."""
-        if self.by_k:
-            return (stage, i, part * self.own, 0), (k + i * 64, first + part * self.own)
-        at = part * self.loads + i
-        return (stage, at, 0, 0), (first + at * 64, k)
+        column, row = (part * self.loads + i, 0) if self.by_columns else (i, part * self.box[1])
+        along = (k + column * 64, first + row) if self.by_k else (first + column * 64, k + row)
+        return (stage, column, row, 0), along
 
     def _load(self, ring: Any, to: Any, at: Any, view: Any, item: Any, barrier: Any) -> None:
         """Begin to copy a box."""

@@ -50,9 +50,10 @@ class PartialSums:
         self.memory, self.rank = memory, rank
         self.dtype = memory.dtype
         self.tiles, self.c = tiles, results.c
-        rows, columns = (results.m, self.at.tm, tiles.bm), (results.n, self.at.tn, tiles.bn)
+        rows = results.m, self.at.top, tiles.bm
+        columns = results.n, self.at.tn * tiles.bn, tiles.bn
         turned = self.form.turned  # of c, whose rows are those of what is multiplied or its columns
-        (self.m, self.tm, self.height), (self.n, self.tn, self.width) = (
+        (self.m, self.top, self.height), (self.n, self.left, self.width) = (
             (columns, rows) if turned else (rows, columns)
         )
         self.runs = self.width // 8  # of a row
@@ -83,28 +84,28 @@ class PartialSums:
         while at < self.height * self.runs:
             r: T.int32 = T.truncdiv(at, self.runs)
             column: T.int32 = T.truncmod(at, self.runs) * 8
-            target: T.int32 = self.tm * self.height + r
-            if (target < self.m) & (self.tn * self.width + column < self.n):
+            target: T.int32 = self.top + r
+            if (target < self.m) & (self.left + column < self.n):
                 for i in T.unroll(8):
                     total[i] = tirx.const(0, self.dtype)
                 for source in T.unroll(self.tiles.split_k):
                     T.cuda.func_call("tvmops_add_partial", T.address_of(total[0]), self.memory.ptr_to([r, column]), source, source_code=_READ_PARTIAL.format(**_KINDS[self.dtype]))
                 if self.form.finishes or self.form.scales != "":
                     for e in T.unroll(8):
-                        self.results.finish(total, e, self.at.item * self.m + target, T.min(self.tn * self.width + column + e, self.n - 1))
+                        self.results.finish(total, e, self.at.item * self.m + target, T.min(self.left + column + e, self.n - 1))
                 place = T.meta_var([self.at.item, target] if self.form.batched else [target])
                 if self.form.loose:
-                    self._store_apart(self.at.item * self.m + target, self.tn * self.width + column, total)
+                    self._store_apart(self.at.item * self.m + target, self.left + column, total)
                 elif self.dtype != "float32":
-                    self.results.store_eight(self.at.item * self.m + target, self.tn * self.width + column, total)
+                    self.results.store_eight(self.at.item * self.m + target, self.left + column, total)
                 elif self.form.stores_directly:
                     for half in T.unroll(2):
-                        if self._has(self.tn * self.width + column + half * 4):
-                            T.ptx["st.global.v4.f32"](self.c.ptr_to([*place, self.tn * self.width + column + half * 4]), total[half * 4], total[half * 4 + 1], total[half * 4 + 2], total[half * 4 + 3])
+                        if self._has(self.left + column + half * 4):
+                            T.ptx["st.global.v4.f32"](self.c.ptr_to([*place, self.left + column + half * 4]), total[half * 4], total[half * 4 + 1], total[half * 4 + 2], total[half * 4 + 3])
                 else:
                     for q in T.unroll(4):
                         T.ptx[self.rounding](halves[q], total[q * 2 + 1], total[q * 2])
-                    T.ptx["st.global.v4.b32"](self.c.ptr_to([*place, self.tn * self.width + column]), halves[0], halves[1], halves[2], halves[3])
+                    T.ptx["st.global.v4.b32"](self.c.ptr_to([*place, self.left + column]), halves[0], halves[1], halves[2], halves[3])
             at = at + self.tiles.split_k * (128 * self.tiles.consumers)
     # fmt: on
 

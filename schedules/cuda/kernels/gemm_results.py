@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 
 from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.gemm_tiles import Tiles
-from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
+from tvmops.schedules.cuda.kernels.gemm_arrays import BOX_ROWS, Arrays, Form
 from tvmops.schedules.cuda.kernels.gemm_fragments import first_across
 from tvmops.schedules.cuda.words import PTX_TYPES, c_call, do, pack
 
@@ -119,7 +119,7 @@ class Consumer:
     group: Any  # its warpgroup
     warp: Any
     lane: Any
-    tm: Any  # of the tile
+    top: Any  # the first row of the tile
     tn: Any
     item: Any
     row: Any  # of 64, that its stmatrix writes
@@ -137,7 +137,7 @@ class Results:
         self.form, self.m, self.n = form, arrays_of.m, arrays_of.n
         self.arrays, self.at = arrays, at
         self.c = arrays["workspace" if arrays_of.form.parts > 1 else "c"]
-        self.bm, self.bn, self.buffers = tiles.bm, tiles.bn, tiles.store_buffers
+        self.bn, self.buffers = tiles.bn, tiles.store_buffers
         self.blocks = tiles.blocks_a_group  # of 64 rows
         self.parts = -(-tiles.bn // 64)  # of up to 64 columns
         self.sums = tiles.bn // 2  # of a thread, for 64 rows
@@ -155,7 +155,7 @@ class Results:
         """Apply the epilogue to all sums; where they go directly, store them."""
         for w in T.unroll(self.blocks):
             for half in T.unroll(2):
-                r: T.int32 = self.at.tm * self.bm + self.row_of(w, half)
+                r: T.int32 = self.at.top + self.row_of(w, half)
                 if r < self.m:
                     for j in T.unroll(self.bn // 8):
                         column: T.int32 = self.at.tn * self.bn + j * 8 + self.at.lane % 4 * 2
@@ -178,7 +178,7 @@ class Results:
                 T.ptx.fence.proxy.async_.shared__cta()
                 T.cuda.warpgroup_sync(self.at.group + 1)
                 if (self.at.warp == 0) & (self.at.lane == 0):
-                    T.ptx[_STORE.format(rank=3 if self.form.batched else 2)](T.address_of(view), self.at.tn * self.bn + s * 64, self.at.tm * self.bm + self.at.group * (64 * self.blocks) + w * 64, *([self.at.item] if self.form.batched else []), tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, 0, 0]))
+                    T.ptx[_STORE.format(rank=3 if self.form.batched else 2)](T.address_of(view), self.at.tn * self.bn + s * 64, self.at.top + self.at.group * (64 * self.blocks) + w * 64, *([self.at.item] if self.form.batched else []), tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, 0, 0]))
                     T.ptx.cp.async_.bulk.commit_group()
 
     @T.inline
@@ -188,7 +188,7 @@ class Results:
             for s in T.unroll(self.parts):
                 self._round_to(tile, (w * self.parts + s) % self.buffers, w, s)
                 T.cuda.warp_sync()
-                store_rows(self.c.data, self.at.item * self.m + self.at.tm * self.bm + self.at.group * (64 * self.blocks) + w * 64, self.m - (self.at.tm * self.bm + self.at.group * (64 * self.blocks) + w * 64), self.n, self._columns(s), tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, 0, 0]), self.at.warp, self.at.lane, not self.form.loose)
+                store_rows(self.c.data, self.at.item * self.m + self.at.top + self.at.group * (64 * self.blocks) + w * 64, self.m - (self.at.top + self.at.group * (64 * self.blocks) + w * 64), self.n, self._columns(s), tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, 0, 0]), self.at.warp, self.at.lane, not self.form.loose)
                 T.cuda.warp_sync()
 
     @T.inline
@@ -244,6 +244,34 @@ class TurnedResults(Results):
 
     # fmt: off
     @T.inline
+    def store(self, tile, view):
+        """Store by TMA, 64 columns of c by up to 64 rows at a time; they are turned on their way to `tile`."""
+        for w in T.unroll(self.blocks):
+            for s in T.unroll(self.parts):
+                if (self.at.warp == 0) & (self.at.lane == 0):
+                    T.ptx.cp.async_.bulk.wait_group.read(self.unread)
+                T.cuda.warpgroup_sync(self.at.group + 1)
+                self._round_to(tile, (w * self.parts + s) % self.buffers, w, s)
+                T.ptx.fence.proxy.async_.shared__cta()
+                T.cuda.warpgroup_sync(self.at.group + 1)
+                if (self.at.warp == 0) & (self.at.lane == 0):
+                    for i in T.unroll(4):
+                        if s * 64 + i * BOX_ROWS < self.bn:
+                            T.ptx[_STORE.format(rank=2)](T.address_of(view), self.at.top + self.at.group * (64 * self.blocks) + w * 64, self.at.tn * self.bn + s * 64 + i * BOX_ROWS, tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, i * BOX_ROWS, 0]))
+                    T.ptx.cp.async_.bulk.commit_group()
+
+    @T.inline
+    def _round_to(self, tile, buffer, w, s):
+        """Round 64 rows of c to swizzled shared memory."""
+        for p in T.unroll(4):
+            if s * 64 + p * 16 < self.bn:
+                for q in T.unroll(4):
+                    T.ptx[self.rounding](self.at.packed[q], self._sum(w * self.sums + s * 32 + p * 8 + q * 2 + 1), self._sum(w * self.sums + s * 32 + p * 8 + q * 2))
+                T.ptx["stmatrix.sync.aligned.m8n8.x4.trans.shared.b16"](
+                    tile.ptr_to([self.at.group, buffer, p * 16 + self.at.lane // 16 * 8 + self.at.lane % 8, ((self.at.warp * 2 + self.at.lane // 8 % 2) ^ (self.at.lane % 8)) * 8]),
+                    self.at.packed[0], self.at.packed[1], self.at.packed[2], self.at.packed[3])
+
+    @T.inline
     def finish_all(self):
         for w in T.unroll(self.blocks):
             for j in T.unroll(self.bn // 8):
@@ -252,12 +280,12 @@ class TurnedResults(Results):
                     if r < self.n:
                         for half in T.unroll(2):
                             if self.form.finishes:
-                                self.finish(self.at.acc, w * self.sums + j * 4 + half * 2 + e, self.at.item * self.n + r, T.min(self.at.tm * self.bm + self.row_of(w, half), self.m - 1))
+                                self.finish(self.at.acc, w * self.sums + j * 4 + half * 2 + e, self.at.item * self.n + r, T.min(self.at.top + self.row_of(w, half), self.m - 1))
                         if self.form.across:
-                            self.store_where(self.at.tm * self.bm + self.row_of(w, 0), 2, r, w * self.sums + j * 4 + e)
-                        else:
+                            self.store_where(self.at.top + self.row_of(w, 0), 2, r, w * self.sums + j * 4 + e)
+                        elif not self.form.turns_back:
                             for half in T.unroll(2):
-                                self.store_where(self.at.tm * self.bm + self.row_of(w, half), 1, r, w * self.sums + j * 4 + half * 2 + e)
+                                self.store_where(self.at.top + self.row_of(w, half), 1, r, w * self.sums + j * 4 + half * 2 + e)
     # fmt: on
 
     def finish(self, sums: Any, at: Any, row: Any, column: Any) -> None:

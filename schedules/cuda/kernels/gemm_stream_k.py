@@ -9,19 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from tvm.script import tirx as T
-from tvm.tirx.script.builder import ir as builder
 
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results
-from tvmops.schedules.cuda.words import c_call, do, tie, wait_and_let_next_begin, when
+from tvmops.schedules.cuda.words import c_call, do, tie, when
 
 LEAVING = 5  # steps that take as long as leaving the sums of a tile
-_CLEARERS = 8  # warps
-_CLEAR = """
-__forceinline__ __device__ void clear_flags(void* flags, int count, int thread, int threads) {
-  for (int at = thread; at < count; at += threads) static_cast<unsigned*>(flags)[at] = 0;
-}
-"""
 _LEAVE = """
 __forceinline__ __device__ void leave_sums_{count}(void* workspace, int place, int thread, const float* sums) {{
   float4* to = static_cast<float4*>(workspace) + {count} / 4 * 128ll * place + thread;
@@ -41,45 +34,55 @@ __forceinline__ __device__ void add_left_{count}(float* sums, const void* worksp
   }}
 }}
 """
+# A raised flag is a number of 64 bits that memory holds by chance in no lifetime; who waited for it takes it
+# down. So nothing needs to be cleared before a call.
 _RAISE = """
-__forceinline__ __device__ void raise_flag(void* flags, int number) {
+__forceinline__ __device__ void raise_flags(void* flags, int number, int readers, int self) {
   __syncwarp();
-  if ((threadIdx.x & 31) == 0)
-    asm volatile("st.release.gpu.global.u32 [%0], 1;" :: "l"(static_cast<unsigned*>(flags) + number) : "memory");
+  const int reader = threadIdx.x & 31;
+  if (reader < readers && reader != self)
+    asm volatile("st.release.gpu.global.u64 [%0], 0x9d3f6c21b75ae084;" ::
+                 "l"(static_cast<unsigned long long*>(flags) + number * readers + reader) : "memory");
 }
 """
 _AWAIT = """
-__forceinline__ __device__ void await_flag(const void* flags, int number) {
-  unsigned raised;
+__forceinline__ __device__ void await_flag(void* flags, int number) {
+  unsigned long long *at = static_cast<unsigned long long*>(flags) + number, raised;
   do {
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
-                 : "=r"(raised) : "l"(static_cast<const unsigned*>(flags) + number) : "memory");
-  } while (raised == 0);
+    asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(raised) : "l"(at) : "memory");
+  } while (raised != 0x9d3f6c21b75ae084ull);
+  __syncwarp();
+  if ((threadIdx.x & 31) == 0) *at = 0;
 }
 """
-
-
-_ONCE = 16  # vectors that a thread reads at a time
-_MEET = """
-__forceinline__ __device__ void meet_{fours}_{parts}(float* sums, const void* workspace, long long at, int pitch,
-                                                   int left) {{
+_SHARE = """
+__forceinline__ __device__ void share_sums_{fours}_{parts}(void* workspace, long long at, int part, const float* sums) {{
+  float4* to = static_cast<float4*>(workspace) + at;
+#pragma unroll
+  for (int i = 0; i < {fours}; ++i)
+    if (i / {own} != part) to[128 * i] = make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
+}}
+"""
+_TAKE = """
+__forceinline__ __device__ void take_sums_{part}_of_{parts}_{begin}_{end}(float* sums, const void* workspace, long long at, int pitch) {{
   const float4* from = static_cast<const float4*>(workspace) + at;
-  float4 x[{parts}][{fours}];
+  float4 x[{parts}][{end} - {begin}];
 #pragma unroll
   for (int part = 0; part < {parts}; ++part)
 #pragma unroll
-    for (int i = 0; i < {fours}; ++i)
-      x[part][i] = i < left ? __ldcg(from + part * pitch + 128 * i) : make_float4(0, 0, 0, 0);
+    for (int i = {begin}; i < {end}; ++i)
+      if (part != {part}) x[part][i - {begin}] = __ldcg(from + static_cast<long long>(part) * pitch + 128 * i);
 #pragma unroll
-  for (int i = 0; i < {fours}; ++i) {{
-    float4 y = x[0][i];
+  for (int part = 0; part < {parts}; ++part)
 #pragma unroll
-    for (int part = 1; part < {parts}; ++part)
-      y.x += x[part][i].x, y.y += x[part][i].y, y.z += x[part][i].z, y.w += x[part][i].w;
-    sums[4 * i] = y.x, sums[4 * i + 1] = y.y, sums[4 * i + 2] = y.z, sums[4 * i + 3] = y.w;
-  }}
+    for (int i = {begin}; i < {end}; ++i)
+      if (part != {part}) {{
+        const float4 y = x[part][i - {begin}];
+        sums[4 * i] += y.x, sums[4 * i + 1] += y.y, sums[4 * i + 2] += y.z, sums[4 * i + 3] += y.w;
+      }}
 }}
 """
+_ONCE = 16  # vectors that a thread reads at a time
 _AGAIN = """
 __forceinline__ __device__ int taken_again(int x) {
   asm volatile("" : "+r"(x));
@@ -116,13 +119,13 @@ class SharedSums:
                 source=source,
             )
         )
-        do(c_call("void", "raise_flag", self._flags, place * 4 + self.at.warp, source=_RAISE))
+        self._raise(place, -1)
 
     def add(self, place: Any) -> None:
         """Add what was left there, when it is."""
         place, first = self._of_group(place), T.address_of(self.at.acc[0])
         source = _ADD.format(count=self.count)
-        do(c_call("void", "await_flag", self._flags, place * 4 + self.at.warp, source=_AWAIT))
+        self._await(place, 0)
         tie(self.at.acc, self.count)
         do(
             c_call(
@@ -145,37 +148,72 @@ class SharedSums:
             walk.at = walk.at + 1
 
     def meet(self, results: Results, tile: Any, part: Any) -> None:
-        """Add up what all parts of a tile left, a stretch of each thread's sums for each, and store that."""
-        parts = self.tiles.streams
-        place, pitch = self._of_group(tile * parts), self._of_group(1) - self._of_group(0)
-        for other in range(parts):
-            number = (place + other * pitch) * 4 + self.at.warp
-            do(c_call("void", "await_flag", self._flags, number, source=_AWAIT))
-        fours = self.count // 4
-        own = -(-fours // parts)  # fewer for the last
-        once = min(own, max(1, _ONCE // parts))
-        sums = builder.alloc_local((4 * once,), "float32")
-        source = _MEET.format(fours=once, parts=parts)
-        for i in range(0, own, once):
-            begin = part * own + i
-            left = T.min(fours - part * own, own) - i
-            at = T.Cast("int64", place) * (fours * 128) + begin * 128 + self._thread
-            memory, first = self.workspace.data, T.address_of(sums[0])
-            call = f"meet_{once}_{parts}", first, memory, at, pitch * (fours * 128), left
-            do(c_call("void", *call, source=source))
-            for j in range(once):
-                self._store_four(results, sums, j, begin + j, j < left)
+        """Finish the `part`-th stretch of each thread's sums, when others have left what they have of it.
 
-    def _store_four(self, results: Results, sums: Any, at: int, number: Any, there: Any) -> None:
+        Of the other stretches, each other part's, this one leaves what it has.
+        """
+        parts, fours = self.tiles.streams, self.count // 4
+        own = -(-fours // parts)  # fewer for the last
+        tie(self.at.acc, self.count)
+        first = self._of_group(tile * parts)
+        pitch = self._of_group(1) - self._of_group(0)
+        place = first + part * pitch
+        source = _SHARE.format(fours=fours, parts=parts, own=own)
+        sums = T.address_of(self.at.acc[0])
+        call = f"share_sums_{fours}_{parts}", self.workspace.data, self._vector(place), part, sums
+        do(c_call("void", *call, source=source))
+        self._raise(place, part)
+        for number in range(parts):
+            with when(part == number):
+                for other in range(parts):
+                    if other != number:
+                        self._await(first + other * pitch, number)
+                self._finish(
+                    results, first, pitch, number, range(number * own, min(number * own + own, fours))
+                )
+
+    def _finish(self, results: Results, first: Any, pitch: Any, part: int, stretch: range) -> None:
+        """Add to a stretch of vectors of four sums what all parts but `part` left, and store that."""
+        parts = self.tiles.streams
+        once = max(1, _ONCE // (parts - 1))
+        for begin in stretch[::once]:
+            end = min(begin + once, stretch.stop)
+            name = f"take_sums_{part}_of_{parts}_{begin}_{end}"
+            source = _TAKE.format(part=part, parts=parts, begin=begin, end=end)
+            call = (
+                T.address_of(self.at.acc[0]),
+                self.workspace.data,
+                self._vector(first),
+                pitch * (self.count * 32),
+            )
+            do(c_call("void", name, *call, source=source))
+            for number in range(begin, end):
+                self._store_four(results, number)
+
+    def _store_four(self, results: Results, number: int) -> None:
         """Store four of a thread's sums, the `number`-th of all: two neighbours in each of two rows."""
         tiles, where = self.tiles, self.at
-        block, run = T.truncdiv(number, tiles.bn // 8), T.truncmod(number, tiles.bn // 8)
+        block, run = divmod(number, tiles.bn // 8)
         column = where.tn * tiles.bn + run * 8 + where.lane % 4 * 2
-        first = where.tm * tiles.bm + (where.group * tiles.blocks_a_group + block) * 64
+        top = where.top + (where.group * tiles.blocks_a_group + block) * 64
         for half in range(2):
-            row = first + where.warp * 16 + T.truncdiv(where.lane, 4) + 8 * half
-            with when(there & (row < results.m) & (column < results.n)):
-                results.finish_two(sums, 4 * at + 2 * half, row, column)
+            row = top + where.warp * 16 + T.truncdiv(where.lane, 4) + 8 * half
+            with when((row < results.m) & (column < results.n)):
+                results.finish_two(where.acc, 4 * number + 2 * half, row, column)
+
+    def _raise(self, place: Any, reader: Any) -> None:
+        """Tell all who wait for this warp's sums, but the `reader`-th, that they are there."""
+        number, readers = place * 4 + self.at.warp, self.tiles.streams
+        do(c_call("void", "raise_flags", self._flags, number, readers, reader, source=_RAISE))
+
+    def _await(self, place: Any, reader: int) -> None:
+        """Wait, as the `reader`-th, until the sums of this warp's counterpart are there."""
+        number = (place * 4 + self.at.warp) * self.tiles.streams + reader
+        do(c_call("void", "await_flag", self._flags, number, source=_AWAIT))
+
+    def _vector(self, place: Any) -> Any:
+        """Return this thread's first of the vectors that are left at a place."""
+        return T.Cast("int64", place) * (self.count * 32) + self._thread
 
     @property
     def _thread(self) -> Any:
@@ -187,15 +225,3 @@ class SharedSums:
 
     def _of_group(self, place: Any) -> Any:
         return (place * self.tiles.cluster + self.rank) * self.tiles.consumers + self.at.group
-
-
-def clear_flags(arrays: dict[str, Any], tiles: Tiles) -> int:
-    """Emit the kernel that takes all flags down, when the product before is done with them; return how many."""
-    with builder.attr(0, "tirx.device_entry", True):
-        builder.cta_id([1])
-        warp, lane = builder.warp_id([_CLEARERS]), builder.lane_id([32])
-        thread = builder.Bind(warp * 32 + lane)
-        wait_and_let_next_begin()
-        flags = builder.address_of(arrays["workspace"][tiles.left_bytes])
-        do(c_call("void", "clear_flags", flags, tiles.flags, thread, _CLEARERS * 32, source=_CLEAR))
-    return tiles.flags

@@ -31,7 +31,7 @@ from tvmops.schedules.cuda.words import (
     Position,
     Ring,
     Scalar,
-    c_call,
+    ask_for_box,
     do,
     let_next_kernel_begin,
     ptx,
@@ -46,12 +46,6 @@ PANEL = 64  # elements: a row of the 128-byte swizzle
 CONSUMERS = 4  # warps
 _PAD = 4  # floats behind a row of sums, so that rows start in different banks
 _LOAD = "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-_ASK_FOR_BOX = """
-__forceinline__ __device__ void ask_for_box(unsigned long long map, int column, int row) {
-  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::
-               "l"(map), "r"(column), "r"(row) : "memory");
-}
-"""
 
 
 @dataclass(frozen=True)
@@ -203,7 +197,7 @@ class SwappedKernel:
             use(self.a_stages, panel, self.a_map, k + panel * PANEL, self.row)
 
     def _ask(self, _: Any, panel: int, view: Any, column: Any, row: Any) -> None:
-        do(c_call("void", "ask_for_box", T.address_of(view), column, row, source=_ASK_FOR_BOX))
+        ask_for_box(view, column, row)
 
     def _load(self, stages: Any, panel: int, view: Any, column: Any, row: Any) -> None:
         stage = self.at.stage

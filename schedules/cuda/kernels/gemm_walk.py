@@ -15,18 +15,14 @@ from tvmops.schedules.cuda.kernels.gemm_stream_k import LEAVING, again
 
 def blocks_for(form: Form, tiles: Tiles, m: Any, n: Any, batch: Any) -> Any:
     """Return how many blocks are launched: for each share of a sum, or as many as stay."""
-    size, workers = tiles.cluster * tiles.split_k, tiles.blocks // tiles.cluster
+    together = tiles.cluster * tiles.split_k * tiles.neighbours
+    workers = tiles.blocks // (tiles.cluster * tiles.neighbours)
     if tiles.streams == 1 or tiles.split_k == 1 and not tiles.chained:
-        return workers * size
+        return workers * together
     rows, columns = tiles.bm * tiles.cluster, tiles.bn
-    items = (
-        T.truncdiv(m + (rows - 1), rows)
-        * T.truncdiv(n + (columns - 1), columns)
-        * batch
-        * form.parts
-        * max(tiles.streams, 1)
-    )
-    return (items if tiles.split_k > 1 else T.min(items, workers)) * size
+    count = T.truncdiv(m + (rows - 1), rows) * T.truncdiv(n + (columns - 1), columns) * batch * form.parts
+    items = T.truncdiv(count + (tiles.neighbours - 1), tiles.neighbours) * max(tiles.streams, 1)
+    return (items if tiles.split_k > 1 else T.min(items, workers)) * together
 
 
 class Walk:
@@ -51,6 +47,7 @@ class Walk:
         self.stage, self.phase = variable("stage", 0), variable("phase", 0)
         self.tile = variable("tile", self.place)
         self.band, self.height, self.rest = variable("band"), variable("height"), variable("rest")
+        self.m, self.top = m, variable("top")  # the tile's first row
         self.tm, self.tn, self.item = variable("tm"), variable("tn"), variable("item", 0)
         self.first, self.last = variable("first", 0), variable("last", self.depth)  # steps along k
         if tiles.split_k > 1:
@@ -67,6 +64,28 @@ class Walk:
     def steps(self) -> Any:
         """How many steps along k this block takes of its tile."""
         return self.last - self.first
+
+    @property
+    def overlap(self) -> bool:
+        """Whether the last tile begins as many rows above the end as it has, for zeros take long to load.
+
+        Rows that two tiles have are the same in both. Not so where a residual may lie in c, which one of
+        them has changed by then; and a's rows, if they lie across k, may begin where TMA can't.
+        """
+        return not (self.form.residual or self.form.trans_a or self.form.turned)
+
+    @property
+    def sharers(self) -> int:
+        """Clusters, next to each other, that share a tile, or as many tiles as are neighbours.
+
+        They wait for each other, and so must find room together; neighbours among them are at the same k.
+        """
+        return self.holders * self.tiles.neighbours
+
+    @property
+    def part(self) -> Any:
+        """Which of the parts of its first tile this block takes, if that is shared."""
+        return T.truncdiv(T.truncmod(self.place, self.sharers), self.tiles.neighbours)
 
     @property
     def behind(self) -> Any:
@@ -90,12 +109,12 @@ class Walk:
                     self.first = self.head + T.truncmod(self.at, self.behind)
                     self.last = T.min(self.first + (self.end - self.at), self.depth)
         if self.tiles.streams > 1:
-            if self.tile < self.common * self.holders:
-                self.first = T.truncdiv(self.depth * T.truncmod(self.tile, self.holders), self.holders)
-                self.last = T.truncdiv(self.depth * (T.truncmod(self.tile, self.holders) + 1), self.holders)
-                self.tile = T.truncdiv(self.tile, self.holders)
+            self.tile = T.truncdiv(self.place, self.sharers) * self.tiles.neighbours + T.truncmod(self.place, self.tiles.neighbours)
+            if self.tile < self.common:
+                self.first = T.truncdiv(self.depth * self.part, self.holders)
+                self.last = T.truncdiv(self.depth * (self.part + 1), self.holders)
             else:
-                self.tile = self.tile + self.common
+                self.tile = self.common + self.place
 
     @T.inline
     def locate(self):
@@ -114,6 +133,9 @@ class Walk:
         self.tm = self.band * self.tiles.group + T.truncmod(self.rest, self.height)
         if self.tiles.cluster > 1:
             self.tm = self.tm * self.tiles.cluster + self.rank
+        self.top = self.tm * self.tiles.bm
+        if self.overlap:
+            self.top = T.max(T.min(self.top, self.m - self.tiles.bm), 0)
         if self.form.parts > 1:
             stretch = T.meta_var(T.truncdiv(self.depth + (self.form.parts - 1), self.form.parts))
             self.first = stretch * self.item

@@ -14,8 +14,13 @@ memory and added in a fixed order, so that no workspace is needed and results re
 place of the ring. Large clusters leave a part of the machine idle: with `parts` > 1 blocks anywhere
 leave float32 sums of a stretch of k in a workspace, and a second kernel adds those (`gemm_sums`).
 With `streams` blocks share the tiles that fill no wave: they leave sums in a workspace for each other,
-tell so by flags that a kernel before this one takes down, and add them up themselves (`gemm_stream_k`).
+tell so by flags, and add them up themselves (`gemm_stream_k`).
 Who adds up waits for blocks launched before it (stream-K), or for those next to it that hold the same tile.
+
+What neighbouring multiprocessors ask the L2 for at about the same time, it answers at once: of few rows,
+tiles one above the other are walked together (`group`). That saves as much as multicast, which is not
+answered so, and no block waits for another. Blocks of a kernel that is launched early begin wherever the
+one before leaves room: there pairs are launched as a cluster, only to lie side by side.
 
 wgmma takes floats (tf32) from shared memory along k alone. One factor whose rows lie across k comes
 through registers (`gemm_fragments`), where it is the first: if it is b, c^T = b^T a^T is what is
@@ -40,11 +45,11 @@ from tvmops.schedules.cuda.kernels.gemm_operands import AcrossFloats, Operand
 from tvmops.schedules.cuda.kernels.gemm_partials import PartialSums
 from tvmops.schedules.cuda.kernels.gemm_products import Factor, Products, RingBarriers
 from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results, TurnedResults, factor_of
-from tvmops.schedules.cuda.kernels.gemm_stream_k import SharedSums, clear_flags
+from tvmops.schedules.cuda.kernels.gemm_stream_k import SharedSums
 from tvmops.schedules.cuda.kernels.gemm_sums import add_up
 from tvmops.schedules.cuda.kernels.gemm_walk import Walk, blocks_for
 from tvmops.schedules.cuda.kernels.gemm_zero_points import ZeroPoints
-from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH
+from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH, meet_in_cluster
 
 
 def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
@@ -57,7 +62,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     SHARE, SPLIT = tiles.cluster, tiles.split_k
     CLUSTER, CHAINED, PARTS = SHARE * SPLIT, bool(tiles.chained), form.parts
     sums_form = form if PARTS == 1 else form.sums
-    BY_TMA = sums_form.stores_by_tma and BN % 64 == 0
+    BY_TMA = sums_form.turns_back or sums_form.stores_by_tma and not form.turned and BN % 64 == 0
     HEIGHT = BN if form.turned else BM  # of a tile of c
     NACC = BN // 2
     a_of = (
@@ -76,12 +81,12 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         b_map = T.meta_var(arrays_of.map_of("b", arrays, b_of.box))
         c_map = T.meta_var(arrays_of.map_of_result(C) if BY_TMA else None)
         copied = T.meta_var(arrays_of.make_copies(arrays, 8 * tiles.multiprocessors, CHAINED))
-        cleared = T.meta_var(clear_flags(arrays, tiles) if tiles.streams > 0 else None)
 
         with T.attr(0, "tirx.device_entry", True):
             T.attr({"tirx.launch_bounds_min_blocks_per_sm": tiles.beside})
             bx = T.cta_id([blocks_for(form, tiles, arrays_of.m, arrays_of.n, arrays_of.batch)])
             rank = T.cta_id_in_cluster([CLUSTER]) if CLUSTER > 1 else 0
+            beside = T.cta_id_in_cluster([tiles.neighbours]) if tiles.neighbours > 1 else 0  # noqa: F841
             part = T.meta_var(rank if SHARE > 1 else 0)  # of b, that this block loads for its cluster
             group = T.warpgroup_id([CONSUMERS + 1])
             warp = T.warp_id_in_wg([4])
@@ -110,12 +115,18 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     T.ptx.prefetch.tensormap(T.address_of(b_map))
                 T.ptx.fence.mbarrier_init.release.cluster()
             if CLUSTER > 1:
-                T.cuda.cluster_sync()
+                meet_in_cluster()
             else:
                 T.cuda.cta_sync()
             walk = T.meta_var(Walk(form, tiles, arrays_of, bx, rank))
             walk.begin()
 
+            if tiles.chained > 1:
+                if (group == CONSUMERS) & (warp == 0):
+                    if T.cuda.elect_sync():
+                        walk.locate()
+                        for kt in T.serial(T.min(walk.steps, tiles.chained)):
+                            b_of.ask(b_map, walk.tn * BN, (walk.first + kt) * BK, part, walk.item)
             if CHAINED:
                 T.ptx.griddepcontrol.launch_dependents()
                 T.ptx.griddepcontrol.wait()
@@ -131,7 +142,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             for kt in T.serial(walk.steps):
                                 T.cuda.mbarrier_wait(empty.ptr_to([walk.stage]), walk.phase ^ 1)
                                 T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([walk.stage]), T.uint32(a_of.stage_bytes + b_of.stage_bytes))
-                                a_of.load(As, walk.stage, a_map, walk.tm * BM, (walk.first + kt) * BK, 0, walk.item, full.ptr_to([walk.stage]))
+                                a_of.load(As, walk.stage, a_map, walk.top, (walk.first + kt) * BK, 0, walk.item, full.ptr_to([walk.stage]))
                                 b_of.load(Bs, walk.stage, b_map, walk.tn * BN, (walk.first + kt) * BK, part, walk.item, full.ptr_to([walk.stage]))
                                 walk.advance()
                             walk.go_on()
@@ -148,7 +159,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             walk.go_on()
                 if SPLIT > 1:  # until partial sums are there, and until they are read
                     T.cuda.cluster_sync()
-                    T.cuda.cluster_sync()
+                    meet_in_cluster()
             else:
                 T.ptx.setmaxnreg.inc.sync.aligned.u32(tiles.consumer_registers)
                 acc = T.alloc_local((WM * NACC,), arrays_of.sums)
@@ -163,7 +174,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     # warp i of each consumer releases stages in block i of the cluster
                     T.ptx.mapa.shared__cluster.u32(e_base, T.cuda.cvta_generic_to_shared(empty.ptr_to([0])), T.Cast("uint32", warp % SHARE))
                 row: T.let = warp * 16 + lane % 16
-                consumer = T.meta_var(Consumer(group, warp, lane, walk.tm, walk.tn, walk.item, row, acc, packed, factor if sums_form.has_factor else None))
+                consumer = T.meta_var(Consumer(group, warp, lane, walk.top, walk.tn, walk.item, row, acc, packed, factor if sums_form.has_factor else None))
                 products = T.meta_var(Products(form, tiles, walk, consumer, (Factor(a_of, a_base), Factor(b_of, b_base)), RingBarriers(full, empty, e_base)))
                 results = T.meta_var(IntegerResults(arrays_of, arrays, tiles, consumer, zeros, columns) if isinstance(arrays_of, IntegerArrays) else (TurnedResults if form.turned else Results)(sums_form, arrays_of, arrays, tiles, consumer))
                 partials = T.meta_var(PartialSums(results, tiles, partial, rank))
@@ -190,7 +201,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     partials.share(walk.first == walk.last)
                     T.cuda.cluster_sync()
                     partials.add()
-                    T.cuda.cluster_sync()
+                    meet_in_cluster()
                 else:
                     while walk.tile < walk.count:
                         walk.locate()
@@ -201,8 +212,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             results.put_right()
                         if tiles.streams > 1:
                             if walk.tile < walk.common:
-                                shared.leave(walk.place)
-                                shared.meet(results, walk.tile, T.truncmod(walk.place, walk.holders))
+                                shared.meet(results, walk.tile, walk.part)
                             else:
                                 finish()
                         elif tiles.streams == 1:
@@ -220,7 +230,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                         if (warp == 0) & (lane == 0):
                             T.ptx.cp.async_.bulk.wait_group(0)
             if SHARE > 1:
-                T.cuda.cluster_sync()
+                meet_in_cluster()
         summed = T.meta_var(add_up(form, arrays_of, arrays) if PARTS > 1 else None)
     # fmt: on
     function: tirx.PrimFunc = main.with_attr(*PROGRAMMATIC_LAUNCH) if CHAINED else main

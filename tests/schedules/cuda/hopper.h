@@ -212,17 +212,23 @@ static inline void tvm_builtin_ptx_wgmma_commit_group_commit_group_sync_aligned(
 static inline void tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_0() { emulator::finish(emulator::now->products, 0); }
 static inline void tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_1() { emulator::finish(emulator::now->products, 1); }
 // Clusters run one after the other: what a block waits for is there, or comes from its own cluster.
-static inline void raise_flag(void* flags, int number) {
+static inline void meet_in_cluster() { emulator::meet(emulator::cluster_group); }
+static const uint64_t raised = 0x9d3f6c21b75ae084;
+static inline void raise_flags(void* flags, int number, int readers, int self) {
   emulator::meet(emulator::warp().group);
-  static_cast<unsigned*>(flags)[number] = 1;
+  const int reader = emulator::lane();
+  if (reader < readers && reader != self) static_cast<uint64_t*>(flags)[number * readers + reader] = raised;
   ++emulator::flags.round;
 }
-static inline void await_flag(const void* flags, int number) {
-  while (static_cast<const unsigned*>(flags)[number] != 1) {
+static inline void await_flag(void* flags, int number) {
+  uint64_t& flag = static_cast<uint64_t*>(flags)[number];
+  while (flag != raised) {
     emulator::now->waits_for = &emulator::flags;
     emulator::now->round = emulator::flags.round;
     swapcontext(&emulator::now->context, &emulator::scheduler);
   }
+  emulator::meet(emulator::warp().group);
+  flag = 0;
 }
 static inline bool tvm_builtin_elect_one_sync_op() { return emulator::lane() == 0; }
 static inline void tvm_builtin_cuda_cta_sync() { __syncthreads(); }
@@ -341,10 +347,12 @@ static inline void multiply_words_of_warpgroup(float** sums, int count, float& s
   }
 MULTIPLY_WORDS_OF_WARPGROUP(16) MULTIPLY_WORDS_OF_WARPGROUP(32) MULTIPLY_WORDS_OF_WARPGROUP(64)
 MULTIPLY_WORDS_OF_WARPGROUP(128) MULTIPLY_WORDS_OF_WARPGROUP(192) MULTIPLY_WORDS_OF_WARPGROUP(256)
+MULTIPLY_WORDS_OF_WARPGROUP(80) MULTIPLY_WORDS_OF_WARPGROUP(96) MULTIPLY_WORDS_OF_WARPGROUP(112)
+MULTIPLY_WORDS_OF_WARPGROUP(144) MULTIPLY_WORDS_OF_WARPGROUP(160) MULTIPLY_WORDS_OF_WARPGROUP(176)
+MULTIPLY_WORDS_OF_WARPGROUP(208) MULTIPLY_WORDS_OF_WARPGROUP(224) MULTIPLY_WORDS_OF_WARPGROUP(240)
 static inline void load_two_words(uint32_t* to, uint32_t from) {
   for (int i = 0; i < 2; ++i) to[i] = emulator::word(from + 4 * i);
 }
-static inline void ask_for_box(uint64_t, int, int) {}
 static inline void save_matrices(uint32_t address, const uint32_t* in, bool transposed) {
   auto& warp = emulator::warp();
   emulator::shared(address, 16);
@@ -388,6 +396,9 @@ static inline void multiply_bytes_of_warpgroup(unsigned* sums, int columns, uint
     multiply_bytes_of_warpgroup<uint8_t>(sums, columns, a, b, adds);                                          \
   }
 MULTIPLY_BYTES_OF_WARPGROUP(64) MULTIPLY_BYTES_OF_WARPGROUP(128) MULTIPLY_BYTES_OF_WARPGROUP(192) MULTIPLY_BYTES_OF_WARPGROUP(256)
+MULTIPLY_BYTES_OF_WARPGROUP(80) MULTIPLY_BYTES_OF_WARPGROUP(96) MULTIPLY_BYTES_OF_WARPGROUP(112)
+MULTIPLY_BYTES_OF_WARPGROUP(144) MULTIPLY_BYTES_OF_WARPGROUP(160) MULTIPLY_BYTES_OF_WARPGROUP(176)
+MULTIPLY_BYTES_OF_WARPGROUP(208) MULTIPLY_BYTES_OF_WARPGROUP(224) MULTIPLY_BYTES_OF_WARPGROUP(240)
 template <typename Sum> static inline void tvmops_add_partial(Sum* sums, const void* mine, int rank) {
   const auto offset = tvm_builtin_cuda_cvta_generic_to_shared(mine);
   for (int i = 0; i < 8; ++i) {

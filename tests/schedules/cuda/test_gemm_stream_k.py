@@ -57,7 +57,7 @@ def test_what_it_covers_has_a_default(shape: tuple[int, int, int]) -> None:
 
 def test_the_workspace_holds_a_tile_and_flags_for_each_block() -> None:
     tiles = Tiles.of(TEMPLATE.default(LARGE, H200), H200)
-    assert tiles.workspace_bytes == 132 * (4 * tiles.bm * tiles.bn + 4 * 4 * tiles.consumers)
+    assert tiles.workspace_bytes == 132 * (4 * tiles.bm * tiles.bn + 8 * 4 * tiles.consumers * tiles.streams)
     module = TEMPLATE.build(LARGE, H200, TEMPLATE.default(LARGE, H200))
     assert {variable.name_hint for variable in module.get_global_vars()} == {"main", "main_workspace"}
 

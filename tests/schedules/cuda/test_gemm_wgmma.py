@@ -155,3 +155,17 @@ def test_such_a_launch_waits_for_what_was_before() -> None:
     source = compiled(ChainedGemm(), work, H200, ChainedGemm().default(work, H200)).source
     assert "griddepcontrol.launch_dependents" in source and "griddepcontrol.wait" in source
     assert "griddepcontrol" not in compiled(TEMPLATE, work, H200, TEMPLATE.default(work, H200)).source
+
+
+@pytest.mark.parametrize("m", [96, 128, 256])
+def test_few_rows_of_tiles_share_what_they_load_of_b(m: int) -> None:
+    config = TEMPLATE.default(matmul(m, 4096, 4096), H200)
+    rows = -(-m // config.number("bm"))
+    assert rows <= config.number("cluster") * config.number("group")
+
+
+def test_pairs_lie_side_by_side_where_a_launch_would_part_them() -> None:
+    pairs = Config.of(bm=64, bn=64, bk=64, consumers=1, cluster=1, split_k=1, group=2, beside=1, chained=1)
+    assert Tiles.of(pairs, H200).neighbours == 2
+    for other in ({"chained": 0}, {"group": 1}, {"cluster": 2}, {"split_k": 2}):
+        assert Tiles.of(pairs.replace(**other), H200).neighbours == 1

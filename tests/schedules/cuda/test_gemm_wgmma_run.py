@@ -16,7 +16,8 @@ from tvmops.measure import cuda
 from tvmops.ops import op_of
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.gemm_wgmma import form_of, is_legal
-from tvmops.schedules.cuda.kernels.gemm_arrays import Form
+from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
+from tvmops.schedules.cuda.kernels.gemm_operands import Operand
 from tvmops.schedules.cuda.kernels.gemm_wgmma import gemm
 from tvmops.signatures.dtypes import decode
 from tvmops.space import Config
@@ -37,23 +38,29 @@ def knobs(bm: int, bn: int, **more: int) -> dict[str, int]:
 CASES = [
     ("m=264 n=136 k=200 dtype=bfloat16", knobs(64, 64, group=4), 4),
     # no epilogue: what is added up is what a block computes, but lies elsewhere
-    ("m=40 n=72 k=392 dtype=bfloat16 trans_b=true out_dtype=float32", knobs(64, 64, parts=3, chained=1), 2),
+    ("m=40 n=72 k=392 dtype=bfloat16 trans_b=true out_dtype=float32", knobs(64, 64, parts=3, chained=4), 2),
     ("m=300 n=136 k=328 dtype=float16 trans_b=true", knobs(128, 128, consumers=2, cluster=2), 4),
     ("m=304 n=200 k=136 dtype=bfloat16 trans_a=true batch=2", knobs(64, 128, cluster=2), 6),
     ("m=136 n=456 k=72 dtype=bfloat16", knobs(128, 224, consumers=2), 3),
+    ("m=136 n=200 k=200 dtype=bfloat16", knobs(64, 64, cluster=2), 4),  # each loads half of the rows of b
     ("m=136 n=456 k=72 dtype=bfloat16 trans_b=true", knobs(64, 224, cluster=2), 2),
+    ("m=320 n=200 k=136 dtype=bfloat16", knobs(64, 160, group=5), 4),
     ("m=72 n=136 k=712 dtype=bfloat16 bias=true activation=relu", knobs(64, 64, split_k=4), 1),
     (
         "m=72 n=264 k=200 dtype=bfloat16 residual=true bias=true activation=relu",
         knobs(64, 128, parts=3, chained=1),
         2,
     ),
+    # Neighbours that are launched together, of an odd number of tiles; their shares.
+    ("m=136 n=200 k=136 dtype=bfloat16", knobs(128, 64, group=2, chained=1), 4),
+    ("m=168 n=40 k=520 dtype=bfloat16", knobs(64, 64, group=2, streams=3, chained=4), 12),
+    ("m=680 n=40 k=264 dtype=bfloat16", knobs(64, 64, group=2, streams=2, chained=1), 8),  # and whole ones
     # Streams: tiles that three blocks share, whole tiles behind those, clusters; few tiles of a long k.
     ("m=264 n=200 k=328 dtype=bfloat16", knobs(64, 64, streams=1, chained=1), 7),
     ("m=72 n=136 k=1032 dtype=bfloat16 bias=true residual=true", knobs(64, 64, streams=1, chained=1), 16),
     (
         "m=392 n=264 k=456 dtype=float16 trans_b=true",
-        knobs(128, 128, consumers=2, cluster=2, streams=1, chained=1),
+        knobs(128, 128, consumers=2, cluster=2, streams=1, chained=4),
         6,
     ),
     (
@@ -61,7 +68,7 @@ CASES = [
         knobs(128, 128, consumers=2, streams=4, chained=1),
         16,
     ),
-    ("m=264 n=200 k=456 dtype=bfloat16 trans_b=true", knobs(64, 128, streams=3, chained=1), 8),
+    ("m=264 n=200 k=456 dtype=bfloat16 trans_b=true", knobs(64, 128, streams=3, chained=1), 9),
     ("m=200 n=136 k=520 dtype=bfloat16 residual=true", knobs(128, 128, consumers=2, split_k=4), 1),
     ("m=200 n=72 k=1032 dtype=bfloat16 out_dtype=float32", knobs(128, 64, split_k=8, beside=2), 1),
 ]
@@ -73,7 +80,7 @@ def boxes(form: Form, tiles: Tiles, work: Workload, arrays: dict[str, NDArray[An
     items = [batch] if form.batched else []
     ones = [1] * len(items)
     a_box = tiles.bk if form.trans_a else tiles.bm
-    b_box = tiles.bn // tiles.cluster if form.trans_b else tiles.bk
+    b_box = Operand(Arrays(form), "b", form.trans_b, tiles.bn, tiles, sharers=tiles.cluster).box[1]
     described = [
         (arrays["a"], [m, k] if form.trans_a else [k, m], a_box),
         (arrays["b"], [k, n] if form.trans_b else [n, k], b_box),
@@ -106,15 +113,14 @@ def test_it_computes_the_product(text: str, chosen: dict[str, int], blocks: int,
     grid = (tile_count if tiles.split_k > 1 else blocks // tiles.cluster) * cluster
     arrays["workspace"] = np.full(max(tiles.parts * m * n * 4, tiles.workspace_bytes), 0xFF, np.uint8)
     arguments = {**arrays, **sizes, **boxes(form, tiles, work, arrays)}
-    if tiles.streams:
-        emulated(cubin, tmp_path)(1, arguments)
-    if tiles.streams > 1:  # all blocks are there together
-        grid = cluster = min(tile_count * tiles.streams, blocks)
-    emulated(cubin, tmp_path, min(tiles.streams, 1))(
-        grid, arguments, cluster, shared_bytes=tiles.shared_bytes
-    )
+    if tiles.streams > 1:  # those that share tiles are there together, and no others
+        cluster = tiles.streams * tiles.neighbours
+        grid = min(-(-tile_count // tiles.neighbours) * cluster, blocks)
+    emulated(cubin, tmp_path)(grid, arguments, cluster, shared_bytes=tiles.shared_bytes)
     if tiles.parts > 1:
         emulated(cubin, tmp_path, 1)(-(-m * n // 2048), arguments)
+    if tiles.streams:  # no flag is left up for the next call
+        assert set(np.unique(arrays["workspace"][tiles.left_bytes :].view(np.uint64))) <= {0, 2**64 - 1}
     edges = np.concatenate([memory[:GUARD], memory[-GUARD:]]).view(np.uint8)
     assert (edges == 0xFF).all()
     found = decode(arrays["c"], form.result).astype(np.float64)
