@@ -47,21 +47,12 @@ __forceinline__ __device__ void store_flat(void* c, long long start, const void*
   const int phase = start % 8, end = phase + count;
   const unsigned short* from = static_cast<const unsigned short*>(results);
   unsigned short* to = static_cast<unsigned short*>(c) + (start - phase);
-  for (int begin = 8 * thread; begin < end; begin += 32 * threads) {
-    uint4 v[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int at = begin + 8 * i * threads;
-      if (at < end) v[i] = *reinterpret_cast<const uint4*>(from + at);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int at = begin + 8 * i * threads;
-      if (at >= phase && at + 8 <= end)
-        *reinterpret_cast<uint4*>(to + at) = v[i];
-      else
-        for (int e = max(at, phase); e < min(at + 8, end); ++e) to[e] = from[e];
-    }
+#pragma unroll 4
+  for (int at = 8 * thread; at < end; at += 8 * threads) {
+    if (at >= phase && at + 8 <= end)
+      *reinterpret_cast<uint4*>(to + at) = *reinterpret_cast<const uint4*>(from + at);
+    else
+      for (int i = max(at, phase); i < min(at + 8, end); ++i) to[i] = from[i];
   }
 }
 """

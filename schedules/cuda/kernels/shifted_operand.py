@@ -30,26 +30,22 @@ _SHIFT_ROWS = """
 __forceinline__ __device__ void shift_rows(void* tile, int rows, int pieces, int pitch, int first, int length,
                                            int valid, int warp, int warps, int lane) {
   const int side = 32 / pieces, own = lane / pieces, piece = lane % pieces;
-  for (int ahead = warp * side + own; ahead < rows + own; ahead += 4 * side * warps) {
-    uint4 x[4], y[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int row = ahead + i * side * warps;
-      const uint4* from = reinterpret_cast<const uint4*>(static_cast<char*>(tile) + row * pitch) + piece;
-      if (own < side && row < rows) x[i] = from[0], y[i] = from[1];
-    }
+  for (int begin = 0; begin < rows; begin += side * warps) {
+    const int row = begin + warp * side + own;
+    const bool is_one = own < side && row < rows;
+    uint4* at = reinterpret_cast<uint4*>(static_cast<char*>(tile) + row * pitch) + piece;
+    uint4 x, y;
+    if (is_one) x = at[0], y = at[1];
     __syncwarp();
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int row = ahead + i * side * warps;
-      if (own >= side || row >= rows) continue;
-      uint4 v = shifted(x[i], y[i], first + row * length & 7);
+    if (is_one) {
+      uint4 v = shifted(x, y, first + row * length & 7);
       const int left = valid - 8 * piece;
       if (valid < 8 * pieces) {
         v.x = left > 1 ? v.x : left > 0 ? v.x & 0xFFFF : 0, v.y = left > 3 ? v.y : left > 2 ? v.y & 0xFFFF : 0;
         v.z = left > 5 ? v.z : left > 4 ? v.z & 0xFFFF : 0, v.w = left > 7 ? v.w : left > 6 ? v.w & 0xFFFF : 0;
       }
-      reinterpret_cast<uint4*>(static_cast<char*>(tile) + row * pitch)[piece] = v;
+      at[0] = v;
     }
   }
 }

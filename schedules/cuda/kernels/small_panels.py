@@ -63,30 +63,18 @@ __forceinline__ __device__ void shift_to_panels(void* panels, const void* raw, i
                                                 int warp, int warps, int lane) {
   const int side = 32 / pieces, own = lane / pieces, piece = lane % pieces, left = valid - 8 * piece;
   char* to = static_cast<char*>(panels) + piece / 8 * (rows_of_panel * 128);
-  const int steps = (rows + 8 * side - 1) / (8 * side) * 8;
-  for (int ahead = warp; ahead < steps; ahead += 4 * warps) {
-    uint4 x[4], y[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int step = ahead + i * warps, row = step / 8 * (8 * side) + step % 8 + 8 * own;
-      if (own >= side || row >= rows) continue;
-      const int at = pitch ? row * pitch + piece : (first & 7) + row * length + 8 * piece >> 3;
-      const uint4* from = static_cast<const uint4*>(raw) + at;
-      x[i] = from[0], y[i] = from[1];
+  for (int step = warp; step < (rows + 8 * side - 1) / (8 * side) * 8; step += warps) {
+    const int begin = step / 8 * (8 * side) + step % 8, row = begin + 8 * own, shift = first + begin * length & 7;
+    if (own >= side || row >= rows) continue;
+    const int at = pitch ? row * pitch + piece : (first & 7) + row * length + 8 * piece >> 3;
+    const uint4* from = static_cast<const uint4*>(raw) + at;
+    uint4 v = shifted_by(from[0], from[1], shift >> 1, 16 * (shift & 1));
+    if (left < 8) {
+      v.x = left > 1 ? v.x : left > 0 ? v.x & 0xFFFF : 0, v.y = left > 3 ? v.y : left > 2 ? v.y & 0xFFFF : 0;
+      v.z = left > 5 ? v.z : left > 4 ? v.z & 0xFFFF : 0, v.w = left > 7 ? v.w : left > 6 ? v.w & 0xFFFF : 0;
     }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int step = ahead + i * warps, begin = step / 8 * (8 * side) + step % 8, row = begin + 8 * own;
-      if (own >= side || row >= rows) continue;
-      const int shift = first + begin * length & 7;
-      uint4 v = shifted_by(x[i], y[i], shift >> 1, 16 * (shift & 1));
-      if (left < 8) {
-        v.x = left > 1 ? v.x : left > 0 ? v.x & 0xFFFF : 0, v.y = left > 3 ? v.y : left > 2 ? v.y & 0xFFFF : 0;
-        v.z = left > 5 ? v.z : left > 4 ? v.z & 0xFFFF : 0, v.w = left > 7 ? v.w : left > 6 ? v.w & 0xFFFF : 0;
-      }
-      if (row >= filled) v = uint4{0, 0, 0, 0};
-      *reinterpret_cast<uint4*>(to + row * 128 + (piece % 8 ^ row % 8) * 16) = v;
-    }
+    if (row >= filled) v = uint4{0, 0, 0, 0};
+    *reinterpret_cast<uint4*>(to + row * 128 + (piece % 8 ^ row % 8) * 16) = v;
   }
 }
 """
