@@ -45,7 +45,7 @@ _WARPS = (
 )
 _MOST_ROWS_OF_TILES, _MOST_COLUMNS_OF_TILES, _LARGEST_OF_WGMMA = 8, 2, 128
 
-# Of the guess, fitted to what an H100 took for 160 configs of 30 shapes: microseconds.
+# Of the guess, fitted to what an H100 took for 140 configs of 25 shapes: microseconds.
 _COPIES = {8: 1, 4: 2, 2: 4, 1: 3}  # instructions for eight elements
 _STORES = {
     8: 1,
@@ -53,10 +53,10 @@ _STORES = {
     2: 4,
     1: 6,
 }  # the same of rows of a tile; in whole rows, 2 for odd ones and 1 for others
-_ROUND, _WAIT, _UNASKED, _UNCHAINED, _LATE = 0.69, 0.83, 1.4, 1.1, 0.25
-_WARP_COPY, _ASKED = 6.7e-4, 6.2e-7
-_PRODUCT = (8.2e-7, 6.4e-7)  # with mma.sync, with wgmma
-_STORE = (3.5e-4, 5.3e-4)  # of a row of a tile, of whole rows
+_ROUND, _WAIT, _UNASKED, _UNCHAINED, _LATE = 0.98, 0.60, 1.3, 1.1, 0.25
+_WARP_COPY, _COPY, _SHIFT, _ASKED, _MOVED = 7.6e-5, 6.5e-5, 3.5e-3, 4e-7, 1.5e-7
+_PRODUCT = (6.1e-7, 3.1e-7)  # with mma.sync, with wgmma
+_STORE = (2.4e-4, 4.3e-4)  # of a row of a tile, of whole rows
 
 
 class SmallGemm(MmaGemm):
@@ -135,9 +135,11 @@ class SmallGemm(MmaGemm):
         stores = rows * columns / 8 * (1 + n % 2 if is_flat else _STORES[vector])
         asked = _ASKED * blocks * rows * k if config["asks"] else _UNASKED
         late = (_UNCHAINED, 0.0, _LATE)[config.number("chained")]
-        busy = tiles.bm * tiles.bn * k * _PRODUCT[wgmma] + stores * _STORE[is_flat]
-        alone = _ROUND + waits * _WAIT + copies / tiles.warps * _WARP_COPY
-        return 1e-6 * (rounds * alone + share * busy + asked + late)
+        shifted = wgmma * k / 8 * (rows * (tiles.a_vector == 1) + columns * (tiles.b_vector == 1))
+        moved = 2 * batch * (m * k + k * n + m * n) * _MOVED
+        busy = copies * _COPY + tiles.bm * tiles.bn * k * _PRODUCT[wgmma] + stores * _STORE[is_flat]
+        alone = _ROUND + waits * _WAIT + (copies * _WARP_COPY + shifted * _SHIFT) / tiles.warps
+        return 1e-6 * (rounds * alone + share * busy + asked + moved + late)
 
     def kernel_workload(self, workload: Workload) -> Workload:
         return workload.replace(batch=ANY)

@@ -16,12 +16,22 @@ from tvmops.schedules.cuda.kernels.whole_operand import PART_AT, WholeOperand
 from tvmops.schedules.cuda.pieces import PIECE
 from tvmops.schedules.cuda.words import Scalar, c_call, do, when
 
-# The aligned piece that holds element `at`; what is beyond the array becomes 0.
+# The aligned piece that holds element `at`. That within which the array ends is read by element: nothing else
+# is behind it that may be read. What is beyond becomes 0.
 COPY_AROUND = """
 __forceinline__ __device__ void copy_around(unsigned to, const void* from, int at, int size, int there) {
-  const int first = at & ~7, nbytes = there ? 2 * max(min(size - first, 8), 0) : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::
-               "r"(to), "l"(static_cast<const unsigned short*>(from) + (nbytes ? first : 0)), "r"(nbytes) : "memory");
+  const int first = at & ~7, left = there ? size - first : 0;
+  const unsigned short* begin = static_cast<const unsigned short*>(from) + (left > 0 ? first : 0);
+  if (left <= 0 || left >= 8) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::
+                 "r"(to), "l"(begin), "r"(left > 0 ? 16 : 0) : "memory");
+    return;
+  }
+#pragma unroll 1
+  for (int i = 0; i < 8; ++i) {
+    const unsigned short element = i < left ? begin[i] : 0;
+    asm volatile("st.shared.u16 [%0], %1;" :: "r"(to + 2 * i), "h"(element) : "memory");
+  }
 }
 """
 # Rows of pieces of which the first begins at element `first` of the array, `length` further in each row;
