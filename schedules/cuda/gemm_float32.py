@@ -19,10 +19,14 @@ _AMPERE, _HOPPER = 80, 90  # cp.async; clusters
 _MOST_REGISTERS = 240  # of a thread
 _OTHER_REGISTERS = 20
 _VECTOR = 4  # elements: 16 bytes
-_SCHEDULERS = 4  # of a multiprocessor: warps that keep it busy, since products of a thread are independent
-# Issued instructions beside each multiplication, as an H100 showed them.
-_MULTIPLYING, _READING, _COPYING = 1.2, 2.0, 30.0
+_SCHEDULERS = 4  # of a multiprocessor
+# Of multiplying at the stated rate, and of what is issued beside it, as an H100 showed them.
+_MULTIPLYING, _READING, _COPYING = 0.72, 1.4, 14.0
+_WAITING = 0.35  # of a scheduler's time, where it has one warp, beside the time that it issues
+_PLACES = 0.9  # of the machine: clusters of 4 and more don't find room everywhere
+_MEETING_SECONDS = 0.7e-6  # of blocks or warps that share k
 _START_SECONDS = 3e-6
+_SHORT_SECONDS = 15e-6  # of a kernel that gains by an early launch; in others blocks of the next take places
 _RESERVED = 1024  # bytes of shared memory that the system takes of each block
 
 
@@ -53,7 +57,10 @@ class Float32Gemm(SimtGemm):
         space = self.space(workload, target)
         vectors = {knob.name: knob.values[0] for knob in space.knobs if "vector" in knob.name}
         legal = [config for knobs in _DEFAULTS if (config := Config.of(**{**knobs, **vectors})) in space]
-        return min(legal, key=lambda config: self.estimate(workload, target, config))
+        best = min(legal, key=lambda config: self.estimate(workload, target, config))
+        chained = best.replace(chained=1)
+        is_short = self.estimate(workload, target, best) < _SHORT_SECONDS
+        return chained if is_short and chained in space else best
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         # addresses take more registers where sizes are not known: no second block has room beside one
@@ -64,20 +71,22 @@ class Float32Gemm(SimtGemm):
         return [GenericKernel({"m": (1, 32)}, small), GenericKernel({}, large)]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        """Guess the seconds of all waves of blocks: multiplying, reading and copying factors."""
+        """Guess the seconds: of all waves of blocks, multiplying, reading and copying factors."""
         assert target.gpu is not None
         m, n, k, batch = (known(workload, name) for name in ("m", "n", "k", "batch"))
         tiles, gpu = tiles_of(config), target.gpu
-        blocks = batch * math.ceil(m / tiles.bm) * math.ceil(n / tiles.bn)
-        beside = max(1.0, min(float(tiles.beside), blocks / target.cores))
-        busy = min(1.0, tiles.threads / 32 * beside / _SCHEDULERS)
+        blocks = batch * math.ceil(m / tiles.bm) * math.ceil(n / tiles.bn) * tiles.splits
+        cores = target.cores * (_PLACES if tiles.splits >= 4 else 1.0)
+        beside = max(1.0, min(float(tiles.beside), blocks / cores))
+        warps = tiles.threads / 32 * beside / _SCHEDULERS
+        busy = warps / (warps + _WAITING)
         reads = _READING * (tiles.tm + tiles.tn) / (tiles.tm * tiles.tn)
         copies = _COPYING * (tiles.bm + tiles.bn) / (tiles.bm * tiles.bn)
-        each = (
-            2 * tiles.bm * tiles.bn * k / (gpu.flops / target.cores) * (_MULTIPLYING + reads + copies) / busy
-        )
+        work = 2 * tiles.bm * tiles.bn * k / tiles.splits
+        each = work / (gpu.flops / target.cores) * (_MULTIPLYING + reads + copies) / busy
         fewest = 4 * batch * (m * k + k * n + m * n) / gpu.bandwidth
-        return max(math.ceil(blocks / target.cores) * each, fewest) + _START_SECONDS
+        meeting = _MEETING_SECONDS * math.log2(tiles.splits * tiles.slices)
+        return max(math.ceil(blocks / cores) * each, fewest) + meeting + _START_SECONDS
 
     def kernel_workload(self, workload: Workload) -> Workload:
         """Return the workload itself: where sizes are known, copies need no addresses of their own."""
@@ -154,9 +163,16 @@ def _knobs(
 _DEFAULTS = (
     _knobs(16, 32, 16, 4, 4, 3, 1),
     _knobs(32, 32, 16, 4, 4, 3, 1),
+    _knobs(16, 64, 32, 4, 4, 3, 4, slices=2, splits=4),
+    _knobs(32, 64, 16, 4, 4, 3, 4),
     _knobs(64, 64, 16, 8, 4, 3, 2),
+    _knobs(64, 64, 16, 8, 4, 3, 2, splits=2),
     _knobs(64, 64, 32, 8, 8, 3, 2, slices=2),
+    _knobs(64, 64, 32, 8, 8, 3, 2, slices=2, splits=2),
+    _knobs(64, 64, 32, 8, 8, 3, 2, slices=4, splits=2),
     _knobs(64, 128, 16, 8, 8, 3, 2),
-    _knobs(128, 256, 16, 16, 8, 3, 1),
+    _knobs(64, 128, 16, 8, 8, 3, 2, slices=2, splits=2),
+    _knobs(128, 128, 16, 8, 8, 3, 1, splits=2),
+    _knobs(128, 256, 8, 16, 8, 3, 1),
     _knobs(128, 128, 16, 8, 8, 3, 2),
 )

@@ -35,23 +35,25 @@ from tvmops.schedules.cuda.words import (
 )
 
 _GRIDS = ((8, 4), (4, 8), (16, 2), (2, 16))  # of lanes
+# Sums that meet go by fours, which lie in neighbouring registers. Each is where its neighbour would be: a
+# register of the other bank than that of the factor of its column, lest both are read from one bank.
 _ADD_FOUR = """
-__forceinline__ __device__ void add_four_floats(float* sums, const void* from) {
+__forceinline__ __device__ void add_crossed_four(float* sums, const void* from) {
   const float4 four = *static_cast<const float4*>(from);
-  sums[0] += four.x;
-  sums[1] += four.y;
-  sums[2] += four.z;
-  sums[3] += four.w;
+  sums[1] += four.x;
+  sums[0] += four.y;
+  sums[3] += four.z;
+  sums[2] += four.w;
+}
+"""
+_LEAVE_FOUR = """
+__forceinline__ __device__ void leave_crossed_four(void* to, const float* sums) {
+  *static_cast<float4*>(to) = make_float4(sums[1], sums[0], sums[3], sums[2]);
 }
 """
 STORE_FOUR = """
 __forceinline__ __device__ void store_four_floats(void* to, const float* sums) {
   *static_cast<float4*>(to) = make_float4(sums[0], sums[1], sums[2], sums[3]);
-}
-"""
-_BEGINS_AT_FOUR = """
-__forceinline__ __device__ int begins_at_four(const void* array) {
-  return reinterpret_cast<unsigned long long>(array) % 16 == 0;
 }
 """
 
@@ -246,9 +248,7 @@ class Float32Kernel(SimtKernel):
     # The end: groups of warps, and blocks of a cluster, add up what they have.
 
     def _store(self) -> None:
-        t, n = self.tiles, self.product.n
-        begins = c_call("int32", "begins_at_four", self.c.data, source=_BEGINS_AT_FOUR)
-        self.by_four = T.Bind((T.truncmod(n, FOUR) == 0) & (begins != 0))
+        t = self.tiles
         thread = T.Bind(T.truncmod(self.a.thread, t.threads_of_slice))
         self.own = [self.meeting.ptr_to([i, thread, 0]) for i in range(t.fours)] if t.meets else []
         for part in range(1, t.slices):
@@ -258,7 +258,7 @@ class Float32Kernel(SimtKernel):
             do(T.cuda.cta_sync())
             with when(self.part == 0):
                 for i in range(t.fours):
-                    do(c_call("void", "add_four_floats", self._sum(i), self.own[i], source=_ADD_FOUR))
+                    do(c_call("void", "add_crossed_four", self._sum(i), self.own[i], source=_ADD_FOUR))
         if t.splits == 1:
             with when(self.part == 0):
                 for i in range(t.fours):
@@ -281,40 +281,29 @@ class Float32Kernel(SimtKernel):
 
     def _leave(self) -> None:
         for i in range(self.tiles.fours):
-            do(c_call("void", "store_four_floats", self.own[i], self._sum(i), source=STORE_FOUR))
+            do(c_call("void", "leave_crossed_four", self.own[i], self._sum(i), source=_LEAVE_FOUR))
 
     def _add_blocks(self, four: int) -> None:
         """Add up four sums of all blocks of the cluster."""
         address = T.Bind(T.cuda.cvta_generic_to_shared(self.own[four]))
         sums = add_four([(address, rank) for rank in range(self.tiles.splits)])
         for i, value in enumerate(sums):
-            T.buffer_store(self.sums, value, [four * FOUR + i])
+            T.buffer_store(self.sums, value, [four * FOUR + (i ^ 1)])
 
     def _store_four(self, four: int) -> None:
-        """Finish and store four neighbours of a row, together where rows of c allow it."""
+        """Finish and store four neighbours of a row: one by one, or sums would have to lie in fours before."""
         p, t = self.product, self.tiles
         i, j = four * FOUR // t.tn, four * FOUR % t.tn
         row = T.Bind(self.row + self.a.place_of(self.ty, i))
         column = T.Bind(self.column + self.b.place_of(self.tx, j))
         place = [self.item, row] if p.is_batched else [row]
         # of tiles that begin early, others store the first rows and columns
-        there = (
-            row >= self.first[0] if self.a.is_whole else row < p.m,
-            column + (FOUR - 1) >= self.first[1] if self.b.is_whole else column < p.n,
-        )
-        with when(tirx.And(*there)):
+        with when(row >= self.first[0] if self.a.is_whole else row < p.m):
             for e in range(FOUR):
-                at = tirx.min(column + e, p.n - 1)
-                value = finished(p, self.bias, self.residual, self.sums[four * FOUR + e], place, at)
-                T.buffer_store(self.sums, value, [four * FOUR + e])
-            with T.If(self.by_four):
-                with T.Then():
-                    to = self.c.ptr_to([*place, column])
-                    do(c_call("void", "store_four_floats", to, self._sum(four), source=STORE_FOUR))
-                with T.Else():
-                    for e in range(FOUR):
-                        with when(column + e >= self.first[1] if self.b.is_whole else column + e < p.n):
-                            T.buffer_store(self.c, self.sums[four * FOUR + e], [*place, column + e])
+                with when(column + e >= self.first[1] if self.b.is_whole else column + e < p.n):
+                    value = self.sums[four * FOUR + e]
+                    done = finished(p, self.bias, self.residual, value, place, column + e)
+                    T.buffer_store(self.c, done, [*place, column + e])
 
 
 def place_of_lane(lane: Any, grid: tuple[int, int]) -> tuple[Any, Any]:
