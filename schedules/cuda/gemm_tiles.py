@@ -11,6 +11,9 @@ _MOST_STAGES = 12  # more hide nothing that these do not
 _REGISTERS = 65_536  # of a multiprocessor
 _MOST_REGISTERS = 232  # of a thread that multiplies
 _RESERVED = 1024  # bytes of shared memory that the system takes of each block
+COPIERS, COPY_SLOTS = 3, 4  # warps of a block that copy beside a product, and rows that each has on their way
+MOST_COPIED = 72  # vectors of 16 bytes of such a row
+COPY_BYTES = 16 * (MOST_COPIED + 2)  # a row, the vector behind it, and where it goes
 PARTIAL_PAD = 8  # floats behind each row of a partial sum, so that rows start in different banks
 
 
@@ -27,9 +30,9 @@ class Tiles:
     multiprocessors: int
     shared_bytes: int  # of a multiprocessor, for one block
     store_buffers: int = 2  # of 64 x 64, a consumer
-    producer_registers: int = 40
     parts: int = 1  # blocks anywhere that do, whose sums a second kernel adds up
     streams: int = 0  # 1: blocks share the last tiles evenly (stream-K); more: as many share each tile
+    ahead: int = 0  # 1: operands are copied beside the product
     chained: int = 0  # 1: launched while the kernel before it ends, for whose results it waits by itself
 
     @classmethod
@@ -49,6 +52,11 @@ class Tiles:
         return self.bm // (64 * self.consumers)
 
     @property
+    def producer_registers(self) -> int:
+        """Registers of a thread that loads: fewer where three warpgroups multiply."""
+        return 24 if self.consumers > 2 else 56 if self.ahead else 40
+
+    @property
     def consumer_registers(self) -> int:
         """Registers of a thread, when the producers have given theirs away."""
         threads = 128 * (self.consumers + 1)
@@ -59,7 +67,7 @@ class Tiles:
     def stages(self) -> int:
         """Stages of the ring: as many as there is room for."""
         stores = self.consumers * self.store_buffers * 64 * 64 * 2 if self.split_k == self.parts == 1 else 0
-        room = (self.shared_bytes + _RESERVED) // self.beside - _RESERVED
+        room = (self.shared_bytes + _RESERVED) // self.beside - _RESERVED - self.ahead * COPIERS * COPY_SLOTS * COPY_BYTES
         return min((room - stores - 1024) // (self.stage_bytes + 16), _MOST_STAGES)
 
     @property

@@ -33,7 +33,8 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script import tirx as T
 
-from tvmops.schedules.cuda.gemm_tiles import PARTIAL_PAD, Tiles
+from tvmops.schedules.cuda.gemm_tiles import COPIERS, COPY_BYTES, COPY_SLOTS, PARTIAL_PAD, Tiles
+from tvmops.schedules.cuda.kernels.copy_ahead import CopyAhead, clear_counters
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form, Int8Form
 from tvmops.schedules.cuda.kernels.gemm_integers import Columns, IntegerArrays, IntegerResults
 from tvmops.schedules.cuda.kernels.gemm_operands import AcrossFloats, Operand
@@ -75,7 +76,9 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         a_map = T.meta_var(arrays_of.map_of("a", arrays, a_of.box))
         b_map = T.meta_var(arrays_of.map_of("b", arrays, b_of.box))
         c_map = T.meta_var(arrays_of.map_of_result(C) if BY_TMA else None)
-        copied = T.meta_var(arrays_of.make_copies(arrays, 8 * tiles.multiprocessors, CHAINED))
+        copied = T.meta_var(None if form.ahead else arrays_of.make_copies(arrays, 8 * tiles.multiprocessors, CHAINED))
+        ahead = T.meta_var(CopyAhead(arrays_of, arrays, tiles) if form.ahead else None)
+        counted = T.meta_var(clear_counters(arrays_of, arrays) if form.ahead else None)
         cleared = T.meta_var(clear_flags(arrays, tiles) if tiles.streams > 0 else None)
 
         with T.attr(0, "tirx.device_entry", True):
@@ -93,6 +96,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             As = pool.alloc(a_of.shape, DT, align=1024)
             Bs = pool.alloc(b_of.shape, DT, align=1024)
             Cs = pool.alloc((CONSUMERS, BUFFERS, 64, 64) if SPLIT == PARTS == 1 and not form.stores_directly else (1, 1, 1, 8), DT, align=1024)
+            slots = pool.alloc((COPIERS, COPY_SLOTS, COPY_BYTES) if form.ahead else (1, 1, 16), "uint8", align=16)
             zeros = T.meta_var(ZeroPoints(form, arrays, tiles, pool) if isinstance(form, Int8Form) else None)
             columns = T.meta_var(Columns(form, arrays, tiles, pool) if isinstance(form, Int8Form) else None)
             full = pool.alloc((STAGES,), "uint64", align=8)
@@ -126,15 +130,23 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                 T.ptx.setmaxnreg.dec.sync.aligned.u32(tiles.producer_registers)
                 if warp == 0:
                     if T.cuda.elect_sync():
+                        copied_all: T.int32 = 0
+                        widths = T.meta_var(ahead.begin() if form.ahead else (BK,))
                         while walk.tile < walk.count:
                             walk.locate()
                             for kt in T.serial(walk.steps):
+                                if form.ahead:
+                                    if (copied_all == 0) & (T.truncmod(kt * BK, widths[0]) == 0):
+                                        copied_all = ahead.wait(widths, walk.tm, walk.tn, kt * BK, walk.blocks)
                                 T.cuda.mbarrier_wait(empty.ptr_to([walk.stage]), walk.phase ^ 1)
                                 T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([walk.stage]), T.uint32(a_of.stage_bytes + b_of.stage_bytes))
                                 a_of.load(As, walk.stage, a_map, walk.tm * BM, (walk.first + kt) * BK, 0, walk.item, full.ptr_to([walk.stage]))
                                 b_of.load(Bs, walk.stage, b_map, walk.tn * BN, (walk.first + kt) * BK, part, walk.item, full.ptr_to([walk.stage]))
                                 walk.advance()
                             walk.go_on()
+                if form.ahead:
+                    if warp > 0:
+                        ahead.copy(slots, ahead.begin(), walk.first_columns, warp - 1, lane)
                 if integers:
                     if (warp > 0) & zeros.needed:
                         while walk.tile < walk.count:
