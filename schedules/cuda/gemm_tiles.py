@@ -32,6 +32,7 @@ class Tiles:
     store_buffers: int = 2  # of 64 x 64, a consumer
     parts: int = 1  # blocks anywhere that do, whose sums a second kernel adds up
     streams: int = 0  # 1: blocks share the last tiles evenly (stream-K); more: as many share each tile
+    abreast: int = 0  # 1: blocks of a cluster lie side by side, and share a tile of a
     ahead: int = 0  # 1: operands are copied beside the product
     chained: int = 0  # 1: launched while the kernel before it ends, for whose results it waits by itself
 
@@ -40,6 +41,16 @@ class Tiles:
         assert target.gpu is not None
         knobs = {name: int(value) for name, value in config.items}
         return cls(**knobs, multiprocessors=target.cores, shared_bytes=target.gpu.shared_bytes)
+
+    @property
+    def height(self) -> int:
+        """Rows of c of a cluster's tiles."""
+        return self.bm if self.abreast else self.bm * self.cluster
+
+    @property
+    def width(self) -> int:
+        """Columns of c of a cluster's tiles."""
+        return self.bn * self.cluster if self.abreast else self.bn
 
     @property
     def blocks(self) -> int:
@@ -54,7 +65,7 @@ class Tiles:
     @property
     def producer_registers(self) -> int:
         """Registers of a thread that loads: fewer where three warpgroups multiply."""
-        return 24 if self.consumers > 2 else 56 if self.ahead else 40
+        return 56 if self.ahead else 40 if self.consumers < 3 else 32
 
     @property
     def consumer_registers(self) -> int:

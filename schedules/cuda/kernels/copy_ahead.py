@@ -47,8 +47,10 @@ __forceinline__ __device__ void count_copied(unsigned* counter) {{
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;" :: "l"(counter) : "memory");
 }}
 __forceinline__ __device__ void fetch_vector(void* to, const void* from) {{
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::
-               "r"(static_cast<unsigned>(__cvta_generic_to_shared(to))), "l"(from) : "memory");
+  unsigned long long policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::
+               "r"(static_cast<unsigned>(__cvta_generic_to_shared(to))), "l"(from), "l"(policy) : "memory");
 }}
 __forceinline__ __device__ void commit_fetched() {{
   asm volatile("cp.async.commit_group;" ::: "memory");

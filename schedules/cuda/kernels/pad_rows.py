@@ -46,6 +46,14 @@ __forceinline__ __device__ uint4 by_element(const void* from, long long begin, l
 # A thread makes four vectors at a time, whose loads are on their way together. What is behind the last
 # whole vector of an array is read by element: nothing else is there.
 _PAD_ROWS = """
+__forceinline__ __device__ uint4 read_once(const uint4* from) {
+  unsigned long long policy;
+  uint4 v;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm("ld.global.nc.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;" :
+      "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from), "l"(policy));
+  return v;
+}
 __forceinline__ __device__ long long begin_of(unsigned at, unsigned vectors, int columns) {
   const unsigned row = at / vectors;
   return static_cast<long long>(row) * columns + 8 * (at - row * vectors);
@@ -67,7 +75,7 @@ __forceinline__ __device__ void pad_rows(void* to, const void* from, int rows, i
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const long long begin = begin_of(first + i * threads, vectors, columns);
-        x[i] = __ldg(whole + begin / 8), y[i] = __ldg(whole + begin / 8 + 1), shift[i] = begin % 8;
+        x[i] = read_once(whole + begin / 8), y[i] = read_once(whole + begin / 8 + 1), shift[i] = begin % 8;
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {

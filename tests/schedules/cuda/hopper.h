@@ -245,6 +245,7 @@ static inline void await_count(const unsigned* counter, int count) {
     swapcontext(&emulator::now->context, &emulator::scheduler);
   }
 }
+static inline uint4 read_once(const uint4* from) { return *from; }
 static inline void order_copied() {}
 static inline void fetch_vector(void* to, const void* from) {
   if (reinterpret_cast<uintptr_t>(from) % 16) emulator::fail("an address that is not aligned");

@@ -37,6 +37,7 @@ CASES = [
     ("m=131 n=203 k=601 dtype=float16 trans_b=true", knobs(128, 128, consumers=2), 2),
     ("m=131 n=1163 k=70 dtype=bfloat16 trans_a=true", knobs(64, 128, cluster=2), 4),
     ("m=70 n=65 k=640 dtype=bfloat16", knobs(64, 128), 2),
+    ("m=131 n=203 k=201 dtype=bfloat16", knobs(128, 80, consumers=2, cluster=2, abreast=1), 4),
     ("m=265 n=136 k=129 dtype=bfloat16 bias=true activation=relu", knobs(128, 128, consumers=2, cluster=2), 2),
 ]
 
@@ -57,7 +58,7 @@ def test_it_computes_the_product(text: str, chosen: dict[str, int], blocks: int,
     arrays["c"] = memory[GUARD:-GUARD].view(inputs[0].dtype).reshape(right.shape)
     workspace = np.full(1 << 22, 0xFFFF, np.uint16)
     boxes, at = [], 0
-    for name, box in (("a", tiles.bk if form.trans_a else tiles.bm), ("b", tiles.bn // tiles.cluster if form.trans_b else tiles.bk)):
+    for name, box in (("a", tiles.bk if form.trans_a else tiles.bm // (tiles.cluster if tiles.abreast else 1)), ("b", tiles.bn // tiles.cluster if form.trans_b else tiles.bk)):
         array = arrays[name]
         rows, columns = array.shape
         pitch = -(-columns // 64) * 64 if name in form.pads else columns
@@ -67,7 +68,7 @@ def test_it_computes_the_product(text: str, chosen: dict[str, int], blocks: int,
     boxes.append(TensorMap.of(arrays["c"], [n, m], [64, 64]))
     arguments = {**arrays, "workspace": workspace, "m": m, "n": n, "k": k, **dict(zip(("v", "v_1", "v_2"), boxes))}
     emulated(cubin, tmp_path)(1, arguments)
-    tile_count = -(-m // (tiles.bm * tiles.cluster)) * -(-n // tiles.bn)
+    tile_count = -(-m // tiles.height) * -(-n // tiles.width)
     grid = min(tile_count * tiles.cluster, blocks)
     emulated(cubin, tmp_path, 1)(grid, arguments, tiles.cluster, shared_bytes=tiles.shared_bytes)
     assert (memory[:GUARD] == 0xFFFF).all() and (memory[-GUARD:] == 0xFFFF).all()
