@@ -30,6 +30,7 @@ class Tiles:
     multiprocessors: int
     shared_bytes: int  # of a multiprocessor, for one block
     store_buffers: int = 2  # of 64 x 64, a consumer
+    producer_registers: int = 40
     parts: int = 1  # blocks anywhere that do, whose sums a second kernel adds up
     streams: int = 0  # 1: blocks share the last tiles evenly (stream-K); more: as many share each tile
     abreast: int = 0  # 1: blocks of a cluster lie side by side, and share a tile of a
@@ -40,6 +41,8 @@ class Tiles:
     def of(cls, config: Config, target: Target) -> Tiles:
         assert target.gpu is not None
         knobs = {name: int(value) for name, value in config.items}
+        if knobs["consumers"] > 2 or knobs.get("ahead"):
+            knobs["producer_registers"] = 56 if knobs.get("ahead") else 32
         return cls(**knobs, multiprocessors=target.cores, shared_bytes=target.gpu.shared_bytes)
 
     @property
@@ -61,11 +64,6 @@ class Tiles:
     def blocks_a_group(self) -> int:
         """Blocks of 64 rows that one consumer multiplies."""
         return self.bm // (64 * self.consumers)
-
-    @property
-    def producer_registers(self) -> int:
-        """Registers of a thread that loads: fewer where three warpgroups multiply."""
-        return 56 if self.ahead else 40 if self.consumers < 3 else 32
 
     @property
     def consumer_registers(self) -> int:

@@ -12,8 +12,6 @@ A task is eight rows of up to `MOST` vectors of 16 bytes. They come to a ring of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tvm.script import tirx as T
@@ -22,7 +20,7 @@ from tvm.tirx.script.builder import ir as builder
 from tvmops.schedules.cpu.emit import Extent
 from tvmops.schedules.cuda.gemm_tiles import COPIERS, COPY_BYTES, COPY_SLOTS, MOST_COPIED, Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, counters_of, end_of
-from tvmops.schedules.cuda.kernels.gemm_walk import variable
+from tvmops.schedules.cuda.kernels.gemm_walk import Walk, variable
 from tvmops.schedules.cuda.kernels.gemm_stream_k import again
 from tvmops.schedules.cuda.kernels.pad_rows import SHIFTED
 from tvmops.schedules.cuda.words import c_call, do, wait_for_kernels_before
@@ -182,40 +180,47 @@ __forceinline__ __device__ int await_copied(const void* words, int tm, int tn, i
 """
 
 
-@dataclass(frozen=True)
 class CopyAhead:
     """The copies of a product's operands, made beside it."""
 
-    arrays_of: Arrays
-    arrays: dict[str, Any]
-    tiles: Tiles
+    def __init__(self, arrays_of: Arrays, arrays: dict[str, Any], tiles: Tiles) -> None:
+        self.arrays_of, self.arrays, self.tiles = arrays_of, arrays, tiles
+        self.depth: Any = None  # of k, that is copied and waited for together
+        self.widths: tuple[Any, Any] = (None, None)  # of a row of a, of b, copied at a time
 
-    def begin(self) -> tuple[Any, Any, Any]:
-        """Return how much of k is waited for together, and how much of a row of a, of b, is copied at a time."""
+    def begin(self) -> None:
+        """Find out how rows are cut."""
         m, n, k = _sizes_here(self.arrays_of)
         form = self.arrays_of.form
-        depth = variable("depth", stretch_of(k))
-        a_width = variable("a_width", stretch_of(m)) if form.trans_a else depth
-        b_width = depth if form.trans_b else variable("b_width", stretch_of(n))
-        return depth, a_width, b_width
+        self.depth = variable("depth", stretch_of(k))
+        a_width = variable("a_width", stretch_of(m)) if form.trans_a else self.depth
+        b_width = self.depth if form.trans_b else variable("b_width", stretch_of(n))
+        self.widths = (a_width, b_width)
 
-    def copy(self, slots: Any, widths: Sequence[Any], columns: Any, warp: Any, lane: Any) -> None:
+    def copy(self, slots: Any, columns: Any, warp: Any, lane: Any) -> None:
         """Copy, as one warp of many, what no other does; first what up to `columns` of c need."""
+        self.begin()
         a, b = (self.arrays[name].data for name in "ab")
         a_to, b_to = (self._memory(name) for name in "ab")
-        m, n, k = self._sizes
+        place = (*self._sizes, columns, self.depth, *self.widths, lane)
+        source = SHIFTED + _WORDS + _COPY.format(**self._constants)
         ring = slots.ptr_to([warp, 0, 0])
-        do(
-            c_call(
-                "void", "copy_ahead", ring, self._counters, a_to, a, b_to, b, m, n, k, columns, *widths, lane,
-                source=SHIFTED + _WORDS + _COPY.format(**self._constants),
-            )
-        )  # fmt: skip
+        do(c_call("void", "copy_ahead", ring, self._counters, a_to, a, b_to, b, *place, source=source))
 
-    def wait(self, widths: Sequence[Any], tm: Any, tn: Any, first: Any, blocks: Any) -> Any:
-        """Wait for what a tile takes of a stretch of k that begins at `first`; return whether all is there."""
-        m, n, k = self._sizes
-        place = (tm, tn, m, n, k, first, *widths, blocks * COPIERS)
+    def begin_waiting(self) -> None:
+        self.begin()
+        self.known = variable("known", 0)  # whether all is there
+
+    # fmt: off
+    @T.inline
+    def wait(self, walk, step):
+        """Wait for what the tile takes of k from this step on."""
+        if (self.known == 0) & (T.truncmod(step * self.tiles.bk, self.depth) == 0):
+            self.known = self._await(walk, step * self.tiles.bk)
+    # fmt: on
+
+    def _await(self, walk: Walk, first: Any) -> Any:
+        place = (walk.tm, walk.tn, *self._sizes, first, self.depth, *self.widths, walk.blocks * COPIERS)
         source = _AWAIT + _AWAIT_TILE.format(**self._constants)
         return c_call("int32", "await_copied", self._counters, *place, source=source)
 

@@ -96,7 +96,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             As = pool.alloc(a_of.shape, DT, align=1024)
             Bs = pool.alloc(b_of.shape, DT, align=1024)
             Cs = pool.alloc((CONSUMERS, BUFFERS, 64, 64) if SPLIT == PARTS == 1 and not form.stores_directly else (1, 1, 1, 8), DT, align=1024)
-            slots = pool.alloc((COPIERS, COPY_SLOTS, COPY_BYTES) if form.ahead else (1, 1, 16), "uint8", align=16)
+            slots = T.meta_var(pool.alloc((COPIERS, COPY_SLOTS, COPY_BYTES), "uint8", align=16) if form.ahead else None)
             zeros = T.meta_var(ZeroPoints(form, arrays, tiles, pool) if isinstance(form, Int8Form) else None)
             columns = T.meta_var(Columns(form, arrays, tiles, pool) if isinstance(form, Int8Form) else None)
             full = pool.alloc((STAGES,), "uint64", align=8)
@@ -130,14 +130,13 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                 T.ptx.setmaxnreg.dec.sync.aligned.u32(tiles.producer_registers)
                 if warp == 0:
                     if T.cuda.elect_sync():
-                        copied_all: T.int32 = 0
-                        widths = T.meta_var(ahead.begin() if form.ahead else (BK,))
+                        if form.ahead:
+                            ahead.begin_waiting()
                         while walk.tile < walk.count:
                             walk.locate()
                             for kt in T.serial(walk.steps):
                                 if form.ahead:
-                                    if (copied_all == 0) & (T.truncmod(kt * BK, widths[0]) == 0):
-                                        copied_all = ahead.wait(widths, walk.tm, walk.tn, kt * BK, walk.blocks)
+                                    ahead.wait(walk, kt)
                                 T.cuda.mbarrier_wait(empty.ptr_to([walk.stage]), walk.phase ^ 1)
                                 T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([walk.stage]), T.uint32(a_of.stage_bytes + b_of.stage_bytes))
                                 a_of.load(As, walk.stage, a_map, walk.tm * BM, (walk.first + kt) * BK, part, walk.item, full.ptr_to([walk.stage]))
@@ -146,7 +145,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             walk.go_on()
                 if form.ahead:
                     if warp > 0:
-                        ahead.copy(slots, ahead.begin(), walk.first_columns, warp - 1, lane)
+                        ahead.copy(slots, walk.first_columns, warp - 1, lane)
                 if integers:
                     if (warp > 0) & zeros.needed:
                         while walk.tile < walk.count:
