@@ -11,8 +11,9 @@ _MOST_STAGES = 12  # more hide nothing that these do not
 _REGISTERS = 65_536  # of a multiprocessor
 _MOST_REGISTERS = 232  # of a thread that multiplies
 _RESERVED = 1024  # bytes of shared memory that the system takes of each block
-COPIERS, COPY_SLOTS = 3, 4  # warps of a block that copy beside a product, and rows that each has on their way
-MOST_COPIED = 72  # vectors of 16 bytes of such a row
+COPIERS, COPY_SLOTS = 3, 5  # warps of a block that copy beside a product, and rows that each has on their way
+COPY_ROWS = 16  # of a task
+MOST_COPIED = 64  # vectors of 16 bytes of such a row
 COPY_BYTES = 16 * (MOST_COPIED + 2)  # a row, the vector behind it, and where it goes
 PARTIAL_PAD = 8  # floats behind each row of a partial sum, so that rows start in different banks
 
@@ -34,7 +35,7 @@ class Tiles:
     parts: int = 1  # blocks anywhere that do, whose sums a second kernel adds up
     streams: int = 0  # 1: blocks share the last tiles evenly (stream-K); more: as many share each tile
     abreast: int = 0  # 1: blocks of a cluster lie side by side, and share a tile of a
-    ahead: int = 0  # 1: operands are copied beside the product
+    ahead: int = 0  # 1: b is copied beside the product; 2: both operands are
     chained: int = 0  # 1: launched while the kernel before it ends, for whose results it waits by itself
 
     @classmethod
@@ -76,7 +77,7 @@ class Tiles:
     def stages(self) -> int:
         """Stages of the ring: as many as there is room for."""
         stores = self.consumers * self.store_buffers * 64 * 64 * 2 if self.split_k == self.parts == 1 else 0
-        room = (self.shared_bytes + _RESERVED) // self.beside - _RESERVED - self.ahead * COPIERS * COPY_SLOTS * COPY_BYTES
+        room = (self.shared_bytes + _RESERVED) // self.beside - _RESERVED - (COPIERS * COPY_SLOTS * COPY_BYTES if self.ahead else 0)
         return min((room - stores - 1024) // (self.stage_bytes + 16), _MOST_STAGES)
 
     @property

@@ -18,7 +18,7 @@ from tvm.script import tirx as T
 from tvm.tirx.script.builder import ir as builder
 
 from tvmops.schedules.cpu.emit import Extent
-from tvmops.schedules.cuda.gemm_tiles import COPIERS, COPY_BYTES, COPY_SLOTS, MOST_COPIED, Tiles
+from tvmops.schedules.cuda.gemm_tiles import COPIERS, COPY_BYTES, COPY_ROWS, COPY_SLOTS, MOST_COPIED, Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, counters_of, end_of
 from tvmops.schedules.cuda.kernels.gemm_walk import Walk, variable
 from tvmops.schedules.cuda.kernels.gemm_stream_k import again
@@ -31,11 +31,14 @@ __forceinline__ __device__ void clear_counters(void* counters, int count, int th
   for (int at = thread; at < count; at += threads) static_cast<unsigned*>(counters)[at] = 0;
 }
 """
+# Under other names: a kernel beside this one may hold the same functions.
+_SHIFTED_HERE = SHIFTED.replace("shifted", "shifted_ahead").replace("by_element", "element_ahead")
 # Words between threads of the machine.
 _WORDS = f"""
 __forceinline__ __device__ int take_ticket(unsigned* counter) {{
-  unsigned ticket = 0;
-  if ((threadIdx.x & 31) == 0) ticket = atomicAdd(counter, 1u);
+  return (threadIdx.x & 31) == 0 ? atomicAdd(counter, 1u) : 0;
+}}
+__forceinline__ __device__ int ticket_of_all(int ticket) {{
   return __shfl_sync(0xFFFFFFFFu, ticket, 0);
 }}
 __forceinline__ __device__ void count_copied(unsigned* counter) {{
@@ -65,7 +68,9 @@ __forceinline__ __device__ void place_fetched(const char* slot, unsigned* counte
   const uint4* from = reinterpret_cast<const uint4*>(slot) + 1;
   uint4* to = reinterpret_cast<uint4*>(head.x | static_cast<unsigned long long>(head.y) << 32);
   const int vectors = head.z & 0xFFFF;
-  for (int i = lane; i < vectors; i += 32) to[i] = shifted(from[i], from[i + 1], head.z >> 16);
+#pragma unroll
+  for (int i = 0; i < {most}; i += 32)
+    if (i + lane < vectors) to[i + lane] = shifted_ahead(from[i + lane], from[i + lane + 1], head.z >> 16);
   if (head.w) count_copied(counters + head.w);
   __syncwarp();
 }}
@@ -76,31 +81,36 @@ __forceinline__ __device__ void copy_ahead(void* slots, void* words, void* a_to,
   const int stretches = (k + depth - 1) / depth;
   const int a_parts = {a_across} ? (m + a_width - 1) / a_width : (m + {bm} - 1) / {bm};
   const int b_parts = {b_across} ? (n + b_width - 1) / b_width : (n + {bn} - 1) / {bn};
-  const int a_units = {a_there} ? {a_across} ? a_parts * (depth / 8) : (m + 7) / 8 : 0;
-  const int b_units = {b_there} ? {b_across} ? b_parts * (depth / 8) : (n + 7) / 8 : 0;
-  const int b_early = min(b_units, {b_across} ? (early + b_width - 1) / b_width * (depth / 8) : (early + 7) / 8);
+  const int a_units = {a_there} ? {a_across} ? a_parts * (depth / {rows}) : (m + {rows} - 1) / {rows} : 0;
+  const int b_units = {b_there} ? {b_across} ? b_parts * (depth / {rows}) : (n + {rows} - 1) / {rows} : 0;
+  const int b_early = min(b_units, {b_across} ? (early + b_width - 1) / b_width * (depth / {rows}) : (early + {rows} - 1) / {rows});
   const int first = stretches * (a_units + b_early), all = stretches * (a_units + b_units);
   const int b_counters = 2 + ({a_there} ? stretches * a_parts : 0);
   const void* from = a;
   char* to = static_cast<char*>(a_to);
   long long begin = 0, size = 0;
   int columns = 0, rows = 0, vectors = 0, counter = 0, behind = 0;
+  bool more = true;
   int upcoming = take_ticket(counters);
   for (int step = 0; behind < {slots}; ++step) {{
-    while (rows <= 0 && upcoming < all) {{
-      const int late = upcoming >= first, each = late ? b_units - b_early : a_units + b_early;
-      const int number = late ? upcoming - first : upcoming, stretch = number / each;
+    while (rows <= 0 && more) {{
+      const int ticket = ticket_of_all(upcoming), late = ticket >= first;
+      if (ticket >= all) {{
+        more = false;
+        break;
+      }}
+      const int each = late ? b_units - b_early : a_units + b_early, number = late ? ticket - first : ticket, stretch = number / each;
       int unit = number - stretch * each + (late ? a_units + b_early : 0);
       upcoming = take_ticket(counters);
       const bool is_a = unit < a_units;
       unit -= is_a ? 0 : a_units;
       const bool across = is_a ? {a_across} : {b_across};
       const int lines = is_a ? m : n, parts = is_a ? a_parts : b_parts, width = is_a ? a_width : b_width;
-      const int part = across ? unit / (depth / 8) : unit * 8 / (is_a ? {bm} : {bn});
-      const int row = across ? stretch * depth + (unit - part * (depth / 8)) * 8 : unit * 8;
+      const int part = across ? unit / (depth / {rows}) : unit * {rows} / (is_a ? {bm} : {bn});
+      const int row = across ? stretch * depth + (unit - part * (depth / {rows})) * {rows} : unit * {rows};
       const int column = across ? part * width : stretch * depth;
       columns = across ? lines : k;
-      rows = min(8, (across ? min(k, (stretch + 1) * depth) : lines) - row);
+      rows = min({rows}, (across ? min(k, (stretch + 1) * depth) : lines) - row);
       vectors = (min(width, columns - column) + 7) / 8;
       counter = (is_a ? 2 : b_counters) + stretch * parts + part;
       from = is_a ? a : b;
@@ -120,7 +130,7 @@ __forceinline__ __device__ void copy_ahead(void* slots, void* words, void* a_to,
           fetch_vector(slot + 16 + 16 * i, static_cast<const uint4*>(from) + begin / 8 + i);
       else
         for (int i = lane; i < vectors; i += 32)
-          reinterpret_cast<uint4*>(to)[i] = by_element(from, begin + 8 * i, size);
+          reinterpret_cast<uint4*>(to)[i] = element_ahead(from, begin + 8 * i, size);
       begin += columns, to += (columns + 63) / 64 * 128, --rows;
     }} else {{
       ++behind;
@@ -155,9 +165,9 @@ __forceinline__ __device__ void await_parts(const unsigned* counters, int across
   if (tile * height >= size) return;
   const int end = min(tile * height + height, size);
   if (across)
-    for (int part = tile * height / width; part * width < end; ++part) await_count(counters + part, (rows + 7) / 8);
+    for (int part = tile * height / width; part * width < end; ++part) await_count(counters + part, rows);
   else
-    await_count(counters + tile, (end - tile * height + 7) / 8);
+    await_count(counters + tile, (end - tile * height + TASK - 1) / TASK);
 }
 """
 _AWAIT_TILE = """
@@ -169,7 +179,7 @@ __forceinline__ __device__ int await_copied(const void* words, int tm, int tn, i
     const int stretches = (k + depth - 1) / depth, stretch = first / depth;
     const int a_parts = {a_across} ? (m + a_width - 1) / a_width : (m + {bm} - 1) / {bm};
     const int b_parts = {b_across} ? (n + b_width - 1) / b_width : (n + {bn} - 1) / {bn};
-    const int rows = min(depth, k - first);
+    const int rows = (min(depth, k - first) + {rows} - 1) / {rows};
     if ({a_there}) await_parts(counters + 2 + stretch * a_parts, {a_across}, m, tm, {bm}, a_width, rows);
     if ({b_there})
       await_parts(counters + 2 + ({a_there} ? stretches * a_parts : 0) + stretch * b_parts, {b_across}, n, tn, {bn}, b_width, rows);
@@ -203,7 +213,7 @@ class CopyAhead:
         a, b = (self.arrays[name].data for name in "ab")
         a_to, b_to = (self._memory(name) for name in "ab")
         place = (*self._sizes, columns, self.depth, *self.widths, lane)
-        source = SHIFTED + _WORDS + _COPY.format(**self._constants)
+        source = _SHIFTED_HERE + _WORDS + _COPY.format(**self._constants)
         ring = slots.ptr_to([warp, 0, 0])
         do(c_call("void", "copy_ahead", ring, self._counters, a_to, a, b_to, b, *place, source=source))
 
@@ -221,7 +231,7 @@ class CopyAhead:
 
     def _await(self, walk: Walk, first: Any) -> Any:
         place = (walk.tm, walk.tn, *self._sizes, first, self.depth, *self.widths, walk.blocks * COPIERS)
-        source = _AWAIT + _AWAIT_TILE.format(**self._constants)
+        source = _AWAIT.replace("TASK", str(COPY_ROWS)) + _AWAIT_TILE.format(**self._constants)
         return c_call("int32", "await_copied", self._counters, *place, source=source)
 
     @property
@@ -240,12 +250,14 @@ class CopyAhead:
     def _constants(self) -> dict[str, int]:
         form = self.arrays_of.form
         return {
-            "a_there": int("a" in form.pads),
-            "b_there": int("b" in form.pads),
+            "a_there": int("a" in form.ahead),
+            "b_there": int("b" in form.ahead),
             "a_across": int(form.trans_a),
             "b_across": int(not form.trans_b),
             "bm": self.tiles.bm,
             "bn": self.tiles.bn,
+            "rows": COPY_ROWS,
+            "most": MOST_COPIED,
             "slots": COPY_SLOTS,
             "slot_bytes": COPY_BYTES,
         }

@@ -39,7 +39,7 @@ class Form:
     loose: bool = False  # whether the rows of the result do
     parts: int = 1  # stretches of k whose sums meet in a workspace
     left_bytes: int = 0  # of a workspace for sums that blocks leave each other
-    ahead: bool = False  # whether copies are made beside the product
+    ahead: tuple[str, ...] = ()  # of these, those that are copied beside the product
     turned: bool = False  # c^T = b^T a^T is what is multiplied: b of the caller is a here, m is n
 
     @property
@@ -183,10 +183,10 @@ class Arrays:
 
     def make_copies(self, arrays: dict[str, Any], blocks: int, chained: bool) -> int:
         """Emit the kernel of `blocks` blocks that makes the copies, if there are any; return how many."""
-        if self.copies:
-            copies = [(arrays[name], copy) for name, copy in self.copies.items()]
+        copies = [(arrays[name], self.copies[name]) for name in self.copies if name not in self.form.ahead]
+        if copies:
             pad_rows(arrays["workspace"], copies, blocks, chained)
-        return len(self.copies)
+        return len(copies)
 
 
 def workspace_function(form: Form) -> tirx.PrimFunc:

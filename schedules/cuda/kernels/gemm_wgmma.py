@@ -56,7 +56,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     BM, BN, BK, STAGES = tiles.bm, tiles.bn, tiles.bk, tiles.stages
     CONSUMERS, WM, BUFFERS = tiles.consumers, tiles.blocks_a_group, tiles.store_buffers
     SHARE, SPLIT = tiles.cluster, tiles.split_k
-    CLUSTER, CHAINED, PARTS = SHARE * SPLIT, bool(tiles.chained), form.parts
+    CLUSTER, CHAINED, PARTS, AHEAD = SHARE * SPLIT, bool(tiles.chained), form.parts, bool(form.ahead)
     sums_form = form if PARTS == 1 else form.sums
     BY_TMA = sums_form.stores_by_tma and BN % 64 == 0
     HEIGHT = BN if form.turned else BM  # of a tile of c
@@ -76,9 +76,9 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         a_map = T.meta_var(arrays_of.map_of("a", arrays, a_of.box))
         b_map = T.meta_var(arrays_of.map_of("b", arrays, b_of.box))
         c_map = T.meta_var(arrays_of.map_of_result(C) if BY_TMA else None)
-        copied = T.meta_var(None if form.ahead else arrays_of.make_copies(arrays, 8 * tiles.multiprocessors, CHAINED))
-        ahead = T.meta_var(CopyAhead(arrays_of, arrays, tiles) if form.ahead else None)
-        counted = T.meta_var(clear_counters(arrays_of, arrays) if form.ahead else None)
+        copied = T.meta_var(arrays_of.make_copies(arrays, 8 * tiles.multiprocessors, CHAINED))
+        ahead = T.meta_var(CopyAhead(arrays_of, arrays, tiles) if AHEAD else None)
+        counted = T.meta_var(clear_counters(arrays_of, arrays) if AHEAD else None)
         cleared = T.meta_var(clear_flags(arrays, tiles) if tiles.streams > 0 else None)
 
         with T.attr(0, "tirx.device_entry", True):
@@ -96,7 +96,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             As = pool.alloc(a_of.shape, DT, align=1024)
             Bs = pool.alloc(b_of.shape, DT, align=1024)
             Cs = pool.alloc((CONSUMERS, BUFFERS, 64, 64) if SPLIT == PARTS == 1 and not form.stores_directly else (1, 1, 1, 8), DT, align=1024)
-            slots = T.meta_var(pool.alloc((COPIERS, COPY_SLOTS, COPY_BYTES), "uint8", align=16) if form.ahead else None)
+            slots = T.meta_var(pool.alloc((COPIERS, COPY_SLOTS, COPY_BYTES), "uint8", align=16) if AHEAD else None)
             zeros = T.meta_var(ZeroPoints(form, arrays, tiles, pool) if isinstance(form, Int8Form) else None)
             columns = T.meta_var(Columns(form, arrays, tiles, pool) if isinstance(form, Int8Form) else None)
             full = pool.alloc((STAGES,), "uint64", align=8)
@@ -130,12 +130,12 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                 T.ptx.setmaxnreg.dec.sync.aligned.u32(tiles.producer_registers)
                 if warp == 0:
                     if T.cuda.elect_sync():
-                        if form.ahead:
+                        if AHEAD:
                             ahead.begin_waiting()
                         while walk.tile < walk.count:
                             walk.locate()
                             for kt in T.serial(walk.steps):
-                                if form.ahead:
+                                if AHEAD:
                                     ahead.wait(walk, kt)
                                 T.cuda.mbarrier_wait(empty.ptr_to([walk.stage]), walk.phase ^ 1)
                                 T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([walk.stage]), T.uint32(a_of.stage_bytes + b_of.stage_bytes))
@@ -143,7 +143,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                                 b_of.load(Bs, walk.stage, b_map, walk.tn * BN, (walk.first + kt) * BK, part, walk.item, full.ptr_to([walk.stage]))
                                 walk.advance()
                             walk.go_on()
-                if form.ahead:
+                if AHEAD:
                     if warp > 0:
                         ahead.copy(slots, walk.first_columns, warp - 1, lane)
                 if integers:

@@ -225,12 +225,15 @@ static inline void await_flag(const void* flags, int number) {
   }
 }
 static inline int take_ticket(unsigned* counter) {
+  return emulator::lane() == 0 ? (*counter)++ : 0;
+}
+static inline int ticket_of_all(int ticket) {
   auto& warp = emulator::warp();
-  if (emulator::lane() == 0) warp.words[0][0] = (*counter)++;
+  if (emulator::lane() == 0) warp.words[0][0] = ticket;
   emulator::meet(warp.group);
-  const int ticket = warp.words[0][0];
+  const int first = warp.words[0][0];
   emulator::meet(warp.group);
-  return ticket;
+  return first;
 }
 static inline void count_copied(unsigned* counter) {
   emulator::meet(emulator::warp().group);
@@ -253,7 +256,7 @@ static inline void fetch_vector(void* to, const void* from) {
 }
 static inline void commit_fetched() { emulator::now->groups.emplace_back(); }
 static inline void await_fetched() {
-  wait_group(3);
+  wait_group(4);
   emulator::meet(emulator::warp().group);
 }
 static inline bool tvm_builtin_elect_one_sync_op() { return emulator::lane() == 0; }
