@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from itertools import product
 
 from tvm import IRModule
 
-from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm, form_of, is_ragged
+from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm, form_of, is_legal, is_ragged, tiles_of_c
 from tvmops.schedules.cuda.kernels.gemm_arrays import Form, workspace_function
 from tvmops.schedules.template import GenericKernel
 from tvmops.signatures import ANY
@@ -18,14 +20,27 @@ from tvmops.workloads import Workload
 _ALIGNED = 8  # elements: what stands for every aligned size
 _FROM_SIZE = 65  # of m: for less, a copy of b takes longer than the product
 _ANY_SIZE = 1 << 30
-_START_SECONDS = 1.5e-6  # of a second kernel
+# Of the guess, fitted to what an H100 took for 40 configs of 6 shapes.
+_START_SECONDS = 4.5e-6  # of two kernels, until the first stage is there, and for what follows the last
+_TILE_SECONDS = 1e-6  # for what follows the sums of a tile
+_COPIED = 0.77  # of the bandwidth that the target states, when rows are copied
+_MULTIPLIED = 0.85  # of the rate that it states
+_TAKEN = 9e10  # bytes a second that one multiprocessor loads at most, and
+_FROM_L2 = 7.3e12  # all together
+_SHARED = 0.75  # of the time of loading a tile, where two blocks load one
+_THREE = 1.08  # times as long, where three warpgroups multiply
+_MEETING_SECONDS = 1e-6  # of the blocks of a cluster, each that shares a sum, or all that share loads
+
+_HEIGHTS = (64, 128, 192, 256)
+_WIDTHS = tuple(range(64, 257, 16))
+_SHAPES = ((64, 1), (128, 2), (128, 1), (192, 3), (256, 2))  # of a tile: its rows, and warpgroups for them
 
 
 class PaddedGemm(WgmmaGemm):
     """`WgmmaGemm` on copies of those operands that TMA can't take."""
 
     name = "cuda.gemm_padded"
-    version = 2
+    version = 3
 
     def covers(self, workload: Workload, target: Target) -> bool:
         if workload.op != "matmul" or target.gpu is None or target.gpu.code != "sm_90a":
@@ -37,30 +52,48 @@ class PaddedGemm(WgmmaGemm):
         )
 
     def space(self, workload: Workload, target: Target) -> Space:
-        whole = super().space(workload, target)
-        knobs = (*whole.knobs, Knob("chained", (1,)))
-        return Space(self.name, knobs, whole.is_legal)
+        m, n, _ = workload.dims("m", "n", "k")
+        knobs = {knob.name: knob for knob in super().space(workload, target).knobs}
+        knobs["bm"] = Knob("bm", tuple(bm for bm in _HEIGHTS if bm < 2 * max(m, 64)))
+        knobs["bn"] = Knob("bn", tuple(bn for bn in _WIDTHS if bn < 2 * max(n, 64)))
+        knobs["consumers"] = Knob("consumers", (1, 2, 3) if m > 64 else (1,))
+        more = (Knob("abreast", (0, 1)), Knob("chained", (1,)))
+        return Space(self.name, (*knobs.values(), *more), lambda config: is_legal(config, workload, target))
 
     def choices(self, workload: Workload) -> list[Config]:
-        return [Config.of(**config.as_dict(), chained=1) for config in super().choices(workload)]
+        """Return tiles of all shapes, since waves decide, and those whose sums clusters share."""
+        split = [config for config in super().choices(workload) if config.number("split_k") > 1]
+        return [*_CHOICES, *map(_chained, split)]
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         (*_, some, many) = super().generic(workload, target)
         return [
-            GenericKernel({"m": (_FROM_SIZE, 1024)}, Config.of(**some.config.as_dict(), chained=1)),
-            GenericKernel({"m": (1025, _ANY_SIZE)}, Config.of(**many.config.as_dict(), chained=1)),
+            GenericKernel({"m": (_FROM_SIZE, 1024)}, _chained(some.config)),
+            GenericKernel({"m": (1025, _ANY_SIZE)}, _chained(many.config)),
         ]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        """Guess the seconds: those of the product, and of reading and writing what is copied."""
+        """Guess the seconds: of copies, and of each wave of tiles the slower of multiplying and loading."""
         assert target.gpu is not None
+        gpu, tiles = target.gpu, self.tiles_of(config, target)
         m, n, k, batch = workload.dims("m", "n", "k", "batch")
         shared = str(workload["shared"])
         sizes = {"a": m * k, "b": k * n}
         elements = sum(sizes[each] * (1 if shared == each else batch) for each in pads_of(workload))
-        return (
-            super().estimate(workload, target, config) + 4 * elements / target.gpu.bandwidth + _START_SECONDS
-        )
+        blocks = tiles_of_c(workload, tiles) * tiles.split_k
+        depth = math.ceil(math.ceil(k / tiles.bk) / tiles.split_k) * tiles.bk
+        rate = _MULTIPLIED * gpu.tensor_flops / tiles.blocks / (_THREE if tiles.consumers == 3 else 1.0)
+        multiply = 2 * tiles.bm * tiles.bn * depth / rate
+        columns = tiles.bn if workload["trans_b"] else math.ceil(tiles.bn / 64) * 64
+        rows = tiles.bm
+        if tiles.cluster > 1:
+            rows, columns = (_SHARED * rows, columns) if tiles.abreast else (rows, _SHARED * columns)
+        load = 2 * (rows + columns) * depth / min(_TAKEN, _FROM_L2 / min(blocks, tiles.blocks))
+        load *= _THREE if tiles.consumers == 3 else 1.0
+        waves = math.ceil(blocks / tiles.blocks)
+        meeting = _MEETING_SECONDS * (tiles.split_k if tiles.split_k > 1 else tiles.cluster - 1)
+        copies = 4 * elements / (_COPIED * gpu.bandwidth)
+        return copies + waves * (max(multiply, load) + _TILE_SECONDS) + meeting + _START_SECONDS
 
     def kernel_workload(self, workload: Workload) -> Workload:
         """Return the workload with `*` for sizes, but those along rows that TMA takes."""
@@ -80,7 +113,24 @@ class PaddedGemm(WgmmaGemm):
         return module
 
 
+def _chained(config: Config) -> Config:
+    return Config.of(**config.as_dict(), abreast=0, chained=1)
+
+
 def pads_of(workload: Workload) -> tuple[str, ...]:
     """Return the operands whose rows begin where TMA can't, or may do so."""
     rows = {"a": "m" if workload["trans_a"] else "k", "b": "k" if workload["trans_b"] else "n"}
     return tuple(name for name, dim in rows.items() if workload[dim] == ANY or is_ragged(workload, dim))
+
+
+# Blocks side by side gain where three warpgroups multiply, and lose elsewhere.
+_CHOICES = tuple(
+    Config.of(
+        bm=bm, bn=bn, bk=64, consumers=consumers, cluster=cluster, split_k=1, group=group, beside=1,
+        abreast=abreast, chained=1,
+    )
+    for (bm, consumers), bn, (cluster, abreast), group in product(
+        _SHAPES, _WIDTHS, ((1, 0), (2, 0), (2, 1)), (4, 1)
+    )
+    if consumers == 3 or not abreast
+)  # fmt: skip

@@ -185,7 +185,7 @@ class Arrays:
         """Emit the kernel of `blocks` blocks that makes the copies, if there are any; return how many."""
         copies = [(arrays[name], self.copies[name]) for name in self.copies if name not in self.form.ahead]
         if copies:
-            pad_rows(arrays["workspace"], copies, blocks, chained)
+            pad_rows(arrays["workspace"], copies, blocks, chained, once=self.form.item == 2)
         return len(copies)
 
 

@@ -45,15 +45,18 @@ __forceinline__ __device__ uint4 by_element(const void* from, long long begin, l
 """
 # A thread makes four vectors at a time, whose loads are on their way together. What is behind the last
 # whole vector of an array is read by element: nothing else is there.
-_PAD_ROWS = """
+# Originals leave L2 first, and copies stay.
+_READ_ONCE = """
 __forceinline__ __device__ uint4 read_once(const uint4* from) {
   unsigned long long policy;
   uint4 v;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  asm("ld.global.nc.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;" :
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile("ld.global.nc.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;" :
       "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from), "l"(policy));
   return v;
 }
+"""
+_PAD_ROWS = """
 __forceinline__ __device__ long long begin_of(unsigned at, unsigned vectors, int columns) {
   const unsigned row = at / vectors;
   return static_cast<long long>(row) * columns + 8 * (at - row * vectors);
@@ -75,7 +78,7 @@ __forceinline__ __device__ void pad_rows(void* to, const void* from, int rows, i
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const long long begin = begin_of(first + i * threads, vectors, columns);
-        x[i] = read_once(whole + begin / 8), y[i] = read_once(whole + begin / 8 + 1), shift[i] = begin % 8;
+        x[i] = __ldg(whole + begin / 8), y[i] = __ldg(whole + begin / 8 + 1), shift[i] = begin % 8;
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -109,8 +112,14 @@ class Padded:
         return self.offset + T.Cast("int64", self.rows) * T.Cast("int64", self.pitch * 2)
 
 
-def pad_rows(workspace: Any, copies: Sequence[tuple[Any, Padded]], blocks: int, chained: bool) -> None:
-    """Emit a kernel of `blocks` blocks that makes copies of arrays, each with its `Padded`."""
+def pad_rows(
+    workspace: Any, copies: Sequence[tuple[Any, Padded]], blocks: int, chained: bool, once: bool = False
+) -> None:
+    """Emit a kernel of `blocks` blocks that makes copies of arrays, each with its `Padded`.
+
+    With `once` the cache keeps the copies rather than the arrays.
+    """
+    source = _READ_ONCE + _PAD_ROWS.replace("__ldg(whole", "read_once(whole") if once else _PAD_ROWS
     with T.attr(0, "tirx.device_entry", True):
         block = T.cta_id([blocks])
         warp, lane = T.warp_id([_WARPS]), T.lane_id([32])
@@ -123,6 +132,6 @@ def pad_rows(workspace: Any, copies: Sequence[tuple[Any, Padded]], blocks: int, 
             do(
                 c_call(
                     "void", "pad_rows", to, array.data, copy.rows, copy.columns, thread, threads,
-                    source=SHIFTED + _PAD_ROWS,
+                    source=SHIFTED + source,
                 )
             )  # fmt: skip
