@@ -8,7 +8,8 @@ from itertools import product
 
 from tvm import IRModule
 
-from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm, form_of, is_legal, is_ragged, tiles_of_c
+from tvmops.schedules.cuda.gemm_tiles import Tiles
+from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm, form_of, is_legal, is_ragged
 from tvmops.schedules.cuda.kernels.gemm_arrays import Form, workspace_function
 from tvmops.schedules.template import GenericKernel
 from tvmops.signatures import ANY
@@ -75,25 +76,22 @@ class PaddedGemm(WgmmaGemm):
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Guess the seconds: of copies, and of each wave of tiles the slower of multiplying and loading."""
         assert target.gpu is not None
-        gpu, tiles = target.gpu, self.tiles_of(config, target)
+        tiles = self.tiles_of(config, target)
         m, n, k, batch = workload.dims("m", "n", "k", "batch")
         shared = str(workload["shared"])
         sizes = {"a": m * k, "b": k * n}
         elements = sum(sizes[each] * (1 if shared == each else batch) for each in pads_of(workload))
-        blocks = tiles_of_c(workload, tiles) * tiles.split_k
-        depth = math.ceil(math.ceil(k / tiles.bk) / tiles.split_k) * tiles.bk
-        rate = _MULTIPLIED * gpu.tensor_flops / tiles.blocks / (_THREE if tiles.consumers == 3 else 1.0)
-        multiply = 2 * tiles.bm * tiles.bn * depth / rate
-        columns = tiles.bn if workload["trans_b"] else math.ceil(tiles.bn / 64) * 64
-        rows = tiles.bm
-        if tiles.cluster > 1:
-            rows, columns = (_SHARED * rows, columns) if tiles.abreast else (rows, _SHARED * columns)
-        load = 2 * (rows + columns) * depth / min(_TAKEN, _FROM_L2 / min(blocks, tiles.blocks))
-        load *= _THREE if tiles.consumers == 3 else 1.0
+        copies = 4 * elements / (_COPIED * target.gpu.bandwidth)
+        clusters = math.ceil(m / tiles.height) * math.ceil(n / tiles.width) * batch
+        blocks = clusters * tiles.cluster * tiles.split_k
+        steps = math.ceil(math.ceil(k / tiles.bk) / tiles.split_k)
+        rate = _MULTIPLIED * target.gpu.tensor_flops / tiles.blocks
+        multiply = 2 * tiles.bm * tiles.bn * tiles.bk / rate
+        load = _loaded(tiles, bool(workload["trans_b"])) / min(_TAKEN, _FROM_L2 / min(blocks, tiles.blocks))
+        step = max(multiply, load) * (_THREE if tiles.consumers == 3 else 1.0)
         waves = math.ceil(blocks / tiles.blocks)
         meeting = _MEETING_SECONDS * (tiles.split_k if tiles.split_k > 1 else tiles.cluster - 1)
-        copies = 4 * elements / (_COPIED * gpu.bandwidth)
-        return copies + waves * (max(multiply, load) + _TILE_SECONDS) + meeting + _START_SECONDS
+        return copies + waves * (steps * step + _TILE_SECONDS) + meeting + _START_SECONDS
 
     def kernel_workload(self, workload: Workload) -> Workload:
         """Return the workload with `*` for sizes, but those along rows that TMA takes."""
@@ -111,6 +109,16 @@ class PaddedGemm(WgmmaGemm):
         if form.pads:
             module["main_workspace"] = workspace_function(form)
         return module
+
+
+def _loaded(tiles: Tiles, along: bool) -> float:
+    """Return the bytes of a stage, what blocks share counted less; columns come by 64 unless b lies along k."""
+    rows, columns = float(tiles.bm), float(tiles.bn if along else math.ceil(tiles.bn / 64) * 64)
+    if tiles.cluster > 1 and tiles.abreast:
+        rows *= _SHARED
+    elif tiles.cluster > 1:
+        columns *= _SHARED
+    return 2 * (rows + columns) * tiles.bk
 
 
 def _chained(config: Config) -> Config:

@@ -10,11 +10,8 @@ from tvmops.targets import Target
 _MOST_STAGES = 12  # more hide nothing that these do not
 _REGISTERS = 65_536  # of a multiprocessor
 _MOST_REGISTERS = 232  # of a thread that multiplies
+_FEWER_REGISTERS = 32  # of a thread that loads, where three warpgroups multiply
 _RESERVED = 1024  # bytes of shared memory that the system takes of each block
-COPIERS, COPY_SLOTS = 3, 5  # warps of a block that copy beside a product, and rows that each has on their way
-COPY_ROWS = 16  # of a task
-MOST_COPIED = 64  # vectors of 16 bytes of such a row
-COPY_BYTES = 16 * (MOST_COPIED + 2)  # a row, the vector behind it, and where it goes
 PARTIAL_PAD = 8  # floats behind each row of a partial sum, so that rows start in different banks
 
 
@@ -35,15 +32,14 @@ class Tiles:
     parts: int = 1  # blocks anywhere that do, whose sums a second kernel adds up
     streams: int = 0  # 1: blocks share the last tiles evenly (stream-K); more: as many share each tile
     abreast: int = 0  # 1: blocks of a cluster lie side by side, and share a tile of a
-    ahead: int = 0  # 1: b is copied beside the product; 2: both operands are
     chained: int = 0  # 1: launched while the kernel before it ends, for whose results it waits by itself
 
     @classmethod
     def of(cls, config: Config, target: Target) -> Tiles:
         assert target.gpu is not None
         knobs = {name: int(value) for name, value in config.items}
-        if knobs["consumers"] > 2 or knobs.get("ahead"):
-            knobs["producer_registers"] = 56 if knobs.get("ahead") else 32
+        if knobs["consumers"] > 2:
+            knobs["producer_registers"] = _FEWER_REGISTERS
         return cls(**knobs, multiprocessors=target.cores, shared_bytes=target.gpu.shared_bytes)
 
     @property
@@ -77,7 +73,7 @@ class Tiles:
     def stages(self) -> int:
         """Stages of the ring: as many as there is room for."""
         stores = self.consumers * self.store_buffers * 64 * 64 * 2 if self.split_k == self.parts == 1 else 0
-        room = (self.shared_bytes + _RESERVED) // self.beside - _RESERVED - (COPIERS * COPY_SLOTS * COPY_BYTES if self.ahead else 0)
+        room = (self.shared_bytes + _RESERVED) // self.beside - _RESERVED
         return min((room - stores - 1024) // (self.stage_bytes + 16), _MOST_STAGES)
 
     @property

@@ -9,7 +9,6 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx.script.builder import ir as builder
 
-from tvmops.schedules.cuda.gemm_tiles import MOST_COPIED
 from tvmops.schedules.cuda.kernels.pad_rows import Padded, pad_rows
 from tvmops.schedules.cuda.words import do
 
@@ -39,7 +38,6 @@ class Form:
     loose: bool = False  # whether the rows of the result do
     parts: int = 1  # stretches of k whose sums meet in a workspace
     left_bytes: int = 0  # of a workspace for sums that blocks leave each other
-    ahead: tuple[str, ...] = ()  # of these, those that are copied beside the product
     turned: bool = False  # c^T = b^T a^T is what is multiplied: b of the caller is a here, m is n
 
     @property
@@ -101,7 +99,10 @@ class Arrays:
         # All travel as elements of 16 bits, and `pairs` counts these: rows of 128 bytes are what is multiplied.
         self.dtype = form.dtype if form.item == 2 else "bfloat16"
         self.pairs = {1: T.truncdiv(self.k, 2), 2: self.k, 4: self.k * 2}[form.item]
-        self.matrices = self._matrices(self.m, self.n, self.pairs)
+        self.matrices = {
+            "a": self._across() if form.trans_a else (self.m, self.pairs),
+            "b": (self.n, self.pairs) if form.trans_b else (self.pairs, self.n),
+        }
         self.names = (
             {"a": "b", "b": "a"} if form.turned else {"a": "a", "b": "b"}
         )  # that callers know them by
@@ -109,33 +110,20 @@ class Arrays:
             each: (self.batch,) if form.batched and form.shared != self.names.get(each) else ()
             for each in "abc"
         }
-        self.copies = self.copies_of(self.m, self.n, self.pairs)
-        self.workspace_bytes = end_of(self.copies)
-        if form.ahead:
-            self.workspace_bytes += 4 * counters_of(self.m, self.n, self.k)
+        self.copies: dict[str, Padded] = {}
+        self.workspace_bytes: Any = T.int64(0)
+        for name in form.pads:
+            rows, columns = self.matrices[name]
+            items = self.batch if self.items[name] else 1
+            copy = Padded(rows * items, columns, self.workspace_bytes)
+            self.copies[name], self.workspace_bytes = copy, copy.end
         self.workspace_bytes += form.left_bytes
         if form.parts > 1:
             self.workspace_bytes += T.Cast("int64", self.m) * T.Cast("int64", self.n) * (4 * form.parts)
 
-    def _matrices(self, m: Any, n: Any, k: Any) -> dict[str, tuple[Any, Any]]:
-        form = self.form
-        return {
-            "a": self._across() if form.trans_a and form.item == 4 else (k, m) if form.trans_a else (m, k),
-            "b": (n, k) if form.trans_b else (k, n),
-        }
-
-    def copies_of(self, m: Any, n: Any, k: Any) -> dict[str, Padded]:
-        """Return the copies of operands in the workspace, one behind the other, for a product of these sizes."""
-        copies: dict[str, Padded] = {}
-        for name in self.form.pads:
-            rows, columns = self._matrices(m, n, k)[name]
-            items = self.batch if self.items[name] else 1
-            copies[name] = Padded(rows * items, columns, end_of(copies))
-        return copies
-
     def _across(self) -> tuple[Any, Any]:
-        """Return the rows and columns of an a of floats whose rows lie across k."""
-        return self.k, self.m * 2
+        """Return the rows and columns of an a whose rows lie across k."""
+        return (self.k, self.m * 2) if self.form.item == 4 else (self.pairs, self.m)
 
     def _floats(self) -> dict[str, Any]:
         """Return the factors, as callers know them, where their elements have 4 bytes."""
@@ -183,10 +171,10 @@ class Arrays:
 
     def make_copies(self, arrays: dict[str, Any], blocks: int, chained: bool) -> int:
         """Emit the kernel of `blocks` blocks that makes the copies, if there are any; return how many."""
-        copies = [(arrays[name], self.copies[name]) for name in self.copies if name not in self.form.ahead]
-        if copies:
+        if self.copies:
+            copies = [(arrays[name], copy) for name, copy in self.copies.items()]
             pad_rows(arrays["workspace"], copies, blocks, chained, once=self.form.item == 2)
-        return len(copies)
+        return len(self.copies)
 
 
 def workspace_function(form: Form) -> tirx.PrimFunc:
@@ -215,18 +203,6 @@ def _tensor_map(memory: Any, dtype: str, pitch: Any, dims: Any, box: Any, ends: 
         )
     )
     return var
-
-
-def end_of(copies: dict[str, Padded]) -> Any:
-    """Return the byte of the workspace behind these copies, where counters of what was copied begin."""
-    return [*copies.values()][-1].end if copies else T.int64(0)
-
-
-def counters_of(m: Any, n: Any, k: Any) -> Any:
-    """Return how many counters of copies there are at most, each of 4 bytes."""
-    deep, most = MOST_COPIED * 8, 64  # of k, of a stretch; rows or columns that have counters of their own
-    parts = T.truncdiv(m + (most - 1), most) + T.truncdiv(n + (most - 1), most)
-    return T.Cast("int64", T.truncdiv(k + (deep - 1), deep) * parts + 2)
 
 
 def _wide(value: Any) -> Any:

@@ -45,11 +45,10 @@ class Walk:
         self.place = T.truncdiv(block, tiles.cluster * tiles.split_k)  # of the cluster
         # Through variables, lest what the launch computes becomes arguments of the kernel.
         m, n = variable("m", arrays_of.m), variable("n", arrays_of.n)
-        k = variable("k", arrays_of.k) if form.ahead else arrays_of.k
         self.rows = variable("ROWS", T.truncdiv(m + (height - 1), height))  # of tiles, as clusters see them
         self.columns = variable("COLUMNS", T.truncdiv(n + (width - 1), width))
         self.count = variable("TILES", self.rows * self.columns * arrays_of.batch * form.parts)
-        self.depth = variable("DEPTH", T.truncdiv(k + (step - 1), step))
+        self.depth = variable("DEPTH", T.truncdiv(arrays_of.k + (step - 1), step))
         self.stage, self.phase = variable("stage", 0), variable("phase", 0)
         self.tile = variable("tile", self.place)
         self.band, self.height, self.rest = variable("band"), variable("height"), variable("rest")
@@ -64,17 +63,6 @@ class Walk:
         self.head = variable("head")  # steps that who begins such a tile takes of it
         self.share = variable("share")  # steps of each other cluster, of what follows the heads
         self.at, self.end = variable("at"), variable("end")
-
-    @property
-    def blocks(self) -> Any:
-        """How many blocks there are, where tiles are not shared."""
-        return T.min(again(self.count), self.workers) * self.tiles.cluster
-
-    @property
-    def first_columns(self) -> Any:
-        """How many columns of c the first tiles of all clusters have."""
-        height = T.min(again(self.rows), self.tiles.group)
-        return T.truncdiv(self.workers + height - 1, height) * self.tiles.width
 
     @property
     def steps(self) -> Any:

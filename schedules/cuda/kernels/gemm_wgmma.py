@@ -8,8 +8,8 @@ and activation are applied to the sums in registers. Results go through shared m
 float32 straight to memory.
 
 A cluster of blocks serves one of two ends. With `cluster` > 1 its blocks, one above the
-other, each load a part of their common tile of b for all. With `split_k` > 1 its blocks add
-up one tile, each a stretch of k; the partial sums are exchanged through the cluster's shared
+other, each load a part of their common tile of b for all; or, side by side (`abreast`), of a
+tile of a. With `split_k` > 1 its blocks add up one tile, each a stretch of k; the partial sums are exchanged through the cluster's shared
 memory and added in a fixed order, so that no workspace is needed and results repeat. They take the
 place of the ring. Large clusters leave a part of the machine idle: with `parts` > 1 blocks anywhere
 leave float32 sums of a stretch of k in a workspace, and a second kernel adds those (`gemm_sums`).
@@ -33,8 +33,7 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script import tirx as T
 
-from tvmops.schedules.cuda.gemm_tiles import COPIERS, COPY_BYTES, COPY_SLOTS, PARTIAL_PAD, Tiles
-from tvmops.schedules.cuda.kernels.copy_ahead import CopyAhead, clear_counters
+from tvmops.schedules.cuda.gemm_tiles import PARTIAL_PAD, Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form, Int8Form
 from tvmops.schedules.cuda.kernels.gemm_integers import Columns, IntegerArrays, IntegerResults
 from tvmops.schedules.cuda.kernels.gemm_operands import AcrossFloats, Operand
@@ -56,7 +55,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     BM, BN, BK, STAGES = tiles.bm, tiles.bn, tiles.bk, tiles.stages
     CONSUMERS, WM, BUFFERS = tiles.consumers, tiles.blocks_a_group, tiles.store_buffers
     SHARE, SPLIT = tiles.cluster, tiles.split_k
-    CLUSTER, CHAINED, PARTS, AHEAD = SHARE * SPLIT, bool(tiles.chained), form.parts, bool(form.ahead)
+    CLUSTER, CHAINED, PARTS = SHARE * SPLIT, bool(tiles.chained), form.parts
     sums_form = form if PARTS == 1 else form.sums
     BY_TMA = sums_form.stores_by_tma and BN % 64 == 0
     HEIGHT = BN if form.turned else BM  # of a tile of c
@@ -77,8 +76,6 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
         b_map = T.meta_var(arrays_of.map_of("b", arrays, b_of.box))
         c_map = T.meta_var(arrays_of.map_of_result(C) if BY_TMA else None)
         copied = T.meta_var(arrays_of.make_copies(arrays, 8 * tiles.multiprocessors, CHAINED))
-        ahead = T.meta_var(CopyAhead(arrays_of, arrays, tiles) if AHEAD else None)
-        counted = T.meta_var(clear_counters(arrays_of, arrays) if AHEAD else None)
         cleared = T.meta_var(clear_flags(arrays, tiles) if tiles.streams > 0 else None)
 
         with T.attr(0, "tirx.device_entry", True):
@@ -96,7 +93,6 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             As = pool.alloc(a_of.shape, DT, align=1024)
             Bs = pool.alloc(b_of.shape, DT, align=1024)
             Cs = pool.alloc((CONSUMERS, BUFFERS, 64, 64) if SPLIT == PARTS == 1 and not form.stores_directly else (1, 1, 1, 8), DT, align=1024)
-            slots = T.meta_var(pool.alloc((COPIERS, COPY_SLOTS, COPY_BYTES), "uint8", align=16) if AHEAD else None)
             zeros = T.meta_var(ZeroPoints(form, arrays, tiles, pool) if isinstance(form, Int8Form) else None)
             columns = T.meta_var(Columns(form, arrays, tiles, pool) if isinstance(form, Int8Form) else None)
             full = pool.alloc((STAGES,), "uint64", align=8)
@@ -130,22 +126,15 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                 T.ptx.setmaxnreg.dec.sync.aligned.u32(tiles.producer_registers)
                 if warp == 0:
                     if T.cuda.elect_sync():
-                        if AHEAD:
-                            ahead.begin_waiting()
                         while walk.tile < walk.count:
                             walk.locate()
                             for kt in T.serial(walk.steps):
-                                if AHEAD:
-                                    ahead.wait(walk, kt)
                                 T.cuda.mbarrier_wait(empty.ptr_to([walk.stage]), walk.phase ^ 1)
                                 T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([walk.stage]), T.uint32(a_of.stage_bytes + b_of.stage_bytes))
                                 a_of.load(As, walk.stage, a_map, walk.tm * BM, (walk.first + kt) * BK, part, walk.item, full.ptr_to([walk.stage]))
                                 b_of.load(Bs, walk.stage, b_map, walk.tn * BN, (walk.first + kt) * BK, part, walk.item, full.ptr_to([walk.stage]))
                                 walk.advance()
                             walk.go_on()
-                if AHEAD:
-                    if warp > 0:
-                        ahead.copy(slots, walk.first_columns, warp - 1, lane)
                 if integers:
                     if (warp > 0) & zeros.needed:
                         while walk.tile < walk.count:

@@ -43,9 +43,7 @@ __forceinline__ __device__ uint4 by_element(const void* from, long long begin, l
   return v;
 }
 """
-# A thread makes four vectors at a time, whose loads are on their way together. What is behind the last
-# whole vector of an array is read by element: nothing else is there.
-# Originals leave L2 first, and copies stay.
+# What is read once leaves L2 first.
 _READ_ONCE = """
 __forceinline__ __device__ uint4 read_once(const uint4* from) {
   unsigned long long policy;
@@ -56,6 +54,8 @@ __forceinline__ __device__ uint4 read_once(const uint4* from) {
   return v;
 }
 """
+# A thread makes four vectors at a time, whose loads are on their way together. What is behind the last
+# whole vector of an array is read by element: nothing else is there.
 _PAD_ROWS = """
 __forceinline__ __device__ long long begin_of(unsigned at, unsigned vectors, int columns) {
   const unsigned row = at / vectors;

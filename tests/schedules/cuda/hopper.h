@@ -224,41 +224,7 @@ static inline void await_flag(const void* flags, int number) {
     swapcontext(&emulator::now->context, &emulator::scheduler);
   }
 }
-static inline int take_ticket(unsigned* counter) {
-  return emulator::lane() == 0 ? (*counter)++ : 0;
-}
-static inline int ticket_of_all(int ticket) {
-  auto& warp = emulator::warp();
-  if (emulator::lane() == 0) warp.words[0][0] = ticket;
-  emulator::meet(warp.group);
-  const int first = warp.words[0][0];
-  emulator::meet(warp.group);
-  return first;
-}
-static inline void count_copied(unsigned* counter) {
-  emulator::meet(emulator::warp().group);
-  if (emulator::lane() == 0) ++*counter;
-  ++emulator::flags.round;
-}
-static inline int is_counted(const unsigned* counter, int count) { return static_cast<int>(*counter) >= count; }
-static inline void await_count(const unsigned* counter, int count) {
-  while (!is_counted(counter, count)) {
-    emulator::now->waits_for = &emulator::flags;
-    emulator::now->round = emulator::flags.round;
-    swapcontext(&emulator::now->context, &emulator::scheduler);
-  }
-}
 static inline uint4 read_once(const uint4* from) { return *from; }
-static inline void order_copied() {}
-static inline void fetch_vector(void* to, const void* from) {
-  if (reinterpret_cast<uintptr_t>(from) % 16) emulator::fail("an address that is not aligned");
-  emulator::now->groups.back().push_back({tvm_builtin_cuda_cvta_generic_to_shared(to), from, 16});
-}
-static inline void commit_fetched() { emulator::now->groups.emplace_back(); }
-static inline void await_fetched() {
-  wait_group(4);
-  emulator::meet(emulator::warp().group);
-}
 static inline bool tvm_builtin_elect_one_sync_op() { return emulator::lane() == 0; }
 static inline void tvm_builtin_cuda_cta_sync() { __syncthreads(); }
 static inline void tvm_builtin_ptx_bar_sync_count_sync(uint32_t name, uint32_t threads) {
