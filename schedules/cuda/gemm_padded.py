@@ -33,6 +33,7 @@ _THREE = 1.08  # times as long, where three warpgroups multiply
 _MEETING_SECONDS = 1e-6  # of the blocks of a cluster, each that shares a sum, or all that share loads
 
 _HEIGHTS = (64, 128, 192, 256)
+_MOST_SUMS = 128 * 144  # of a warpgroup: with more it lacks registers
 _WIDTHS = tuple(range(64, 257, 16))
 _SHAPES = ((64, 1), (128, 2), (128, 1), (192, 3), (256, 2))  # of a tile: its rows, and warpgroups for them
 
@@ -112,7 +113,7 @@ class PaddedGemm(WgmmaGemm):
 
 
 def _loaded(tiles: Tiles, along: bool) -> float:
-    """Return the bytes of a stage, what blocks share counted less; columns come by 64 unless b lies along k."""
+    """Return the bytes of a stage, what blocks share counted less; columns of b across k come by 64."""
     rows, columns = float(tiles.bm), float(tiles.bn if along else math.ceil(tiles.bn / 64) * 64)
     if tiles.cluster > 1 and tiles.abreast:
         rows *= _SHARED
@@ -140,5 +141,5 @@ _CHOICES = tuple(
     for (bm, consumers), bn, (cluster, abreast), group in product(
         _SHAPES, _WIDTHS, ((1, 0), (2, 0), (2, 1)), (4, 1)
     )
-    if consumers == 3 or not abreast
+    if (consumers == 3 or not abreast) and bm // consumers * bn <= _MOST_SUMS
 )  # fmt: skip

@@ -10,7 +10,6 @@ from tvmops.targets import Target
 _MOST_STAGES = 12  # more hide nothing that these do not
 _REGISTERS = 65_536  # of a multiprocessor
 _MOST_REGISTERS = 232  # of a thread that multiplies
-_FEWER_REGISTERS = 32  # of a thread that loads, where three warpgroups multiply
 _RESERVED = 1024  # bytes of shared memory that the system takes of each block
 PARTIAL_PAD = 8  # floats behind each row of a partial sum, so that rows start in different banks
 
@@ -38,8 +37,6 @@ class Tiles:
     def of(cls, config: Config, target: Target) -> Tiles:
         assert target.gpu is not None
         knobs = {name: int(value) for name, value in config.items}
-        if knobs["consumers"] > 2:
-            knobs["producer_registers"] = _FEWER_REGISTERS
         return cls(**knobs, multiprocessors=target.cores, shared_bytes=target.gpu.shared_bytes)
 
     @property

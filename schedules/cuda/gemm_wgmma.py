@@ -160,7 +160,7 @@ def _other_registers(tiles: Tiles, workload: Workload) -> int:
     """Return how many registers a thread that multiplies needs beside its sums, in what was compiled."""
     if tiles.consumers < 3:
         return 72
-    return 64 if _is_plain(workload) else 104
+    return 56 if _is_plain(workload) else 104
 
 
 def _can_share(tiles: Tiles, workload: Workload) -> bool:
