@@ -21,7 +21,7 @@ from tvmops.workloads import Workload
 _ALIGNED = 8  # elements: what stands for every aligned size
 _FROM_SIZE = 65  # of m: for less, a copy of b takes longer than the product
 _ANY_SIZE = 1 << 30
-# Of the guess, fitted to what an H100 took for 40 configs of 6 shapes.
+# Of the guess, fitted to what an H100 took for 76 configs of 19 shapes.
 _START_SECONDS = 4.5e-6  # of two kernels, until the first stage is there, and for what follows the last
 _TILE_SECONDS = 1e-6  # for what follows the sums of a tile
 _COPIED = 0.77  # of the bandwidth that the target states, when rows are copied
@@ -29,7 +29,7 @@ _MULTIPLIED = 0.85  # of the rate that it states
 _TAKEN = 9e10  # bytes a second that one multiprocessor loads at most, and
 _FROM_L2 = 7.3e12  # all together
 _SHARED = 0.75  # of the time of loading a tile, where two blocks load one
-_THREE = 1.08  # times as long, where three warpgroups multiply
+_UNEVEN = 1.1  # times as long, where a tile's columns end inside 64 that are loaded together
 _MEETING_SECONDS = 1e-6  # of the blocks of a cluster, each that shares a sum, or all that share loads
 
 _HEIGHTS = (64, 128, 192, 256)
@@ -59,8 +59,8 @@ class PaddedGemm(WgmmaGemm):
         knobs["bm"] = Knob("bm", tuple(bm for bm in _HEIGHTS if bm < 2 * max(m, 64)))
         knobs["bn"] = Knob("bn", tuple(bn for bn in _WIDTHS if bn < 2 * max(n, 64)))
         knobs["consumers"] = Knob("consumers", (1, 2, 3) if m > 64 else (1,))
-        more = (Knob("abreast", (0, 1)), Knob("chained", (1,)))
-        return Space(self.name, (*knobs.values(), *more), lambda config: is_legal(config, workload, target))
+        each = (*knobs.values(), Knob("chained", (1,)))
+        return Space(self.name, each, lambda config: is_legal(config, workload, target))
 
     def choices(self, workload: Workload) -> list[Config]:
         """Return tiles of all shapes, since waves decide, and those whose sums clusters share."""
@@ -83,13 +83,14 @@ class PaddedGemm(WgmmaGemm):
         sizes = {"a": m * k, "b": k * n}
         elements = sum(sizes[each] * (1 if shared == each else batch) for each in pads_of(workload))
         copies = 4 * elements / (_COPIED * target.gpu.bandwidth)
-        clusters = math.ceil(m / tiles.height) * math.ceil(n / tiles.width) * batch
+        clusters = math.ceil(m / (tiles.bm * tiles.cluster)) * math.ceil(n / tiles.bn) * batch
         blocks = clusters * tiles.cluster * tiles.split_k
         steps = math.ceil(math.ceil(k / tiles.bk) / tiles.split_k)
         rate = _MULTIPLIED * target.gpu.tensor_flops / tiles.blocks
         multiply = 2 * tiles.bm * tiles.bn * tiles.bk / rate
-        load = _loaded(tiles, bool(workload["trans_b"])) / min(_TAKEN, _FROM_L2 / min(blocks, tiles.blocks))
-        step = max(multiply, load) * (_THREE if tiles.consumers == 3 else 1.0)
+        along = bool(workload["trans_b"])
+        load = _loaded(tiles, along) / min(_TAKEN, _FROM_L2 / min(blocks, tiles.blocks))
+        step = max(multiply, load) * (1.0 if along or tiles.bn % 64 == 0 else _UNEVEN)
         waves = math.ceil(blocks / tiles.blocks)
         meeting = _MEETING_SECONDS * (tiles.split_k if tiles.split_k > 1 else tiles.cluster - 1)
         return copies + waves * (steps * step + _TILE_SECONDS) + meeting + _START_SECONDS
@@ -114,16 +115,12 @@ class PaddedGemm(WgmmaGemm):
 
 def _loaded(tiles: Tiles, along: bool) -> float:
     """Return the bytes of a stage, what blocks share counted less; columns of b across k come by 64."""
-    rows, columns = float(tiles.bm), float(tiles.bn if along else math.ceil(tiles.bn / 64) * 64)
-    if tiles.cluster > 1 and tiles.abreast:
-        rows *= _SHARED
-    elif tiles.cluster > 1:
-        columns *= _SHARED
-    return 2 * (rows + columns) * tiles.bk
+    columns = tiles.bn if along else math.ceil(tiles.bn / 64) * 64
+    return 2 * (tiles.bm + columns * (_SHARED if tiles.cluster > 1 else 1.0)) * tiles.bk
 
 
 def _chained(config: Config) -> Config:
-    return Config.of(**config.as_dict(), abreast=0, chained=1)
+    return Config.of(**config.as_dict(), chained=1)
 
 
 def pads_of(workload: Workload) -> tuple[str, ...]:
@@ -132,14 +129,10 @@ def pads_of(workload: Workload) -> tuple[str, ...]:
     return tuple(name for name, dim in rows.items() if workload[dim] == ANY or is_ragged(workload, dim))
 
 
-# Blocks side by side gain where three warpgroups multiply, and lose elsewhere.
 _CHOICES = tuple(
     Config.of(
-        bm=bm, bn=bn, bk=64, consumers=consumers, cluster=cluster, split_k=1, group=group, beside=1,
-        abreast=abreast, chained=1,
+        bm=bm, bn=bn, bk=64, consumers=consumers, cluster=cluster, split_k=1, group=group, beside=1, chained=1
     )
-    for (bm, consumers), bn, (cluster, abreast), group in product(
-        _SHAPES, _WIDTHS, ((1, 0), (2, 0), (2, 1)), (4, 1)
-    )
-    if (consumers == 3 or not abreast) and bm // consumers * bn <= _MOST_SUMS
+    for (bm, consumers), bn, cluster, group in product(_SHAPES, reversed(_WIDTHS), (1, 2), (4, 1))
+    if bm // consumers * bn <= _MOST_SUMS
 )  # fmt: skip

@@ -30,7 +30,6 @@ class Tiles:
     producer_registers: int = 40
     parts: int = 1  # blocks anywhere that do, whose sums a second kernel adds up
     streams: int = 0  # 1: blocks share the last tiles evenly (stream-K); more: as many share each tile
-    abreast: int = 0  # 1: blocks of a cluster lie side by side, and share a tile of a
     chained: int = 0  # 1: launched while the kernel before it ends, for whose results it waits by itself
 
     @classmethod
@@ -38,16 +37,6 @@ class Tiles:
         assert target.gpu is not None
         knobs = {name: int(value) for name, value in config.items}
         return cls(**knobs, multiprocessors=target.cores, shared_bytes=target.gpu.shared_bytes)
-
-    @property
-    def height(self) -> int:
-        """Rows of c of a cluster's tiles."""
-        return self.bm if self.abreast else self.bm * self.cluster
-
-    @property
-    def width(self) -> int:
-        """Columns of c of a cluster's tiles."""
-        return self.bn * self.cluster if self.abreast else self.bn
 
     @property
     def blocks(self) -> int:

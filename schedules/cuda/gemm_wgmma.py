@@ -149,7 +149,8 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and (tiles.beside == 1 or tiles.consumers == tiles.cluster == 1)
         and tiles.partial_bytes <= tiles.stages * tiles.stage_bytes
         and not (tiles.cluster > 1 and tiles.split_k > 1)
-        and _can_share(tiles, workload)
+        and -(-tiles.bn // 64) % tiles.cluster == 0
+        and tiles.cluster <= rows
         and tiles.split_k <= max(1, k // (2 * tiles.bk))
         and (tiles.split_k == 1 or tiles_of_c(workload, tiles) <= 2 * target.cores)
         and (tiles.group <= max(1, rows // tiles.cluster) or tiles.group == 1)
@@ -161,15 +162,6 @@ def _other_registers(tiles: Tiles, workload: Workload) -> int:
     if tiles.consumers < 3:
         return 72
     return 56 if _is_plain(workload) else 104
-
-
-def _can_share(tiles: Tiles, workload: Workload) -> bool:
-    """Say whether the blocks of a cluster can load a part of a common tile each, and find a tile each."""
-    m, n = workload.dims("m", "n")
-    if tiles.abreast:
-        parts = tiles.bm // 64 if workload["trans_a"] else tiles.bm // 8
-        return 1 < tiles.cluster <= math.ceil(n / tiles.bn) and parts % tiles.cluster == 0
-    return -(-tiles.bn // 64) % tiles.cluster == 0 and tiles.cluster <= math.ceil(m / tiles.bm)
 
 
 def is_ragged(workload: Workload, dim: str) -> bool:

@@ -59,7 +59,6 @@ class Operand:
 
     def _box_at(self, i: Any, stage: Any, first: Any, k: Any, part: Any) -> tuple[Any, Any]:
         """Return where the `i`-th box goes to, and where in the array it begins, columns first."""
-        part = part if self.sharers > 1 else 0
         if self.by_k:
             return (stage, i, part * self.own, 0), (k + i * 64, first + part * self.own)
         at = part * self.loads + i

@@ -18,7 +18,7 @@ def blocks_for(form: Form, tiles: Tiles, m: Any, n: Any, batch: Any) -> Any:
     size, workers = tiles.cluster * tiles.split_k, tiles.blocks // tiles.cluster
     if tiles.streams == 1 or tiles.split_k == 1 and not tiles.chained:
         return workers * size
-    rows, columns = tiles.height, tiles.width
+    rows, columns = tiles.bm * tiles.cluster, tiles.bn
     items = (
         T.truncdiv(m + (rows - 1), rows)
         * T.truncdiv(n + (columns - 1), columns)
@@ -40,13 +40,12 @@ class Walk:
     def __init__(self, form: Form, tiles: Tiles, arrays_of: Arrays, block: Any, rank: Any) -> None:
         self.form, self.tiles, self.rank = form, tiles, rank
         self.workers, self.holders = tiles.blocks // tiles.cluster, max(tiles.streams, 1)
-        height, width = tiles.height, tiles.width
-        step = tiles.bk * 2 // form.item  # of k, of a stage
+        height, step = tiles.bm * tiles.cluster, tiles.bk * 2 // form.item  # of k, of a stage
         self.place = T.truncdiv(block, tiles.cluster * tiles.split_k)  # of the cluster
         # Through variables, lest what the launch computes becomes arguments of the kernel.
         m, n = variable("m", arrays_of.m), variable("n", arrays_of.n)
         self.rows = variable("ROWS", T.truncdiv(m + (height - 1), height))  # of tiles, as clusters see them
-        self.columns = variable("COLUMNS", T.truncdiv(n + (width - 1), width))
+        self.columns = variable("COLUMNS", T.truncdiv(n + (tiles.bn - 1), tiles.bn))
         self.count = variable("TILES", self.rows * self.columns * arrays_of.batch * form.parts)
         self.depth = variable("DEPTH", T.truncdiv(arrays_of.k + (step - 1), step))
         self.stage, self.phase = variable("stage", 0), variable("phase", 0)
@@ -114,10 +113,7 @@ class Walk:
         self.tn = T.truncdiv(self.rest, self.height)
         self.tm = self.band * self.tiles.group + T.truncmod(self.rest, self.height)
         if self.tiles.cluster > 1:
-            if self.tiles.abreast > 0:
-                self.tn = self.tn * self.tiles.cluster + self.rank
-            else:
-                self.tm = self.tm * self.tiles.cluster + self.rank
+            self.tm = self.tm * self.tiles.cluster + self.rank
         if self.form.parts > 1:
             stretch = T.meta_var(T.truncdiv(self.depth + (self.form.parts - 1), self.form.parts))
             self.first = stretch * self.item

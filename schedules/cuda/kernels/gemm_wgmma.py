@@ -8,8 +8,8 @@ and activation are applied to the sums in registers. Results go through shared m
 float32 straight to memory.
 
 A cluster of blocks serves one of two ends. With `cluster` > 1 its blocks, one above the
-other, each load a part of their common tile of b for all; or, side by side (`abreast`), of a
-tile of a. With `split_k` > 1 its blocks add up one tile, each a stretch of k; the partial sums are exchanged through the cluster's shared
+other, each load a part of their common tile of b for all. With `split_k` > 1 its blocks add
+up one tile, each a stretch of k; the partial sums are exchanged through the cluster's shared
 memory and added in a fixed order, so that no workspace is needed and results repeat. They take the
 place of the ring. Large clusters leave a part of the machine idle: with `parts` > 1 blocks anywhere
 leave float32 sums of a stretch of k in a workspace, and a second kernel adds those (`gemm_sums`).
@@ -63,9 +63,9 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     a_of = (
         AcrossFloats(arrays_of, "a", BM, tiles)
         if form.across
-        else Operand(arrays_of, "a", not form.trans_a, BM, tiles, sharers=SHARE if tiles.abreast else 1)
+        else Operand(arrays_of, "a", not form.trans_a, BM, tiles)
     )
-    b_of = Operand(arrays_of, "b", form.trans_b, BN, tiles, sharers=1 if tiles.abreast else SHARE)
+    b_of = Operand(arrays_of, "b", form.trans_b, BN, tiles, sharers=SHARE)
 
     # fmt: off
     @T.prim_func
@@ -82,7 +82,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             T.attr({"tirx.launch_bounds_min_blocks_per_sm": tiles.beside})
             bx = T.cta_id([blocks_for(form, tiles, arrays_of.m, arrays_of.n, arrays_of.batch)])
             rank = T.cta_id_in_cluster([CLUSTER]) if CLUSTER > 1 else 0
-            part = T.meta_var(rank if SHARE > 1 else 0)  # of b, or of a, that this block loads for its cluster
+            part = T.meta_var(rank if SHARE > 1 else 0)  # of b, that this block loads for its cluster
             group = T.warpgroup_id([CONSUMERS + 1])
             warp = T.warp_id_in_wg([4])
             lane = T.lane_id([32])
@@ -131,7 +131,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             for kt in T.serial(walk.steps):
                                 T.cuda.mbarrier_wait(empty.ptr_to([walk.stage]), walk.phase ^ 1)
                                 T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([walk.stage]), T.uint32(a_of.stage_bytes + b_of.stage_bytes))
-                                a_of.load(As, walk.stage, a_map, walk.tm * BM, (walk.first + kt) * BK, part, walk.item, full.ptr_to([walk.stage]))
+                                a_of.load(As, walk.stage, a_map, walk.tm * BM, (walk.first + kt) * BK, 0, walk.item, full.ptr_to([walk.stage]))
                                 b_of.load(Bs, walk.stage, b_map, walk.tn * BN, (walk.first + kt) * BK, part, walk.item, full.ptr_to([walk.stage]))
                                 walk.advance()
                             walk.go_on()

@@ -40,9 +40,7 @@ CASES = [
     ("m=40 n=72 k=392 dtype=bfloat16 trans_b=true out_dtype=float32", knobs(64, 64, parts=3, chained=1), 2),
     ("m=300 n=136 k=328 dtype=float16 trans_b=true", knobs(128, 128, consumers=2, cluster=2), 4),
     ("m=304 n=200 k=136 dtype=bfloat16 trans_a=true batch=2", knobs(64, 128, cluster=2), 6),
-    # Three warpgroups; clusters that share a tile of a.
-    ("m=200 n=200 k=136 dtype=bfloat16", knobs(192, 80, consumers=3, cluster=2, abreast=1), 2),
-    ("m=136 n=328 k=72 dtype=float16 trans_a=true batch=2", knobs(128, 128, cluster=2, abreast=1), 4),
+    ("m=200 n=200 k=136 dtype=bfloat16", knobs(192, 80, consumers=3), 2),
     ("m=136 n=456 k=72 dtype=bfloat16", knobs(128, 224, consumers=2), 3),
     ("m=136 n=456 k=72 dtype=bfloat16 trans_b=true", knobs(64, 224, cluster=2), 2),
     ("m=72 n=136 k=712 dtype=bfloat16 bias=true activation=relu", knobs(64, 64, split_k=4), 1),
@@ -75,9 +73,8 @@ def boxes(form: Form, tiles: Tiles, work: Workload, arrays: dict[str, NDArray[An
     m, n, k, batch = work.dims("m", "n", "k", "batch")
     items = [batch] if form.batched else []
     ones = [1] * len(items)
-    a_sharers, b_sharers = (tiles.cluster, 1) if tiles.abreast else (1, tiles.cluster)
-    a_box = tiles.bk if form.trans_a else tiles.bm // a_sharers
-    b_box = tiles.bn // b_sharers if form.trans_b else tiles.bk
+    a_box = tiles.bk if form.trans_a else tiles.bm
+    b_box = tiles.bn // tiles.cluster if form.trans_b else tiles.bk
     described = [
         (arrays["a"], [m, k] if form.trans_a else [k, m], a_box),
         (arrays["b"], [k, n] if form.trans_b else [n, k], b_box),
@@ -106,7 +103,7 @@ def test_it_computes_the_product(text: str, chosen: dict[str, int], blocks: int,
     m, n, k, batch = work.dims("m", "n", "k", "batch")
     sizes = {"m": m, "n": n, "k": k, "batch": batch}
     cluster = tiles.cluster * tiles.split_k
-    tile_count = -(-m // tiles.height) * -(-n // tiles.width) * batch
+    tile_count = -(-m // (tiles.bm * tiles.cluster)) * -(-n // tiles.bn) * batch
     grid = (tile_count if tiles.split_k > 1 else blocks // tiles.cluster) * cluster
     arrays["workspace"] = np.full(max(tiles.parts * m * n * 4, tiles.workspace_bytes), 0xFF, np.uint8)
     arguments = {**arrays, **sizes, **boxes(form, tiles, work, arrays)}
