@@ -19,12 +19,10 @@ from tvmops.targets import Gpu, Target
 from tvmops.workloads import Workload
 from tvmops.workloads import workload as make_workload
 
-_MOST_SUMS = 128  # of a thread: what follows them needs registers, too
 _ALIGNED = 8  # elements: TMA takes rows of a multiple of 16 bytes
-_WIDTHS = tuple(range(64, 257, 16))  # of tiles
+WIDTHS = tuple(range(64, 257, 16))  # of tiles
 # Rows of tiles, and the warpgroups that multiply them.
-_STACKS = ((64, 1), (128, 1), (128, 2), (192, 3), (256, 2))
-_OTHER_REGISTERS = 72  # of a thread, beside sums
+STACKS = ((64, 1), (128, 1), (128, 2), (192, 3), (256, 2))
 
 # Of the guess, fitted to what an H100 and an H200 took for 991 configs of 112 shapes.
 _RATE = 6.44e12  # operations a second of one multiprocessor, of tiles of 256 columns
@@ -64,7 +62,7 @@ class WgmmaGemm(Template):
         m, n, k = workload.dims("m", "n", "k")
         knobs = (
             Knob("bm", tuple(bm for bm in (64, 128, 192, 256) if bm < 2 * max(m, 64))),
-            Knob("bn", tuple(bn for bn in _WIDTHS if bn < 2 * max(n, 64))),
+            Knob("bn", tuple(bn for bn in WIDTHS if bn < 2 * max(n, 64))),
             Knob("bk", (64, 128)),
             Knob("consumers", (1, 2, 3) if m > 96 else (1, 2) if m > 64 else (1,)),
             Knob("cluster", (1, 2) if m > 64 else (1,)),
@@ -192,8 +190,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     accumulators = tiles.blocks_a_group * tiles.bn // 2
     return (
         tiles.bm % (64 * tiles.consumers) == 0
-        and accumulators <= tiles.consumer_registers - _OTHER_REGISTERS
-        and (accumulators <= _MOST_SUMS or _is_plain(workload))
+        and accumulators <= _most_sums(tiles, workload)
         and tiles.stages >= 3
         and (tiles.beside == 1 or tiles.consumers == tiles.cluster == 1)
         and tiles.partial_bytes <= tiles.stages * tiles.stage_bytes
@@ -203,6 +200,14 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and (tiles.split_k == 1 or tiles_of_c(workload, tiles) <= 2 * target.cores)
         and (tiles.group <= max(1, rows // tiles.cluster) or tiles.group == 1)
     )
+
+
+def _most_sums(tiles: Tiles, workload: Workload) -> int:
+    """Return how many sums a thread may have: what follows them needs registers, too, as compiling showed."""
+    plain = _is_plain(workload)
+    if tiles.consumers > 2:
+        return tiles.consumer_registers - (56 if plain else 104)
+    return tiles.consumer_registers - 72 if plain else min(tiles.consumer_registers - 72, 128)
 
 
 def is_ragged(workload: Workload, dim: str) -> bool:
@@ -282,6 +287,6 @@ DEFAULTS = (
     *_FEW_TILES,
     *(
         _config(bm, bn, 64, consumers, cluster, 1, group)
-        for (bm, consumers), bn, cluster, group in itertools.product(_STACKS, _WIDTHS, (1, 2), (1, 2, 4, 8))
+        for (bm, consumers), bn, cluster, group in itertools.product(STACKS, WIDTHS, (1, 2), (1, 2, 4, 8))
     ),
 )

@@ -183,7 +183,7 @@ class Arrays:
         """Emit the kernel of `blocks` blocks that makes the copies, if there are any; return how many."""
         if self.copies:
             copies = [(arrays[name], copy) for name, copy in self.copies.items()]
-            pad_rows(arrays["workspace"], copies, blocks, chained)
+            pad_rows(arrays["workspace"], copies, blocks, chained, once=self.form.item == 2)
         return len(self.copies)
 
 

@@ -43,6 +43,17 @@ __forceinline__ __device__ uint4 by_element(const void* from, long long begin, l
   return v;
 }
 """
+# What is read once leaves L2 first.
+_READ_ONCE = """
+__forceinline__ __device__ uint4 read_once(const uint4* from) {
+  unsigned long long policy;
+  uint4 v;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile("ld.global.nc.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;" :
+      "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from), "l"(policy));
+  return v;
+}
+"""
 # A thread makes four vectors at a time, whose loads are on their way together. What is behind the last
 # whole vector of an array is read by element: nothing else is there.
 _PAD_ROWS = """
@@ -101,8 +112,14 @@ class Padded:
         return self.offset + T.Cast("int64", self.rows) * T.Cast("int64", self.pitch * 2)
 
 
-def pad_rows(workspace: Any, copies: Sequence[tuple[Any, Padded]], blocks: int, chained: bool) -> None:
-    """Emit a kernel of `blocks` blocks that makes copies of arrays, each with its `Padded`."""
+def pad_rows(
+    workspace: Any, copies: Sequence[tuple[Any, Padded]], blocks: int, chained: bool, once: bool = False
+) -> None:
+    """Emit a kernel of `blocks` blocks that makes copies of arrays, each with its `Padded`.
+
+    With `once` the cache keeps the copies rather than the arrays.
+    """
+    source = _READ_ONCE + _PAD_ROWS.replace("__ldg(whole", "read_once(whole") if once else _PAD_ROWS
     with T.attr(0, "tirx.device_entry", True):
         block = T.cta_id([blocks])
         warp, lane = T.warp_id([_WARPS]), T.lane_id([32])
@@ -115,6 +132,6 @@ def pad_rows(workspace: Any, copies: Sequence[tuple[Any, Padded]], blocks: int, 
             do(
                 c_call(
                     "void", "pad_rows", to, array.data, copy.rows, copy.columns, thread, threads,
-                    source=SHIFTED + _PAD_ROWS,
+                    source=SHIFTED + source,
                 )
             )  # fmt: skip

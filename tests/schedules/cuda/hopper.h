@@ -230,6 +230,7 @@ static inline void await_flag(void* flags, int number) {
   emulator::meet(emulator::warp().group);
   flag = 0;
 }
+static inline uint4 read_once(const uint4* from) { return *from; }
 static inline bool tvm_builtin_elect_one_sync_op() { return emulator::lane() == 0; }
 static inline void tvm_builtin_cuda_cta_sync() { __syncthreads(); }
 static inline void tvm_builtin_ptx_bar_sync_count_sync(uint32_t name, uint32_t threads) {

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tvmops.measure.build import compile_module as compile_for_cpu
 from tvmops.measure.cuda import Cubin, compile_module
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.gemm_padded import PaddedGemm, pads_of
+from tvmops.schedules.cuda.gemm_wgmma import tiles_of_c
 from tvmops.schedules.cuda.kernels.gemm_arrays import Form, workspace_function
 from tvmops.schedules.cuda.kernels.gemm_results import store_rows
 from tvmops.schedules.cuda.kernels.pad_rows import LINE, Padded, pad_rows
@@ -74,6 +76,14 @@ def test_the_default_is_legal(shape: tuple[int, int, int]) -> None:
     assert TEMPLATE.default(work, H200) in TEMPLATE.space(work, H200)
 
 
+@pytest.mark.parametrize("shape", [(4095, 4097, 4099), (3000, 3002, 3004), (2049, 2047, 2051)])
+def test_the_default_fills_waves(shape: tuple[int, int, int]) -> None:
+    work = matmul(*shape)
+    tiles = TEMPLATE.tiles_of(TEMPLATE.default(work, H200), H200)
+    waves = tiles_of_c(work, tiles) / tiles.blocks
+    assert waves / math.ceil(waves) > 0.9
+
+
 def test_it_comes_before_the_way_without_copies() -> None:
     names = [template.name for template in templates_for(matmul(640, 639, 640), H200)]
     assert names[:3] == ["cuda.gemm_padded", "cuda.gemm_mma", "cuda.gemm_mma_chained"]
@@ -116,12 +126,15 @@ class TestRunHere:
 
     @pytest.mark.parametrize("rows, columns", [(5, 64), (7, 9), (3, 1), (129, 1003), (31, 130), (2, 4090)])
     def test_copies_hold_the_rows(self, rows: int, columns: int, tmp_path: Path) -> None:
+        once = columns > 1000
         r, c, size = (tirx.Var(name, "int32") for name in ("rows", "columns", "bytes"))
 
         def emit() -> None:
             x, y, workspace = _array("x", r, c), _array("y", c, r), _array("workspace", size, dtype="uint8")
             first = Padded(r, c)
-            pad_rows(workspace, [(x, first), (y, Padded(c, r, first.end))], blocks=2, chained=False)
+            pad_rows(
+                workspace, [(x, first), (y, Padded(c, r, first.end))], blocks=2, chained=False, once=once
+            )
 
         x = np.arange(rows * columns, dtype=np.uint16).reshape(rows, columns)
         y = (x + 7).reshape(columns, rows)

@@ -41,6 +41,7 @@ CASES = [
     ("m=40 n=72 k=392 dtype=bfloat16 trans_b=true out_dtype=float32", knobs(64, 64, parts=3, chained=4), 2),
     ("m=300 n=136 k=328 dtype=float16 trans_b=true", knobs(128, 128, consumers=2, cluster=2), 4),
     ("m=304 n=200 k=136 dtype=bfloat16 trans_a=true batch=2", knobs(64, 128, cluster=2), 6),
+    ("m=200 n=200 k=136 dtype=bfloat16", knobs(192, 80, consumers=3), 2),
     ("m=136 n=456 k=72 dtype=bfloat16", knobs(128, 224, consumers=2), 3),
     ("m=136 n=200 k=200 dtype=bfloat16", knobs(64, 64, cluster=2), 4),  # each loads half of the rows of b
     ("m=136 n=456 k=72 dtype=bfloat16 trans_b=true", knobs(64, 224, cluster=2), 2),
