@@ -70,9 +70,11 @@ class Walk:
         """Whether the last tile begins as many rows above the end as it has, for zeros take long to load.
 
         Rows that two tiles have are the same in both. Not so where a residual may lie in c, which one of
-        them has changed by then; and a's rows, if they lie across k, may begin where TMA can't.
+        them has changed by then; and a's rows, if they lie across k, may begin where TMA can't. Of many
+        tiles that all blocks share the last ones matter little, and registers are scarce.
         """
-        return not (self.form.residual or self.form.trans_a or self.form.turned)
+        many = self.tiles.streams == 1
+        return not (many or self.form.residual or self.form.trans_a or self.form.turned)
 
     @property
     def sharers(self) -> int:
