@@ -69,9 +69,10 @@ class Walk:
     def overlap(self) -> bool:
         """Whether the last tile begins as many rows above the end as it has, for zeros take long to load.
 
-        Rows that two tiles have are the same in both. Not so where a residual may lie in c, which one of
-        them has changed by then; and a's rows, if they lie across k, may begin where TMA can't. Of many
-        tiles that all blocks share the last ones matter little, and registers are scarce.
+        Rows that two tiles have are the same in both, if both add up in the same order: not where one of
+        them alone is shared. Not so where a residual may lie in c, which one of them has changed by then;
+        and a's rows, if they lie across k, may begin where TMA can't. Of many tiles that all blocks share
+        the last ones matter little, and registers are scarce.
         """
         many = self.tiles.streams == 1
         return not (many or self.form.residual or self.form.trans_a or self.form.turned)
@@ -137,7 +138,8 @@ class Walk:
             self.tm = self.tm * self.tiles.cluster + self.rank
         self.top = self.tm * self.tiles.bm
         if self.overlap:
-            self.top = T.max(T.min(self.top, self.m - self.tiles.bm), 0)
+            whole = T.meta_var(T.max(T.min(self.top, self.m - self.tiles.bm), 0))
+            self.top = T.if_then_else(self.count < self.workers, whole, self.top) if self.tiles.streams > 1 else whole
         if self.form.parts > 1:
             stretch = T.meta_var(T.truncdiv(self.depth + (self.form.parts - 1), self.form.parts))
             self.first = stretch * self.item
