@@ -2,8 +2,8 @@
 
 Rows of 16-bit elements become rows of whole lines of 128 bytes, in a workspace, one matrix behind
 the other: the engine could take rows of any multiple of 16 bytes, but would read two lines for each
-of a tile. What lies between the rows is never read. A thread makes 16 bytes from the two aligned vectors that hold them, shifted: any shape
-is copied at the speed of memory.
+of a tile. What lies between the rows is never read. A thread makes 16 bytes from the two aligned
+vectors that hold them, shifted: any shape is copied at the speed of memory.
 """
 
 from __future__ import annotations
