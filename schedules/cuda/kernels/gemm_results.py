@@ -9,11 +9,11 @@ from tvm.script import tirx as T
 
 from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.gemm_tiles import Tiles
-from tvmops.schedules.cuda.kernels.gemm_arrays import BOX_ROWS, Arrays, Form
+from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
 from tvmops.schedules.cuda.kernels.gemm_fragments import first_across
 from tvmops.schedules.cuda.words import PTX_TYPES, c_call, do, pack
 
-_STORE = "cp.async.bulk.tensor.{rank}d.global.shared::cta.tile.bulk_group"
+STORE = "cp.async.bulk.tensor.{rank}d.global.shared::cta.tile.bulk_group"
 _ELEMENT = """
 __forceinline__ __device__ float element_{dtype}(const void* array, int row, int pitch, int column) {{
   const unsigned {kind}* at = static_cast<const unsigned {kind}*>(array);
@@ -29,11 +29,6 @@ _VALUES = {
 _STORE_TWO = """
 __forceinline__ __device__ void store_two(void* array, int row, int pitch, int column, float x, float y) {
   *reinterpret_cast<float2*>(static_cast<float*>(array) + static_cast<long long>(row) * pitch + column) = make_float2(x, y);
-}
-"""
-_STORE_ONE = """
-__forceinline__ __device__ void store_one(void* array, int row, int pitch, int column, float x) {
-  static_cast<float*>(array)[static_cast<long long>(row) * pitch + column] = x;
 }
 """
 _STORE_TWO_APART = """
@@ -178,7 +173,7 @@ class Results:
                 T.ptx.fence.proxy.async_.shared__cta()
                 T.cuda.warpgroup_sync(self.at.group + 1)
                 if (self.at.warp == 0) & (self.at.lane == 0):
-                    T.ptx[_STORE.format(rank=3 if self.form.batched else 2)](T.address_of(view), self.at.tn * self.bn + s * 64, self.at.top + self.at.group * (64 * self.blocks) + w * 64, *([self.at.item] if self.form.batched else []), tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, 0, 0]))
+                    T.ptx[STORE.format(rank=3 if self.form.batched else 2)](T.address_of(view), self.at.tn * self.bn + s * 64, self.at.top + self.at.group * (64 * self.blocks) + w * 64, *([self.at.item] if self.form.batched else []), tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, 0, 0]))
                     T.ptx.cp.async_.bulk.commit_group()
 
     @T.inline
@@ -237,73 +232,6 @@ class Results:
         loose, pitch = self.form.loose, self.m if self.form.turned else self.n
         name, source = ("store_two_apart", _STORE_TWO_APART) if loose else ("store_two", _STORE_TWO)
         do(c_call("void", name, self.c.data, row, pitch, column, x, y, source=source))
-
-
-class TurnedResults(Results):
-    """What becomes of the sums of c^T: its rows are columns of c."""
-
-    # fmt: off
-    @T.inline
-    def store(self, tile, view):
-        """Store by TMA, 64 columns of c by up to 64 rows at a time; they are turned on their way to `tile`."""
-        for w in T.unroll(self.blocks):
-            for s in T.unroll(self.parts):
-                if (self.at.warp == 0) & (self.at.lane == 0):
-                    T.ptx.cp.async_.bulk.wait_group.read(self.unread)
-                T.cuda.warpgroup_sync(self.at.group + 1)
-                self._round_to(tile, (w * self.parts + s) % self.buffers, w, s)
-                T.ptx.fence.proxy.async_.shared__cta()
-                T.cuda.warpgroup_sync(self.at.group + 1)
-                if (self.at.warp == 0) & (self.at.lane == 0):
-                    for i in T.unroll(4):
-                        if s * 64 + i * BOX_ROWS < self.bn:
-                            T.ptx[_STORE.format(rank=2)](T.address_of(view), self.at.top + self.at.group * (64 * self.blocks) + w * 64, self.at.tn * self.bn + s * 64 + i * BOX_ROWS, tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, i * BOX_ROWS, 0]))
-                    T.ptx.cp.async_.bulk.commit_group()
-
-    @T.inline
-    def _round_to(self, tile, buffer, w, s):
-        """Round 64 rows of c to swizzled shared memory."""
-        for p in T.unroll(4):
-            if s * 64 + p * 16 < self.bn:
-                for q in T.unroll(4):
-                    T.ptx[self.rounding](self.at.packed[q], self._sum(w * self.sums + s * 32 + p * 8 + q * 2 + 1), self._sum(w * self.sums + s * 32 + p * 8 + q * 2))
-                T.ptx["stmatrix.sync.aligned.m8n8.x4.trans.shared.b16"](
-                    tile.ptr_to([self.at.group, buffer, p * 16 + self.at.lane // 16 * 8 + self.at.lane % 8, ((self.at.warp * 2 + self.at.lane // 8 % 2) ^ (self.at.lane % 8)) * 8]),
-                    self.at.packed[0], self.at.packed[1], self.at.packed[2], self.at.packed[3])
-
-    @T.inline
-    def finish_all(self):
-        for w in T.unroll(self.blocks):
-            for j in T.unroll(self.bn // 8):
-                for e in T.unroll(2):
-                    r: T.int32 = self.at.tn * self.bn + j * 8 + self.at.lane % 4 * 2 + e
-                    if r < self.n:
-                        for half in T.unroll(2):
-                            if self.form.finishes:
-                                self.finish(self.at.acc, w * self.sums + j * 4 + half * 2 + e, self.at.item * self.n + r, T.min(self.at.top + self.row_of(w, half), self.m - 1))
-                        if self.form.across:
-                            self.store_where(self.at.top + self.row_of(w, 0), 2, r, w * self.sums + j * 4 + e)
-                        elif not self.form.turns_back:
-                            for half in T.unroll(2):
-                                self.store_where(self.at.top + self.row_of(w, half), 1, r, w * self.sums + j * 4 + half * 2 + e)
-    # fmt: on
-
-    def finish(self, sums: Any, at: Any, row: Any, column: Any) -> None:
-        T.buffer_store(sums, finished(self.form, self.arrays, self.m, sums[at], row, column), [at])
-
-    # fmt: off
-    @T.inline
-    def store_where(self, column, count, row, at):
-        """Store one sum, or two of neighbouring columns, if they are in c."""
-        if column < self.m:
-            self._store_next(self.at.item * self.n + row, column, count, at)
-    # fmt: on
-
-    def _store_next(self, row: Any, column: Any, count: int, at: Any) -> None:
-        if count == 2:
-            self.store_two(row, column, self._sum(at), self._sum(at + 2))
-            return
-        do(c_call("void", "store_one", self.c.data, row, self.m, column, self._sum(at), source=_STORE_ONE))
 
 
 def factor_of(arrays: dict[str, Any]) -> Any:

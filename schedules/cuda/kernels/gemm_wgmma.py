@@ -24,7 +24,9 @@ one before leaves room: there pairs are launched as a cluster, only to lie side 
 
 wgmma takes floats (tf32) from shared memory along k alone. One factor whose rows lie across k comes
 through registers (`gemm_fragments`), where it is the first: if it is b, c^T = b^T a^T is what is
-multiplied, and stored as c. So are products of few rows, whose columns then fill a wgmma's 64 rows.
+multiplied, and stored as c. So are products of few rows, whose columns then fill a wgmma's 64 rows,
+and those of 16 bits whose tiles shall have other rows than multiples of 64: what becomes rows of c is
+turned on its way to shared memory (`gemm_turned_results`).
 
 TMA leaves out what lies beyond an array when it stores, and reads zeros there: no shape needs
 to divide. Tiles whose columns end inside 64 that are loaded together are stored warp by warp.
@@ -44,9 +46,10 @@ from tvmops.schedules.cuda.kernels.gemm_integers import Columns, IntegerArrays, 
 from tvmops.schedules.cuda.kernels.gemm_operands import AcrossFloats, Operand
 from tvmops.schedules.cuda.kernels.gemm_partials import PartialSums
 from tvmops.schedules.cuda.kernels.gemm_products import Factor, Products, RingBarriers
-from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results, TurnedResults, factor_of
+from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results, factor_of
 from tvmops.schedules.cuda.kernels.gemm_stream_k import SharedSums
 from tvmops.schedules.cuda.kernels.gemm_sums import add_up
+from tvmops.schedules.cuda.kernels.gemm_turned_results import TurnedResults
 from tvmops.schedules.cuda.kernels.gemm_walk import Walk, blocks_for
 from tvmops.schedules.cuda.kernels.gemm_zero_points import ZeroPoints
 from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH, meet_in_cluster
