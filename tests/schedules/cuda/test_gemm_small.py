@@ -68,11 +68,10 @@ def test_what_it_covers(work: Workload, machine: str, covered: bool) -> None:
     assert TEMPLATE.covers(work, target(machine)) is covered
 
 
-def test_it_comes_before_copies_and_behind_what_needs_none() -> None:
-    ragged = [template.name for template in templates_for(matmul(100, 100, 100), H200)]
-    assert ragged.index(TEMPLATE.name) < ragged.index("cuda.gemm_padded")
-    aligned = [template.name for template in templates_for(matmul(128, 128, 128), H200)]
-    assert aligned.index(TEMPLATE.name) > aligned.index("cuda.gemm_wgmma")
+def test_it_is_the_usual_one_for_what_it_covers() -> None:
+    for size in (100, 128):
+        names = [template.name for template in templates_for(matmul(size, size, size), H200)]
+        assert names[0] == TEMPLATE.name and len(names) > 3
 
 
 @pytest.mark.parametrize("machine", ["nvidia-h200", "nvidia-a100", "rtx-3090"])
