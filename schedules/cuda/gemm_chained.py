@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm import IRModule
 
 from tvmops.schedules.cuda.gemm_mma import MmaGemm, is_chained, product_of, tiles_of
-from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
+from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm, launched_early
 from tvmops.schedules.cuda.kernels.gemm_mma import MmaKernel
 from tvmops.schedules.template import GenericKernel
 from tvmops.space import Config, Knob, Space
@@ -32,7 +32,7 @@ class ChainedGemm(WgmmaGemm):
         return Space(self.name, (*whole.knobs, Knob("chained", (1, 4))), whole.is_legal)
 
     def choices(self, workload: Workload) -> list[Config]:
-        return [Config.of(**config.as_dict(), chained=1) for config in super().choices(workload)]
+        return [launched_early(config) for config in super().choices(workload)]
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         return []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
+from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm, launched_early
 from tvmops.schedules.cuda.kernels.gemm_arrays import Form
 from tvmops.schedules.template import GenericKernel
 from tvmops.signatures import ANY
@@ -36,7 +36,7 @@ class Fp8Gemm(WgmmaGemm):
         return Space(self.name, knobs, lambda c: (self.may_split or c["split_k"] == 1) and whole.is_legal(c))
 
     def choices(self, workload: Workload) -> list[Config]:
-        return [_chained(config) for config in super().choices(workload)]
+        return [launched_early(config) for config in super().choices(workload)]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         return super().estimate(_in_pairs(workload), target, config)
@@ -47,7 +47,7 @@ class Fp8Gemm(WgmmaGemm):
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         kernels = super().generic(_in_pairs(workload), target)
         return [
-            GenericKernel(kernel.ranges, _chained(kernel.config.replace(split_k=1)), _MULTIPLES)
+            GenericKernel(kernel.ranges, launched_early(kernel.config.replace(split_k=1)), _MULTIPLES)
             for kernel in kernels
         ]
 
@@ -61,11 +61,6 @@ class Fp8Gemm(WgmmaGemm):
             scales=str(workload["scales"]),
             out_dtype=str(workload["out_dtype"]),
         )
-
-
-def _chained(config: Config) -> Config:
-    """Return `config`, launched while the kernel before it ends."""
-    return Config.of(**config.as_dict(), chained=1)
 
 
 def _in_pairs(workload: Workload) -> Workload:

@@ -6,7 +6,7 @@ from tvm import IRModule
 
 from tvmops.schedules.cuda.extents import known
 from tvmops.schedules.cuda.gemm_mma import product_of
-from tvmops.schedules.cuda.gemm_swapped import SwappedGemm, is_sixteen_bit, tiles_of
+from tvmops.schedules.cuda.gemm_swapped import SwappedGemm, is_for_hopper, tiles_of
 from tvmops.schedules.cuda.kernels.gemm_loose import MOST_VECTORS, LooseKernel, vectors_of
 from tvmops.signatures import ANY
 from tvmops.space import Config, Space
@@ -23,7 +23,7 @@ class LooseGemm(SwappedGemm):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        if not is_sixteen_bit(workload, target) or super().covers(workload, target):
+        if not is_for_hopper(workload, target) or super().covers(workload, target):
             return False
         few = workload["m"] == ANY or known(workload, "m") <= _MOST_ROWS
         return few and ANY not in (workload["n"], workload["k"])

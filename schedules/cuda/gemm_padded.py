@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from itertools import product
 
 from tvm import IRModule
 
-from tvmops.schedules.cuda.gemm_tiles import Tiles
-from tvmops.schedules.cuda.gemm_wgmma import STACKS, WIDTHS, WgmmaGemm, form_of, is_ragged
+from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm, form_of, is_ragged, launched_early
 from tvmops.schedules.cuda.kernels.gemm_arrays import Form, workspace_function
 from tvmops.schedules.template import GenericKernel
 from tvmops.signatures import ANY
@@ -21,18 +18,8 @@ from tvmops.workloads import Workload
 _ALIGNED = 8  # elements: what stands for every aligned size
 _FROM_SIZE = 65  # of m: for less, a copy of b takes longer than the product
 _ANY_SIZE = 1 << 30
-# Of the guess, fitted to what an H100 took for 76 configs of 19 shapes.
-_START_SECONDS = 4.5e-6  # of two kernels, until the first stage is there, and for what follows the last
-_TILE_SECONDS = 1e-6  # for what follows the sums of a tile
 _COPIED = 0.77  # of the bandwidth that the target states, when rows are copied
-_MULTIPLIED = 0.85  # of the rate that it states
-_TAKEN = 9e10  # bytes a second that one multiprocessor loads at most, and
-_FROM_L2 = 7.3e12  # all together
-_SHARED = 0.75  # of the time of loading a tile, where two blocks load one
-_UNEVEN = 1.1  # times as long, where a tile's columns end inside 64 that are loaded together
-_MEETING_SECONDS = 1e-6  # of the blocks of a cluster, each that shares a sum, or all that share loads
-
-_MOST_SUMS = 128 * 144  # of a warpgroup: with more it lacks registers
+_START_SECONDS = 1.5e-6  # of a second kernel
 
 
 class PaddedGemm(WgmmaGemm):
@@ -56,37 +43,24 @@ class PaddedGemm(WgmmaGemm):
         return Space(self.name, knobs, whole.is_legal)
 
     def choices(self, workload: Workload) -> list[Config]:
-        """Return tiles of all shapes, since waves decide, and those whose sums clusters share."""
-        split = [config for config in super().choices(workload) if config.number("split_k") > 1]
-        return [*_CHOICES, *map(_chained, split)]
+        return [launched_early(config) for config in super().choices(workload)]
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         (*_, some, many) = super().generic(workload, target)
         return [
-            GenericKernel({"m": (_FROM_SIZE, 1024)}, _chained(some.config)),
-            GenericKernel({"m": (1025, _ANY_SIZE)}, _chained(many.config)),
+            GenericKernel({"m": (_FROM_SIZE, 1024)}, launched_early(some.config)),
+            GenericKernel({"m": (1025, _ANY_SIZE)}, launched_early(many.config)),
         ]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        """Guess the seconds: of copies, and of each wave of tiles the slower of multiplying and loading."""
+        """Guess the seconds: those of the product, and of reading and writing what is copied."""
         assert target.gpu is not None
-        tiles = self.tiles_of(config, target)
         m, n, k, batch = workload.dims("m", "n", "k", "batch")
         shared = str(workload["shared"])
         sizes = {"a": m * k, "b": k * n}
         elements = sum(sizes[each] * (1 if shared == each else batch) for each in pads_of(workload))
         copies = 4 * elements / (_COPIED * target.gpu.bandwidth)
-        clusters = math.ceil(m / (tiles.bm * tiles.cluster)) * math.ceil(n / tiles.bn) * batch
-        blocks = clusters * tiles.cluster * tiles.split_k
-        steps = math.ceil(math.ceil(k / tiles.bk) / tiles.split_k)
-        rate = _MULTIPLIED * target.gpu.tensor_flops / tiles.blocks
-        multiply = 2 * tiles.bm * tiles.bn * tiles.bk / rate
-        along = bool(workload["trans_b"])
-        load = _loaded(tiles, along) / min(_TAKEN, _FROM_L2 / min(blocks, tiles.blocks))
-        step = max(multiply, load) * (1.0 if along or tiles.bn % 64 == 0 else _UNEVEN)
-        waves = math.ceil(blocks / tiles.blocks)
-        meeting = _MEETING_SECONDS * (tiles.split_k if tiles.split_k > 1 else tiles.cluster - 1)
-        return copies + waves * (steps * step + _TILE_SECONDS) + meeting + _START_SECONDS
+        return super().estimate(workload, target, config) + copies + _START_SECONDS
 
     def kernel_workload(self, workload: Workload) -> Workload:
         """Return the workload with `*` for sizes, but those along rows that TMA takes."""
@@ -106,26 +80,7 @@ class PaddedGemm(WgmmaGemm):
         return module
 
 
-def _loaded(tiles: Tiles, along: bool) -> float:
-    """Return the bytes of a stage, what blocks share counted less; columns of b across k come by 64."""
-    columns = tiles.bn if along else math.ceil(tiles.bn / 64) * 64
-    return 2 * (tiles.bm + columns * (_SHARED if tiles.cluster > 1 else 1.0)) * tiles.bk
-
-
-def _chained(config: Config) -> Config:
-    return Config.of(**config.as_dict(), chained=1)
-
-
 def pads_of(workload: Workload) -> tuple[str, ...]:
     """Return the operands whose rows begin where TMA can't, or may do so."""
     rows = {"a": "m" if workload["trans_a"] else "k", "b": "k" if workload["trans_b"] else "n"}
     return tuple(name for name, dim in rows.items() if workload[dim] == ANY or is_ragged(workload, dim))
-
-
-_CHOICES = tuple(
-    Config.of(
-        bm=bm, bn=bn, bk=64, consumers=consumers, cluster=cluster, split_k=1, group=group, beside=1, chained=1
-    )
-    for (bm, consumers), bn, cluster, group in product(STACKS, reversed(WIDTHS), (1, 2), (4, 1))
-    if bm // consumers * bn <= _MOST_SUMS
-)  # fmt: skip

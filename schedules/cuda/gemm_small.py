@@ -47,12 +47,8 @@ _MOST_ROWS_OF_TILES, _MOST_COLUMNS_OF_TILES, _LARGEST_OF_WGMMA = 8, 2, 128
 
 # Of the guess, fitted to what an H100 took for 140 configs of 25 shapes: microseconds.
 _COPIES = {8: 1, 4: 2, 2: 4, 1: 3}  # instructions for eight elements
-_STORES = {
-    8: 1,
-    4: 2,
-    2: 4,
-    1: 6,
-}  # the same of rows of a tile; in whole rows, 2 for odd ones and 1 for others
+# The same for results of rows of a tile; of whole rows, 2 for odd ones and 1 for others.
+_STORES = {8: 1, 4: 2, 2: 4, 1: 6}
 _ROUND, _WAIT, _UNASKED, _UNCHAINED, _LATE = 0.98, 0.60, 1.3, 1.1, 0.25
 _WARP_COPY, _COPY, _SHIFT, _ASKED, _MOVED = 7.6e-5, 6.5e-5, 3.5e-3, 4e-7, 1.5e-7
 _PRODUCT = (6.1e-7, 3.1e-7)  # with mma.sync, with wgmma

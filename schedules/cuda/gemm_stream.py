@@ -5,13 +5,12 @@ from __future__ import annotations
 from tvm import IRModule
 
 from tvmops.schedules.cuda.extents import known
+from tvmops.schedules.cuda.few_rows import has_few_rows
 from tvmops.schedules.cuda.gemm_mma import product_of
 from tvmops.schedules.cuda.kernels.stream_floats import FloatStream, form_of
 from tvmops.schedules.cuda.pieces import PIECE
 from tvmops.schedules.cuda.streaming import Stream, StreamTemplate, tiles_of
 from tvmops.signatures import ANY
-from tvmops.signatures.layouts import PLAIN
-from tvmops.signatures.matmul import SAME
 from tvmops.space import Config
 from tvmops.targets import Target
 from tvmops.workloads import Workload
@@ -20,19 +19,10 @@ _AMPERE = 80  # mma.sync of 16 bits with cp.async
 MOST_ROWS = 16  # 32 took longer than cuBLAS on an H100
 
 
-def has_few_rows(workload: Workload, target: Target) -> bool:
-    """True for few rows of a by a 16-bit b, with results like them, which `target` can multiply."""
-    if workload.op != "matmul" or target.gpu is None or target.gpu.compute < _AMPERE:
-        return False
-    m = workload["m"]
-    return (
-        workload["dtype"] in ("float16", "bfloat16")
-        and workload["packed"] == PLAIN
-        and workload["out_dtype"] == workload["bias_dtype"] == SAME
-        and workload["batch"] == 1
-        and not workload["trans_a"]
-        and (m == ANY or (isinstance(m, int) and m <= MOST_ROWS))
-    )
+def is_streamed(workload: Workload, target: Target) -> bool:
+    """True for so few rows of a by a 16-bit b that b is best streamed, on a GPU that can multiply them so."""
+    gpu = target.gpu
+    return gpu is not None and gpu.compute >= _AMPERE and has_few_rows(workload, MOST_ROWS)
 
 
 class StreamGemm(StreamTemplate):
@@ -42,7 +32,7 @@ class StreamGemm(StreamTemplate):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        if not has_few_rows(workload, target):
+        if not is_streamed(workload, target):
             return False
         n, k = workload["n"], workload["k"]
         return (

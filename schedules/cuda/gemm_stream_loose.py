@@ -8,7 +8,7 @@ from tvm import IRModule
 
 from tvmops.schedules.cuda.extents import known
 from tvmops.schedules.cuda.gemm_mma import is_chained, product_of
-from tvmops.schedules.cuda.gemm_stream import MOST_ROWS, has_few_rows
+from tvmops.schedules.cuda.gemm_stream import MOST_ROWS, is_streamed
 from tvmops.schedules.cuda.kernels.stream_loose import LooseStream
 from tvmops.schedules.cuda.kernels.stream_loose_tiles import LooseTiles
 from tvmops.schedules.cuda.pieces import PIECE
@@ -43,7 +43,7 @@ class LooseStreamGemm(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        if not has_few_rows(workload, target):
+        if not is_streamed(workload, target):
             return False
         assert target.gpu is not None
         n, k = workload["n"], workload["k"]

@@ -7,13 +7,12 @@ import math
 from tvm import IRModule
 
 from tvmops.schedules.cuda.extents import known
+from tvmops.schedules.cuda.few_rows import has_few_rows
 from tvmops.schedules.cuda.gemm_mma import product_of
 from tvmops.schedules.cuda.kernels.gemm_swapped import SwappedKernel, SwappedTiles
 from tvmops.schedules.cuda.pieces import PIECE
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
-from tvmops.signatures.layouts import PLAIN
-from tvmops.signatures.matmul import SAME
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
@@ -44,7 +43,7 @@ class SwappedGemm(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        if not is_sixteen_bit(workload, target):
+        if not is_for_hopper(workload, target):
             return False
         rows = ("k",) if workload["trans_b"] else ("n", "k")
         return all(isinstance(size, int) and size % PIECE == 0 for size in map(workload.__getitem__, rows))
@@ -114,19 +113,9 @@ class SwappedGemm(Template):
         return SwappedKernel(product_of(self.kernel_workload(workload)), tiles_of(config)).module()
 
 
-def is_sixteen_bit(workload: Workload, target: Target) -> bool:
-    """Say whether this is a product of few rows, of types and forms that the kernels take."""
-    if workload.op != "matmul" or target.gpu is None or target.gpu.code != "sm_90a":
-        return False
-    m = workload["m"]
-    return (
-        workload["dtype"] in ("float16", "bfloat16")
-        and workload["packed"] == PLAIN
-        and workload["out_dtype"] == workload["bias_dtype"] == SAME
-        and workload["batch"] == 1
-        and not workload["trans_a"]
-        and (m == ANY or (isinstance(m, int) and m <= _MOST_ROWS))
-    )
+def is_for_hopper(workload: Workload, target: Target) -> bool:
+    """True for few rows of a by a 16-bit b, on a GPU with wgmma."""
+    return target.gpu is not None and target.gpu.code == "sm_90a" and has_few_rows(workload, _MOST_ROWS)
 
 
 def tiles_of(config: Config) -> SwappedTiles:

@@ -13,7 +13,7 @@ from tvmops.schedules.cuda.gemm_mma import (
     tiles_of,
 )
 from tvmops.schedules.cuda.gemm_tiles import FEWER_SUMS, narrowed, sums_of
-from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
+from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm, launched_early
 from tvmops.schedules.cuda.kernels.gemm_arrays import Form
 from tvmops.schedules.cuda.kernels.gemm_fragments import STEPS
 from tvmops.schedules.cuda.kernels.gemm_tf32 import Tf32Kernel
@@ -53,7 +53,7 @@ class Tf32Gemm(WgmmaGemm):
         return Space(self.name, knobs, lambda c: sums_of(c) <= FEWER_SUMS and whole.is_legal(c))
 
     def choices(self, workload: Workload) -> list[Config]:
-        return [_chained(config) for config in super().choices(workload)]
+        return [launched_early(config) for config in super().choices(workload)]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         return super().estimate(_in_halves(workload), target, config)
@@ -64,7 +64,7 @@ class Tf32Gemm(WgmmaGemm):
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         multiples = {"n": ALIGNED, "k": ALIGNED}
         kernels = super().generic(_in_halves(workload), target)
-        configs = [_chained(kernel.config) for kernel in kernels]
+        configs = [launched_early(kernel.config) for kernel in kernels]
         configs = [narrowed(config) for config in configs] if workload["residual"] else configs
         return [GenericKernel(kernel.ranges, c, multiples) for kernel, c in zip(kernels, configs)]
 
@@ -169,11 +169,6 @@ def is_tf32_on_hopper(workload: Workload, target: Target) -> bool:
     if workload.op != "matmul" or target.gpu is None or target.gpu.code != "sm_90a":
         return False
     return workload["precision"] == TF32
-
-
-def _chained(config: Config) -> Config:
-    """Return `config`, launched while the kernel before it ends."""
-    return Config.of(**config.as_dict(), chained=1)
 
 
 def has_room_for_fragments(config: Config) -> bool:

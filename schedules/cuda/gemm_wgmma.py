@@ -20,9 +20,9 @@ from tvmops.workloads import Workload
 from tvmops.workloads import workload as make_workload
 
 _ALIGNED = 8  # elements: TMA takes rows of a multiple of 16 bytes
-WIDTHS = tuple(range(64, 257, 16))  # of tiles
+_WIDTHS = tuple(range(64, 257, 16))  # of tiles
 # Rows of tiles, and the warpgroups that multiply them.
-STACKS = ((64, 1), (128, 1), (128, 2), (192, 3), (256, 2))
+_STACKS = ((64, 1), (128, 1), (128, 2), (192, 3), (256, 2))
 
 # Of the guess, fitted to what an H100 and an H200 took for 991 configs of 112 shapes.
 _RATE = 6.44e12  # operations a second of one multiprocessor, of tiles of 256 columns
@@ -62,7 +62,7 @@ class WgmmaGemm(Template):
         m, n, k = workload.dims("m", "n", "k")
         knobs = (
             Knob("bm", tuple(bm for bm in (64, 128, 192, 256) if bm < 2 * max(m, 64))),
-            Knob("bn", tuple(bn for bn in WIDTHS if bn < 2 * max(n, 64))),
+            Knob("bn", tuple(bn for bn in _WIDTHS if bn < 2 * max(n, 64))),
             Knob("bk", (64, 128)),
             Knob("consumers", (1, 2, 3) if m > 96 else (1, 2) if m > 64 else (1,)),
             Knob("cluster", (1, 2) if m > 64 else (1,)),
@@ -163,6 +163,11 @@ class WgmmaGemm(Template):
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         return IRModule({"main": gemm(self.form_of(workload, config), self.tiles_of(config, target))})
+
+
+def launched_early(config: Config) -> Config:
+    """Return `config`, launched while the kernel before it ends."""
+    return Config.of(**config.as_dict(), chained=1)
 
 
 def form_of(workload: Workload) -> Form:
@@ -287,6 +292,6 @@ DEFAULTS = (
     *_FEW_TILES,
     *(
         _config(bm, bn, 64, consumers, cluster, 1, group)
-        for (bm, consumers), bn, cluster, group in itertools.product(STACKS, WIDTHS, (1, 2), (1, 2, 4, 8))
+        for (bm, consumers), bn, cluster, group in itertools.product(_STACKS, _WIDTHS, (1, 2), (1, 2, 4, 8))
     ),
 )

@@ -126,6 +126,8 @@ class Consumer:
 class Results:
     """What becomes of the sums of one thread."""
 
+    saving = "stmatrix.sync.aligned.m8n8.x4.shared.b16"  # the instruction that takes results to shared memory
+
     def __init__(
         self, form: Form, arrays_of: Arrays, arrays: dict[str, Any], tiles: Tiles, at: Consumer
     ) -> None:
@@ -173,8 +175,13 @@ class Results:
                 T.ptx.fence.proxy.async_.shared__cta()
                 T.cuda.warpgroup_sync(self.at.group + 1)
                 if (self.at.warp == 0) & (self.at.lane == 0):
-                    T.ptx[STORE.format(rank=3 if self.form.batched else 2)](T.address_of(view), self.at.tn * self.bn + s * 64, self.at.top + self.at.group * (64 * self.blocks) + w * 64, *([self.at.item] if self.form.batched else []), tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, 0, 0]))
+                    self._store_box(tile, (w * self.parts + s) % self.buffers, view, self.at.top + self.at.group * (64 * self.blocks) + w * 64, s)
                     T.ptx.cp.async_.bulk.commit_group()
+
+    @T.inline
+    def _store_box(self, tile, buffer, view, row, s):
+        """Begin to store the `s`-th 64 columns of the 64 rows from `row` on."""
+        T.ptx[STORE.format(rank=3 if self.form.batched else 2)](T.address_of(view), self.at.tn * self.bn + s * 64, row, *([self.at.item] if self.form.batched else []), tile.ptr_to([self.at.group, buffer, 0, 0]))
 
     @T.inline
     def store_by_warps(self, tile):
@@ -193,10 +200,12 @@ class Results:
             if s * 64 + p * 16 < self.bn:
                 for q in T.unroll(4):
                     T.ptx[self.rounding](self.at.packed[q], self._sum(w * self.sums + s * 32 + p * 8 + q * 2 + 1), self._sum(w * self.sums + s * 32 + p * 8 + q * 2))
-                T.ptx["stmatrix.sync.aligned.m8n8.x4.shared.b16"](
-                    tile.ptr_to([self.at.group, buffer, self.at.row, ((p * 2 + self.at.lane // 16) ^ (self.at.lane % 8)) * 8]),
-                    self.at.packed[0], self.at.packed[1], self.at.packed[2], self.at.packed[3])
+                T.ptx[self.saving](tile.ptr_to([self.at.group, buffer, *self._place(p)]), self.at.packed[0], self.at.packed[1], self.at.packed[2], self.at.packed[3])
     # fmt: on
+
+    def _place(self, p: Any) -> tuple[Any, Any]:
+        """Return where in a buffer this lane's row of four matrices lies, of 16 columns of sums."""
+        return self.at.row, ((p * 2 + self.at.lane // 16) ^ (self.at.lane % 8)) * 8
 
     def row_of(self, block: Any, half: Any) -> Any:
         """Return the row of the tile that one of a thread's two rows in a block of 64 is."""

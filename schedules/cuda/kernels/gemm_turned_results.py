@@ -20,34 +20,15 @@ __forceinline__ __device__ void store_one(void* array, int row, int pitch, int c
 class TurnedResults(Results):
     """What becomes of the sums of c^T: its rows are columns of c."""
 
+    saving = "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16"  # it turns them on their way
+
     # fmt: off
     @T.inline
-    def store(self, tile, view):
-        """Store by TMA, 64 columns of c by up to 64 rows at a time; they are turned on their way to `tile`."""
-        for w in T.unroll(self.blocks):
-            for s in T.unroll(self.parts):
-                if (self.at.warp == 0) & (self.at.lane == 0):
-                    T.ptx.cp.async_.bulk.wait_group.read(self.unread)
-                T.cuda.warpgroup_sync(self.at.group + 1)
-                self._round_to(tile, (w * self.parts + s) % self.buffers, w, s)
-                T.ptx.fence.proxy.async_.shared__cta()
-                T.cuda.warpgroup_sync(self.at.group + 1)
-                if (self.at.warp == 0) & (self.at.lane == 0):
-                    for i in T.unroll(4):
-                        if s * 64 + i * BOX_ROWS < self.bn:
-                            T.ptx[STORE.format(rank=2)](T.address_of(view), self.at.top + self.at.group * (64 * self.blocks) + w * 64, self.at.tn * self.bn + s * 64 + i * BOX_ROWS, tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, i * BOX_ROWS, 0]))
-                    T.ptx.cp.async_.bulk.commit_group()
-
-    @T.inline
-    def _round_to(self, tile, buffer, w, s):
-        """Round 64 rows of c to swizzled shared memory."""
-        for p in T.unroll(4):
-            if s * 64 + p * 16 < self.bn:
-                for q in T.unroll(4):
-                    T.ptx[self.rounding](self.at.packed[q], self._sum(w * self.sums + s * 32 + p * 8 + q * 2 + 1), self._sum(w * self.sums + s * 32 + p * 8 + q * 2))
-                T.ptx["stmatrix.sync.aligned.m8n8.x4.trans.shared.b16"](
-                    tile.ptr_to([self.at.group, buffer, p * 16 + self.at.lane // 16 * 8 + self.at.lane % 8, ((self.at.warp * 2 + self.at.lane // 8 % 2) ^ (self.at.lane % 8)) * 8]),
-                    self.at.packed[0], self.at.packed[1], self.at.packed[2], self.at.packed[3])
+    def _store_box(self, tile, buffer, view, row, s):
+        """Begin to store the `s`-th 64 rows of c, as far as the tile has them, of the 64 columns from `row` on."""
+        for i in T.unroll(64 // BOX_ROWS):
+            if s * 64 + i * BOX_ROWS < self.bn:
+                T.ptx[STORE.format(rank=2)](T.address_of(view), row, self.at.tn * self.bn + s * 64 + i * BOX_ROWS, tile.ptr_to([self.at.group, buffer, i * BOX_ROWS, 0]))
 
     @T.inline
     def finish_all(self):
@@ -65,6 +46,11 @@ class TurnedResults(Results):
                             for half in T.unroll(2):
                                 self.store_where(self.at.top + self.row_of(w, half), 1, r, w * self.sums + j * 4 + half * 2 + e)
     # fmt: on
+
+    def _place(self, p: Any) -> tuple[Any, Any]:
+        lane = self.at.lane
+        row, piece = p * 16 + lane // 16 * 8 + lane % 8, self.at.warp * 2 + lane // 8 % 2
+        return row, (piece ^ (lane % 8)) * 8
 
     def finish(self, sums: Any, at: Any, row: Any, column: Any) -> None:
         T.buffer_store(sums, finished(self.form, self.arrays, self.m, sums[at], row, column), [at])
