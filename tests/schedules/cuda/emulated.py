@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from tests.schedules.cuda.compiled import needs_nvcc
 from tvmops.measure.cuda import Cubin
 
-_HEADER = Path(__file__).with_name("emulator.h")
-_HOPPER = Path(__file__).with_name("hopper.h")
+_FOLDER = Path(__file__).parent
+_HEADER = _FOLDER / "emulator.h"
+_HOPPER = _FOLDER / "hopper.h"
+_MACHINE = ("emulator.cpp", "hopper.cpp")
 _KERNEL = re.compile(r'extern "C" __global__ void[^(]*\((\d+)[^)]*\) (\w+)\(([^)]*)\) \{')
 _HELPER = re.compile(r"__forceinline__ __device__ [^;{]*?(\w+)\([^)]*\) \{\n.*?\n\}\n", re.DOTALL)
 _ORDER = re.compile(
@@ -62,7 +64,8 @@ extern "C" const char* run(int grid, int cluster, int shared_bytes, {taken}) {{
 """
     source, library = folder / f"kernel{number}.cpp", folder / f"kernel{number}.so"
     source.write_text(f'#include "{_HEADER.name}"\n{helpers}{body}{launch}')
-    _compile("-shared", "-I", _headers().name, "-o", str(library), str(source))
+    machine = _machine().name
+    _compile("-O1", "-shared", "-I", machine, "-o", str(library), str(source), f"{machine}/machine.so")
     run = ctypes.CDLL(str(library)).run
     run.restype = ctypes.c_char_p
 
@@ -75,19 +78,19 @@ extern "C" const char* run(int grid, int cluster, int shared_bytes, {taken}) {{
 
 
 def _compile(*arguments: str) -> None:
-    done = subprocess.run(
-        ["g++", "-O1", "-w", "-std=c++17", "-fPIC", *arguments], capture_output=True, text=True
-    )
+    done = subprocess.run(["g++", "-w", "-std=c++17", "-fPIC", *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 @cache
-def _headers() -> tempfile.TemporaryDirectory[str]:
-    """Return a folder of the headers, compiled beforehand: reading them takes longer than a kernel."""
+def _machine() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder of what all kernels share, compiled beforehand: it takes longer than a kernel."""
     folder = tempfile.TemporaryDirectory(prefix="emulator-")
+    sources = (str(_FOLDER / name) for name in _MACHINE)
+    _compile("-O2", "-shared", "-U_FORTIFY_SOURCE", "-o", f"{folder.name}/machine.so", *sources)
     for header in (_HEADER, _HOPPER):
         shutil.copy(header, folder.name)
-    _compile("-x", "c++-header", f"{folder.name}/{_HEADER.name}")
+    _compile("-O1", "-x", "c++-header", f"{folder.name}/{_HEADER.name}")
     return folder
 
 

@@ -1,9 +1,12 @@
 // CUDA kernels on a CPU, to see what they compute: each thread is a coroutine, and what a warp,
 // a block or a cluster does together is where they wait for each other. Shared memory begins as
 // NaN; cp.async copies when it is waited for, and no sooner; threads that wait in vain are found.
+// What takes long to compile is in `emulator.cpp`, which is compiled once for all kernels.
 #pragma once
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <csetjmp>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -50,6 +53,8 @@ struct Block {
 struct Index { int x; };
 struct Thread {
   ucontext_t context;
+  jmp_buf place;
+  bool begun = false;
   std::unique_ptr<char[]> stack;
   Block* block;
   int number;
@@ -60,108 +65,38 @@ struct Thread {
   std::deque<std::vector<Work>> products{1}, stores{1};  // of wgmma, and of the copy engine
 };
 
-static Thread* now;
-static ucontext_t scheduler;
-static std::vector<std::unique_ptr<Block>>* cluster;
-static Group cluster_group, flags;
-static std::function<void()> kernel;
-
-static std::string complaint;
+extern Thread* now;
+extern std::vector<std::unique_ptr<Block>>* cluster;
+extern Group cluster_group, flags;
+extern std::function<void()> kernel;
 
 // Ends the run: nobody goes on.
-static void fail(const char* what) {
-  complaint = "block " + std::to_string(now->block->index) + ", thread " + std::to_string(now->number) + ": " + what;
-  for (;;) swapcontext(&now->context, &scheduler);
-}
+void fail(const char* what);
+// Lets others go on until `group` has met once more.
+void wait_for(Group& group);
+void meet(Group& group);
+// Returns what went wrong, or "".
+const char* launch(int grid, int cluster_size, int threads, int shared_bytes);
+// Copies what cp.async was asked for but the last `left` groups.
+void finish_copies(size_t left);
+void copy_later(unsigned to, const void* from, int bytes, int size = 16);
+void end_group_of_copies();
 
-static void meet(Group& group) {
-  const long round = group.round;
-  if (++group.arrived == group.size) {
-    group.arrived = 0;
-    ++group.round;
-    return;
-  }
-  now->waits_for = &group;
-  now->round = round;
-  swapcontext(&now->context, &scheduler);
-}
-
-static Warp& warp() { return now->block->warps[now->number / 32]; }
-static int lane() { return now->number % 32; }
-static uint8_t* shared(unsigned offset, unsigned bytes) {
+static inline Warp& warp() { return now->block->warps[now->number / 32]; }
+static inline int lane() { return now->number % 32; }
+static inline uint8_t* shared(unsigned offset, unsigned bytes) {
   if (offset % bytes || offset + bytes > now->block->memory.size()) fail("shared memory out of bounds");
   return now->block->memory.data() + offset;
 }
-static uint32_t word(unsigned offset) {
+static inline uint32_t word(unsigned offset) {
   uint32_t value;
   std::memcpy(&value, shared(offset, 4), 4);
   return value;
 }
-static uint16_t half_word(unsigned offset) {
+static inline uint16_t half_word(unsigned offset) {
   uint16_t value;
   std::memcpy(&value, shared(offset, 2), 2);
   return value;
-}
-
-static void entry() {
-  kernel();
-  now->done = true;
-  swapcontext(&now->context, &scheduler);
-}
-
-static void run_cluster(int first, int blocks, int threads, int shared_bytes) {
-  std::vector<std::unique_ptr<Block>> made;
-  std::vector<std::unique_ptr<Thread>> all;
-  cluster = &made;
-  cluster_group = Group{blocks * threads};
-  for (int rank = 0; rank < blocks; ++rank) {
-    auto block = std::make_unique<Block>();
-    block->group.size = threads;
-    block->memory.assign(shared_bytes, 0xFF);
-    block->warps.resize(threads / 32);
-    for (auto& each : block->warps) each.group.size = 32;
-    block->index = first + rank;
-    block->rank = rank;
-    for (int number = 0; number < threads; ++number) {
-      auto thread = std::make_unique<Thread>();
-      const size_t size = 1 << 16;
-      thread->stack.reset(new char[size]);
-      getcontext(&thread->context);
-      thread->context.uc_stack.ss_sp = thread->stack.get();
-      thread->context.uc_stack.ss_size = size;
-      thread->context.uc_link = &scheduler;
-      makecontext(&thread->context, entry, 0);
-      thread->block = block.get();
-      thread->number = number;
-      all.push_back(std::move(thread));
-    }
-    made.push_back(std::move(block));
-  }
-  for (size_t left = all.size(); left > 0;) {
-    bool moved = false;
-    for (auto& thread : all) {
-      const auto* group = thread->waits_for;
-      if (thread->done || (group && group->round == thread->round && !group->stirred)) continue;
-      thread->waits_for = nullptr;
-      now = thread.get();
-      swapcontext(&scheduler, &now->context);
-      if (!complaint.empty()) return;
-      moved = true;
-      left -= now->done;
-    }
-    if (!moved) {
-      complaint = "threads wait for others that do not come";
-      return;
-    }
-  }
-}
-
-// Returns what went wrong, or "".
-static const char* launch(int grid, int cluster_size, int threads, int shared_bytes) {
-  complaint.clear();
-  for (int first = 0; first < grid && complaint.empty(); first += cluster_size)
-    run_cluster(first, cluster_size, threads, shared_bytes);
-  return complaint.c_str();
 }
 
 }  // namespace emulator
@@ -169,16 +104,16 @@ static const char* launch(int grid, int cluster_size, int threads, int shared_by
 #define threadIdx (emulator::Index{emulator::now->number})
 #define blockIdx (emulator::Index{emulator::now->block->index})
 
-static inline uint32_t bits_of(float x) { uint32_t bits; std::memcpy(&bits, &x, 4); return bits; }
-static inline float float_of(uint32_t bits) { float x; std::memcpy(&x, &bits, 4); return x; }
-static inline uint16_t to_bfloat16(float x) {
+inline uint32_t bits_of(float x) { uint32_t bits; std::memcpy(&bits, &x, 4); return bits; }
+inline float float_of(uint32_t bits) { float x; std::memcpy(&x, &bits, 4); return x; }
+inline uint16_t to_bfloat16(float x) {
   const uint32_t bits = bits_of(x);
   if (std::isnan(x)) return (bits >> 16) | 0x40;
   return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
 }
-static inline uint16_t to_half(float x) { _Float16 h = static_cast<_Float16>(x); uint16_t b; std::memcpy(&b, &h, 2); return b; }
-static inline float from_half(uint16_t b) { _Float16 h; std::memcpy(&h, &b, 2); return static_cast<float>(h); }
-static inline float from_bfloat16(uint16_t b) { return float_of(static_cast<uint32_t>(b) << 16); }
+inline uint16_t to_half(float x) { _Float16 h = static_cast<_Float16>(x); uint16_t b; std::memcpy(&b, &h, 2); return b; }
+inline float from_half(uint16_t b) { _Float16 h; std::memcpy(&h, &b, 2); return static_cast<float>(h); }
+inline float from_bfloat16(uint16_t b) { return float_of(static_cast<uint32_t>(b) << 16); }
 
 struct nv_bfloat16 {
   uint16_t bits;
@@ -286,16 +221,16 @@ static inline void await_all_here() { emulator::meet(emulator::cluster_group); }
 static inline void copy_row_piece(unsigned to, const void* from, int row, int pitch, int offset, int rows) {
   const bool inside = row < rows;
   const char* at = static_cast<const char*>(from) + static_cast<long long>(inside ? row : 0) * pitch + offset;
-  emulator::now->groups.back().push_back({to, at, inside ? 16 : 0});
+  emulator::copy_later(to, at, inside ? 16 : 0);
 }
 static inline void copy_whole_piece(unsigned to, const void* from, int offset) {
-  emulator::now->groups.back().push_back({to, static_cast<const char*>(from) + offset, 16});
+  emulator::copy_later(to, static_cast<const char*>(from) + offset, 16);
 }
 static inline void copy_piece(unsigned to, const void* from, int row, int pitch, int column, int valid, int alignment) {
   const char* at = static_cast<const char*>(from);
   if (valid > 0) at += (static_cast<long long>(row) * pitch + column) * 2;
   if (reinterpret_cast<uintptr_t>(at) % alignment) emulator::fail("an address that is not aligned");
-  emulator::now->groups.back().push_back({to, at, 2 * std::min(std::max(valid, 0), 8)});
+  emulator::copy_later(to, at, 2 * std::min(std::max(valid, 0), 8));
 }
 #define COPY_PIECE(name, vector)                                                                         \
   static inline void copy_piece_##name(unsigned to, const void* from, int row, int pitch, int column, \
@@ -308,14 +243,14 @@ static inline void copy_piece(unsigned to, const void* from, int row, int pitch,
     const char* at = static_cast<const char*>(from);                                                    \
     if (valid > 0) at += static_cast<long long>(row) * pitch + column;                                  \
     if (reinterpret_cast<uintptr_t>(at) % vector) emulator::fail("an address that is not aligned");     \
-    emulator::now->groups.back().push_back({to, at, std::min(std::max(valid, 0), 16)});                 \
+    emulator::copy_later(to, at, std::min(std::max(valid, 0), 16));                 \
   }
 #define COPY_FLOATS(vector)                                                                               \
   static inline void copy_present_floats_##vector(unsigned to, unsigned long long from, int row, int more, int last, \
                                                   int pitch, int present) {                              \
     const float* at = reinterpret_cast<const float*>(from) + (present ? std::min(row + more, last) * pitch : 0); \
     if (reinterpret_cast<uintptr_t>(at) % (4 * vector)) emulator::fail("an address that is not aligned"); \
-    emulator::now->groups.back().push_back({to, at, present ? 4 * vector : 0, 4 * vector});              \
+    emulator::copy_later(to, at, present ? 4 * vector : 0, 4 * vector);              \
   }                                                                                                      \
   static inline void copy_floats_##vector(unsigned to, unsigned long long from, int row, int more, int last, int pitch) { \
     copy_present_floats_##vector(to, from, row, more, last, pitch, 1);                                   \
@@ -367,48 +302,27 @@ static inline void ask_for(const void* memory, int there) {
 static inline void load_streamed(unsigned* out, const void* memory) { load_streamed_if(out, memory, 1); }
 static inline void copy_word(unsigned to, const void* from) {
   if (reinterpret_cast<uintptr_t>(from) % 4) emulator::fail("an address that is not aligned");
-  emulator::now->groups.back().push_back({to, from, 4, 4});
+  emulator::copy_later(to, from, 4, 4);
 }
 #define COPY_PART(vector)                                                                                  \
   static inline void copy_part_##vector(unsigned to, const void* from, int there) {                      \
     if (reinterpret_cast<uintptr_t>(from) % (2 * vector)) emulator::fail("an address that is not aligned"); \
-    emulator::now->groups.back().push_back({to, from, there ? 2 * vector : 0, 2 * vector});                \
+    emulator::copy_later(to, from, there ? 2 * vector : 0, 2 * vector);                \
   }
 static inline void copy_around(unsigned to, const void* from, int at, int size, int there) {
   const int first = at & ~7;
   const auto* begin = static_cast<const uint16_t*>(from) + first;
   if (reinterpret_cast<uintptr_t>(begin) % 16) emulator::fail("an address that is not aligned");
-  emulator::now->groups.back().push_back({to, begin, there ? 2 * std::max(std::min(size - first, 8), 0) : 0, 16});
+  emulator::copy_later(to, begin, there ? 2 * std::max(std::min(size - first, 8), 0) : 0);
 }
 COPY_PART(2) COPY_PART(4) COPY_PART(8)
 COPY_PIECE(2, 2) COPY_PIECE(4, 4) COPY_PIECE(8, 8) COPY_PIECE(8_near, 8)
-static inline void tvm_builtin_ptx_cp_async_commit_group_async_commit_group() { emulator::now->groups.emplace_back(); }
-static inline void wait_group(size_t left) {
-  auto& groups = emulator::now->groups;
-  for (; groups.size() > left + 1; groups.pop_front())
-    for (const auto& copy : groups.front()) {
-      uint8_t* to = emulator::shared(copy.to, copy.size);
-      std::memset(to, 0, copy.size);
-      std::memcpy(to, copy.from, copy.bytes);
-    }
-}
+static inline void tvm_builtin_ptx_cp_async_commit_group_async_commit_group() { emulator::end_group_of_copies(); }
 #define WAIT_GROUP(n) \
-  static inline void tvm_builtin_ptx_cp_async_wait_group_async_wait_group_##n() { wait_group(n); }
+  static inline void tvm_builtin_ptx_cp_async_wait_group_async_wait_group_##n() { emulator::finish_copies(n); }
 WAIT_GROUP(0) WAIT_GROUP(1) WAIT_GROUP(2) WAIT_GROUP(3) WAIT_GROUP(4) WAIT_GROUP(5) WAIT_GROUP(6)
 
-static inline void load_matrices(uint32_t* out, uint32_t address, bool transposed) {
-  auto& warp = emulator::warp();
-  emulator::shared(address, 16);
-  warp.words[emulator::lane()][0] = address;
-  emulator::meet(warp.group);
-  const int row = emulator::lane() / 4, column = emulator::lane() % 4 * 2;
-  for (int matrix = 0; matrix < 4; ++matrix) {
-    auto at = [&](int r) { return warp.words[matrix * 8 + r][0]; };
-    out[matrix] = transposed ? emulator::half_word(at(column) + 2 * row) | emulator::half_word(at(column + 1) + 2 * row) << 16
-                             : emulator::word(at(row) + 2 * column);
-  }
-  emulator::meet(warp.group);
-}
+void load_matrices(uint32_t* out, uint32_t address, bool transposed);
 #define LOAD_MATRICES(name, transposed)                                                                     \
   static inline void name(uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d, uint32_t address) { \
     uint32_t out[4];                                                                                        \
@@ -429,22 +343,7 @@ static inline void tvm_builtin_ptx_movmatrix_sync_aligned_m8n8_trans_b16(uint32_
   out = result;
 }
 template <float (*to_float)(uint16_t)>
-static inline void multiply(float* d, const uint32_t* a, const uint32_t* b, const float* c) {
-  auto& warp = emulator::warp();
-  const int lane = emulator::lane();
-  for (int i = 0; i < 4; ++i) warp.words[lane][i] = a[i];
-  for (int i = 0; i < 2; ++i) warp.words[lane][4 + i] = b[i];
-  emulator::meet(warp.group);
-  auto part = [&](int row, int k, int word) { return to_float(warp.words[row * 4 + k % 8 / 2][word] >> 16 * (k % 2)); };
-  float result[4];
-  for (int i = 0; i < 4; ++i) {
-    const int row = lane / 4, column = lane % 4 * 2 + i % 2, below = i / 2;
-    result[i] = c[i];
-    for (int k = 0; k < 16; ++k) result[i] += part(row, k, below + k / 8 * 2) * part(column, k, 4 + k / 8);
-  }
-  emulator::meet(warp.group);
-  for (int i = 0; i < 4; ++i) d[i] = result[i];
-}
+void multiply(float* d, const uint32_t* a, const uint32_t* b, const float* c);
 #define MULTIPLY(kind, to_float)                                                                                \
   static inline void tvm_builtin_ptx_mma_sync_aligned_m16n8k16_row_col_f32_##kind##_##kind##_f32(               \
       float& d0, float& d1, float& d2, float& d3, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, \
@@ -465,46 +364,21 @@ static inline float as_tf32(uint32_t word) {
   std::memcpy(&value, &word, 4);
   return value;
 }
+void multiply_tf32(float* d, const uint32_t* own, const float* c);
 static inline void tvm_builtin_ptx_mma_sync_aligned_m16n8k8_row_col_f32_tf32_tf32_f32(
     float& d0, float& d1, float& d2, float& d3, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
     uint32_t b1, float c0, float c1, float c2, float c3) {
-  auto& warp = emulator::warp();
-  const int lane = emulator::lane();
   const uint32_t own[6] = {a0, a1, a2, a3, b0, b1};
   const float c[4] = {c0, c1, c2, c3};
-  for (int i = 0; i < 6; ++i) warp.words[lane][i] = own[i];
-  emulator::meet(warp.group);
-  float result[4];
-  for (int i = 0; i < 4; ++i) {
-    const int row = lane / 4, column = lane % 4 * 2 + i % 2, below = i / 2;
-    result[i] = c[i];
-    for (int k = 0; k < 8; ++k)
-      result[i] += as_tf32(warp.words[row * 4 + k % 4][below + k / 4 * 2]) * as_tf32(warp.words[column * 4 + k % 4][4 + k / 4]);
-  }
-  emulator::meet(warp.group);
-  d0 = result[0]; d1 = result[1]; d2 = result[2]; d3 = result[3];
+  float d[4];
+  multiply_tf32(d, own, c);
+  d0 = d[0]; d1 = d[1]; d2 = d[2]; d3 = d[3];
 }
 static inline uint32_t load_shared_word(uint32_t from) { return emulator::word(from); }
 
 // Of bytes: words hold four along k.
 template <typename Byte>
-static inline void multiply_bytes(uint32_t* d, const uint32_t* a, const uint32_t* b, const uint32_t* c) {
-  auto& warp = emulator::warp();
-  const int lane = emulator::lane();
-  for (int i = 0; i < 4; ++i) warp.words[lane][i] = a[i];
-  for (int i = 0; i < 2; ++i) warp.words[lane][4 + i] = b[i];
-  emulator::meet(warp.group);
-  auto byte = [&](int row, int k, int word) { return warp.words[row * 4 + k % 16 / 4][word] >> 8 * (k % 4); };
-  uint32_t result[4];
-  for (int i = 0; i < 4; ++i) {
-    const int row = lane / 4, column = lane % 4 * 2 + i % 2, below = i / 2;
-    result[i] = c[i];
-    for (int k = 0; k < 32; ++k)
-      result[i] += static_cast<Byte>(byte(row, k, below + k / 16 * 2)) * static_cast<int8_t>(byte(column, k, 4 + k / 16));
-  }
-  emulator::meet(warp.group);
-  for (int i = 0; i < 4; ++i) d[i] = result[i];
-}
+void multiply_bytes(uint32_t* d, const uint32_t* a, const uint32_t* b, const uint32_t* c);
 #define MULTIPLY_BYTES(kind, Byte)                                                                            \
   static inline void tvm_builtin_ptx_mma_int_sync_aligned_m16n8k32_row_col_s32_##kind##_s8_s32(                   \
       uint32_t& d0, uint32_t& d1, uint32_t& d2, uint32_t& d3, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, \
