@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
-from typing import Any
 
 import pytest
 
@@ -41,24 +39,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep measured peaks of a test run to that run."""
     os.environ["TVMOPS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick_macros() -> None:
-    """Find the parser of a kernel's macro by its frame alone.
-
-    TVM asks for the source of each frame above as well, and these are many under pytest: that took
-    longer than all else of making a kernel.
-    """
-    parser = sys.modules.get("tvm.script.parser.core.parser")
-    if parser is not None:
-        assert callable(parser.ScriptMacro._find_parser_def)
-        parser.ScriptMacro._find_parser_def = _find_parser
-
-
-def _find_parser(macro: Any) -> Any:
-    frame = sys._getframe()
-    while frame.f_globals.get(macro.parser_object_name) is None:
-        assert frame.f_back is not None
-        frame = frame.f_back
-    return frame.f_globals[macro.parser_object_name]
