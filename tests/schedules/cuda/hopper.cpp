@@ -228,17 +228,3 @@ void save_matrices(uint32_t address, const uint32_t* in, bool transposed) {
   }
   emulator::meet(warp.group);
 }
-
-static const uint64_t raised = 0x9d3f6c21b75ae084;
-void raise_flags(void* flags, int number, int readers, int self) {
-  emulator::meet(emulator::warp().group);
-  const int reader = emulator::lane();
-  if (reader < readers && reader != self) static_cast<uint64_t*>(flags)[number * readers + reader] = raised;
-  ++emulator::flags.round;
-}
-void await_flag(void* flags, int number) {
-  uint64_t& flag = static_cast<uint64_t*>(flags)[number];
-  while (flag != raised) emulator::wait_for(emulator::flags);
-  emulator::meet(emulator::warp().group);
-  flag = 0;
-}

@@ -106,8 +106,19 @@ static inline void tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_0() 
 static inline void tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_1() { emulator::finish_products(1); }
 // Clusters run one after the other: what a block waits for is there, or comes from its own cluster.
 static inline void meet_in_cluster() { emulator::meet(emulator::cluster_group); }
-void raise_flags(void* flags, int number, int readers, int self);
-void await_flag(void* flags, int number);
+static const uint64_t raised = 0x9d3f6c21b75ae084;
+static inline void raise_flags(void* flags, int number, int readers, int self) {
+  emulator::meet(emulator::warp().group);
+  const int reader = emulator::lane();
+  if (reader < readers && reader != self) static_cast<uint64_t*>(flags)[number * readers + reader] = raised;
+  ++emulator::flags.round;
+}
+static inline void await_flag(void* flags, int number) {
+  uint64_t& flag = static_cast<uint64_t*>(flags)[number];
+  while (flag != raised) emulator::wait_for(emulator::flags);
+  emulator::meet(emulator::warp().group);
+  flag = 0;
+}
 static inline uint4 read_once(const uint4* from) { return *from; }
 static inline bool tvm_builtin_elect_one_sync_op() { return emulator::lane() == 0; }
 static inline void tvm_builtin_cuda_cta_sync() { __syncthreads(); }
