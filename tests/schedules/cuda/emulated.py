@@ -65,7 +65,7 @@ extern "C" const char* run(int grid, int cluster, int shared_bytes, {taken}) {{
     source, library = folder / f"kernel{number}.cpp", folder / f"kernel{number}.so"
     source.write_text(f'#include "{_HEADER.name}"\n{helpers}{body}{launch}')
     machine = _machine().name
-    _compile("-O1", "-shared", "-I", machine, "-o", str(library), str(source), f"{machine}/machine.so")
+    _compile("-O0", "-shared", "-I", machine, "-o", str(library), str(source), f"{machine}/machine.so")
     run = ctypes.CDLL(str(library)).run
     run.restype = ctypes.c_char_p
 
@@ -90,7 +90,7 @@ def _machine() -> tempfile.TemporaryDirectory[str]:
     _compile("-O2", "-shared", "-U_FORTIFY_SOURCE", "-o", f"{folder.name}/machine.so", *sources)
     for header in (_HEADER, _HOPPER):
         shutil.copy(header, folder.name)
-    _compile("-O1", "-x", "c++-header", f"{folder.name}/{_HEADER.name}")
+    _compile("-O0", "-x", "c++-header", f"{folder.name}/{_HEADER.name}")
     return folder
 
 

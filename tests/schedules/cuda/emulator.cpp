@@ -10,6 +10,7 @@ Group cluster_group, flags;
 std::function<void()> kernel;
 
 static std::string complaint;
+static std::vector<std::unique_ptr<char[]>> stacks;  // of the threads of a cluster; the next one's use them again
 
 static void give_way() {
   if (_setjmp(now->place) == 0) _longjmp(scheduler, 1);
@@ -64,10 +65,10 @@ static void run_cluster(int first, int blocks, int threads, int shared_bytes) {
     block->rank = rank;
     for (int number = 0; number < threads; ++number) {
       auto thread = std::make_unique<Thread>();
-      const size_t size = 1 << 16;
-      thread->stack.reset(new char[size]);
+      const size_t size = 1 << 18;
+      if (all.size() == stacks.size()) stacks.emplace_back(new char[size]);
       getcontext(&thread->context);
-      thread->context.uc_stack.ss_sp = thread->stack.get();
+      thread->context.uc_stack.ss_sp = stacks[all.size()].get();
       thread->context.uc_stack.ss_size = size;
       makecontext(&thread->context, entry, 0);
       thread->block = block.get();

@@ -55,7 +55,6 @@ struct Thread {
   ucontext_t context;
   jmp_buf place;
   bool begun = false;
-  std::unique_ptr<char[]> stack;
   Block* block;
   int number;
   bool done = false;
