@@ -252,6 +252,13 @@ def test_a_machine_that_lacks_something_is_told(made: Path, tmp_path: Path) -> N
     assert done.returncode == 1 and "avx1024" in done.stderr
 
 
+def test_a_machine_without_the_runtime_is_told(made: Path) -> None:
+    command = [sys.executable, "-S", str(made / "run.py")]  # no site-packages
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "needs numpy and apache-tvm-ffi" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_refusals(made: Path, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="does not exist yet"):
         make_bundle([W], HERE, made)

@@ -258,3 +258,8 @@ def test_sketches_have_what_is_left_where_the_best_is_far_from_the_roofline(here
             assert {p.template.name for p in batch} == {"cpu.gemm"}
             job.take({p: ran(job, p, time) for p in batch})
         assert job.ask(1, TRIALS)[0].template.name == expected
+
+
+def test_the_only_trial_is_the_default(here: Target) -> None:
+    job = started(here, TEMPLATE, Sketch())
+    assert job.ask(BATCH, 1)[0] == job.default

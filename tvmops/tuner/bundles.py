@@ -45,7 +45,10 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER))
 
-from tvmops.measure.bundle.run import main  # noqa: E402
+try:
+    from tvmops.measure.bundle.run import main
+except ModuleNotFoundError as error:
+    sys.exit(f"run.py: needs numpy and apache-tvm-ffi, and torch for a GPU; no module {error.name!r} is here")
 
 sys.exit(main(FOLDER))
 '''

@@ -36,5 +36,8 @@ def check_runs_here(target: Target) -> None:
     """Raise ArgumentError unless this machine can run code built for `target`."""
     missing = target.missing(this_machine())
     if missing:
-        needs = f"a target that this machine can run; it lacks {', '.join(missing)}"
+        needs = (
+            f"a target that this machine can run; it lacks {', '.join(missing)}; "
+            "`tvmops bundle` tunes for other machines"
+        )
         raise ArgumentError(argument="target", value=target.name, expected=needs)

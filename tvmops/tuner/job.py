@@ -117,7 +117,8 @@ class Job:
     def _is_sketches_turn(self, racing: list[Search], running: list[Search], trials: int) -> bool:
         if not racing or sum(search.trials for search in racing) < len(self.records):
             return True  # it has begun
-        had_their_share = len(self.records) >= trials // 2 or self.stale_trials >= CONVERGED
+        # at least one of theirs, which is the default
+        had_their_share = len(self.records) >= max(trials // 2, 1) or self.stale_trials >= CONVERGED
         return (had_their_share or not running) and self.roofline < _FAR * self.best_time
 
     def remember(self, records: Iterable[Record]) -> None:
