@@ -121,13 +121,13 @@ void finish_copies(size_t left) {
 
 }  // namespace emulator
 
-void load_matrices(uint32_t* out, uint32_t address, bool transposed) {
+void load_matrices(uint32_t* out, uint32_t address, bool transposed, int count) {
   auto& warp = emulator::warp();
-  emulator::shared(address, 16);
+  if (emulator::lane() < 8 * count) emulator::shared(address, 16);
   warp.words[emulator::lane()][0] = address;
   emulator::meet(warp.group);
   const int row = emulator::lane() / 4, column = emulator::lane() % 4 * 2;
-  for (int matrix = 0; matrix < 4; ++matrix) {
+  for (int matrix = 0; matrix < count; ++matrix) {
     auto at = [&](int r) { return warp.words[matrix * 8 + r][0]; };
     out[matrix] = transposed ? emulator::half_word(at(column) + 2 * row) | emulator::half_word(at(column + 1) + 2 * row) << 16
                              : emulator::word(at(row) + 2 * column);

@@ -321,7 +321,7 @@ static inline void tvm_builtin_ptx_cp_async_commit_group_async_commit_group() { 
   static inline void tvm_builtin_ptx_cp_async_wait_group_async_wait_group_##n() { emulator::finish_copies(n); }
 WAIT_GROUP(0) WAIT_GROUP(1) WAIT_GROUP(2) WAIT_GROUP(3) WAIT_GROUP(4) WAIT_GROUP(5) WAIT_GROUP(6)
 
-void load_matrices(uint32_t* out, uint32_t address, bool transposed);
+void load_matrices(uint32_t* out, uint32_t address, bool transposed, int count = 4);
 #define LOAD_MATRICES(name, transposed)                                                                     \
   static inline void name(uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d, uint32_t address) { \
     uint32_t out[4];                                                                                        \
