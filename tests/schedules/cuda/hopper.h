@@ -12,7 +12,8 @@ struct CUtensorMap {
 
 namespace emulator {
 
-static unsigned swizzled(unsigned offset) { return offset ^ (offset >> 7 & 7) << 4; }
+// Rows of 128, 64 or 32 bytes, whose pieces of 16 bytes are put elsewhere in lines of 128.
+static unsigned swizzled(unsigned offset, unsigned row = 128) { return offset ^ (offset >> 7 & (row / 16 - 1)) << 4; }
 
 // Calls `at(offset in the box, element or null beyond the array)` for each element of a box.
 template <typename F> static void each_of_box(const CUtensorMap& map, const std::vector<int>& place, F at) {
@@ -68,11 +69,12 @@ static const unsigned BLOCK = 1u << 24;
 static void load_box(unsigned to, const void* view, std::vector<int> place, unsigned address, int rank) {
   auto& barrier = barrier_of(rank, address);
   const CUtensorMap map = *static_cast<const CUtensorMap*>(view);  // its thread may end before it is read
-  if (to % 1024) fail("a box that is not aligned");
+  const unsigned row = map.box[0] * map.item;
+  if (to % (8 * row)) fail("a box that is not aligned");
   barrier.group.stirred = true;
   barrier.copies.push_back([=, &barrier] {
     each_of_box(map, place, [&](unsigned offset, const char* element) {
-      uint8_t* at = shared(swizzled(to + offset), 2);
+      uint8_t* at = shared(swizzled(to + offset, row), 2);
       std::memset(at, 0, 2);
       if (element) std::memcpy(at, element, 2);
       barrier.bytes -= 2;
@@ -90,11 +92,12 @@ static void finish(std::deque<std::vector<Work>>& groups, size_t left) {
   for (; groups.size() > left + 1; groups.pop_front())
     for (auto& work : groups.front()) work();
 }
-// Rows of 128 bytes along k, swizzled, 8 rows in 1024 bytes: all that kernels use of descriptors.
+// Swizzled rows of 128, 64 or 32 bytes, 8 of them as far apart as the stride says.
 static unsigned in_matrix(uint64_t descriptor, int row, int bytes) {
   const unsigned base = (descriptor & 0x3FFF) << 4, stride = (descriptor >> 32 & 0x3FFF) << 4;
-  if (descriptor >> 62 != 1) fail("a descriptor without 128-byte swizzle");
-  return swizzled(base + row / 8 * stride + row % 8 * 128 + bytes);
+  if (descriptor >> 62 == 0) fail("a descriptor without swizzle");
+  const unsigned pitch = 256 >> (descriptor >> 62);
+  return swizzled(base + row / 8 * stride + row % 8 * pitch + bytes, pitch);
 }
 template <float (*to_float)(uint16_t)> static float half_of_matrix(uint64_t descriptor, int row, int k) {
   return to_float(half_word(in_matrix(descriptor, row, 2 * k)));
