@@ -147,5 +147,7 @@ class Consumer:
 def _swizzled(address: Any, row_bytes: int) -> Any:
     """Return wgmma's view of rows of k, or of pixels, that are swizzled by their bytes: 128, 64 or 32."""
     swizzle, eight_rows = {128: 1, 64: 2, 32: 3}[row_bytes], 8 * row_bytes // 16
-    fixed = T.uint64(swizzle << 30 | eight_rows) << T.uint64(32) | T.uint64(1 << 16)  # of 63 bits are literals
+    fixed = T.uint64(swizzle << 30 | eight_rows) << T.uint64(32) | T.uint64(
+        1 << 16
+    )  # of 63 bits are literals
     return fixed | T.Cast("uint64", (address >> T.uint32(4)) & T.uint32(0x3FFF))
