@@ -6,7 +6,7 @@ import math
 from functools import lru_cache
 
 from tvmops.schedules.cpu.conv2d import ConvShape
-from tvmops.schedules.cuda.conv_tiles import DEPTH, ROWS, ConvTiles
+from tvmops.schedules.cuda.conv_tiles import PANEL, ROWS, ConvTiles
 from tvmops.signatures.windows import output_size
 from tvmops.workloads import Workload
 
@@ -36,7 +36,9 @@ def patches_of(workload: Workload) -> tuple[Patch, ...]:
             images = min(ROWS // (width * height), n)
             count = math.ceil(ow / width) * math.ceil(oh / height) * math.ceil(n / images)
             run = 0 if workload["layout"] == "NHWC" else width * (height if width == ow else 1)
-            found[width, height, images] = count * (steps_of(workload) + 1 + _RUN / run) if run else count
+            found[width, height, images] = (
+                count * (steps_of(workload, PANEL) + 1 + _RUN / run) if run else count
+            )
     ranked = sorted(found, key=lambda patch: (found[patch], patch[2], abs(patch[0] - patch[1])))
     return tuple(ranked[:_MOST_PATCHES])
 
@@ -49,7 +51,7 @@ def patch_count(workload: Workload, tiles: ConvTiles) -> int:
     return math.ceil(ow / tiles.patch_w) * math.ceil(oh / tiles.patch_h) * math.ceil(n / tiles.patch_n)
 
 
-def steps_of(workload: Workload) -> int:
-    """Count the steps of a tile's sum: a place of the kernel and 64 channels each."""
+def steps_of(workload: Workload, depth: int) -> int:
+    """Count the steps of a tile's sum: a place of the kernel and `depth` channels each."""
     ci, groups, kh, kw = workload.dims("ci", "groups", "kh", "kw")
-    return kh * kw * math.ceil(ci // groups / DEPTH)
+    return kh * kw * math.ceil(ci // groups / depth)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tvm import IRModule
 
 from tvmops.schedules.cpu.conv2d import ConvShape
+from tvmops.schedules.cuda.conv_tiles import PANEL
 from tvmops.schedules.cuda.conv_wgmma import WgmmaConv, tiles_of
 from tvmops.schedules.cuda.kernels.channels_last import whole_vectors
 from tvmops.schedules.cuda.kernels.conv_planes import (
@@ -36,7 +37,11 @@ class PlanesConv(WgmmaConv):
     def space(self, workload: Workload, target: Target) -> Space:
         whole = super().space(multiplied(workload), target)
         knobs = (*whole.knobs, Knob("direct", (0, 1) if may_be_direct(workload) else (0,)))
-        return Space(self.name, knobs, whole.is_legal)
+
+        def is_legal(config: Config) -> bool:
+            return whole.is_legal(config) and (not config["direct"] or config["depth"] == PANEL)
+
+        return Space(self.name, knobs, is_legal)
 
     def symbolic_space(self, space: Space, pattern: Workload) -> Space:
         """Leave out what needs planes of whole vectors, where their size is not known."""

@@ -9,9 +9,8 @@ from tvmops.space import Config
 from tvmops.targets import Target
 
 ROWS = 64  # of a wgmma: the pixels of a patch, at most
-DEPTH = 64  # channels of a step
-ROW_BYTES = 2 * DEPTH  # of what is multiplied
-_BUFFER = ROWS * ROW_BYTES  # bytes of 64 x 64 results
+PANEL = 64  # channels of results that leave together
+_BUFFER = ROWS * 2 * PANEL  # bytes
 _MOST_STAGES = 10  # more hide nothing that these do not
 _REGISTERS = 65_536  # of a multiprocessor
 _MOST_REGISTERS = 232  # of a thread that multiplies
@@ -28,6 +27,7 @@ class ConvTiles:
     consumers: int  # warpgroups that multiply
     alternate: int  # whether each of them takes tiles of its own, in turn, or all share each tile's patches
     bn: int  # output channels
+    depth: int  # channels of a step
     cluster: int  # blocks, each with patches of its own, that share a tile of the weights
     split_k: int  # blocks that share the sum of a tile
     beside: int  # blocks that share a multiprocessor
@@ -73,7 +73,7 @@ class ConvTiles:
     @property
     def store_buffers(self) -> int:
         """Buffers of 64 x 64 results a consumer: of the whole tile where a residual waits in them."""
-        whole = self.patches * (self.bn // 64)
+        whole = self.patches * (self.bn // PANEL)
         return 0 if self.split_k > 1 else whole if self.residual else min(2, whole)
 
     @property
@@ -89,8 +89,13 @@ class ConvTiles:
         return 4 * (self.bn + PARTIAL_PAD) * ROWS * self.all_patches if self.split_k > 1 else 0
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of a pixel's, or an output channel's, part of a step: what shared memory is swizzled by."""
+        return 2 * self.depth
+
+    @property
     def stage_bytes(self) -> int:
-        return (self.all_patches * ROWS + self.bn) * DEPTH * 2
+        return (self.all_patches * ROWS + self.bn) * self.row_bytes
 
     @property
     def stages(self) -> int:

@@ -265,14 +265,14 @@ def tensor_map(
     steps: list[int] | None = None,
     pitches: list[Extent] | None = None,
 ) -> Any:
-    """Describe an array to the copy engine, for boxes of rows of 128 bytes, swizzled.
+    """Describe an array to the copy engine, for boxes of rows of 32, 64 or 128 bytes, swizzled by them.
 
     Parameters
     ----------
     dims
         Sizes, innermost first. What a box has beyond them is read as 0 and not written.
     box
-        Sizes of one copy; `box[0]` elements are 128 bytes.
+        Sizes of one copy; `box[0]` elements are a row of it.
     steps
         From one element of a copy to the next, along each dimension; a box counts those between.
     pitches
@@ -284,11 +284,11 @@ def tensor_map(
         strides.append(_wide(strides[-1]) * size)
     rank = len(dims)
     var = T.Bind(T.tvm_stack_alloca("tensormap", 1), T.handle("tensormap"))
-    interleave, swizzle_128, l2_256, zeros = 0, 3, 2, 0
+    interleave, swizzle, l2_256, zeros = 0, {32: 1, 64: 2, 128: 3}[box[0] * item], 2, 0
     do(
         T.call_packed(
             "runtime.cuTensorMapEncodeTiled", var, dtype, rank, array.data, *dims, *strides, *box,
-            *(steps or [1] * rank), interleave, swizzle_128, l2_256, zeros,
+            *(steps or [1] * rank), interleave, swizzle, l2_256, zeros,
         )
     )  # fmt: skip
     return var

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cuda.conv_tiles import DEPTH, ROW_BYTES, ROWS
+from tvmops.schedules.cuda.conv_tiles import ROWS
 from tvmops.schedules.cuda.words import (
     PTX_TYPES,
     Position,
@@ -101,15 +101,17 @@ class Consumer:
         kernel, t = self.kernel, self.kernel.tiles
         kind = PTX_TYPES[kernel.dtype]
         product = f"wgmma.mma_async.sync.aligned.m64n{t.bn}k16.f32.{kind}.{kind}"
-        a_stage = T.Cast("uint32", self.at.stage * (t.all_patches * ROWS * ROW_BYTES))
-        b_stage = T.Cast("uint32", self.at.stage * (t.bn * ROW_BYTES))
-        for part in range(DEPTH // 16):
+        a_stage = T.Cast("uint32", self.at.stage * (t.all_patches * ROWS * t.row_bytes))
+        b_stage = T.Cast("uint32", self.at.stage * (t.bn * t.row_bytes))
+        for part in range(t.depth // 16):
             for patch in range(t.patches):
-                a_inside = T.uint32(patch * ROWS * ROW_BYTES + part * (16 * ROW_BYTES if t.direct else 32))
+                a_inside = T.uint32(
+                    patch * ROWS * t.row_bytes + part * (16 * t.row_bytes if t.direct else 32)
+                )
                 ptx(
                     product, *(self.sums[patch * self.each + i] for i in range(self.each)),
-                    _swizzled(self.a_at + a_stage + a_inside),
-                    _swizzled(self.b_at + b_stage + T.uint32(part * 32)),
+                    _swizzled(self.a_at + a_stage + a_inside, t.row_bytes),
+                    _swizzled(self.b_at + b_stage + T.uint32(part * 32), t.row_bytes),
                     step > 0 if part == 0 else tirx.const(True, "bool"), 1, 1, t.direct, 0,
                 )  # fmt: skip
 
@@ -142,7 +144,10 @@ class Consumer:
                 do(c_call("void", "store_floats_at", place, low, high, source=_STORE_TWO))
 
 
-def _swizzled(address: Any) -> Any:
-    """Return wgmma's view of rows of 64 elements, of k or of pixels: 128-byte swizzle, 8 rows are 1024 bytes."""
-    fixed = T.uint64(1 << 62 | 64 << 32 | 1 << 16)
+def _swizzled(address: Any, row_bytes: int) -> Any:
+    """Return wgmma's view of rows of k, or of pixels, that are swizzled by their bytes: 128, 64 or 32."""
+    swizzle, eight_rows = {128: 1, 64: 2, 32: 3}[row_bytes], 8 * row_bytes // 16
+    fixed = T.uint64(swizzle << 30 | eight_rows) << T.uint64(32) | T.uint64(
+        1 << 16
+    )  # of 63 bits are literals
     return fixed | T.Cast("uint64", (address >> T.uint32(4)) & T.uint32(0x3FFF))

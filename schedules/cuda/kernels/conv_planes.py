@@ -16,7 +16,7 @@ from tvm.script import tirx as script
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.conv2d import ConvShape
-from tvmops.schedules.cuda.conv_tiles import DEPTH, ROWS, ConvTiles
+from tvmops.schedules.cuda.conv_tiles import ROWS, ConvTiles
 from tvmops.schedules.cuda.kernels.channels_last import BESIDE, Place, Turned, turn, whole_vectors
 from tvmops.schedules.cuda.kernels.conv_arrays import conv_arrays, conv_module
 from tvmops.schedules.cuda.kernels.conv_partials import ClusterSum
@@ -116,7 +116,7 @@ class PlanesConvKernel(WgmmaConvKernel):
         s = self.shape
         groups = [s.groups] if self.grouped else []
         ones = [1] * len(groups)
-        return tensor_map(x, self.dtype, [s.w, s.ci_each, *groups, s.n], [ROWS, DEPTH, *ones, 1])
+        return tensor_map(x, self.dtype, [s.w, s.ci_each, *groups, s.n], [ROWS, self.tiles.depth, *ones, 1])
 
     def _result_maps(self, arrays: dict[str, Any]) -> dict[str, Any]:
         return {}  # threads store them

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cuda.conv_tiles import DEPTH, ROW_BYTES
 from tvmops.schedules.cuda.words import Position, Scalar, ptx, when
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ class Producer:
     def run(self) -> None:
         kernel, s, t = self.kernel, self.kernel.shape, self.kernel.tiles
         self.at, index = Position(t.stages), Scalar(kernel.first_tile())
-        nbytes = (t.all_patches * t.pixels + t.bn) * ROW_BYTES
+        nbytes = (t.all_patches * t.pixels + t.bn) * t.row_bytes
         with T.While(index() < kernel.tile_count):
             tile = kernel.locate(index())
             corners = [self._corner(tile.patch + i) for i in range(t.all_patches)]
@@ -46,7 +45,7 @@ class Producer:
             with T.serial(kernel.last() - kernel.first()):
                 kernel.ring.empty.wait(self.at.stage, self.at.phase ^ 1)
                 kernel.ring.full.expect(self.at.stage, nbytes)
-                self._load(tile, corners, chunk() * DEPTH, tap(), row(), column())
+                self._load(tile, corners, chunk() * t.depth, tap(), row(), column())
                 self.at.advance()
                 self._next(chunk, tap, row, column)
             index.set(index() + (kernel.tile_count if t.split_k > 1 else t.blocks // t.cluster))

@@ -8,7 +8,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cuda.activation import activate
-from tvmops.schedules.cuda.conv_tiles import ROW_BYTES
+from tvmops.schedules.cuda.conv_tiles import PANEL
 from tvmops.schedules.cuda.kernels.conv_producer import LOAD, Tile
 from tvmops.schedules.cuda.pairs import element_at, high_of, load_pair, low_of
 from tvmops.schedules.cuda.words import Scalar, do, pack, ptx, when
@@ -37,7 +37,7 @@ class Results:
         kernel, t = self.kernel, self.kernel.tiles
         with when(self.leads):
             ptx("cp.async.bulk.wait_group.read", 0)  # the results of the last tile have left
-            kernel.arrived.expect(kernel.warpgroup, t.store_buffers * t.pixels * ROW_BYTES)
+            kernel.arrived.expect(kernel.warpgroup, t.store_buffers * t.pixels * 2 * PANEL)
             for number in range(t.store_buffers):
                 part, patch = divmod(number, t.patches)
                 place = kernel.place(tile.channel + part * 64, tile.group, corners[patch])

@@ -2,9 +2,9 @@
 
 A patch is up to 64 pixels of the output, a box of columns, rows and images. What one place of
 the kernel sees of the image for a patch is a box, too, moved and with gaps where the stride is
-larger than 1; the copy engine (TMA) fetches it, 64 channels at a time, with zeros for what lies
-outside of the image: padding costs nothing. Weights lie as rows of (kh, kw, ci), one an output
-channel. So each step of a place and 64 channels is a product of swizzled shared memory, as in
+larger than 1; the copy engine (TMA) fetches it, `depth` channels at a time, with zeros for what lies
+outside of the image: padding costs nothing. (Of channels it does: 24 are read as 32 faster than as 64.) Weights lie as rows of (kh, kw, ci), one an output
+channel. So each step of a place and `depth` channels is a product of swizzled shared memory, as in
 `gemm_wgmma`: one thread of a producer warpgroup fills a ring, consumer warpgroups multiply with
 wgmma, float32 accumulators in registers, each its own patches times `bn` output channels. They share
 each tile, or take tiles in turn, so that the end of one tile runs under the products of the next.
@@ -26,7 +26,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cpu.emit import Extent
-from tvmops.schedules.cuda.conv_tiles import DEPTH, ROWS, ConvTiles
+from tvmops.schedules.cuda.conv_tiles import PANEL, ROWS, ConvTiles
 from tvmops.schedules.cuda.gemm_tiles import PARTIAL_PAD
 from tvmops.schedules.cuda.kernels.conv_arrays import conv_module
 from tvmops.schedules.cuda.kernels.conv_consumer import Consumer
@@ -65,24 +65,30 @@ class WgmmaConvKernel:
         maps = {
             "x": self._seen_map(arrays["x"]),
             "w": tensor_map(
-                arrays["w"], self.dtype, [s.ci_each, places, s.co], [DEPTH, 1, t.bn // t.cluster]
+                arrays["w"], self.dtype, [s.ci_each, places, s.co], [t.depth, 1, t.bn // t.cluster]
             ),
         }
         return maps | self._result_maps(arrays)
 
     def _seen_map(self, x: Any) -> Any:
         s = self.shape
-        return self._image_map(x, s.ci_each, (s.w, s.h, s.n), (s.across.stride, s.down.stride))
+        strides = s.across.stride, s.down.stride
+        return self._image_map(x, s.ci_each, self.tiles.depth, (s.w, s.h, s.n), strides)
 
     def _result_maps(self, arrays: dict[str, Any]) -> dict[str, Any]:
         s = self.shape
         if self.tiles.split_k > 1:
             return {}
         names = ("y", "residual") if self.epilogue.residual else ("y",)
-        return {name: self._image_map(arrays[name], s.co_each, (s.ow, s.oh, s.n)) for name in names}
+        return {name: self._image_map(arrays[name], s.co_each, PANEL, (s.ow, s.oh, s.n)) for name in names}
 
     def _image_map(
-        self, array: Any, channels: Extent, image: tuple[Extent, ...], strides: tuple[int, int] = (1, 1)
+        self,
+        array: Any,
+        channels: Extent,
+        at_once: int,
+        image: tuple[Extent, ...],
+        strides: tuple[int, int] = (1, 1),
     ) -> Any:
         t = self.tiles
         groups = [self.shape.groups] if self.grouped else []
@@ -92,7 +98,7 @@ class WgmmaConvKernel:
             array,
             self.dtype,
             [channels, *groups, *image],
-            [DEPTH, *ones, t.patch_w * across, t.patch_h * down, t.patch_n],
+            [at_once, *ones, t.patch_w * across, t.patch_h * down, t.patch_n],
             [1, *ones, across, down, 1],
         )
 
@@ -155,7 +161,7 @@ class WgmmaConvKernel:
         patches = self.across * self.down * _ceildiv(s.n, t.patch_n)
         self.columns = _ceildiv(s.co_each, t.bn)
         self.tile_count = _ceildiv(patches, t.all_patches * t.cluster) * s.groups * self.columns
-        self.chunks = _ceildiv(s.ci_each, DEPTH)
+        self.chunks = _ceildiv(s.ci_each, t.depth)
         self.steps = self.chunks * (s.down.size * s.across.size)
 
     def _shared_memory(self) -> None:
@@ -164,10 +170,10 @@ class WgmmaConvKernel:
         if t.split_k > 1:  # it takes the place of the ring, when that has been read
             self.partial = pool.alloc((ROWS * t.all_patches, t.bn + PARTIAL_PAD), "float32", align=16)
             pool.move_base_to(0)
-        self.pixels = pool.alloc((t.stages, t.all_patches, ROWS, DEPTH), self.dtype, align=1024)
-        self.weights = pool.alloc((t.stages, t.bn, DEPTH), self.dtype, align=1024)
+        self.pixels = pool.alloc((t.stages, t.all_patches, ROWS, t.depth), self.dtype, align=1024)
+        self.weights = pool.alloc((t.stages, t.bn, t.depth), self.dtype, align=1024)
         if t.split_k == 1:
-            self.results = pool.alloc((t.consumers, t.store_buffers, ROWS, 64), self.dtype, align=1024)
+            self.results = pool.alloc((t.consumers, t.store_buffers, ROWS, PANEL), self.dtype, align=1024)
         self.ring = Ring(pool, t.stages, t.sharers * t.cluster)
         if self.counts_residual:
             self.arrived = Barriers(pool, t.consumers, 1)

@@ -31,8 +31,9 @@ COVERED = [
 ]
 
 
-def config(patch: tuple[int, int, int], *knobs: int) -> Config:
-    return Config.of(patch_w=patch[0], patch_h=patch[1], patch_n=patch[2], **dict(zip(_KNOBS, knobs)))
+def config(patch: tuple[int, int, int], *knobs: int, depth: int = 64) -> Config:
+    width, height, images = patch
+    return Config.of(patch_w=width, patch_h=height, patch_n=images, depth=depth, **dict(zip(_KNOBS, knobs)))
 
 
 def aligned(nbytes: int) -> NDArray[np.uint8]:

@@ -78,11 +78,12 @@ void send(unsigned to, unsigned barrier, int rank, const float* values, int coun
 void load_box(unsigned to, const void* view, const Place& place, unsigned address, int rank) {
   auto& barrier = barrier_of(rank, address);
   const CUtensorMap map = *static_cast<const CUtensorMap*>(view);  // its thread may end before it is read
-  if (to % 1024) fail("a box that is not aligned");
+  const unsigned row = map.box[0] * map.item;
+  if (to % (8 * row)) fail("a box that is not aligned");
   barrier.group.stirred = true;
   barrier.copies.push_back([=, &barrier] {
     each_of_box(map, place, [&](unsigned offset, const char* element) {
-      uint8_t* at = shared(swizzled(to + offset), 2);
+      uint8_t* at = shared(swizzled(to + offset, row), 2);
       std::memset(at, 0, 2);
       if (element) std::memcpy(at, element, 2);
       barrier.bytes -= 2;
@@ -107,11 +108,12 @@ void finish_stores(size_t left) { finish(now->stores, left); }
 void end_group_of_products() { now->products.emplace_back(); }
 void finish_products(size_t left) { finish(now->products, left); }
 
-// Rows of 128 bytes along k, swizzled, 8 rows in 1024 bytes: all that kernels use of descriptors.
+// Swizzled rows of 128, 64 or 32 bytes, 8 of them as far apart as the stride says.
 static unsigned in_matrix(uint64_t descriptor, int row, int bytes) {
   const unsigned base = (descriptor & 0x3FFF) << 4, stride = (descriptor >> 32 & 0x3FFF) << 4;
-  if (descriptor >> 62 != 1) fail("a descriptor without 128-byte swizzle");
-  return swizzled(base + row / 8 * stride + row % 8 * 128 + bytes);
+  if (descriptor >> 62 == 0) fail("a descriptor without swizzle");
+  const unsigned pitch = 256 >> (descriptor >> 62);
+  return swizzled(base + row / 8 * stride + row % 8 * pitch + bytes, pitch);
 }
 template <float (*to_float)(uint16_t)> static float half_of_matrix(uint64_t descriptor, int row, int k) {
   return to_float(half_word(in_matrix(descriptor, row, 2 * k)));

@@ -12,7 +12,8 @@ struct CUtensorMap {
 
 namespace emulator {
 
-static unsigned swizzled(unsigned offset) { return offset ^ (offset >> 7 & 7) << 4; }
+// Rows of 128, 64 or 32 bytes, whose pieces of 16 bytes are put elsewhere in lines of 128.
+static unsigned swizzled(unsigned offset, unsigned row = 128) { return offset ^ (offset >> 7 & (row / 16 - 1)) << 4; }
 
 typedef std::array<int, 5> Place;
 Group& named_group(int name, int threads);

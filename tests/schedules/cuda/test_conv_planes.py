@@ -19,7 +19,7 @@ from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cuda.conv_planes import PlanesConv, may_be_direct, multiplied, turns_weights
-from tvmops.schedules.cuda.conv_tiles import DEPTH, ROWS, ConvTiles
+from tvmops.schedules.cuda.conv_tiles import ROWS, ConvTiles
 from tvmops.schedules.cuda.conv_wgmma import tiles_of
 from tvmops.schedules.cuda.kernels.conv_planes import PlanesConvKernel, workspace_function
 from tvmops.signatures.windows import output_size
@@ -182,14 +182,14 @@ def boxes(work: Workload, tiles: ConvTiles, x: NDArray[Any], w: NDArray[Any]) ->
     n, h, width, ci, co, kh, kw, groups = work.dims("n", "h", "w", "ci", "co", "kh", "kw", "groups")
     many = [groups] if groups > 1 else []
     ones = [1] * len(many)
-    weights = TensorMap.of(w, [ci // groups, kh * kw, co], [DEPTH, 1, tiles.bn // tiles.cluster])
+    weights = TensorMap.of(w, [ci // groups, kh * kw, co], [tiles.depth, 1, tiles.bn // tiles.cluster])
     if tiles.direct:
-        box = [ROWS, DEPTH, *ones, 1]
+        box = [ROWS, tiles.depth, *ones, 1]
         return {"v": TensorMap.of(x, [h * width, ci // groups, *many, n], box), "v_1": weights}
     down, across = work["stride"]  # type: ignore[misc]
     if kh * kw == 1:
         n, h, width = 1, 1, n * h * width
-    box = [DEPTH, *ones, tiles.patch_w * across, tiles.patch_h * down, tiles.patch_n]
+    box = [tiles.depth, *ones, tiles.patch_w * across, tiles.patch_h * down, tiles.patch_n]
     image = TensorMap.of(x, [ci // groups, *many, width, h, n], box, [1, *ones, across, down, 1])
     return {"v": image, "v_1": weights}
 

@@ -15,7 +15,7 @@ from tvmops.measure import cuda
 from tvmops.schedules import templates_for
 from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cuda.conv_patches import patches_of
-from tvmops.schedules.cuda.conv_tiles import DEPTH, ConvTiles
+from tvmops.schedules.cuda.conv_tiles import PANEL, ConvTiles
 from tvmops.schedules.cuda.conv_wgmma import WgmmaConv, is_legal, tiles_of
 from tvmops.schedules.cuda.kernels.conv_wgmma import WgmmaConvKernel
 from tvmops.signatures.windows import output_size
@@ -32,36 +32,45 @@ def conv(text: str) -> Workload:
 
 CASES = [
     # patches that the image cuts short, channels that no step divides; more tiles than blocks
-    ("n=3 h=9 w=11 ci=72 co=72 kh=3 kw=3 padding=1 dtype=float16", (4, 3, 2), (1, 1, 0, 64, 1, 1, 1), 3),
+    ("n=3 h=9 w=11 ci=72 co=72 kh=3 kw=3 padding=1 dtype=float16", (4, 3, 2), (1, 1, 0, 64, 1, 1, 1), 64, 3),
     # everything that follows the sum, two warpgroups, two patches each, three buffers of stores
     (
         "n=2 h=7 w=9 ci=64 co=136 kh=3 kw=2 padding=1x0x2x1 stride=2x1 dtype=bfloat16 "
         "bias=true residual=true activation=gelu",
-        (5, 2, 2), (2, 2, 0, 128, 1, 1, 1), 2,
+        (5, 2, 2), (2, 2, 0, 128, 1, 1, 1), 64, 2,
     ),
     # two blocks that share the weights; the second one's last patches are beyond the images
     (
         "n=3 h=10 w=7 ci=96 co=104 kh=3 kw=3 padding=1 dtype=float16 bias=true residual=true activation=relu",
-        (4, 4, 2), (1, 2, 0, 128, 2, 1, 1), 4,
+        (4, 4, 2), (1, 2, 0, 128, 2, 1, 1), 64, 4,
     ),
     (
         "n=5 h=3 w=7 ci=24 co=200 kh=1 kw=1 dtype=float16 bias=true activation=relu",
-        (64, 1, 1), (1, 3, 0, 64, 1, 1, 2), 2,
+        (64, 1, 1), (1, 3, 0, 64, 1, 1, 2), 64, 2,
     ),
     # warpgroups that take tiles in turn, in pairs of blocks; no block has as many as another
     (
         "n=3 h=11 w=9 ci=72 co=72 kh=2 kw=3 padding=1 dtype=bfloat16 residual=true activation=relu",
-        (3, 4, 3), (2, 2, 1, 64, 2, 1, 1), 4,
+        (3, 4, 3), (2, 2, 1, 64, 2, 1, 1), 64, 4,
     ),
-    ("n=7 h=9 w=8 ci=128 co=64 kh=1 kw=1 dtype=float16 bias=true", (64, 1, 1), (1, 2, 1, 64, 1, 1, 1), 3),
+    ("n=7 h=9 w=8 ci=128 co=64 kh=1 kw=1 dtype=float16 bias=true", (64, 1, 1), (1, 2, 1, 64, 1, 1, 1), 64, 3),
     # groups, a stride that skips pixels, a dilated kernel
     ("n=1 h=12 w=10 ci=48 co=144 kh=2 kw=3 stride=1x3 dilation=2 groups=3 dtype=float16 residual=true",
-     (3, 8, 1), (1, 2, 0, 64, 1, 1, 1), 4),
+     (3, 8, 1), (1, 2, 0, 64, 1, 1, 1), 64, 4),
     # sums that four blocks share, more of them than steps, with everything that follows
     ("n=2 h=5 w=6 ci=64 co=72 kh=1 kw=3 padding=1 dtype=bfloat16 bias=true residual=true activation=silu",
-     (6, 5, 2), (1, 1, 0, 32, 1, 4, 1), 1),
+     (6, 5, 2), (1, 1, 0, 32, 1, 4, 1), 64, 1),
     ("n=2 h=6 w=6 ci=144 co=128 kh=3 kw=3 stride=2 padding=1 groups=2 dtype=float16 bias=true",
-     (3, 3, 1), (2, 2, 0, 64, 1, 3, 1), 1),
+     (3, 3, 1), (2, 2, 0, 64, 1, 3, 1), 64, 1),
+    # steps of fewer channels: of 24 the last 8 of one are zeros, of 48 there are three of 16, of 96 in a pair
+    ("n=5 h=3 w=7 ci=24 co=144 kh=1 kw=1 dtype=float16 bias=true", (64, 1, 1), (1, 2, 0, 64, 1, 1, 1), 32, 2),
+    ("n=2 h=6 w=5 ci=48 co=64 kh=3 kw=3 padding=1 dtype=bfloat16", (5, 3, 2), (2, 1, 0, 64, 1, 1, 2), 16, 3),
+    (
+        "n=3 h=9 w=7 ci=96 co=72 kh=2 kw=2 dtype=float16 residual=true activation=relu",
+        (3, 4, 3), (1, 2, 1, 64, 2, 1, 1), 32, 4,
+    ),
+    ("n=2 h=6 w=6 ci=80 co=128 kh=3 kw=3 stride=2 padding=1 groups=2 dtype=float16 bias=true",
+     (3, 3, 1), (2, 2, 0, 64, 1, 3, 1), 16, 1),
 ]  # fmt: skip
 
 
@@ -125,30 +134,38 @@ def boxes(work: Workload, tiles: ConvTiles, arrays: dict[str, NDArray[Any]]) -> 
     many = [groups] if groups > 1 else []
     ones = [1] * len(many)
 
-    def image(name: str, channels: int, sizes: list[int], strides: tuple[int, int] = (1, 1)) -> TensorMap:
-        box = [DEPTH, *ones, tiles.patch_w * strides[0], tiles.patch_h * strides[1], tiles.patch_n]
+    def image(
+        name: str, channels: int, at_once: int, sizes: list[int], strides: tuple[int, int] = (1, 1)
+    ) -> TensorMap:
+        box = [at_once, *ones, tiles.patch_w * strides[0], tiles.patch_h * strides[1], tiles.patch_n]
         return TensorMap.of(arrays[name], [channels, *many, *sizes], box, [1, *ones, *strides, 1])
 
     maps = [
-        image("x", ci // groups, [w, h, n], (across, down)),
-        TensorMap.of(arrays["w"], [ci // groups, kh * kw, co], [DEPTH, 1, tiles.bn // tiles.cluster]),
+        image("x", ci // groups, tiles.depth, [w, h, n], (across, down)),
+        TensorMap.of(arrays["w"], [ci // groups, kh * kw, co], [tiles.depth, 1, tiles.bn // tiles.cluster]),
     ]
     if tiles.split_k == 1:
         names = ("y", "residual") if work["residual"] else ("y",)
-        maps += [image(name, co // groups, [ow, oh, n]) for name in names]
+        maps += [image(name, co // groups, PANEL, [ow, oh, n]) for name in names]
     return dict(zip(("v", "v_1", "v_2", "v_3"), maps))
 
 
-@pytest.mark.parametrize("text, patch, knobs, blocks", CASES)
+@pytest.mark.parametrize("text, patch, knobs, depth, blocks", CASES)
 class TestRunHere:
     pytestmark = needs_emulator
 
     def test_it_computes_the_convolution(
-        self, text: str, patch: tuple[int, int, int], knobs: tuple[int, ...], blocks: int, tmp_path: Path
+        self,
+        text: str,
+        patch: tuple[int, int, int],
+        knobs: tuple[int, ...],
+        depth: int,
+        blocks: int,
+        tmp_path: Path,
     ) -> None:
         work = conv(text)
         assert TEMPLATE.covers(work, H100)
-        tiles = tiles_of(work, H100, config(patch, *knobs))
+        tiles = tiles_of(work, H100, config(patch, *knobs, depth=depth))
         tiles = replace(tiles, multiprocessors=blocks, beside=1)
         dtype = str(work["dtype"])
         kernel = WgmmaConvKernel(ConvShape.of(work), dtype, tiles)
