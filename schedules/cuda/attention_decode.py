@@ -8,7 +8,16 @@ from tvm import IRModule
 
 from tvmops.schedules.cuda.attention_sizes import gpu_of, is_plain, sizes_of
 from tvmops.schedules.cuda.extents import extent
-from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, KEYS, Cache, Split, shared_bytes
+from tvmops.schedules.cuda.kernels.attention_shares import (
+    AT_ONCE,
+    COLUMNS,
+    KEYS,
+    MET,
+    SUMMED,
+    Cache,
+    Split,
+    shared_bytes,
+)
 from tvmops.schedules.cuda.kernels.attention_split import SplitKernel
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
@@ -51,12 +60,12 @@ class DecodeAttention(Template):
     def space(self, workload: Workload, target: Target) -> Space:
         clusters = _has_clusters(target)
         knobs = (
-            Knob("splits", tuple(range(1, _MOST_SPLITS + 1)) if clusters else (1,)),
-            Knob("warps", (2, 4, 8)),
+            Knob("splits", (*range(1, _MOST_SPLITS + 1), 16) if clusters else (1,)),
+            Knob("warps", (2, 4, 6, 8)),
             Knob("keys", (16, 32)),
             Knob("stages", (2, 3, 4, 6)),
-            Knob("ahead", (0, 1) if clusters and not workload["lengths"] else (0,)),
-            Knob("early", (0, 1) if clusters else (0,)),
+            Knob("ahead", (0, 1, 2, 4) if clusters and not workload["lengths"] else (0,)),
+            Knob("early", (MET, SUMMED, AT_ONCE) if clusters else (MET,)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
@@ -108,7 +117,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         shared_bytes(head_dim, group, split) <= gpu_of(target).shared_bytes
         and accumulators <= _ACCUMULATORS
         and (split.keys * head_dim // 8) % 32 == 0
-        and (split.splits > 1 or not split.early)
+        and (split.splits > 1 or split.early != SUMMED)
         and workload.dims("page_size")[0] % split.keys == 0  # a chunk lies in one page
     )
 

@@ -9,7 +9,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cuda.kernels.attention_chunk import Chunk, finite
-from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, PAD
+from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, MET, PAD, SUMMED
 from tvmops.schedules.cuda.kernels.neighbours import FOUR, STORE_FOUR
 from tvmops.schedules.cuda.words import Scalar, c_call, do, exp2, let_next_kernel_begin, pack, ptx, when
 
@@ -84,13 +84,13 @@ class Meeting:
                 nbytes = split.splits * 4 * (self.kernel.sizes.head_dim + 2)  # of a head
                 self.kernel.all_here.expect(0, T.Cast("uint32", self.finishes * nbytes))
         self._share()
-        if split.splits == 1 or split.early:
+        if split.early == SUMMED or (split.early == MET and split.splits == 1):
             self._let_go()
         self._add_warps()
         if split.splits > 1:
             with when(self.finishes > 0):
                 do(T.cuda.mbarrier_wait_acquire_cluster(self.kernel.all_here.at(0), 0))
-                if not split.early:
+                if split.early == MET:
                     self._let_go()
                 self._each(self.finishes, split.finished(self.kernel.group), self._finish_at)
 

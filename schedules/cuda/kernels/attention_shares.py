@@ -10,6 +10,7 @@ KEYS = 16  # of a product
 COLUMNS = 8  # heads of a product
 LINE = 128  # bytes of the L2
 PAD = 4  # floats behind each row of a sum
+MET, SUMMED, AT_ONCE = 0, 1, 2  # when the next kernel may begin
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Split:
     keys: int  # of a chunk
     stages: int  # chunks of a warp's ring
     ahead: int = 0  # chunks of a warp that the L2 is asked for before the kernel before is done
-    early: int = 0  # 1: the next kernel may begin before the blocks of a cluster have met
+    early: int = MET  # the next kernel may begin when the blocks of a cluster have met, before, or at once
 
     @property
     def threads(self) -> int:

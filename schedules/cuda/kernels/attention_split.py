@@ -29,9 +29,18 @@ from tvmops.schedules.cpu.emit import ceildiv
 from tvmops.schedules.cuda.kernels.attention_chunk import Chunk
 from tvmops.schedules.cuda.kernels.attention_copies import Copies
 from tvmops.schedules.cuda.kernels.attention_meeting import Meeting
-from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, PAD, Cache, Split, pitch
+from tvmops.schedules.cuda.kernels.attention_shares import AT_ONCE, COLUMNS, PAD, Cache, Split, pitch
 from tvmops.schedules.cuda.kernels.attention_tiles import Heads, mask_argument
-from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH, Barriers, Scalar, c_call, do, ptx, when
+from tvmops.schedules.cuda.words import (
+    PROGRAMMATIC_LAUNCH,
+    Barriers,
+    Scalar,
+    c_call,
+    do,
+    let_next_kernel_begin,
+    ptx,
+    when,
+)
 
 _PAIR = """
 __forceinline__ __device__ unsigned load_query_pair(const void* pointer) {
@@ -106,6 +115,8 @@ class SplitKernel:
             copies.ask_ahead()
             self._await_kernels_before()
         copies.begin()  # before all that need not come first
+        if self.chained and split.early == AT_ONCE:
+            let_next_kernel_begin()
         meeting = Meeting(self)
         self._load_q()
         chunk = Chunk(self, copies)
