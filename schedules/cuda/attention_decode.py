@@ -9,7 +9,6 @@ from tvm import IRModule
 from tvmops.schedules.cuda.attention_sizes import gpu_of, is_plain, sizes_of
 from tvmops.schedules.cuda.extents import extent
 from tvmops.schedules.cuda.kernels.attention_shares import (
-    AT_ONCE,
     COLUMNS,
     KEYS,
     MET,
@@ -65,7 +64,7 @@ class DecodeAttention(Template):
             Knob("keys", (16, 32)),
             Knob("stages", (2, 3, 4, 6)),
             Knob("ahead", (0, 1, 2, 4) if clusters and not workload["lengths"] else (0,)),
-            Knob("early", (MET, SUMMED, AT_ONCE) if clusters else (MET,)),
+            Knob("early", (MET, SUMMED, 2, 3, 4) if clusters else (MET,)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 

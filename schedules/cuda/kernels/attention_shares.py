@@ -10,7 +10,7 @@ KEYS = 16  # of a product
 COLUMNS = 8  # heads of a product
 LINE = 128  # bytes of the L2
 PAD = 4  # floats behind each row of a sum
-MET, SUMMED, AT_ONCE = 0, 1, 2  # when the next kernel may begin
+MET, SUMMED = 0, 1  # when the next kernel may begin; n + 1: with n chunks left
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Split:
     keys: int  # of a chunk
     stages: int  # chunks of a warp's ring
     ahead: int = 0  # chunks of a warp that the L2 is asked for before the kernel before is done
-    early: int = MET  # the next kernel may begin when the blocks of a cluster have met, before, or at once
+    early: int = MET  # when the next kernel may begin: blocks have met, warps have summed up, or n + 1 for
+    # when a warp has n chunks left
 
     @property
     def threads(self) -> int:

@@ -29,7 +29,7 @@ from tvmops.schedules.cpu.emit import ceildiv
 from tvmops.schedules.cuda.kernels.attention_chunk import Chunk
 from tvmops.schedules.cuda.kernels.attention_copies import Copies
 from tvmops.schedules.cuda.kernels.attention_meeting import Meeting
-from tvmops.schedules.cuda.kernels.attention_shares import AT_ONCE, COLUMNS, PAD, Cache, Split, pitch
+from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, PAD, SUMMED, Cache, Split, pitch
 from tvmops.schedules.cuda.kernels.attention_tiles import Heads, mask_argument
 from tvmops.schedules.cuda.words import (
     PROGRAMMATIC_LAUNCH,
@@ -115,8 +115,6 @@ class SplitKernel:
             copies.ask_ahead()
             self._await_kernels_before()
         copies.begin()  # before all that need not come first
-        if self.chained and split.early == AT_ONCE:
-            let_next_kernel_begin()
         meeting = Meeting(self)
         self._load_q()
         chunk = Chunk(self, copies)
@@ -164,6 +162,10 @@ class SplitKernel:
         with T.serial(copies.count) as step:
             ptx("cp.async.wait_group", stages - 2)
             do(T.cuda.warp_sync())
+            if self.chained and split.early > SUMMED:
+                left = tirx.min(split.early - SUMMED, copies.count)
+                with when(tirx.And(self.warp == 0, step == copies.count - left)):
+                    let_next_kernel_begin()
             copies.go_on(step, fill())
             chunk.consume(use(), copies.key(step))
             for at in (use, fill):
