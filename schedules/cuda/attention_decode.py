@@ -63,9 +63,8 @@ class DecodeAttention(Template):
             Knob("warps", (2, 4, 6, 8)),
             Knob("keys", (16, 32)),
             Knob("stages", (2, 3, 4, 6)),
-            Knob("ahead", (0, 1, 2, 3, 4) if clusters and not workload["lengths"] else (0,)),
-            Knob("beyond", (0, 1, 2) if clusters and not workload["lengths"] else (0,)),
-            Knob("early", (MET, SUMMED, 2, 3, 4, 5) if clusters else (MET,)),
+            Knob("ahead", (0, 1, 2, 4) if clusters and not workload["lengths"] else (0,)),
+            Knob("early", (MET, SUMMED, 2, 3, 4) if clusters else (MET,)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
@@ -80,7 +79,7 @@ class DecodeAttention(Template):
         rings = _SMALL_RINGS + _RINGS if two_fit else _RINGS
         ahead = int(_has_clusters(target) and not workload["lengths"])
         early = int(wanted > 1 and (wanted == 2 or _cache_bytes(workload) <= _SHORT))
-        choices = [Config.of(splits=wanted, **ring, ahead=ahead, beyond=0, early=early) for ring in rings]
+        choices = [Config.of(splits=wanted, **ring, ahead=ahead, early=early) for ring in rings]
         return next(config for config in choices if config in space)
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:

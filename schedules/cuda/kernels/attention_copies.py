@@ -64,37 +64,28 @@ class Copies:
 
     def ask_ahead(self) -> None:
         """Have the first chunks brought to the L2: what they hold is read later."""
-        for step in range(self.kernel.split.ahead):
-            self._ask(step)
-
-    def _ask(self, step: Any) -> None:
-        """Have chunk `step`, if there is one, brought to the L2."""
         kernel = self.kernel
         lines = pitch(kernel.sizes.head_dim) // LINE  # of a row
-        for i in range(0, kernel.split.keys * lines, 32):
-            line = i + kernel.lane
-            row = self.key(step) + T.truncdiv(line, lines)
-            offset = tirx.min(T.truncmod(line, lines) * LINE, 2 * kernel.sizes.head_dim - 16)
-            for name in "kv":
-                at = c_call("handle", "row_of", self._rows[name], row, self.pitch, offset, source=_ROW_OF)
-                ask_for(at, row < kernel.length)
+        for step in range(kernel.split.ahead):
+            for i in range(0, kernel.split.keys * lines, 32):
+                line = i + kernel.lane
+                row = self.key(step) + T.truncdiv(line, lines)
+                offset = tirx.min(T.truncmod(line, lines) * LINE, 2 * kernel.sizes.head_dim - 16)
+                for name in "kv":
+                    at = c_call("handle", "row_of", self._rows[name], row, self.pitch, offset, source=_ROW_OF)
+                    ask_for(at, row < kernel.length)
 
     def begin(self) -> None:
-        """Fill the ring but for one stage, and ask for what comes next."""
+        """Fill the ring but for one stage."""
         split = self.kernel.split
-        filled = split.stages - 1
-        for stage in range(filled):
+        for stage in range(split.stages - 1):
             with when(stage < self.count):
                 self._copy(stage, stage, stage)
             ptx("cp.async.commit_group")
-        for step in range(max(split.ahead, filled), filled + split.beyond):
-            self._ask(step)
 
     def go_on(self, step: Any, stage: Any) -> None:
         """Begin to copy the chunk that is a ring behind chunk `step`, if there is one, to `stage`."""
-        stages, beyond = self.kernel.split.stages, self.kernel.split.beyond
-        if beyond:
-            self._ask(step + (stages - 1 + beyond))
+        stages = self.kernel.split.stages
         with when(step + (stages - 1) < self.count):
             self._copy(step + (stages - 1), stage, -1)
         ptx("cp.async.commit_group")

@@ -20,7 +20,6 @@ class Split:
     keys: int  # of a chunk
     stages: int  # chunks of a warp's ring
     ahead: int = 0  # chunks of a warp that the L2 is asked for before the kernel before is done
-    beyond: int = 0  # chunks that the L2 is asked for beyond those that are on their way to the ring
     early: int = MET  # when the next kernel may begin: blocks have met, warps have summed up, or n + 1 for
     # when a warp has n chunks left
 

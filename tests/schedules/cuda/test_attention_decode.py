@@ -89,10 +89,8 @@ def test_without_clusters_a_head_is_not_split() -> None:
     assert TEMPLATE.default(attention(), ampere)["splits"] == 1
 
 
-def config(splits: int, warps: int, keys: int, stages: int, ahead: int = 0, beyond: int = 0, early: int = 0) -> Config:
-    return Config.of(
-        splits=splits, warps=warps, keys=keys, stages=stages, ahead=ahead, beyond=beyond, early=early
-    )
+def config(splits: int, warps: int, keys: int, stages: int, ahead: int = 0, early: int = 0) -> Config:
+    return Config.of(splits=splits, warps=warps, keys=keys, stages=stages, ahead=ahead, early=early)
 
 
 CASES = [
@@ -101,7 +99,7 @@ CASES = [
     (attention(heads=64, head_dim=64, dtype="float16"), config(1, 4, 32, 2)),  # one block: no cluster
     (
         attention(heads=12, kv_heads=1, head_dim=80),
-        config(3, 2, 16, 4, ahead=2, beyond=2, early=3),
+        config(3, 2, 16, 4, ahead=1, early=1),
     ),  # 12 share: two products
 ]
 LENGTHS = [
