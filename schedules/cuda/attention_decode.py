@@ -31,7 +31,7 @@ _MOST_SPLITS = 8  # of clusters of 16 not all find a place at once
 _AMPERE, _HOPPER = 80, 90  # mma.sync of 16 bits with cp.async; clusters
 _ACCUMULATORS = 160  # registers of a thread for out^T, q^T and scores
 # Of the multiprocessors, so many take all that memory gives; clusters spread over the machine evenly.
-_BUSY, _BUSY_IN_CLUSTERS = 0.5, 0.48
+_BUSY, BUSY_IN_CLUSTERS = 0.5, 0.48
 _SHORT = 48 << 20  # bytes of a cache that is read before clusters that crowd each other lose much
 _BLOCK_RATE = 1e11  # bytes a second that one multiprocessor takes at most
 _LATENCY = 1.2e-6  # seconds until a copy from memory has come
@@ -57,7 +57,7 @@ class DecodeAttention(Template):
         )
 
     def space(self, workload: Workload, target: Target) -> Space:
-        clusters = _has_clusters(target)
+        clusters = has_clusters(target)
         knobs = (
             Knob("splits", (*range(1, _MOST_SPLITS + 1), 16) if clusters else (1,)),
             Knob("warps", (2, 4, 6, 8)),
@@ -72,13 +72,13 @@ class DecodeAttention(Template):
         """Return the least split that keeps the memory busy, with as much in flight as fits."""
         space, cores = self.space(workload, target), target.cores
         splits = [int(value) for value in space.knobs[0].values]
-        pairs = _pairs(workload)
-        enough = [s for s in splits if pairs * s >= cores * (_BUSY if s == 1 else _BUSY_IN_CLUSTERS)]
+        pairs = pairs_of(workload)
+        enough = [s for s in splits if pairs * s >= cores * (_BUSY if s == 1 else BUSY_IN_CLUSTERS)]
         wanted = min(enough, default=max(splits))
         two_fit = wanted == 1 and cores * _BUSY <= pairs <= 2 * cores
-        rings = _SMALL_RINGS + _RINGS if two_fit else _RINGS
-        ahead = int(_has_clusters(target) and not workload["lengths"])
-        early = int(wanted > 1 and (wanted == 2 or _cache_bytes(workload) <= _SHORT))
+        rings = _SMALL_RINGS + RINGS if two_fit else RINGS
+        ahead = int(has_clusters(target) and not workload["lengths"])
+        early = int(wanted > 1 and (wanted == 2 or cache_bytes(workload) <= _SHORT))
         choices = [Config.of(splits=wanted, **ring, ahead=ahead, early=early) for ring in rings]
         return next(config for config in choices if config in space)
 
@@ -89,12 +89,12 @@ class DecodeAttention(Template):
         """Guess the seconds: the bytes of the cache, at the share of the bandwidth in flight."""
         split, gpu = split_of(config), gpu_of(target)
         (head_dim,) = workload.dims("head_dim")
-        blocks = _pairs(workload) * split.splits
+        blocks = pairs_of(workload) * split.splits
         resident = target.cores * (gpu.shared_bytes // shared_bytes(head_dim, _group(workload), split))
         uneven = math.ceil(blocks / resident) * resident / blocks if blocks > resident else 1.0
         in_flight = min(blocks, resident) * split.warps * (split.stages - 1) * split.keys * head_dim * 4
         rate = min(gpu.bandwidth, in_flight / _LATENCY, min(blocks, target.cores) * _BLOCK_RATE)
-        return _cache_bytes(workload) * uneven / rate + _MEETING + (_LATENCY if split.splits > 1 else 0.0)
+        return cache_bytes(workload) * uneven / rate + _MEETING + (_LATENCY if split.splits > 1 else 0.0)
 
     def kernel_workload(self, workload: Workload) -> Workload:
         paged = {"pages": ANY} if workload["page_size"] != 0 else {}
@@ -102,7 +102,7 @@ class DecodeAttention(Template):
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         general = self.kernel_workload(workload)
-        chained = _has_clusters(target)
+        chained = has_clusters(target)
         return SplitKernel(sizes_of(general), split_of(config), cache_of(general), chained).module()
 
 
@@ -130,20 +130,20 @@ def split_of(config: Config) -> Split:
     return Split(**{name: int(value) for name, value in config.items})
 
 
-def _pairs(workload: Workload) -> int:
+def pairs_of(workload: Workload) -> int:
     """Count the key and value heads over the batch; a batch that is not known is 1."""
     batch = workload.dims("batch")[0] if workload["batch"] != ANY else 1
     return batch * workload.dims("kv_heads")[0]
 
 
-def _has_clusters(target: Target) -> bool:
+def has_clusters(target: Target) -> bool:
     return gpu_of(target).compute >= _HOPPER
 
 
-def _cache_bytes(workload: Workload) -> int:
+def cache_bytes(workload: Workload) -> int:
     """Count the bytes of keys and values; a length that is not known is 8192."""
     kv_len = workload.dims("kv_len")[0] if workload["kv_len"] != ANY else 8192
-    return 4 * _pairs(workload) * kv_len * workload.dims("head_dim")[0]
+    return 4 * pairs_of(workload) * kv_len * workload.dims("head_dim")[0]
 
 
 def _group(workload: Workload) -> int:
@@ -154,7 +154,7 @@ def _group(workload: Workload) -> int:
 
 # What `default` chooses from: the first that fits. Of blocks with a small ring two fit a multiprocessor.
 _SMALL_RINGS = ({"warps": 4, "keys": 16, "stages": 3},)
-_RINGS = (
+RINGS = (
     {"warps": 8, "keys": 16, "stages": 3},
     {"warps": 8, "keys": 16, "stages": 2},
     {"warps": 4, "keys": 16, "stages": 3},

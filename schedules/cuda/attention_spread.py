@@ -1,0 +1,82 @@
+"""Attention of one query a head against a long cache of few heads; `kernels.attention_parts` says how it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from tvm import IRModule
+
+from tvmops.schedules.cuda.attention_decode import (
+    BUSY_IN_CLUSTERS,
+    RINGS,
+    DecodeAttention,
+    cache_bytes,
+    cache_of,
+    has_clusters,
+    is_legal,
+    pairs_of,
+    split_of,
+)
+from tvmops.schedules.cuda.attention_sizes import sizes_of
+from tvmops.schedules.cuda.kernels.attention_shares import MET
+from tvmops.schedules.cuda.kernels.attention_split import SplitKernel
+from tvmops.signatures import ANY
+from tvmops.space import Config, Knob, Space
+from tvmops.targets import Target
+from tvmops.workloads import Workload
+
+_CLUSTERS = (2, 3, 4, 6, 8)
+_SPLITS = 8  # blocks of a cluster
+_LEAST_BYTES = 6 << 20  # of a cache, that are worth a second kernel
+_SECOND_KERNEL = 1.5e-6  # seconds
+
+
+class SpreadAttention(DecodeAttention):
+    """For caches of few key and value heads: with a cluster each, most multiprocessors would be idle."""
+
+    name = "cuda.attention_spread"
+    version = 1
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        return (
+            super().covers(workload, target)
+            and has_clusters(target)
+            and ANY not in (workload["batch"], workload["kv_len"])
+            and _wanted(workload, target) > 1
+            and cache_bytes(workload) >= _LEAST_BYTES
+        )
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        knobs = {knob.name: knob for knob in super().space(workload, target).knobs}
+        knobs["splits"] = Knob("splits", (2, 4, _SPLITS))
+        knobs["clusters"] = Knob("clusters", _CLUSTERS)
+        return Space(self.name, tuple(knobs.values()), lambda config: is_legal(config, workload, target))
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        """Return as many clusters as keep the memory busy, with as much in flight as fits."""
+        space, wanted = self.space(workload, target), _wanted(workload, target)
+        clusters = next((c for c in _CLUSTERS if c >= wanted), _CLUSTERS[-1])
+        ahead = int(not workload["lengths"])
+        choices = [
+            Config.of(splits=_SPLITS, **ring, ahead=ahead, early=MET, clusters=clusters) for ring in RINGS
+        ]
+        return next(config for config in choices if config in space)
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        split = split_of(config)
+        spread = dataclasses.replace(split, splits=split.blocks, clusters=1)
+        one = {name: getattr(spread, name) for name, _ in config.items if name != "clusters"}
+        return super().estimate(workload, target, Config.of(**one)) + _SECOND_KERNEL
+
+    def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
+        general = self.kernel_workload(workload)
+        return SplitKernel(sizes_of(general), split_of(config), cache_of(general), True).module()
+
+
+def _wanted(workload: Workload, target: Target) -> int:
+    """Return how many clusters a key and value head needs to keep the memory busy."""
+    return math.ceil(target.cores * BUSY_IN_CLUSTERS / (_SPLITS * pairs_of(workload)))
+
+
+__all__ = ["SpreadAttention"]
