@@ -33,6 +33,9 @@ _ACCUMULATORS = 160  # registers of a thread for out^T, q^T and scores
 # Of the multiprocessors, so many take all that memory gives; clusters spread over the machine evenly.
 _BUSY, BUSY_IN_CLUSTERS = 0.5, 0.48
 _SHORT = 48 << 20  # bytes of a cache that is read before clusters that crowd each other lose much
+_BRIEF = 24 << 20  # bytes of a cache so short that the next kernel had better ask for its own meanwhile
+_RESERVED = 1024  # bytes of shared memory that a block takes besides
+_FEW = 4  # key and value heads: so many clusters of 16 find a place at once
 _BLOCK_RATE = 1e11  # bytes a second that one multiprocessor takes at most
 _LATENCY = 1.2e-6  # seconds until a copy from memory has come
 _MEETING = 2.5e-6  # of the blocks of a cluster, and what comes before the first copy
@@ -60,26 +63,27 @@ class DecodeAttention(Template):
         clusters = has_clusters(target)
         knobs = (
             Knob("splits", (*range(1, _MOST_SPLITS + 1), 16) if clusters else (1,)),
-            Knob("warps", (2, 4, 6, 8)),
+            Knob("warps", (2, 4, 8)),
             Knob("keys", (16, 32)),
             Knob("stages", (2, 3, 4, 6)),
-            Knob("ahead", (0, 1, 2, 4) if clusters and not workload["lengths"] else (0,)),
+            Knob("ahead", (0, 1, 2, 3, 4) if clusters and not workload["lengths"] else (0,)),
             Knob("early", (MET, SUMMED, 2, 3, 4) if clusters else (MET,)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
     def default(self, workload: Workload, target: Target) -> Config:
         """Return the least split that keeps the memory busy, with as much in flight as fits."""
-        space, cores = self.space(workload, target), target.cores
-        splits = [int(value) for value in space.knobs[0].values]
-        pairs = pairs_of(workload)
+        space, cores, pairs = self.space(workload, target), target.cores, pairs_of(workload)
+        splits = [int(s) for s in space.knobs[0].values if s <= _MOST_SPLITS or pairs <= _FEW]
         enough = [s for s in splits if pairs * s >= cores * (_BUSY if s == 1 else BUSY_IN_CLUSTERS)]
         wanted = min(enough, default=max(splits))
         two_fit = wanted == 1 and cores * _BUSY <= pairs <= 2 * cores
         rings = _SMALL_RINGS + RINGS if two_fit else RINGS
-        ahead = int(has_clusters(target) and not workload["lengths"])
+        asks = has_clusters(target) and not workload["lengths"]
         early = int(wanted > 1 and (wanted == 2 or cache_bytes(workload) <= _SHORT))
-        choices = [Config.of(splits=wanted, **ring, ahead=ahead, early=early) for ring in rings]
+        choices = [Config.of(splits=wanted, **ring, ahead=int(asks), early=early) for ring in rings]
+        if asks and wanted > 1:
+            choices = _overlapping(choices, workload, target) + choices
         return next(config for config in choices if config in space)
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
@@ -119,6 +123,18 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and (split.splits > 1 or split.early != SUMMED)
         and workload.dims("page_size")[0] % split.keys == 0  # a chunk lies in one page
     )
+
+
+def _overlapping(choices: list[Config], workload: Workload, target: Target) -> list[Config]:
+    """Return those of `choices` that let the next kernel begin while the last keys are on their way."""
+    if choices[0]["splits"] == 2:  # its blocks find room as those of this one end
+        return [config.replace(ahead=2, early=4) for config in choices]
+    if cache_bytes(workload) > _BRIEF:
+        return []
+    (head_dim,), group = workload.dims("head_dim"), _group(workload)
+    half = (gpu_of(target).shared_bytes + _RESERVED) // 2 - _RESERVED  # of what a multiprocessor has
+    fitting = [c for c in choices if shared_bytes(head_dim, group, split_of(c)) <= half and c["warps"] != 2]
+    return [config.replace(ahead=3, early=4) for config in fitting]
 
 
 def cache_of(workload: Workload) -> Cache:

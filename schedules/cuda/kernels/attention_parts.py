@@ -61,9 +61,7 @@ def workspace_bytes(kernel: SplitKernel) -> Any:
     return T.Cast("int64", s.batch) * (s.heads * kernel.split.clusters * _pitch(kernel) * 4)
 
 
-def leave_part(
-    kernel: SplitKernel, row: Any, column: Any, most: Any, total: Any, values: list[Any]
-) -> None:
+def leave_part(kernel: SplitKernel, row: Any, column: Any, most: Any, total: Any, values: list[Any]) -> None:
     """Leave four sums of this cluster's part of a head; `row` counts heads over the batch."""
     dim = kernel.sizes.head_dim
     place = kernel.workspace.data, T.Bind(row * kernel.split.clusters + kernel.part), _pitch(kernel)
@@ -95,9 +93,7 @@ def add_parts(kernel: SplitKernel) -> None:
             finish(kernel, sequence, head, column, sums[FOUR], [sums[i] for i in range(FOUR)])
 
 
-def finish(
-    kernel: SplitKernel, sequence: Any, head: Any, column: Any, total: Any, values: list[Any]
-) -> None:
+def finish(kernel: SplitKernel, sequence: Any, head: Any, column: Any, total: Any, values: list[Any]) -> None:
     """Divide four sums by the total of their weights, and store them."""
     share = Scalar(tirx.Select(total == 0, T.float32(0), T.float32(1) / total), "float32")
     halves = [pack(kernel.sizes.dtype, *(value * share() for value in values[i : i + 2])) for i in (0, 2)]
