@@ -74,7 +74,7 @@ class DecodeAttention(Template):
     def default(self, workload: Workload, target: Target) -> Config:
         """Return the least split that keeps the memory busy, with as much in flight as fits."""
         space, cores, pairs = self.space(workload, target), target.cores, pairs_of(workload)
-        splits = [int(s) for s in space.knobs[0].values if s <= _MOST_SPLITS or pairs <= _FEW]
+        splits = [s for s in map(int, space.knobs[0].values) if s <= _MOST_SPLITS or pairs <= _FEW]
         enough = [s for s in splits if pairs * s >= cores * (_BUSY if s == 1 else BUSY_IN_CLUSTERS)]
         wanted = min(enough, default=max(splits))
         two_fit = wanted == 1 and cores * _BUSY <= pairs <= 2 * cores
