@@ -28,7 +28,7 @@ from tvmops.workloads import Workload
 
 _CLUSTERS = (2, 3, 4, 6, 8)
 _SPLITS = 8  # blocks of a cluster
-_LEAST_BYTES = 4 << 20  # of a cache, that are worth a second kernel
+_LEAST_BYTES = 12 << 20  # of a cache, that are worth a second kernel
 _SECOND_KERNEL = 1.5e-6  # seconds
 
 
