@@ -33,10 +33,10 @@ _ACCUMULATORS = 160  # registers of a thread for out^T, q^T and scores
 # Of the multiprocessors, so many take all that memory gives; clusters spread over the machine evenly.
 _BUSY, BUSY_IN_CLUSTERS = 0.5, 0.48
 _SHORT = 48 << 20  # bytes of a cache that is read before clusters that crowd each other lose much
-_BRIEF = 24 << 20  # bytes of a cache so short that the next kernel had better ask for its own meanwhile
+BRIEF = 24 << 20  # bytes of a cache so short that the next kernel had better ask for its own meanwhile
 _RESERVED = 1024  # bytes of shared memory that a block takes besides
 _FEW = 4  # key and value heads: so many clusters of 16 find a place at once
-_BLOCK_RATE = 1e11  # bytes a second that one multiprocessor takes at most
+BLOCK_RATE = 1e11  # bytes a second that one multiprocessor takes at most
 _LATENCY = 1.2e-6  # seconds until a copy from memory has come
 _MEETING = 2.5e-6  # of the blocks of a cluster, and what comes before the first copy
 
@@ -78,7 +78,7 @@ class DecodeAttention(Template):
         enough = [s for s in splits if pairs * s >= cores * (_BUSY if s == 1 else BUSY_IN_CLUSTERS)]
         wanted = min(enough, default=max(splits))
         two_fit = wanted == 1 and cores * _BUSY <= pairs <= 2 * cores
-        rings = _SMALL_RINGS + RINGS if two_fit else RINGS
+        rings = SMALL_RINGS + RINGS if two_fit else RINGS
         asks = has_clusters(target) and not workload["lengths"]
         early = int(wanted > 1 and (wanted == 2 or cache_bytes(workload) <= _SHORT))
         choices = [Config.of(splits=wanted, **ring, ahead=int(asks), early=early) for ring in rings]
@@ -97,7 +97,7 @@ class DecodeAttention(Template):
         resident = target.cores * (gpu.shared_bytes // shared_bytes(head_dim, _group(workload), split))
         uneven = math.ceil(blocks / resident) * resident / blocks if blocks > resident else 1.0
         in_flight = min(blocks, resident) * split.warps * (split.stages - 1) * split.keys * head_dim * 4
-        rate = min(gpu.bandwidth, in_flight / _LATENCY, min(blocks, target.cores) * _BLOCK_RATE)
+        rate = min(gpu.bandwidth, in_flight / _LATENCY, min(blocks, target.cores) * BLOCK_RATE)
         return cache_bytes(workload) * uneven / rate + _MEETING + (_LATENCY if split.splits > 1 else 0.0)
 
     def kernel_workload(self, workload: Workload) -> Workload:
@@ -129,7 +129,7 @@ def _overlapping(choices: list[Config], workload: Workload, target: Target) -> l
     """Return those of `choices` that let the next kernel begin while the last keys are on their way."""
     if choices[0]["splits"] == 2:  # its blocks find room as those of this one end
         return [config.replace(ahead=2, early=4) for config in choices]
-    if cache_bytes(workload) > _BRIEF:
+    if cache_bytes(workload) > BRIEF:
         return []
     (head_dim,), group = workload.dims("head_dim"), _group(workload)
     half = (gpu_of(target).shared_bytes + _RESERVED) // 2 - _RESERVED  # of what a multiprocessor has
@@ -169,7 +169,7 @@ def _group(workload: Workload) -> int:
 
 
 # What `default` chooses from: the first that fits. Of blocks with a small ring two fit a multiprocessor.
-_SMALL_RINGS = ({"warps": 4, "keys": 16, "stages": 3},)
+SMALL_RINGS = ({"warps": 4, "keys": 16, "stages": 3},)
 RINGS = (
     {"warps": 8, "keys": 16, "stages": 3},
     {"warps": 8, "keys": 16, "stages": 2},

@@ -8,8 +8,10 @@ import math
 from tvm import IRModule
 
 from tvmops.schedules.cuda.attention_decode import (
+    BLOCK_RATE,
     BUSY_IN_CLUSTERS,
     RINGS,
+    SMALL_RINGS,
     DecodeAttention,
     cache_bytes,
     cache_of,
@@ -18,7 +20,7 @@ from tvmops.schedules.cuda.attention_decode import (
     pairs_of,
     split_of,
 )
-from tvmops.schedules.cuda.attention_sizes import sizes_of
+from tvmops.schedules.cuda.attention_sizes import gpu_of, sizes_of
 from tvmops.schedules.cuda.kernels.attention_shares import MET
 from tvmops.schedules.cuda.kernels.attention_split import SplitKernel
 from tvmops.signatures import ANY
@@ -28,8 +30,9 @@ from tvmops.workloads import Workload
 
 _CLUSTERS = (2, 3, 4, 6, 8)
 _SPLITS = 8  # blocks of a cluster
-_LEAST_BYTES = 12 << 20  # of a cache, that are worth a second kernel
-_SECOND_KERNEL = 1.5e-6  # seconds
+_SHORT = 12 << 20  # bytes of a cache of which a block does not need much at a time
+_WORTH = 2.5e-6  # seconds that are to be saved of what one cluster a head takes
+_SECOND_KERNEL = 1e-6
 
 
 class SpreadAttention(DecodeAttention):
@@ -43,8 +46,7 @@ class SpreadAttention(DecodeAttention):
             super().covers(workload, target)
             and has_clusters(target)
             and ANY not in (workload["batch"], workload["kv_len"])
-            and _wanted(workload, target) > 1
-            and cache_bytes(workload) >= _LEAST_BYTES
+            and _saved(workload, target) > _WORTH
         )
 
     def space(self, workload: Workload, target: Target) -> Space:
@@ -58,8 +60,9 @@ class SpreadAttention(DecodeAttention):
         space, wanted = self.space(workload, target), _wanted(workload, target)
         clusters = next((c for c in _CLUSTERS if c >= wanted), _CLUSTERS[-1])
         ahead = int(not workload["lengths"])
+        rings = SMALL_RINGS + RINGS if cache_bytes(workload) < _SHORT else RINGS
         choices = [
-            Config.of(splits=_SPLITS, **ring, ahead=ahead, early=MET, clusters=clusters) for ring in RINGS
+            Config.of(splits=_SPLITS, **ring, ahead=ahead, early=MET, clusters=clusters) for ring in rings
         ]
         return next(config for config in choices if config in space)
 
@@ -77,6 +80,12 @@ class SpreadAttention(DecodeAttention):
 def _wanted(workload: Workload, target: Target) -> int:
     """Return how many clusters a key and value head needs to keep the memory busy."""
     return math.ceil(target.cores * BUSY_IN_CLUSTERS / (_SPLITS * pairs_of(workload)))
+
+
+def _saved(workload: Workload, target: Target) -> float:
+    """Guess the seconds by which reading a cache with one cluster a head is slower than memory."""
+    rate = _SPLITS * pairs_of(workload) * BLOCK_RATE
+    return cache_bytes(workload) * (1 / rate - 1 / gpu_of(target).bandwidth)
 
 
 __all__ = ["SpreadAttention"]

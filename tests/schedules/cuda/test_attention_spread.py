@@ -30,6 +30,7 @@ SMALL = {"warps": 2, "keys": 16, "stages": 2, "ahead": 0, "early": 0}
         ((16, 2), {"kv_len": 65536}, 4),
         ((8, 1), {"kv_len": 65536, "batch": 2, "lengths": True}, 4),
         ((8, 1), {"kv_len": 2048}, 0),  # the second kernel takes longer than it saves
+        ((8, 1), {"kv_len": 8192}, 8),
         ((32, 8), {"kv_len": 65536}, 0),  # a cluster a head is half of the machine
         ((8, 1), {"kv_len": "*"}, 0),
     ],
