@@ -23,7 +23,6 @@ from tvmops.schedules.cuda.attention_decode import (
 from tvmops.schedules.cuda.attention_sizes import gpu_of, sizes_of
 from tvmops.schedules.cuda.kernels.attention_shares import MET
 from tvmops.schedules.cuda.kernels.attention_split import SplitKernel
-from tvmops.signatures import ANY
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
@@ -45,7 +44,8 @@ class SpreadAttention(DecodeAttention):
         return (
             super().covers(workload, target)
             and has_clusters(target)
-            and ANY not in (workload["batch"], workload["kv_len"])
+            and isinstance(workload["batch"], int)
+            and isinstance(workload["kv_len"], int)
             and _saved(workload, target) > _WORTH
         )
 

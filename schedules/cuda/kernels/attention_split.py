@@ -14,7 +14,8 @@ Flash-Decoding, 2023). There is no workspace and no second kernel, unless severa
 `attention_parts`.
 
 On Hopper the kernel is launched while the one before ends; it asks the L2 for its first keys and
-values, and reads nothing until that one is done.
+values, and reads nothing until that one is done. It lets the next one begin in turn: where blocks of
+that find room, when a warp has some chunks left, so that memory is busy while blocks meet.
 """
 
 from __future__ import annotations
