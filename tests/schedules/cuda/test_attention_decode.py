@@ -119,7 +119,7 @@ CASES = [
     (attention(heads=64, head_dim=64, dtype="float16"), config(1, 4, 32, 2)),  # one block: no cluster
     (
         attention(heads=12, kv_heads=1, head_dim=80),
-        config(3, 2, 16, 4, ahead=1, early=1),
+        config(3, 2, 16, 4, ahead=3, early=3),
     ),  # 12 share: two products
 ]
 LENGTHS = [
