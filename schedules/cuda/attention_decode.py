@@ -36,6 +36,7 @@ _SHORT = 48 << 20  # bytes of a cache that is read before clusters that crowd ea
 BRIEF = 24 << 20  # bytes of a cache so short that the next kernel had better ask for its own meanwhile
 _RESERVED = 1024  # bytes of shared memory that a block takes besides
 _FEW = 4  # key and value heads: so many clusters of 16 find a place at once
+_SMALL = 128  # head_dim of which two rings fit a multiprocessor: clusters of 16 gain where they overlap
 BLOCK_RATE = 1e11  # bytes a second that one multiprocessor takes at most
 _LATENCY = 1.2e-6  # seconds until a copy from memory has come
 _MEETING = 2.5e-6  # of the blocks of a cluster, and what comes before the first copy
@@ -74,7 +75,8 @@ class DecodeAttention(Template):
     def default(self, workload: Workload, target: Target) -> Config:
         """Return the least split that keeps the memory busy, with as much in flight as fits."""
         space, cores, pairs = self.space(workload, target), target.cores, pairs_of(workload)
-        splits = [s for s in map(int, space.knobs[0].values) if s <= _MOST_SPLITS or pairs <= _FEW]
+        few = pairs <= _FEW and cache_bytes(workload) <= BRIEF and workload.dims("head_dim")[0] <= _SMALL
+        splits = [s for s in map(int, space.knobs[0].values) if s <= (2 if few else 1) * _MOST_SPLITS]
         enough = [s for s in splits if pairs * s >= cores * (_BUSY if s == 1 else BUSY_IN_CLUSTERS)]
         wanted = min(enough, default=max(splits))
         two_fit = wanted == 1 and cores * _BUSY <= pairs <= 2 * cores

@@ -96,6 +96,8 @@ def test_the_next_kernel_begins_where_that_gains(fields: dict[str, object], ahea
 def test_few_heads_are_split_further() -> None:
     assert TEMPLATE.default(attention(heads=28, kv_heads=4), H200)["splits"] == 16
     assert TEMPLATE.default(attention(heads=40, kv_heads=5), H200)["splits"] == 8
+    assert TEMPLATE.default(attention(heads=28, kv_heads=4, kv_len=65536), H200)["splits"] == 8
+    assert TEMPLATE.default(attention(heads=16, kv_heads=4, head_dim=256), H200)["splits"] == 8
 
 
 @pytest.mark.parametrize("fields", [{"head_dim": 256}, {"heads": 128}, {"head_dim": 16}, {"batch": "*"}])
