@@ -33,7 +33,7 @@ _ACCUMULATORS = 160  # registers of a thread for out^T, q^T and scores
 # Of the multiprocessors, so many take all that memory gives; clusters spread over the machine evenly.
 _BUSY, BUSY_IN_CLUSTERS = 0.5, 0.48
 _SHORT = 48 << 20  # bytes of a cache that is read before clusters that crowd each other lose much
-BRIEF = 24 << 20  # bytes of a cache so short that the next kernel had better ask for its own meanwhile
+_BRIEF = 24 << 20  # bytes of a cache so short that the next kernel had better ask for its own meanwhile
 _RESERVED = 1024  # bytes of shared memory that a block takes besides
 _FEW = 4  # key and value heads: so many clusters of 16 find a place at once
 _SMALL = 128  # head_dim of which two rings fit a multiprocessor: clusters of 16 gain where they overlap
@@ -75,13 +75,14 @@ class DecodeAttention(Template):
     def default(self, workload: Workload, target: Target) -> Config:
         """Return the least split that keeps the memory busy, with as much in flight as fits."""
         space, cores, pairs = self.space(workload, target), target.cores, pairs_of(workload)
-        few = pairs <= _FEW and cache_bytes(workload) <= BRIEF and workload.dims("head_dim")[0] <= _SMALL
+        asks = has_clusters(target) and not workload["lengths"]
+        brief = asks and cache_bytes(workload) <= _BRIEF
+        few = brief and pairs <= _FEW and workload.dims("head_dim")[0] <= _SMALL
         splits = [s for s in map(int, space.knobs[0].values) if s <= (2 if few else 1) * _MOST_SPLITS]
         enough = [s for s in splits if pairs * s >= cores * (_BUSY if s == 1 else BUSY_IN_CLUSTERS)]
         wanted = min(enough, default=max(splits))
         two_fit = wanted == 1 and cores * _BUSY <= pairs <= 2 * cores
         rings = SMALL_RINGS + RINGS if two_fit else RINGS
-        asks = has_clusters(target) and not workload["lengths"]
         early = int(wanted > 1 and (wanted == 2 or cache_bytes(workload) <= _SHORT))
         choices = [Config.of(splits=wanted, **ring, ahead=int(asks), early=early) for ring in rings]
         if asks and wanted > 1:
@@ -131,7 +132,7 @@ def _overlapping(choices: list[Config], workload: Workload, target: Target) -> l
     """Return those of `choices` that let the next kernel begin while the last keys are on their way."""
     if choices[0]["splits"] == 2:  # its blocks find room as those of this one end
         return [config.replace(ahead=2, early=4) for config in choices]
-    if cache_bytes(workload) > BRIEF:
+    if cache_bytes(workload) > _BRIEF:
         return []
     (head_dim,), group = workload.dims("head_dim"), _group(workload)
     half = (gpu_of(target).shared_bytes + _RESERVED) // 2 - _RESERVED  # of what a multiprocessor has
