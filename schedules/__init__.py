@@ -22,6 +22,7 @@ from tvmops.schedules.cpu.weight_only import WeightOnly
 from tvmops.schedules.cpu.winograd import Winograd2, Winograd4, Winograd6
 from tvmops.schedules.cuda.attention_decode import DecodeAttention
 from tvmops.schedules.cuda.attention_pool import PoolAttention
+from tvmops.schedules.cuda.attention_spread import SpreadAttention
 from tvmops.schedules.cuda.attention_varlen import VarlenAttention
 from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
 from tvmops.schedules.cuda.conv_depthwise import DepthwiseConv
@@ -102,6 +103,7 @@ TEMPLATES: tuple[Template, ...] = (
     Float32Stream(),
     Float32Gemm(),
     SimtGemm(),
+    SpreadAttention(),
     DecodeAttention(),
     WgmmaAttention(),
     PoolAttention(),

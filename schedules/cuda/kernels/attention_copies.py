@@ -50,8 +50,8 @@ class Copies:
         self.pieces = dim // 8  # of 16 bytes, a row
         self.count_of_pieces = split.keys * self.pieces // 32
         self.pitch = 2 * dim * (kernel.sizes.kv_heads if kernel.cache.beside else 1)
-        self.turns = split.splits * split.warps
-        self.first = T.Bind(kernel.warp * split.splits + kernel.rank)
+        self.turns = split.blocks * split.warps
+        self.first = T.Bind(kernel.warp * split.blocks + kernel.number)
         left = ceildiv(kernel.length, split.keys) - self.first + (self.turns - 1)
         self.count = T.Bind(T.truncdiv(tirx.max(left, 0), self.turns))
         self.base = Scalar(

@@ -9,9 +9,10 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cuda.kernels.attention_chunk import Chunk, finite
-from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, PAD
-from tvmops.schedules.cuda.kernels.neighbours import FOUR, STORE_FOUR
-from tvmops.schedules.cuda.words import Scalar, c_call, do, exp2, let_next_kernel_begin, pack, ptx, when
+from tvmops.schedules.cuda.kernels.attention_parts import finish, leave_part
+from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, MET, PAD, SUMMED
+from tvmops.schedules.cuda.kernels.neighbours import FOUR
+from tvmops.schedules.cuda.words import Scalar, c_call, do, exp2, let_next_kernel_begin, ptx, when
 
 if TYPE_CHECKING:
     from tvmops.schedules.cuda.kernels.attention_split import SplitKernel
@@ -84,13 +85,13 @@ class Meeting:
                 nbytes = split.splits * 4 * (self.kernel.sizes.head_dim + 2)  # of a head
                 self.kernel.all_here.expect(0, T.Cast("uint32", self.finishes * nbytes))
         self._share()
-        if split.splits == 1 or split.early:
+        if split.early == SUMMED or (split.early == MET and split.splits == 1):
             self._let_go()
         self._add_warps()
         if split.splits > 1:
             with when(self.finishes > 0):
                 do(T.cuda.mbarrier_wait_acquire_cluster(self.kernel.all_here.at(0), 0))
-                if not split.early:
+                if split.early == MET:
                     self._let_go()
                 self._each(self.finishes, split.finished(self.kernel.group), self._finish_at)
 
@@ -136,7 +137,7 @@ class Meeting:
             [kernel.sums.ptr_to([w, self._at(head, column)]) for w in warps],
         )
         if kernel.split.splits == 1:
-            self._write(head, column, total, values)
+            self._write(head, column, most, total, values)
         else:
             self._send(head, column, most, total, values)
 
@@ -160,22 +161,23 @@ class Meeting:
     def _finish_at(self, place: Any, column: Any) -> None:
         """Add up what all blocks have sent."""
         kernel, ranks = self.kernel, range(self.kernel.split.splits)
-        _, total, values = _joined(
+        most, total, values = _joined(
             [kernel.received_scales[rank, place, 0] for rank in ranks],
             [kernel.received_scales[rank, place, 1] for rank in ranks],
             [kernel.received.ptr_to([rank, place, column]) for rank in ranks],
         )
-        self._write(place * kernel.split.splits + kernel.rank, column, total, values)
+        self._write(place * kernel.split.splits + kernel.rank, column, most, total, values)
 
     def _of_cluster(self, name: str, instruction: str) -> None:
         do(c_call("void", name, source=_CLUSTER.format(name=name, instruction=instruction)))
 
-    def _write(self, head: Any, column: Any, total: Any, values: list[Any]) -> None:
-        kernel, dtype = self.kernel, self.kernel.sizes.dtype
-        share = Scalar(tirx.Select(total == 0, T.float32(0), T.float32(1) / total), "float32")
-        halves = [pack(dtype, *(value * share() for value in values[i : i + 2])) for i in (0, 2)]
-        at = kernel.out.ptr_to([kernel.sequence, kernel.head * kernel.group + head, 0, column])
-        do(c_call("void", "store_four", at, *halves, source=STORE_FOUR))
+    def _write(self, head: Any, column: Any, most: Any, total: Any, values: list[Any]) -> None:
+        kernel = self.kernel
+        own = kernel.head * kernel.group + head
+        if kernel.parts_meet:
+            leave_part(kernel, kernel.sequence * kernel.sizes.heads + own, column, most, total, values)
+        else:
+            finish(kernel, kernel.sequence, own, column, total, values)
 
 
 def _joined(mosts: list[Any], totals: list[Any], places: list[Any]) -> tuple[Any, Any, list[Any]]:

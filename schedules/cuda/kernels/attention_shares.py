@@ -10,6 +10,7 @@ KEYS = 16  # of a product
 COLUMNS = 8  # heads of a product
 LINE = 128  # bytes of the L2
 PAD = 4  # floats behind each row of a sum
+MET, SUMMED = 0, 1  # when the next kernel may begin; n + 1: with n chunks left
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,14 @@ class Split:
     keys: int  # of a chunk
     stages: int  # chunks of a warp's ring
     ahead: int = 0  # chunks of a warp that the L2 is asked for before the kernel before is done
-    early: int = 0  # 1: the next kernel may begin before the blocks of a cluster have met
+    clusters: int = 1  # that share the keys of a head; what they have meets in a workspace
+    early: int = MET  # when the next kernel may begin: blocks have met, warps have summed up, or n + 1 for
+    # when a warp has n chunks left
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that share the keys of a head."""
+        return self.splits * self.clusters
 
     @property
     def threads(self) -> int:

@@ -9,11 +9,13 @@ multiplies the last, on tensor cores, with keys as rows and the heads that share
 
 Warps, then blocks, bring their sums to a common maximum and add them, in a fixed order, through
 shared memory and that of the cluster: each block sends its sums of a head to the block that
-finishes that head, and which waits for nothing else. No workspace, no second kernel (the split of
-the keys is that of T. Dao et al., Flash-Decoding, 2023).
+finishes that head, and which waits for nothing else (the split of the keys is that of T. Dao et al.,
+Flash-Decoding, 2023). There is no workspace and no second kernel, unless several clusters serve a head:
+`attention_parts`.
 
 On Hopper the kernel is launched while the one before ends; it asks the L2 for its first keys and
-values, and reads nothing until that one is done.
+values, and reads nothing until that one is done. It lets the next one begin in turn: where blocks of
+that find room, when a warp has some chunks left, so that memory is busy while blocks meet.
 """
 
 from __future__ import annotations
@@ -29,9 +31,19 @@ from tvmops.schedules.cpu.emit import ceildiv
 from tvmops.schedules.cuda.kernels.attention_chunk import Chunk
 from tvmops.schedules.cuda.kernels.attention_copies import Copies
 from tvmops.schedules.cuda.kernels.attention_meeting import Meeting
-from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, PAD, Cache, Split, pitch
+from tvmops.schedules.cuda.kernels.attention_parts import add_parts, workspace_argument, workspace_bytes
+from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, PAD, SUMMED, Cache, Split, pitch
 from tvmops.schedules.cuda.kernels.attention_tiles import Heads, mask_argument
-from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH, Barriers, Scalar, c_call, do, ptx, when
+from tvmops.schedules.cuda.words import (
+    PROGRAMMATIC_LAUNCH,
+    Barriers,
+    Scalar,
+    c_call,
+    do,
+    let_next_kernel_begin,
+    ptx,
+    when,
+)
 
 _PAIR = """
 __forceinline__ __device__ unsigned load_query_pair(const void* pointer) {
@@ -41,7 +53,7 @@ __forceinline__ __device__ unsigned load_query_pair(const void* pointer) {
 
 
 class SplitKernel:
-    """`main(q, k, v, [mask], [lengths, [block_table]], scale, out)` for one query a head."""
+    """`main(q, k, v, [mask], [lengths, [block_table]], scale, out, [workspace])` for one query a head."""
 
     def __init__(self, sizes: Heads, split: Split, cache: Cache, chained: bool) -> None:
         assert isinstance(sizes.heads, int) and isinstance(sizes.kv_heads, int)
@@ -54,6 +66,7 @@ class SplitKernel:
                 ceildiv(sizes.kv_len, cache.page_size) if known else tirx.Var("columns", "int32")
             )
             self.most_keys = self.columns_of_table * cache.page_size
+        self.parts_meet = split.clusters > 1  # in a workspace
         self.group = sizes.heads // sizes.kv_heads
         self.tiles = -(-self.group // COLUMNS)
         self.columns = self.tiles * COLUMNS
@@ -61,27 +74,43 @@ class SplitKernel:
         self.chunk = split.keys * pitch(sizes.head_dim)  # bytes of k, or of v
 
     def module(self) -> IRModule:
-        s = self.sizes
         with IRBuilder() as builder, T.prim_func():
             T.func_name("main")
-            paged = self.cache.page_size > 0
-            of_kv = (self.cache.pages, self.cache.page_size) if paged else (s.batch, s.kv_len)
-            self.q = self._array("q", s.batch, s.heads, 1)
-            self.kv = {name: self._array(name, of_kv[0], s.kv_heads, of_kv[1]) for name in "kv"}
-            if s.mask:
-                self.mask = mask_argument(s)
-            if s.lengths:
-                self.lengths = T.arg("lengths", T.buffer((s.batch,), "int32", buffer_name="lengths"))
-            if paged:
-                table = T.buffer((s.batch, self.columns_of_table), "int32", buffer_name="block_table")
-                self.table = T.arg("block_table", table)
-            self.scale = T.arg("scale", T.float32())
-            self.out = self._array("out", s.batch, s.heads, 1)
-            T.device_entry()
-            with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
+            self._arguments()
+            if self.parts_meet:
+                self.workspace = workspace_argument()
+            with T.attr(0, "tirx.device_entry", True), T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
                 self._body()
+            if self.parts_meet:
+                add_parts(self)
         function = builder.get().with_attr("global_symbol", "main")
-        return IRModule({"main": function.with_attr(*PROGRAMMATIC_LAUNCH) if self.chained else function})
+        functions = {"main": function.with_attr(*PROGRAMMATIC_LAUNCH) if self.chained else function}
+        if self.parts_meet:
+            functions["main_workspace"] = self._workspace_function()
+        return IRModule(functions)
+
+    def _workspace_function(self) -> tirx.PrimFunc:
+        """Return `main_workspace(...)` of the same arguments: the bytes of workspace that `main` needs."""
+        with IRBuilder() as builder, T.prim_func():
+            T.func_name("main_workspace")
+            self._arguments()
+            T.Return(workspace_bytes(self))
+        return builder.get().with_attr("global_symbol", "main_workspace")
+
+    def _arguments(self) -> None:
+        s, paged = self.sizes, self.cache.page_size > 0
+        of_kv = (self.cache.pages, self.cache.page_size) if paged else (s.batch, s.kv_len)
+        self.q = self._array("q", s.batch, s.heads, 1)
+        self.kv = {name: self._array(name, of_kv[0], s.kv_heads, of_kv[1]) for name in "kv"}
+        if s.mask:
+            self.mask = mask_argument(s)
+        if s.lengths:
+            self.lengths = T.arg("lengths", T.buffer((s.batch,), "int32", buffer_name="lengths"))
+        if paged:
+            table = T.buffer((s.batch, self.columns_of_table), "int32", buffer_name="block_table")
+            self.table = T.arg("block_table", table)
+        self.scale = T.arg("scale", T.float32())
+        self.out = self._array("out", s.batch, s.heads, 1)
 
     def _array(self, name: str, outer: Any, heads: Any, rows: Any) -> Any:
         beside = self.cache.beside and name != "out"
@@ -90,11 +119,15 @@ class SplitKernel:
 
     def _body(self) -> None:
         s, split = self.sizes, self.split
-        block = T.cta_id([s.batch * s.kv_heads * split.splits])
+        block = T.cta_id([s.batch * s.kv_heads * split.blocks])
         self.rank = T.cta_id_in_cluster([split.splits]) if split.splits > 1 else 0
         self.warp, self.lane = T.warp_id([split.warps]), T.lane_id([32])
         self.thread = self.warp * 32 + self.lane
-        self.pair = T.truncdiv(block, split.splits)  # the key and value head, counted over the batch
+        self.pair = T.truncdiv(block, split.blocks)  # the key and value head, counted over the batch
+        self.part, self.number = 0, self.rank  # of the blocks that share it: the cluster's, the block's
+        if self.parts_meet:
+            self.part = T.Bind(T.truncmod(T.truncdiv(block, split.splits), split.clusters))
+            self.number = T.Bind(self.part * split.splits + self.rank)
         self.sequence, self.head = T.truncdiv(self.pair, s.kv_heads), T.truncmod(self.pair, s.kv_heads)
         self.length = s.kv_len
         if s.lengths:
@@ -153,6 +186,10 @@ class SplitKernel:
         with T.serial(copies.count) as step:
             ptx("cp.async.wait_group", stages - 2)
             do(T.cuda.warp_sync())
+            if self.chained and split.early > SUMMED:
+                left = tirx.min(split.early - SUMMED, copies.count)
+                with when(tirx.And(self.warp == 0, step == copies.count - left)):
+                    let_next_kernel_begin()
             copies.go_on(step, fill())
             chunk.consume(use(), copies.key(step))
             for at in (use, fill):

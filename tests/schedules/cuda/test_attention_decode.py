@@ -62,7 +62,7 @@ def test_it_is_tried_first_and_the_other_too() -> None:
 @pytest.mark.parametrize(
     "batch, splits, warps",
     [
-        (1, 8, 8),
+        (1, 8, 4),  # a second block fits beside, which asks for keys of the next kernel
         (2, 4, 8),  # 16 clusters of 8 would not all find a place
         (3, 3, 8),
         (8, 2, 8),  # 64 blocks that are no clusters crowd some parts of the machine
@@ -76,6 +76,28 @@ def test_the_default_keeps_memory_busy(batch: int, splits: int, warps: int) -> N
     config = TEMPLATE.default(work, H200)
     assert config in TEMPLATE.space(work, H200)
     assert (config["splits"], config["warps"]) == (splits, warps)
+
+
+@pytest.mark.parametrize(
+    "fields, ahead, early",
+    [
+        ({}, 3, 4),
+        ({"kv_len": 65536}, 1, 0),  # the next kernel's blocks would crowd what is left
+        ({"head_dim": 256}, 1, 1),  # no room for them
+        ({"batch": 8}, 2, 4),
+        ({"lengths": True}, 0, 1),  # what is there is not known before
+    ],
+)
+def test_the_next_kernel_begins_where_that_gains(fields: dict[str, object], ahead: int, early: int) -> None:
+    config = TEMPLATE.default(attention(**fields), H200)
+    assert (config["ahead"], config["early"]) == (ahead, early)
+
+
+def test_few_heads_are_split_further() -> None:
+    assert TEMPLATE.default(attention(heads=28, kv_heads=4), H200)["splits"] == 16
+    assert TEMPLATE.default(attention(heads=40, kv_heads=5), H200)["splits"] == 8
+    assert TEMPLATE.default(attention(heads=28, kv_heads=4, kv_len=65536), H200)["splits"] == 8
+    assert TEMPLATE.default(attention(heads=16, kv_heads=4, head_dim=256), H200)["splits"] == 8
 
 
 @pytest.mark.parametrize("fields", [{"head_dim": 256}, {"heads": 128}, {"head_dim": 16}, {"batch": "*"}])
@@ -99,7 +121,7 @@ CASES = [
     (attention(heads=64, head_dim=64, dtype="float16"), config(1, 4, 32, 2)),  # one block: no cluster
     (
         attention(heads=12, kv_heads=1, head_dim=80),
-        config(3, 2, 16, 4, ahead=1, early=1),
+        config(3, 2, 16, 4, ahead=3, early=3),
     ),  # 12 share: two products
 ]
 LENGTHS = [
