@@ -31,7 +31,7 @@ class Float32Stream(SimtGemm):
     """Known sizes, no batch, rows of a and b of multiples of 16 bytes; any epilogue."""
 
     name = "cuda.float32_stream"
-    version = 1
+    version = 2
 
     def covers(self, workload: Workload, target: Target) -> bool:
         if not has_clusters(target) or not super().covers(workload, target) or workload.is_generic:
@@ -49,7 +49,8 @@ class Float32Stream(SimtGemm):
             Knob("columns", (1, 2, 4, 8) if workload["trans_b"] else (4,)),
             Knob("warps", (4, 8, 16)),
             Knob("splits", (1, 2, 4, 8)),
-            Knob("depth", (1, 2, 4)),
+            Knob("spread", (1,) if workload["trans_b"] else (1, 2, 4)),
+            Knob("depth", (2, 3, 4, 6)),
             Knob("chained", (0, 1)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
@@ -73,7 +74,7 @@ class Float32Stream(SimtGemm):
         beside = min(_blocks_beside(workload, tiles, target), math.ceil(blocks / cores))
         waves = math.ceil(blocks / (beside * cores))
         own = 4 * kernel.width * kernel.stretch  # bytes of b of a block
-        on_the_way = min(own, tiles.depth * tiles.threads * 16 * (tiles.columns if kernel.along else 4))
+        on_the_way = min(own, (tiles.depth - 1) * tiles.threads * 16 * kernel.slots)
         limits = (
             4 * n * k / target.gpu.bandwidth,
             waves * own / on_the_way * _LATENCY,
@@ -107,16 +108,16 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     tiles, (k,) = tiles_of(config), workload.dims("k")
     kernel = kernel_of(workload, tiles)
     return (
-        _registers(tiles) <= _MOST_REGISTERS
+        _registers(kernel) <= _MOST_REGISTERS
         and _blocks_beside(workload, tiles, target) >= 1
         and (tiles.splits - 1) * kernel.stretch < k
         and kernel.width < 2 * max(128, known(workload, "n"))
     )
 
 
-def _registers(tiles: StreamTiles) -> int:
-    """Guess the registers of a thread: its sums, what comes of b, and of the rows of a."""
-    return tiles.columns * (tiles.rows + 4 * tiles.depth) + 4 * tiles.rows + _OTHER_REGISTERS
+def _registers(kernel: StreamKernel) -> int:
+    """Guess the registers of a thread: its sums, and vectors of a group of b and of a row of a."""
+    return kernel.slots * (kernel.tiles.rows + 4) + 4 + _OTHER_REGISTERS
 
 
 def _blocks_beside(workload: Workload, tiles: StreamTiles, target: Target) -> int:
@@ -124,5 +125,5 @@ def _blocks_beside(workload: Workload, tiles: StreamTiles, target: Target) -> in
     assert target.gpu is not None
     kernel = kernel_of(workload, tiles)
     shared = kernel.shared_bytes + 1024
-    registers = tiles.threads * _registers(tiles)
+    registers = tiles.threads * _registers(kernel)
     return min(target.gpu.shared_bytes // shared, target.gpu.block_registers // registers)

@@ -209,7 +209,7 @@ class Float32Kernel(SimtKernel):
         for k in range(count):
             if k == count - 1:
                 self._await()
-                use.set(_following(use(), t.stages))
+                use.set(following(use(), t.stages))
             self._read(use(), (k + 1) % count)
             if k == 0:
                 with when(ahead):
@@ -218,7 +218,7 @@ class Float32Kernel(SimtKernel):
             if k == max(count - 2, 0):
                 with when(ahead):
                     self._put(fill())
-                fill.set(_following(fill(), t.stages))
+                fill.set(following(fill(), t.stages))
             self._multiply(k)
 
     def _await(self) -> None:
@@ -317,5 +317,5 @@ def place_of_lane(lane: Any, grid: tuple[int, int]) -> tuple[Any, Any]:
     return places[0], places[1]
 
 
-def _following(stage: Any, stages: int) -> Any:
+def following(stage: Any, stages: int) -> Any:
     return tirx.Select(stage == stages - 1, 0, stage + 1)

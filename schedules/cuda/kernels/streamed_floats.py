@@ -17,9 +17,9 @@ from tvmops.schedules.cpu.emit import Extent
 from tvmops.schedules.cuda.kernels.gemm_simt import FOUR, Factor, read_four
 from tvmops.schedules.cuda.words import Scalar, c_call, do, when
 
-_ANY = (1 << 31) - 1  # a last row, where all are there
+ANYWHERE = (1 << 31) - 1  # a last row, where all are there
 _OCTAVE = 8  # values of k whose fours lie in different banks
-_ADDRESS = """
+ADDRESS = """
 __forceinline__ __device__ unsigned long long address_in(const void* array, int row, int pitch, int column) {
   return reinterpret_cast<unsigned long long>(static_cast<const float*>(array) + static_cast<long long>(row) * pitch + column);
 }
@@ -42,6 +42,7 @@ __forceinline__ __device__ void copy_present_floats_{vector}(unsigned to, unsign
                "r"(to), "l"(at), "r"(present ? {nbytes} : 0) : "memory");
 }}
 """
+COPY_FOUR = _COPY_PRESENT.format(vector=FOUR, nbytes=4 * FOUR, cache="cg")
 _FETCH_FOUR = """
 __forceinline__ __device__ void fetch_four_floats(float* to, unsigned long long from, int row, int more, int last, int pitch,
                                                   int behind) {
@@ -131,7 +132,7 @@ class Streamed(Factor):
             column = tirx.min(origin + self.inside * self.vector, last)
         else:
             self.origin, self.last = origin, last
-        address = c_call("uint64", "address_in", self.slice, row, self.pitch, column, source=_ADDRESS)
+        address = c_call("uint64", "address_in", self.slice, row, self.pitch, column, source=ADDRESS)
         self.source = Scalar(address, "uint64")
 
     @property
@@ -182,17 +183,17 @@ class Streamed(Factor):
     def _source_of(self, number: int, own: Any, k: Any) -> tuple[Any, ...]:
         """Return an address, a row and how many more, the last row, and floats from one row to the next."""
         if self.is_whole:
-            return self.source(), 0, self._apart(number), _ANY, 1
+            return self.source(), 0, self._apart(number), ANYWHERE, 1
         if self.lines:
             return (
                 self.source(),
                 self.line,
                 number * self.lines,
-                self.last if self.k_inner else _ANY,
+                self.last if self.k_inner else ANYWHERE,
                 self.pitch,
             )
         column = tirx.min(self.origin + own, self.last)
-        return self.source() + T.Cast("uint64", column * 4), k, 0, _ANY, self.pitch
+        return self.source() + T.Cast("uint64", column * 4), k, 0, ANYWHERE, self.pitch
 
     # Fours along k come through registers, and go from there to their places.
 
