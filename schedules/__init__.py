@@ -50,6 +50,7 @@ from tvmops.schedules.cuda.gemm_tf32_padded import Tf32Padded
 from tvmops.schedules.cuda.gemm_turned import TurnedGemm
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.cuda.rows import CudaRows
+from tvmops.schedules.cuda.split_rows import SplitRows
 from tvmops.schedules.cuda.weight_only import WeightOnlyMma
 from tvmops.schedules.cuda.weight_only_stream import WeightOnlyStream
 from tvmops.schedules.sketch import Sketch
@@ -107,6 +108,7 @@ TEMPLATES: tuple[Template, ...] = (
     PoolAttention(),
     VarlenAttention(),
     CudaRows(),
+    SplitRows(),
     WeightOnlyStream(),
     WeightOnlyMma(),
     DepthwiseConv(),

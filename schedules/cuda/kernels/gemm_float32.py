@@ -14,12 +14,14 @@ step takes of k what the others leave, and zeros: no other need look for an end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tvm import IRModule, tirx
 from tvm.tirx.script.builder import ir as T
 
+from tvmops.schedules.cuda.in_order import IN_ORDER
 from tvmops.schedules.cuda.kernels.column_sums import add_four
 from tvmops.schedules.cuda.kernels.gemm_simt import FOUR, SimtKernel, SimtTiles
 from tvmops.schedules.cuda.kernels.product import Product, finished
@@ -120,6 +122,7 @@ class Float32Kernel(SimtKernel):
 
     def module(self) -> IRModule:
         module = super().module()
+        module["main"] = module["main"].with_attr(*IN_ORDER)
         if self.tiles.chained:
             module["main"] = module["main"].with_attr(*PROGRAMMATIC_LAUNCH)
         return module
@@ -176,7 +179,8 @@ class Float32Kernel(SimtKernel):
             ptx("cp.async.commit_group")
         use, fill = Scalar(0), Scalar(t.stages - 1)
         self._await()
-        self._read(use(), 0)
+        for read in self._reads(use(), 0):
+            read()
         with T.serial(count) as step:
             self._multiply_step(use, fill, T.Bind(step + (t.stages - 1) < count))
         ptx("cp.async.wait_group", 0)
@@ -210,7 +214,7 @@ class Float32Kernel(SimtKernel):
             if k == count - 1:
                 self._await()
                 use.set(following(use(), t.stages))
-            self._read(use(), (k + 1) % count)
+            reads = self._reads(use(), (k + 1) % count)
             if k == 0:
                 with when(ahead):
                     self._copy(fill(), fetches=True)
@@ -219,16 +223,29 @@ class Float32Kernel(SimtKernel):
                 with when(ahead):
                     self._put(fill())
                 fill.set(following(fill(), t.stages))
-            self._multiply(k)
+            self._multiply_while(k, reads)
+
+    def _multiply_while(self, k: int, reads: list[Callable[[], None]]) -> None:
+        """Multiply, while what the next k needs is read bit by bit.
+
+        Each row begins where the last ended: two of three registers that a multiplication reads are
+        then another column's or row's and a sum, one of each bank, and the third is kept from before.
+        """
+        t, count = self.tiles, len(reads)
+        for i in range(t.tm):
+            for column in range(t.tn):
+                while reads and (i * t.tn + column) * count >= (count - len(reads)) * t.tm * t.tn:
+                    reads.pop(0)()
+                j = column if i % 2 == 0 else t.tn - 1 - column
+                self._multiply_one(k, i, j)
 
     def _await(self) -> None:
         """Wait until the next stage is there for all threads."""
         ptx("cp.async.wait_group", self.tiles.stages - 2)
         do(T.cuda.cta_sync())
 
-    def _read(self, stage: Any, k: int) -> None:
-        self.a.read(stage, k, self.ty)
-        self.b.read(stage, k, self.tx)
+    def _reads(self, stage: Any, k: int) -> list[Callable[[], None]]:
+        return [*self.a.reads(stage, k, self.ty), *self.b.reads(stage, k, self.tx)]
 
     def _copy(self, stage: Any, left: Any = None, fetches: bool = False) -> None:
         """Begin to copy the next tiles, of all values of k or of so many as the others leave."""

@@ -8,6 +8,7 @@ their four by the k, so that a warp that copies neighbours along k meets no bank
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -107,11 +108,18 @@ class Streamed(Factor):
         return thread + index // FOUR * (self.lanes * FOUR) + index % FOUR
 
     def read(self, stage: Any, k: int, thread: Any) -> None:
-        """Read what a thread multiplies, of the `k`-th of its slice: slices take turns."""
-        for index in range(0, self.own, FOUR):
+        for begin in self.reads(stage, k, thread):
+            begin()
+
+    def reads(self, stage: Any, k: int, thread: Any) -> list[Callable[[], None]]:
+        """Return what reads, four by four, what a thread multiplies, of the `k`-th of its slice: slices take turns."""
+
+        def one(index: int) -> None:
             at = k * self.slices + self.part
             memory = self.tile.ptr_to([stage, at, self.place_of(thread, index)])
             read_four(self.values, k % 2 * self.own + index, memory)
+
+        return [partial(one, index) for index in range(0, self.own, FOUR)]
 
     def value(self, k: int, index: int) -> Any:
         turned = k * self.slices // _OCTAVE % FOUR if self.k_inner else 0
