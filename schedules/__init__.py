@@ -52,6 +52,7 @@ from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.cuda.rows import CudaRows
 from tvmops.schedules.cuda.split_rows import SplitRows
 from tvmops.schedules.cuda.weight_only import WeightOnlyMma
+from tvmops.schedules.cuda.weight_only_expanded import WeightOnlyExpanded
 from tvmops.schedules.cuda.weight_only_stream import WeightOnlyStream
 from tvmops.schedules.sketch import Sketch
 from tvmops.schedules.template import GenericKernel, Template
@@ -111,6 +112,7 @@ TEMPLATES: tuple[Template, ...] = (
     SplitRows(),
     WeightOnlyStream(),
     WeightOnlyMma(),
+    WeightOnlyExpanded(),
     DepthwiseConv(),
     WgmmaConv(),
     NarrowConv(),
