@@ -25,6 +25,7 @@ _BLOCK_RATE = 4e10  # bytes a second that one multiprocessor takes at most
 _SHARPNESS = 4.0  # of the bend where one limit takes over from another
 _START_SECONDS = 3e-6
 _MEETING_SECONDS = 0.5e-6  # of a cluster's blocks
+_PLACES = 0.9  # of the machine: clusters of 4 and more don't find room everywhere
 
 
 class Float32Stream(SimtGemm):
@@ -68,7 +69,8 @@ class Float32Stream(SimtGemm):
         """Guess the seconds: of memory, of what is on its way, and of the busiest multiprocessor."""
         assert target.gpu is not None
         m, n, k = workload.dims("m", "n", "k")
-        tiles, cores = tiles_of(config), target.cores
+        tiles = tiles_of(config)
+        cores = target.cores * (_PLACES if tiles.splits >= 4 else 1.0)
         kernel = kernel_of(workload, tiles)
         blocks = math.ceil(n / kernel.width) * tiles.splits
         beside = min(_blocks_beside(workload, tiles, target), math.ceil(blocks / cores))

@@ -10,8 +10,7 @@ from tvmops.workloads import Workload
 _HOPPER = 90  # clusters
 _SHORTEST = 8192  # values of a row; those of shorter ones suffice a block
 _THREADS = (128, 256, 512, 1024)
-_WANTED_VALUES = 32  # of a thread: enough reads in flight, and registers for several blocks side by side
-_FEWER_VALUES = 8  # where there are fewer rows than fill the machine
+_WANTED_THREADS = 256
 _SPLITS = (2, 4, 8)
 
 
@@ -38,15 +37,11 @@ class SplitRows(CudaRows):
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
     def default(self, workload: Workload, target: Target) -> Config:
-        """As few threads as have the values wanted, or as many as there may be; as many blocks as there may be."""
-        (cols,) = workload.dims("cols")
-        rows = workload.dims("rows")[0] if isinstance(workload["rows"], int) else target.cores
-        wanted = _FEWER_VALUES if rows * _SPLITS[-1] <= target.cores else _WANTED_VALUES
+        """As many blocks as may be, of few threads: most of them find room side by side."""
 
         def order(config: Config) -> tuple[bool, int, int]:
-            threads = config.number("threads") * config.number("splits")
-            enough = threads * wanted >= cols
-            return not enough, threads if enough else -threads, config.number("threads")
+            threads, splits = config.number("threads"), config.number("splits")
+            return threads < _WANTED_THREADS, -splits, threads
 
         return min(_configs(workload, target), key=order)
 

@@ -77,9 +77,7 @@ class WeightOnlyExpanded(WgmmaGemm):
         fields = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
         form = WeightOnlyForm(**{**fields, "pads": ("b",)}, groups=groups_of(workload))
         main = gemm(form, self.tiles_of(config, target), WeightOnlyArrays(form))
-        return IRModule(
-            {"main": main, "main_workspace": workspace_function(form, WeightOnlyArrays(form))}
-        )
+        return IRModule({"main": main, "main_workspace": workspace_function(form, WeightOnlyArrays(form))})
 
 
 def _in_floats(workload: Workload) -> Workload:

@@ -1,10 +1,13 @@
 """The kernel of `Float32Stream`: few rows of a by a b of float32, at the speed of memory.
 
-No value of b serves two threads: each goes from memory to the registers of one, 16 bytes at a time.
+No value of b serves two threads: each goes from memory to shared memory, 16 bytes at a time, and from
+there to the registers of the very thread that copied it, which waits for no other. (Loads to registers
+come in an order of the compiler's: it waits for all of them before it asks for more.)
 Where its rows lie along k, the lanes of a warp take different values of k of a few columns, and add
 up what they have at the end; where they lie across k, each lane takes four columns, and the warps of
-a block different values of k. The rows of a wait in shared memory. Blocks of a cluster may share k,
-too. Sums that meet in shared memory, and in that of the cluster, are added in a fixed order.
+a block, or groups of lanes, too, different values of k. The rows of a wait in shared memory. Blocks of
+a cluster may share k, too. Sums that meet in shared memory, and in that of the cluster, are added in a
+fixed order.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import ceildiv
 from tvmops.schedules.cuda.kernels.column_sums import add_piece, zeros
-from tvmops.schedules.cuda.kernels.gemm_float32 import STORE_FOUR, following
+from tvmops.schedules.cuda.kernels.gemm_float32 import following
 from tvmops.schedules.cuda.kernels.gemm_simt import FOUR, SimtKernel, read_four
+from tvmops.schedules.cuda.kernels.lane_sums import add_lanes, share_out
 from tvmops.schedules.cuda.kernels.product import Product, finished
 from tvmops.schedules.cuda.kernels.streamed_floats import ADDRESS, ANYWHERE, COPY_FOUR
 from tvmops.schedules.cuda.words import (
@@ -29,7 +33,6 @@ from tvmops.schedules.cuda.words import (
     do,
     let_next_kernel_begin,
     ptx,
-    shuffle_xor,
     when,
 )
 
@@ -43,6 +46,11 @@ __forceinline__ __device__ void fetch_present_four(float* to, const void* array,
   } else {
     to[0] = to[1] = to[2] = to[3] = 0.0f;
   }
+}
+"""
+_STORE_FOUR = """
+__forceinline__ __device__ void store_four_floats(void* to, const float* sums) {
+  *static_cast<float4*>(to) = make_float4(sums[0], sums[1], sums[2], sums[3]);
 }
 """
 
@@ -172,8 +180,8 @@ class StreamKernel(SimtKernel):
             self._fetch(fill(), k + (t.depth - 1) * stride)
             ptx("cp.async.wait_group", t.depth - 1)
             self._multiply_group(use(), k - self.begin)
-            for slot in (use, fill):
-                slot.set(following(slot(), t.depth))
+            for place in (use, fill):
+                place.set(following(place(), t.depth))
         ptx("cp.async.wait_group", 0)
 
     def _aim(self, k: Any, stride: int) -> None:
@@ -184,7 +192,9 @@ class StreamKernel(SimtKernel):
         else:
             self.own, self.apart = T.Bind(self.column + T.truncmod(self.lane, self.across) * FOUR), self.n
             row, column = k, self.own
-        self.source = Scalar(c_call("uint64", "address_in", self.b.data, row, self.apart, column, source=ADDRESS), "uint64")
+        self.source = Scalar(
+            c_call("uint64", "address_in", self.b.data, row, self.apart, column, source=ADDRESS), "uint64"
+        )
         self.step = T.Bind(T.Cast("uint64", stride * 4) * (1 if self.along else T.Cast("uint64", self.n)))
 
     def _fetch(self, slot: Any, k: Any) -> None:
@@ -212,7 +222,7 @@ class StreamKernel(SimtKernel):
                 to = T.address_of(four[0])
                 do(c_call("void", "fetch_present_four", to, self.a.data, place, there, source=_FETCH))
                 memory = self.held.ptr_to([own, inside])
-                do(c_call("void", "store_four_floats", memory, T.address_of(four[0]), source=STORE_FOUR))
+                do(c_call("void", "store_four_floats", memory, T.address_of(four[0]), source=_STORE_FOUR))
 
     def _multiply_group(self, slot: Any, k: Any) -> None:
         """Multiply a group; beyond the stretch the rows of a are read elsewhere, and b is 0."""
@@ -234,55 +244,28 @@ class StreamKernel(SimtKernel):
     def _share(self) -> None:
         t = self.tiles
         if not self.along:
-            self._add_spread()
+            add_lanes(self.sums, t.rows * FOUR, self.across)
             with when(self.lane < self.across):
                 for row in range(t.rows):
                     memory = self.meeting.ptr_to([self.warp, row, self.lane * FOUR])
                     first = T.address_of(self.sums[row * FOUR])
-                    do(c_call("void", "store_four_floats", memory, first, source=STORE_FOUR))
+                    do(c_call("void", "store_four_floats", memory, first, source=_STORE_FOUR))
             return
-        left = self._add_lanes()
-        each = len(left)
-        if t.rows * t.columns >= _LANES:
-            for i, value in enumerate(left):
-                self._leave(self.first + i, value)
+        count = t.rows * t.columns
+        if count >= _LANES:
+            first = share_out(self.sums, count, self.lane)
+            for i in range(count // _LANES):
+                self._leave(first + i, self.sums[i])
             return
+        add_lanes(self.sums, count)
         with when(self.lane == 0):
-            for i in range(each):
-                self._leave(i, left[i])
-
-    def _add_spread(self) -> None:
-        """Add up what lanes have that took other values of k of the same columns."""
-        lanes = self.across
-        while lanes < _LANES:
-            for i in range(self.tiles.rows * FOUR):
-                T.buffer_store(self.sums, self.sums[i] + shuffle_xor(self.sums[i], lanes), [i])
-            lanes *= 2
+            for i in range(count):
+                self._leave(i, self.sums[i])
 
     def _leave(self, number: Any, value: Any) -> None:
         columns = self.tiles.columns
         row, column = T.truncdiv(number, columns), T.truncmod(number, columns)
         T.buffer_store(self.meeting, value, [0, row, self.warp * columns + column])
-
-    def _add_lanes(self) -> list[Any]:
-        """Add up what lanes have: of many sums each lane is left with a few, of few all with all."""
-        count, sums = self.tiles.rows * self.tiles.columns, self.sums
-        if count < _LANES:
-            for i in range(count):
-                for bit in range(5):
-                    T.buffer_store(sums, sums[i] + shuffle_xor(sums[i], 1 << bit), [i])
-            return [sums[i] for i in range(count)]
-        self.first: Any = 0
-        for bit in (16, 8, 4, 2, 1):
-            count //= 2
-            upper = T.Bind((self.lane & bit) != 0)
-            for i in range(count):
-                kept = Scalar(tirx.Select(upper, sums[i + count], sums[i]), "float32")
-                given = Scalar(tirx.Select(upper, sums[i], sums[i + count]), "float32")
-                T.buffer_store(sums, kept() + shuffle_xor(given(), bit), [i])
-            self.first = self.first + T.Cast("int32", upper) * count
-        self.first = T.Bind(self.first)
-        return [sums[i] for i in range(count)]
 
     def _finish(self) -> None:
         """Add up what warps and blocks have, and write it: four neighbours at a time, blocks in turn."""

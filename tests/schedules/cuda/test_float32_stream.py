@@ -53,7 +53,9 @@ def test_the_default_is_legal(shape: tuple[int, int, int], trans_b: bool) -> Non
     assert TEMPLATE.default(work, H200) in TEMPLATE.space(work, H200)
 
 
-def config(rows: int, columns: int, warps: int, splits: int, spread: int, depth: int, chained: int = 0) -> Config:
+def config(
+    rows: int, columns: int, warps: int, splits: int, spread: int, depth: int, chained: int = 0
+) -> Config:
     return Config.of(
         rows=rows, columns=columns, warps=warps, splits=splits, spread=spread, depth=depth, chained=chained
     )

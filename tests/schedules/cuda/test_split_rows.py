@@ -39,11 +39,6 @@ def test_the_default_is_legal(rows: int | str, cols: int) -> None:
     assert TEMPLATE.default(work, H200) in TEMPLATE.space(work, H200)
 
 
-def test_few_rows_get_more_threads() -> None:
-    few, many = (TEMPLATE.default(softmax(rows=rows, cols=32768), H200) for rows in (1, 4096))
-    assert few.number("threads") > many.number("threads")
-
-
 def test_it_comes_first_where_no_block_holds_a_row() -> None:
     names = [template.name for template in templates_for(softmax(cols=128256), H200)]
     assert names == ["cuda.split_rows", "sketch"]
