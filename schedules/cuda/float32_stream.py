@@ -18,7 +18,7 @@ from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 _ALIGNED = 4  # elements: 16 bytes
-_MOST_ROWS = 8  # of a: with more, `gemm_float32` is faster
+_MOST_ROWS = 16  # of a: with more, `gemm_float32` is faster
 _MOST_REGISTERS, _OTHER_REGISTERS = 255, 40  # of a thread
 _LATENCY = 1.2e-6  # seconds until a vector has come
 _BLOCK_RATE = 4e10  # bytes a second that one multiprocessor takes at most
@@ -44,7 +44,7 @@ class Float32Stream(SimtGemm):
 
     def space(self, workload: Workload, target: Target) -> Space:
         (m,) = workload.dims("m")
-        rows = next(rows for rows in (1, 2, 4, 8) if rows >= m)
+        rows = next(rows for rows in (1, 2, 4, 8, 16) if rows >= m)
         knobs = (
             Knob("rows", (rows,)),
             Knob("columns", (1, 2, 4, 8) if workload["trans_b"] else (4,)),
