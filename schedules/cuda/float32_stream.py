@@ -25,6 +25,7 @@ _BLOCK_RATE = 4e10  # bytes a second that one multiprocessor takes at most
 _SHARPNESS = 4.0  # of the bend where one limit takes over from another
 _START_SECONDS = 3e-6
 _MEETING_SECONDS = 0.5e-6  # of a cluster's blocks
+_READ_SECONDS = 1.6e-8  # of a warp for 128 bytes of shared memory, with what is multiplied
 _PLACES = 0.9  # of the machine: clusters of 4 and more don't find room everywhere
 
 
@@ -81,6 +82,7 @@ class Float32Stream(SimtGemm):
             4 * n * k / target.gpu.bandwidth,
             waves * own / on_the_way * _LATENCY,
             math.ceil(blocks / cores) * own / _BLOCK_RATE,
+            _READ_SECONDS * waves * kernel.groups * _reads(kernel),
         )
         stream: float = sum(limit**_SHARPNESS for limit in limits) ** (1 / _SHARPNESS)
         meeting = _MEETING_SECONDS * math.log2(2 * tiles.splits)
@@ -120,6 +122,11 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
 def _registers(kernel: StreamKernel) -> int:
     """Guess the registers of a thread: its sums, and vectors of a group of b and of a row of a."""
     return kernel.slots * (kernel.tiles.rows + 4) + 4 + _OTHER_REGISTERS
+
+
+def _reads(kernel: StreamKernel) -> int:
+    """Count 128 bytes of shared memory that a warp reads for a group: where b lies across k, lanes share rows of a."""
+    return 4 * kernel.slots + kernel.tiles.rows * (4 if kernel.along else 1)
 
 
 def _blocks_beside(workload: Workload, tiles: StreamTiles, target: Target) -> int:

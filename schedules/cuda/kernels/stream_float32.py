@@ -99,6 +99,11 @@ class StreamKernel(SimtKernel):
         return _LANES // self.tiles.spread
 
     @property
+    def groups(self) -> int:
+        """Groups of a warp, one after the other."""
+        return -(-self.stretch // (self.group * (1 if self.along else self.tiles.warps)))
+
+    @property
     def slots(self) -> int:
         """Vectors of a group, of a lane."""
         return self.tiles.columns if self.along else FOUR
