@@ -125,7 +125,7 @@ def _registers(kernel: StreamKernel) -> int:
 
 
 def _reads(kernel: StreamKernel) -> int:
-    """Count 128 bytes of shared memory that a warp reads for a group: where b lies across k, lanes share rows of a."""
+    """Count 128 bytes that a warp reads for a group: where b lies across k, its lanes share rows of a."""
     return 4 * kernel.slots + kernel.tiles.rows * (4 if kernel.along else 1)
 
 
