@@ -51,7 +51,9 @@ from tvmops.schedules.cuda.gemm_tf32_padded import Tf32Padded
 from tvmops.schedules.cuda.gemm_turned import TurnedGemm
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.cuda.rows import CudaRows
+from tvmops.schedules.cuda.split_rows import SplitRows
 from tvmops.schedules.cuda.weight_only import WeightOnlyMma
+from tvmops.schedules.cuda.weight_only_expanded import WeightOnlyExpanded
 from tvmops.schedules.cuda.weight_only_stream import WeightOnlyStream
 from tvmops.schedules.sketch import Sketch
 from tvmops.schedules.template import GenericKernel, Template
@@ -109,8 +111,10 @@ TEMPLATES: tuple[Template, ...] = (
     PoolAttention(),
     VarlenAttention(),
     CudaRows(),
+    SplitRows(),
     WeightOnlyStream(),
     WeightOnlyMma(),
+    WeightOnlyExpanded(),
     DepthwiseConv(),
     WgmmaConv(),
     NarrowConv(),

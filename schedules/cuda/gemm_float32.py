@@ -34,7 +34,7 @@ class Float32Gemm(SimtGemm):
     """Any m, n, k, batch, transposes and epilogue."""
 
     name = "cuda.gemm_float32"
-    version = 3
+    version = 4
 
     def covers(self, workload: Workload, target: Target) -> bool:
         newer = target.gpu is not None and target.gpu.compute >= _AMPERE

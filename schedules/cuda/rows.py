@@ -34,10 +34,15 @@ class CudaRows(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        if target.gpu is None or workload.op not in ("softmax", *_NORMS) or workload["cols"] == ANY:
+        if target.gpu is None or not self.is_along_rows(workload):
             return False
-        along_rows = workload.op in _NORMS or workload["axis"] == LAST
-        return along_rows and bool(_plain_configs(workload, target))
+        return bool(_plain_configs(workload, target))
+
+    def is_along_rows(self, workload: Workload) -> bool:
+        """Say whether `workload` is of rows of known length."""
+        if workload.op not in ("softmax", *_NORMS) or workload["cols"] == ANY:
+            return False
+        return workload.op in _NORMS or workload["axis"] == LAST
 
     def space(self, workload: Workload, target: Target) -> Space:
         factors = workload.op in _NORMS and bool(workload["weight"] or workload["bias"])
@@ -66,13 +71,13 @@ class CudaRows(Template):
         assert target.gpu is not None
         tiles, (cols,) = tiles_of(config, target), workload.dims("cols")
         rows = workload.dims("rows")[0] if workload["rows"] != ANY else 4096
-        blocks = math.ceil(rows / tiles.rows)
+        blocks = math.ceil(rows / tiles.rows) * tiles.splits
         side_by_side = tiles.resident or max(
             1, target.gpu.block_registers // (tiles.block * _registers(workload, config))
         )
         busy = min(blocks, side_by_side * target.cores)
         size = bits_of(str(workload["dtype"])) // 8
-        in_flight = busy * tiles.rows * cols * size * (1.5 if tiles.stays else 1.0)
+        in_flight = busy * tiles.rows * cols / tiles.splits * size * (1.5 if tiles.stays else 1.0)
         rate = min(1.0, in_flight / (target.gpu.bandwidth * 1.5e-6))
         waves = blocks / (math.ceil(blocks / busy) * busy) if tiles.stays else 1.0
         return 2 * rows * cols * size / (target.gpu.bandwidth * rate * waves)
@@ -92,12 +97,12 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     assert target.gpu is not None
     tiles, (cols,) = tiles_of(config, target), workload.dims("cols")
     width = _width(workload)
-    steps = -(-cols // (width * tiles.threads))
+    steps = -(-cols // (width * tiles.threads * tiles.splits))
     kept = tiles.keep * cols * bits_of(str(workload["dtype"])) // 8 * _factors(workload)
     return (
         tiles.block <= _MOST_THREADS
         and steps * width <= _MOST_VALUES
-        and (tiles.threads == WARP or tiles.threads * width < 2 * cols)
+        and (tiles.threads == WARP or tiles.threads * tiles.splits * width < 2 * cols)
         and tiles.stays >= tiles.keep
         and max(tiles.resident, 1) * (kept + 1024) <= target.gpu.shared_bytes
         and max(tiles.resident, 1) * tiles.block * _registers(workload, config) <= target.gpu.block_registers
@@ -113,7 +118,12 @@ def tiles_of(config: Config, target: Target) -> RowTiles:
         resident=config.number("resident"),
         keep=bool(config["keep"]),
         multiprocessors=target.cores,
+        splits=splits_of(config),
     )
+
+
+def splits_of(config: Config) -> int:
+    return int(dict(config.items).get("splits", 1))
 
 
 def _plain_configs(workload: Workload, target: Target) -> list[Config]:
@@ -135,7 +145,7 @@ def _factors(workload: Workload) -> int:
 def _registers(workload: Workload, config: Config) -> int:
     """Guess the registers of a thread; where they do not suffice, compiling says so."""
     width = _width(workload)
-    steps = -(-workload.dims("cols")[0] // (width * config.number("threads")))
+    steps = -(-workload.dims("cols")[0] // (width * config.number("threads") * splits_of(config)))
     added = workload["mask_rows"] != 0 if workload.op == "softmax" else bool(workload["residual"])
     raw = steps * parts_of(str(workload["dtype"]), width) * (1 + added)
     values = steps * width

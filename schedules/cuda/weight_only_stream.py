@@ -15,6 +15,7 @@ from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 _AMPERE = 80  # mma.sync of 16 bits with cp.async
+_MOST_ROWS = 2 * MOST_ROWS  # the L2 has the weights for the second half
 
 
 class WeightOnlyStream(StreamTemplate):
@@ -31,7 +32,7 @@ class WeightOnlyStream(StreamTemplate):
             workload["dtype"] in ("float16", "bfloat16")
             and isinstance(group, int)
             and (group in (STEP, 2 * STEP) or group % BK == 0)
-            and (m == ANY or (isinstance(m, int) and m <= MOST_ROWS))
+            and (m == ANY or (isinstance(m, int) and m <= _MOST_ROWS))
             and isinstance(k, int)
             and k % PIECE == 0
         )

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,3 +54,19 @@ def test_without_a_compiler_the_error_says_what_to_install(
 def test_what_the_compiler_says_is_in_the_error() -> None:
     with pytest.raises(CudaError, match=r"sm_80.*missing_name"):
         cuda.compile_cuda("__global__ void f(int* x) { *x = missing_name; }", "sm_80")
+
+
+@needs_nvcc
+@pytest.mark.parametrize("in_order, level", [(False, "-O3"), (True, "-O1")])
+def test_ptxas_orders_instructions_unless_told_not_to(
+    in_order: bool, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, commands = subprocess.run, []
+
+    def spy(command: list[str], **options: Any) -> Any:
+        commands.append(command)
+        return run(command, **options)
+
+    monkeypatch.setattr(subprocess, "run", spy)
+    cuda.compile_cuda("__global__ void f() {}", "sm_80", in_order)
+    assert f"-Xptxas=-v,{level}" in commands[0]

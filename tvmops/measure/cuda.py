@@ -30,6 +30,7 @@ from tvmops.errors import CudaError, NoCudaCompilerError
 from tvmops.measure.blocks import has_blocks
 from tvmops.measure.link import link
 from tvmops.runtime.backend import CUDA_RUNTIME_FILE
+from tvmops.schedules.cuda.in_order import IN_ORDER
 from tvmops.targets import Target
 
 _FLAGS = (
@@ -108,8 +109,8 @@ def _folders() -> list[Path]:
     return [*([Path(home, "bin")] if home else []), _TOOLKIT, *inside]
 
 
-def compile_cuda(source: str, code: str) -> Cubin:
-    """Compile device code for `code`, "sm_90a" or such.
+def compile_cuda(source: str, code: str, in_order: bool = False) -> Cubin:
+    """Compile device code for `code`, "sm_90a" or such; see `schedules.cuda.in_order`.
 
     Raises
     ------
@@ -120,7 +121,8 @@ def compile_cuda(source: str, code: str) -> Cubin:
         path, out = Path(folder, "kernels.cu"), Path(folder, "kernels.cubin")
         path.write_text(source)
         architecture = f"-gencode=arch={code.replace('sm_', 'compute_')},code={code}"
-        command = [find_nvcc(), "-cubin", architecture, "-Xptxas=-v", *_FLAGS, "-o", str(out), str(path)]
+        ptxas = f"-Xptxas=-v,-O{1 if in_order else 3}"
+        command = [find_nvcc(), "-cubin", architecture, ptxas, *_FLAGS, "-o", str(out), str(path)]
         done = subprocess.run(command, capture_output=True, text=True)
         said = done.stdout + done.stderr
         if done.returncode != 0:
@@ -174,16 +176,16 @@ def _nothing() -> tirx.PrimFunc:
     return tirx.PrimFunc([], tirx.Evaluate(0)).with_attr("global_symbol", "main")
 
 
-_code: contextvars.ContextVar[str] = contextvars.ContextVar("code")
+_code: contextvars.ContextVar[tuple[str, bool]] = contextvars.ContextVar("code")
 _made: contextvars.ContextVar[list[Cubin]] = contextvars.ContextVar("made")
 
 
 @tvm_ffi.register_global_func("tvm_callback_cuda_compile", override=True)  # type: ignore[untyped-decorator, unused-ignore]
 def _compile(source: str) -> bytes:
-    cubin = compile_cuda(source, _code.get())
+    cubin = compile_cuda(source, *_code.get())
     _made.get().append(cubin)
     if cubin.report.complaint:
-        raise CudaError(code=_code.get(), detail=cubin.report.complaint)
+        raise CudaError(code=_code.get()[0], detail=cubin.report.complaint)
     return cubin.code
 
 
@@ -200,7 +202,8 @@ def compile_module(module: IRModule, target: Target) -> tuple[tvm.runtime.Execut
     host = {"kind": "llvm", "mtriple": f"{target.arch}-linux-gnu"}
     machine = tvm.target.Target({**target.tvm}, host=host)
     made: list[Cubin] = []
-    code_token, made_token = _code.set(target.gpu.code), _made.set(made)
+    in_order = any(IN_ORDER[0] in function.attrs for function in module.functions.values())
+    code_token, made_token = _code.set((target.gpu.code, in_order)), _made.set(made)
     try:
         return tvm.compile(module, target=machine, tir_pipeline=_PIPELINE), made
     finally:

@@ -221,8 +221,12 @@ def add_four(places: list[tuple[Any, ...]]) -> list[Any]:
     """Return four sums of what lies at `places`: addresses, or addresses and a block of the cluster."""
     four = zeros(4)
     for place in places:
-        remote = len(place) > 1
-        name = "add_piece_of_block" if remote else "add_piece"
-        source = _ADD_PIECE_OF_BLOCK if remote else _ADD_PIECE
-        do(c_call("void", name, T.address_of(four[0]), *place, source=source))
+        add_piece(four, place)
     return [four[i] for i in range(4)]
+
+
+def add_piece(sums: Any, place: tuple[Any, ...]) -> None:
+    """Add to four sums what lies at `place`: an address, or one and a block of the cluster."""
+    remote = len(place) > 1
+    name, source = ("add_piece_of_block", _ADD_PIECE_OF_BLOCK) if remote else ("add_piece", _ADD_PIECE)
+    do(c_call("void", name, T.address_of(sums[0]), *place, source=source))

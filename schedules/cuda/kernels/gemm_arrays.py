@@ -187,9 +187,9 @@ class Arrays:
         return len(self.copies)
 
 
-def workspace_function(form: Form) -> tirx.PrimFunc:
+def workspace_function(form: Form, arrays_of: Arrays | None = None) -> tirx.PrimFunc:
     """Return `main_workspace(a, b, [bias], [residual], c)`: the bytes of workspace that `main` needs."""
-    arrays = Arrays(form)
+    arrays = arrays_of or Arrays(form)
 
     @T.prim_func
     def main_workspace() -> None:

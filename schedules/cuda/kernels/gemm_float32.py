@@ -14,20 +14,21 @@ step takes of k what the others leave, and zeros: no other need look for an end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tvm import IRModule, tirx
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cuda.kernels.column_sums import add_four
+from tvmops.schedules.cuda.in_order import IN_ORDER
+from tvmops.schedules.cuda.kernels.float32_sums import MeetingSums
 from tvmops.schedules.cuda.kernels.gemm_simt import FOUR, SimtKernel, SimtTiles
 from tvmops.schedules.cuda.kernels.product import Product, finished
 from tvmops.schedules.cuda.kernels.streamed_floats import Streamed
 from tvmops.schedules.cuda.words import (
     PROGRAMMATIC_LAUNCH,
     Scalar,
-    c_call,
     do,
     let_next_kernel_begin,
     ptx,
@@ -35,27 +36,7 @@ from tvmops.schedules.cuda.words import (
 )
 
 _GRIDS = ((8, 4), (4, 8), (16, 2), (2, 16))  # of lanes
-# Sums that meet go by fours, which lie in neighbouring registers. Each is where its neighbour would be: a
-# register of the other bank than that of the factor of its column, lest both are read from one bank.
-_ADD_FOUR = """
-__forceinline__ __device__ void add_crossed_four(float* sums, const void* from) {
-  const float4 four = *static_cast<const float4*>(from);
-  sums[1] += four.x;
-  sums[0] += four.y;
-  sums[3] += four.z;
-  sums[2] += four.w;
-}
-"""
-_LEAVE_FOUR = """
-__forceinline__ __device__ void leave_crossed_four(void* to, const float* sums) {
-  *static_cast<float4*>(to) = make_float4(sums[1], sums[0], sums[3], sums[2]);
-}
-"""
-STORE_FOUR = """
-__forceinline__ __device__ void store_four_floats(void* to, const float* sums) {
-  *static_cast<float4*>(to) = make_float4(sums[0], sums[1], sums[2], sums[3]);
-}
-"""
+_MULTIPROCESSOR_REGISTERS, _SCARCE_REGISTERS = 65_536, 128  # of a thread: as many are scarce
 
 
 @dataclass(frozen=True)
@@ -97,6 +78,11 @@ class Float32Tiles(SimtTiles):
         return self.tm * self.tn + 2 * (self.tm + self.tn)
 
     @property
+    def has_room(self) -> bool:
+        """Whether a thread may have so many registers that the order of the source needs no spills."""
+        return _MULTIPROCESSOR_REGISTERS // (self.threads * self.beside) > _SCARCE_REGISTERS
+
+    @property
     def grid(self) -> tuple[int, int] | None:
         """Lanes of a warp, one above the other and side by side: the squarest tile of a warp that fits."""
         fitting = [
@@ -120,6 +106,8 @@ class Float32Kernel(SimtKernel):
 
     def module(self) -> IRModule:
         module = super().module()
+        if self.tiles.has_room:
+            module["main"] = module["main"].with_attr(*IN_ORDER)
         if self.tiles.chained:
             module["main"] = module["main"].with_attr(*PROGRAMMATIC_LAUNCH)
         return module
@@ -134,10 +122,7 @@ class Float32Kernel(SimtKernel):
         )
 
     def reserve(self, pool: Any) -> None:
-        if self.tiles.meets:  # in place of the factors, when they have been read
-            pool.move_base_to(0)
-            shape = (self.tiles.fours, self.tiles.threads_of_slice, FOUR)
-            self.meeting = pool.alloc(shape, "float32", align=16)
+        self.meeting = MeetingSums(self.tiles, pool) if self.tiles.meets else None
 
     def place(self, warp: Any, lane: Any) -> tuple[Any, Any]:
         """Return a thread's first row and column."""
@@ -176,7 +161,8 @@ class Float32Kernel(SimtKernel):
             ptx("cp.async.commit_group")
         use, fill = Scalar(0), Scalar(t.stages - 1)
         self._await()
-        self._read(use(), 0)
+        for read in self._reads(use(), 0):
+            read()
         with T.serial(count) as step:
             self._multiply_step(use, fill, T.Bind(step + (t.stages - 1) < count))
         ptx("cp.async.wait_group", 0)
@@ -209,8 +195,8 @@ class Float32Kernel(SimtKernel):
         for k in range(count):
             if k == count - 1:
                 self._await()
-                use.set(_following(use(), t.stages))
-            self._read(use(), (k + 1) % count)
+                use.set(following(use(), t.stages))
+            reads = self._reads(use(), (k + 1) % count)
             if k == 0:
                 with when(ahead):
                     self._copy(fill(), fetches=True)
@@ -218,17 +204,30 @@ class Float32Kernel(SimtKernel):
             if k == max(count - 2, 0):
                 with when(ahead):
                     self._put(fill())
-                fill.set(_following(fill(), t.stages))
-            self._multiply(k)
+                fill.set(following(fill(), t.stages))
+            self._multiply_while(k, reads)
+
+    def _multiply_while(self, k: int, reads: list[Callable[[], None]]) -> None:
+        """Multiply, while what the next k needs is read bit by bit.
+
+        Each row begins where the last ended: two of three registers that a multiplication reads are
+        then another column's or row's and a sum, one of each bank, and the third is kept from before.
+        """
+        t, count = self.tiles, len(reads)
+        for i in range(t.tm):
+            for column in range(t.tn):
+                while reads and (i * t.tn + column) * count >= (count - len(reads)) * t.tm * t.tn:
+                    reads.pop(0)()
+                j = column if i % 2 == 0 else t.tn - 1 - column
+                self._multiply_one(k, i, j)
 
     def _await(self) -> None:
         """Wait until the next stage is there for all threads."""
         ptx("cp.async.wait_group", self.tiles.stages - 2)
         do(T.cuda.cta_sync())
 
-    def _read(self, stage: Any, k: int) -> None:
-        self.a.read(stage, k, self.ty)
-        self.b.read(stage, k, self.tx)
+    def _reads(self, stage: Any, k: int) -> list[Callable[[], None]]:
+        return [*self.a.reads(stage, k, self.ty), *self.b.reads(stage, k, self.tx)]
 
     def _copy(self, stage: Any, left: Any = None, fetches: bool = False) -> None:
         """Begin to copy the next tiles, of all values of k or of so many as the others leave."""
@@ -245,50 +244,12 @@ class Float32Kernel(SimtKernel):
             if each.fetches:
                 each.put(stage)
 
-    # The end: groups of warps, and blocks of a cluster, add up what they have.
-
     def _store(self) -> None:
-        t = self.tiles
-        thread = T.Bind(T.truncmod(self.a.thread, t.threads_of_slice))
-        self.own = [self.meeting.ptr_to([i, thread, 0]) for i in range(t.fours)] if t.meets else []
-        for part in range(1, t.slices):
-            do(T.cuda.cta_sync())  # others may still read what this takes the place of
-            with when(self.part == part):
-                self._leave()
-            do(T.cuda.cta_sync())
-            with when(self.part == 0):
-                for i in range(t.fours):
-                    do(c_call("void", "add_crossed_four", self._sum(i), self.own[i], source=_ADD_FOUR))
-        if t.splits == 1:
-            with when(self.part == 0):
-                for i in range(t.fours):
-                    self._store_four(i)
+        if self.meeting is None:
+            for i in range(self.tiles.fours):
+                self._store_four(i)
             return
-        do(T.cuda.cta_sync())
-        with when(self.part == 0):
-            self._leave()
-        do(T.cuda.cluster_sync())
-        with when(self.part == 0):
-            for rank in range(t.splits):
-                with when(self.rank == rank):
-                    for i in range(rank, t.fours, t.splits):
-                        self._add_blocks(i)
-                        self._store_four(i)
-        do(T.cuda.cluster_sync())  # no block leaves while its memory is read
-
-    def _sum(self, four: int) -> Any:
-        return T.address_of(self.sums[four * FOUR])
-
-    def _leave(self) -> None:
-        for i in range(self.tiles.fours):
-            do(c_call("void", "leave_crossed_four", self.own[i], self._sum(i), source=_LEAVE_FOUR))
-
-    def _add_blocks(self, four: int) -> None:
-        """Add up four sums of all blocks of the cluster."""
-        address = T.Bind(T.cuda.cvta_generic_to_shared(self.own[four]))
-        sums = add_four([(address, rank) for rank in range(self.tiles.splits)])
-        for i, value in enumerate(sums):
-            T.buffer_store(self.sums, value, [four * FOUR + (i ^ 1)])
+        self.meeting.meet(self.sums, self.part, self.rank, self.a.thread, self._store_four)
 
     def _store_four(self, four: int) -> None:
         """Finish and store four neighbours of a row: one by one, or sums would have to lie in fours before."""
@@ -317,5 +278,5 @@ def place_of_lane(lane: Any, grid: tuple[int, int]) -> tuple[Any, Any]:
     return places[0], places[1]
 
 
-def _following(stage: Any, stages: int) -> Any:
+def following(stage: Any, stages: int) -> Any:
     return tirx.Select(stage == stages - 1, 0, stage + 1)

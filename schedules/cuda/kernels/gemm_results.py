@@ -11,7 +11,7 @@ from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
 from tvmops.schedules.cuda.kernels.gemm_fragments import first_across
-from tvmops.schedules.cuda.words import PTX_TYPES, c_call, do, pack
+from tvmops.schedules.cuda.words import PTX_TYPES, Scalar, c_call, do, pack
 
 STORE = "cp.async.bulk.tensor.{rank}d.global.shared::cta.tile.bulk_group"
 _ELEMENT = """
@@ -141,15 +141,40 @@ class Results:
         # Stores that may still read: none if the next tile begins with the buffer that this one ends with.
         self.unread = self.buffers - 1 if self.blocks * self.parts % self.buffers == 0 else 0
         self.rounding = rounding_of(self.form.result)
+        self.by_element = form.finishes and form.scales != "rows"
 
     def finish(self, sums: Any, at: Any, row: Any, column: Any) -> None:
         """Apply the epilogue to one sum, of row `row` of all matrices."""
         T.buffer_store(sums, finished(self.form, self.arrays, self.n, sums[at], row, column), [at])
 
+    def scale_all(self) -> None:
+        """Multiply each sum by the scale of its row and that of its column, which are read once each."""
+        ends = [(w, half) for w in range(self.blocks) for half in range(2)]
+        rows = [self._scale("a_scale", self.at.top + self.row_of(w, half), self.m) for w, half in ends]
+        for j in range(self.bn // 8):
+            for e in range(2):
+                column = self.at.tn * self.bn + j * 8 + self.at.lane % 4 * 2 + e
+                factor = self._scale("b_scale", column, self.n)
+                for (w, half), row in zip(ends, rows):
+                    at = w * self.sums + j * 4 + half * 2 + e
+                    T.buffer_store(self.at.acc, self.at.acc[at] * row() * factor(), [at])
+
+    def _scale(self, name: str, place: Any, size: Any) -> Scalar:
+        """Read a scale; beyond the last there are no results."""
+        value = _element("float32", self.arrays[name].data, 0, 0, T.min(place, size - 1))
+        return Scalar(value, "float32")
+
     # fmt: off
     @T.inline
     def finish_all(self):
         """Apply the epilogue to all sums; where they go directly, store them."""
+        if self.form.scales == "rows":
+            self.scale_all()
+        if self.by_element | self.form.stores_directly:
+            self._finish_each()
+
+    @T.inline
+    def _finish_each(self):
         for w in T.unroll(self.blocks):
             for half in T.unroll(2):
                 r: T.int32 = self.at.top + self.row_of(w, half)
@@ -157,7 +182,7 @@ class Results:
                     for j in T.unroll(self.bn // 8):
                         column: T.int32 = self.at.tn * self.bn + j * 8 + self.at.lane % 4 * 2
                         if column < self.n:
-                            if self.form.finishes:
+                            if self.by_element:
                                 for e in T.unroll(2):
                                     self.finish(self.at.acc, w * self.sums + j * 4 + half * 2 + e, self.at.item * self.m + r, T.min(column + e, self.n - 1))
                             if self.form.stores_directly:
@@ -251,10 +276,6 @@ def factor_of(arrays: dict[str, Any]) -> Any:
 
 def finished(form: Form, arrays: dict[str, Any], n: Any, value: Any, row: Any, column: Any) -> Any:
     """Return what becomes of one sum, of row `row` of all matrices."""
-    if form.scales:
-        by_rows = form.scales == "rows"
-        value = value * _element("float32", arrays["a_scale"].data, 0, 0, row if by_rows else 0)
-        value = value * _element("float32", arrays["b_scale"].data, 0, 0, column if by_rows else 0)
     if form.bias:
         value = value + _element(form.bias, arrays["bias"].data, 0, n, column)
     if form.residual:

@@ -251,8 +251,11 @@ class SimtKernel:
     def _multiply(self, k: int) -> None:
         for i in range(self.tiles.tm):
             for j in range(self.tiles.tn):
-                at = i * self.tiles.tn + j
-                T.buffer_store(self.sums, self.sums[at] + self.a.value(k, i) * self.b.value(k, j), [at])
+                self._multiply_one(k, i, j)
+
+    def _multiply_one(self, k: int, i: int, j: int) -> None:
+        at = i * self.tiles.tn + j
+        T.buffer_store(self.sums, self.sums[at] + self.a.value(k, i) * self.b.value(k, j), [at])
 
     def _store(self) -> None:
         p, t = self.product, self.tiles

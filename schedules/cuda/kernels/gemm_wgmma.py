@@ -55,10 +55,10 @@ from tvmops.schedules.cuda.kernels.gemm_zero_points import ZeroPoints
 from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH, meet_in_cluster
 
 
-def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
-    """Return `main(a, b, [bias], [residual], c)`, float32 inside; of integers what their signature says."""
+def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.PrimFunc:
+    """Return `main(a, b, [bias], [residual], c)`, float32 inside; of others what `arrays_of` declare."""
     integers = isinstance(form, Int8Form)
-    arrays_of = IntegerArrays(form) if isinstance(form, Int8Form) else Arrays(form)
+    arrays_of = arrays_of or (IntegerArrays(form) if isinstance(form, Int8Form) else Arrays(form))
     DT = arrays_of.dtype
     BM, BN, BK, STAGES = tiles.bm, tiles.bn, tiles.bk, tiles.stages
     CONSUMERS, WM, BUFFERS = tiles.consumers, tiles.blocks_a_group, tiles.store_buffers

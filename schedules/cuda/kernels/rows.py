@@ -1,7 +1,7 @@
 """The kernels of `rows`: softmax, layer_norm and rms_norm, one read and one write of each element.
 
 A row lies in the registers of `threads` threads, as floats, from its only read to its only write;
-a block takes `rows` rows side by side. Sums and maxima go through shuffles within a warp, and
+a block takes `rows` rows side by side, or blocks of a cluster share one. Sums and maxima go through shuffles within a warp, and
 through shared memory between the warps of a row. Blocks may stay and take row after row: they
 then fetch the next while they work on one, and may keep weight and bias in shared memory.
 """
@@ -46,6 +46,7 @@ class RowTiles:
     resident: int  # blocks that stay on a multiprocessor and take row after row; 0: none stays
     keep: bool  # weight and bias are kept in shared memory
     multiprocessors: int
+    splits: int = 1  # blocks of a cluster, which share a row
 
     @property
     def block(self) -> int:
@@ -101,19 +102,22 @@ class RowKernel:
     def _body(self) -> None:
         tiles = self.tiles
         groups = ceildiv(self.shape.rows, tiles.rows)
-        block = T.cta_id([tiles.blocks if tiles.stays else groups])
+        block = T.cta_id([tiles.blocks if tiles.stays else groups * tiles.splits])
+        rank = T.cta_id_in_cluster([tiles.splits]) if tiles.splits > 1 else 0
         self.warp, self.lane = T.warp_id([tiles.block // WARP]), T.lane_id([WARP])
         self.thread = self.warp * WARP + self.lane
-        column = self.thread % tiles.threads
+        column = rank * tiles.threads + self.thread % tiles.threads
         self._shared_memory()
-        self.row = RowValues(self.shape.cols, self.width, tiles.threads, column)
+        self.row = RowValues(self.shape.cols, self.width, tiles.threads * tiles.splits, column)
         length = self.row.steps * self.parts
         self.raw = {name: T.alloc_local((length,), "uint32") for name in self._read_once()}
-        self.group, self.parity = Scalar(block), Scalar(0)
+        self.group, self.parity = Scalar(T.truncdiv(block, tiles.splits)), Scalar(0)
         if not tiles.stays:
             self._fetch(self.group())
             self._unpack()
             self._finish()
+            if tiles.splits > 1:
+                do(T.cuda.cluster_sync())  # no block leaves while its memory is read
             return
         self._keep_factors()
         with when(self.group() < groups):
@@ -129,6 +133,7 @@ class RowKernel:
     def _shared_memory(self) -> None:
         pool = SMEMPool()
         self.partial = pool.alloc((2, 2, max(self.tiles.block // WARP, 1)), "float32", align=16)
+        self.across = pool.alloc((2, 4), "float32", align=16) if self.tiles.splits > 1 else None
         self.kept: dict[str, Any] = {}
         if self.tiles.stays and self.tiles.keep:
             for name in self._factors():
@@ -145,7 +150,8 @@ class RowKernel:
         shape, tiles = self.shape, self.tiles
         if self.sum is not None:
             self._write(self.sum)
-        meeting = Meeting(tiles.threads, self.warp, self.lane, self.partial, self.parity())
+        parity, threads = self.parity(), tiles.threads
+        meeting = Meeting(threads, self.warp, self.lane, self.partial, parity, tiles.splits, self.across)
         if shape.op == "softmax":
             softmax(self.row, meeting, shape.log)
         else:

@@ -8,6 +8,7 @@ their four by the k, so that a warp that copies neighbours along k meets no bank
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -17,9 +18,9 @@ from tvmops.schedules.cpu.emit import Extent
 from tvmops.schedules.cuda.kernels.gemm_simt import FOUR, Factor, read_four
 from tvmops.schedules.cuda.words import Scalar, c_call, do, when
 
-_ANY = (1 << 31) - 1  # a last row, where all are there
+ANYWHERE = (1 << 31) - 1  # a last row, where all are there
 _OCTAVE = 8  # values of k whose fours lie in different banks
-_ADDRESS = """
+ADDRESS = """
 __forceinline__ __device__ unsigned long long address_in(const void* array, int row, int pitch, int column) {
   return reinterpret_cast<unsigned long long>(static_cast<const float*>(array) + static_cast<long long>(row) * pitch + column);
 }
@@ -42,6 +43,7 @@ __forceinline__ __device__ void copy_present_floats_{vector}(unsigned to, unsign
                "r"(to), "l"(at), "r"(present ? {nbytes} : 0) : "memory");
 }}
 """
+COPY_FOUR = _COPY_PRESENT.format(vector=FOUR, nbytes=4 * FOUR, cache="cg")
 _FETCH_FOUR = """
 __forceinline__ __device__ void fetch_four_floats(float* to, unsigned long long from, int row, int more, int last, int pitch,
                                                   int behind) {
@@ -106,11 +108,18 @@ class Streamed(Factor):
         return thread + index // FOUR * (self.lanes * FOUR) + index % FOUR
 
     def read(self, stage: Any, k: int, thread: Any) -> None:
-        """Read what a thread multiplies, of the `k`-th of its slice: slices take turns."""
-        for index in range(0, self.own, FOUR):
+        for begin in self.reads(stage, k, thread):
+            begin()
+
+    def reads(self, stage: Any, k: int, thread: Any) -> list[Callable[[], None]]:
+        """Return what reads, four by four, what a thread multiplies, of the `k`-th of its slice: slices take turns."""
+
+        def one(index: int) -> None:
             at = k * self.slices + self.part
             memory = self.tile.ptr_to([stage, at, self.place_of(thread, index)])
             read_four(self.values, k % 2 * self.own + index, memory)
+
+        return [partial(one, index) for index in range(0, self.own, FOUR)]
 
     def value(self, k: int, index: int) -> Any:
         turned = k * self.slices // _OCTAVE % FOUR if self.k_inner else 0
@@ -131,7 +140,7 @@ class Streamed(Factor):
             column = tirx.min(origin + self.inside * self.vector, last)
         else:
             self.origin, self.last = origin, last
-        address = c_call("uint64", "address_in", self.slice, row, self.pitch, column, source=_ADDRESS)
+        address = c_call("uint64", "address_in", self.slice, row, self.pitch, column, source=ADDRESS)
         self.source = Scalar(address, "uint64")
 
     @property
@@ -182,17 +191,17 @@ class Streamed(Factor):
     def _source_of(self, number: int, own: Any, k: Any) -> tuple[Any, ...]:
         """Return an address, a row and how many more, the last row, and floats from one row to the next."""
         if self.is_whole:
-            return self.source(), 0, self._apart(number), _ANY, 1
+            return self.source(), 0, self._apart(number), ANYWHERE, 1
         if self.lines:
             return (
                 self.source(),
                 self.line,
                 number * self.lines,
-                self.last if self.k_inner else _ANY,
+                self.last if self.k_inner else ANYWHERE,
                 self.pitch,
             )
         column = tirx.min(self.origin + own, self.last)
-        return self.source() + T.Cast("uint64", column * 4), k, 0, _ANY, self.pitch
+        return self.source() + T.Cast("uint64", column * 4), k, 0, ANYWHERE, self.pitch
 
     # Fours along k come through registers, and go from there to their places.
 

@@ -28,7 +28,7 @@ def matmul(m: int, n: int, k: int, **fields: object) -> Workload:
     [
         (matmul(1, 132, 108), "nvidia-h100", True),
         (matmul(8, 131, 108, trans_b=True), "nvidia-h200", True),
-        (matmul(9, 132, 108), "nvidia-h200", False),  # too many rows
+        (matmul(17, 132, 108), "nvidia-h200", False),  # too many rows
         (matmul(1, 131, 108), "nvidia-h200", False),  # rows of b begin anywhere
         (matmul(1, 132, 107), "nvidia-h200", False),
         (matmul(4, 132, 108, trans_a=True), "nvidia-h200", False),
@@ -53,8 +53,12 @@ def test_the_default_is_legal(shape: tuple[int, int, int], trans_b: bool) -> Non
     assert TEMPLATE.default(work, H200) in TEMPLATE.space(work, H200)
 
 
-def config(rows: int, columns: int, warps: int, splits: int, depth: int, chained: int = 0) -> Config:
-    return Config.of(rows=rows, columns=columns, warps=warps, splits=splits, depth=depth, chained=chained)
+def config(
+    rows: int, columns: int, warps: int, splits: int, spread: int, depth: int, chained: int = 0
+) -> Config:
+    return Config.of(
+        rows=rows, columns=columns, warps=warps, splits=splits, spread=spread, depth=depth, chained=chained
+    )
 
 
 def error_of(work: Workload, knobs: Config, folder: Path) -> float:
@@ -68,12 +72,13 @@ def error_of(work: Workload, knobs: Config, folder: Path) -> float:
 
 
 CASES = [
-    (matmul(1, 132, 68), config(1, 4, 4, 1, 2)),  # columns and k end within a block, and within a warp
-    (matmul(3, 260, 200, bias=True, residual=True), config(4, 4, 8, 4, 2, 1)),
-    (matmul(8, 4, 4, activation="gelu"), config(8, 4, 4, 1, 1)),
-    (matmul(1, 37, 516, trans_b=True), config(1, 8, 4, 2, 1, 1)),  # fewer sums than lanes; odd n
-    (matmul(7, 33, 260, trans_b=True, bias=True), config(8, 4, 4, 1, 2)),  # as many
-    (matmul(5, 70, 900, trans_b=True), config(8, 8, 4, 2, 1)),  # more
+    (matmul(1, 132, 68), config(1, 4, 4, 1, 1, 2)),  # columns and k end within a block, and within a warp
+    (matmul(3, 260, 200, bias=True, residual=True), config(4, 4, 8, 4, 2, 3, 1)),
+    (matmul(2, 100, 388), config(2, 4, 4, 2, 4, 4)),  # k ends among the lanes of a warp
+    (matmul(8, 4, 4, activation="gelu"), config(8, 4, 4, 1, 4, 2)),
+    (matmul(1, 37, 516, trans_b=True), config(1, 8, 4, 2, 1, 2, 1)),  # fewer sums than lanes; odd n
+    (matmul(7, 33, 260, trans_b=True, bias=True), config(8, 4, 4, 1, 1, 3)),  # as many
+    (matmul(5, 70, 900, trans_b=True), config(8, 8, 4, 2, 1, 6)),  # more
 ]
 
 
@@ -92,7 +97,7 @@ class TestRandomConfigs:
 
     def test_it_computes_the_product(self, seed: int, tmp_path: Path) -> None:
         rng = random.Random(seed)
-        m, n, k = rng.randint(1, 8), 4 * rng.randint(1, 60), 4 * rng.randint(1, 300)
+        m, n, k = rng.randint(1, 16), 4 * rng.randint(1, 60), 4 * rng.randint(1, 300)
         work = matmul(m, n, k, trans_b=seed % 2 == 0)
         knobs = TEMPLATE.space(work, H200).sample(rng)
         assert knobs is not None

@@ -10,6 +10,7 @@ from tests.schedules.cuda.products import FLOAT32, Launch, blocks_of, error_here
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.gemm_float32 import Float32Gemm, is_legal, tiles_of
+from tvmops.schedules.cuda.in_order import IN_ORDER
 from tvmops.space import Config
 from tvmops.targets import target
 from tvmops.workloads import Workload, workload
@@ -118,6 +119,13 @@ class TestRunHere:
         blocks = blocks_of(work, tiles.bm, tiles.bn) * tiles.splits
         launch = Launch(blocks, tiles.splits, tiles.shared_bytes)
         assert error_here(cubin, work, launch, tmp_path) <= op_of(work).tolerance(work)
+
+
+@pytest.mark.parametrize("beside, in_order", [(1, True), (2, False)])
+def test_the_order_of_the_source_is_kept_where_registers_are_not_scarce(beside: int, in_order: bool) -> None:
+    knobs = config(128, 128, 16, 8, 8, 3, 1, 4).replace(beside=beside)
+    main = TEMPLATE.build(matmul(4096, 4096, 4096), H200, knobs)["main"]
+    assert (IN_ORDER[0] in main.attrs) is in_order
 
 
 @needs_nvcc

@@ -47,7 +47,8 @@ def config(
     [
         (INTEGERS, integers(1, 13, 16), "nvidia-a100", True),
         (INTEGERS, integers(32, 13, 16, dtype="bfloat16", bits=8, x_bits=8), "nvidia-h100", True),
-        (INTEGERS, integers(33, 13, 16), "nvidia-h100", False),  # too many rows
+        (INTEGERS, integers(33, 13, 16), "nvidia-h100", True),  # in two bands
+        (INTEGERS, integers(65, 13, 16), "nvidia-h100", False),  # too many rows
         (INTEGERS, integers(1, 13, 12), "nvidia-h100", False),  # rows of x begin anywhere
         (INTEGERS, integers(1, 13, 16, group=40), "nvidia-h100", False),  # ends within two products
         (INTEGERS, integers(1, 13, 16, dtype="float32"), "nvidia-h100", False),
