@@ -38,6 +38,7 @@ from tvmops.schedules.cuda.gemm_int8_wgmma import Int8WgmmaGemm
 from tvmops.schedules.cuda.gemm_loose import LooseGemm
 from tvmops.schedules.cuda.gemm_mma import MmaGemm
 from tvmops.schedules.cuda.gemm_padded import PaddedGemm
+from tvmops.schedules.cuda.gemm_padded_late import LatePaddedGemm
 from tvmops.schedules.cuda.gemm_simt import SimtGemm
 from tvmops.schedules.cuda.gemm_small import SmallGemm
 from tvmops.schedules.cuda.gemm_stream import StreamGemm
@@ -89,6 +90,7 @@ TEMPLATES: tuple[Template, ...] = (
     SummedGemm(),
     StreamKGemm(),
     PaddedGemm(),
+    LatePaddedGemm(),
     Fp8Gemm(),
     MmaGemm(),
     ChainedMma(),
