@@ -30,16 +30,17 @@ struct Window {
 };
 __forceinline__ __device__ void copy_window(Window w, int begin, int bottom, int step, int lane) {
   const int pitch = (w.columns + 63) / 64 * 8, last = w.end - 1;
+  const long long size = static_cast<long long>(w.rows) * w.columns;
 #pragma unroll 1
   for (int row = begin; row < bottom; row += step) {
     const long long at = static_cast<long long>(row) * w.columns;
     const uint4* from = static_cast<const uint4*>(w.from) + at / 8;
     uint4* to = reinterpret_cast<uint4*>(w.to) + static_cast<long long>(row) * pitch;
     const unsigned shift = at % 8;
-    if (row == w.rows - 1) {  // nothing is behind it
+    if (at + 8 * w.end + 8 > size) {  // what is behind it may not be there
 #pragma unroll 1
       for (int v = w.first + lane; v < w.end; v += 32)
-        to[v] = by_element(w.from, at + 8 * v, at + w.columns);
+        to[v] = by_element(w.from, at + 8 * v, size);
       continue;
     }
 #pragma unroll 1

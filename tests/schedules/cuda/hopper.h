@@ -230,11 +230,6 @@ static inline void await_flag(void* flags, int number) {
   emulator::meet(emulator::warp().group);
   flag = 0;
 }
-struct Window {  // of copies that are made late
-  char* to;
-  const void* from;
-  int rows, columns, top, height, first, end;
-};
 static inline int take_ticket(unsigned* counter) {
   return exchange(emulator::lane() == 0 ? static_cast<int>((*counter)++) : 0, 0);
 }
