@@ -1,4 +1,4 @@
-"""Matrix products whose rows begin anywhere, copied in part beside the product; `kernels.late_copies` says how."""
+"""Matrix products of rows that begin anywhere, copied in part beside them; `kernels.late_copies` says how."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ _SUMS = 128  # of a thread that multiplies, at most
 _WAVE = 256 * 128  # results of a block's largest tile
 _LEAST = 1000  # half of the size of a square product that takes longer than what is copied beside it
 _BESIDE = 0.4  # of the bandwidth that the target states, when rows are copied beside a product
-_CHOICES = {"consumers": (1, 2), "split_k": (1,), "beside": (1,)}  # three warpgroups leave copies no registers
+_CHOICES = {
+    "consumers": (1, 2),
+    "split_k": (1,),
+    "beside": (1,),
+}  # three warpgroups leave copies no registers
 
 
 class LatePaddedGemm(PaddedGemm):
@@ -38,8 +42,13 @@ class LatePaddedGemm(PaddedGemm):
         whole = super().space(workload, target)
         knobs = (Knob(knob.name, _CHOICES.get(knob.name, knob.values)) for knob in whole.knobs)
         return Space(
-            self.name, tuple(knobs), lambda config: whole.is_legal(config) and sums_of(config) <= _SUMS
+            self.name,
+            (*knobs, Knob("eager", (8, 6, 5, 4, 3))),
+            lambda config: whole.is_legal(config) and sums_of(config) <= _SUMS,
         )
+
+    def choices(self, workload: Workload) -> list[Config]:
+        return [Config.of(**config.as_dict(), eager=8) for config in super().choices(workload)]
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         return []

@@ -51,8 +51,8 @@ from tvmops.schedules.cuda.kernels.gemm_stream_k import SharedSums
 from tvmops.schedules.cuda.kernels.gemm_sums import add_up
 from tvmops.schedules.cuda.kernels.gemm_turned_results import TurnedResults
 from tvmops.schedules.cuda.kernels.gemm_walk import Walk, blocks_for
-from tvmops.schedules.cuda.kernels.late_copies import LateCopies
 from tvmops.schedules.cuda.kernels.gemm_zero_points import ZeroPoints
+from tvmops.schedules.cuda.kernels.late_copies import LateCopies
 from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH, meet_in_cluster
 
 
@@ -147,6 +147,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             if form.late:
                                 late.wait(walk)
                             for kt in T.serial(walk.steps):
+                                if form.late and tiles.eager < 8:
+                                    late.wait_deep(walk, kt)
                                 T.cuda.mbarrier_wait(empty.ptr_to([walk.stage]), walk.phase ^ 1)
                                 T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([walk.stage]), T.uint32(a_of.stage_bytes + b_of.stage_bytes))
                                 a_of.load(As, walk.stage, a_map, walk.top, (walk.first + kt) * BK, 0, walk.item, full.ptr_to([walk.stage]))
