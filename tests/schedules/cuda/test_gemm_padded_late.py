@@ -27,16 +27,7 @@ from tvmops.workloads import Workload, workload
 TEMPLATE = LatePaddedGemm()
 H200 = target("nvidia-h200")
 GUARD = 512  # elements around the result that nothing may write
-PLAIN = {
-    "bk": 64,
-    "consumers": 1,
-    "cluster": 1,
-    "split_k": 1,
-    "group": 1,
-    "beside": 1,
-    "chained": 1,
-    "eager": 8,
-}
+ONE = dict.fromkeys(("consumers", "cluster", "split_k", "group", "beside", "chained"), 1)
 
 
 def matmul(m: int, n: int, k: int, **fields: object) -> Workload:
