@@ -42,13 +42,8 @@ class LatePaddedGemm(PaddedGemm):
         whole = super().space(workload, target)
         knobs = (Knob(knob.name, _CHOICES.get(knob.name, knob.values)) for knob in whole.knobs)
         return Space(
-            self.name,
-            (*knobs, Knob("eager", (8, 6, 5, 4, 3))),
-            lambda config: whole.is_legal(config) and sums_of(config) <= _SUMS,
+            self.name, tuple(knobs), lambda config: whole.is_legal(config) and sums_of(config) <= _SUMS
         )
-
-    def choices(self, workload: Workload) -> list[Config]:
-        return [Config.of(**config.as_dict(), eager=8) for config in super().choices(workload)]
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         return []

@@ -31,7 +31,6 @@ class Tiles:
     producer_registers: int = 40  # of a thread; fewer where three warpgroups multiply
     parts: int = 1  # blocks anywhere that do, whose sums a second kernel adds up
     streams: int = 0  # 1: blocks share the last tiles evenly (stream-K); more: as many share each tile
-    eager: int = 8  # eighths of k, that are copied before the product of what its first tiles need
     # 1: launched while the kernel before it ends, for whose results it waits by itself; more: until then the
     # L2 is asked for as many stages of b.
     chained: int = 0

@@ -147,8 +147,6 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             if form.late:
                                 late.wait(walk)
                             for kt in T.serial(walk.steps):
-                                if form.late and tiles.eager < 8:
-                                    late.wait_deep(walk, kt)
                                 T.cuda.mbarrier_wait(empty.ptr_to([walk.stage]), walk.phase ^ 1)
                                 T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([walk.stage]), T.uint32(a_of.stage_bytes + b_of.stage_bytes))
                                 a_of.load(As, walk.stage, a_map, walk.top, (walk.first + kt) * BK, 0, walk.item, full.ptr_to([walk.stage]))

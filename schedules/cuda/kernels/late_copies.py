@@ -21,15 +21,20 @@ from tvmops.schedules.cuda.words import c_call, do, wait_for_kernels_before
 
 _WARPS = 8
 _TASK_ROWS = 4
-# Rows from `top` on, of each the vectors of 16 bytes from `first` on: a warp takes each `step`-th row.
+# Rows from `top` on, of each the vectors of 16 bytes from `first` on: a warp takes each `step`-th row. A lane
+# has eight vectors on their way; what follows one is its neighbour's, or lane 0's next.
 _COPY_WINDOW = """
 struct Window {
   char* to;
   const void* from;
   int rows, columns, top, height, first, end;
 };
+__forceinline__ __device__ unsigned of_neighbour(unsigned mine, unsigned next, int lane) {
+  const int given = lane == 0 ? next : mine;
+  return __shfl_sync(0xFFFFFFFFu, given, (lane + 1) % 32);
+}
 __forceinline__ __device__ void copy_window(Window w, int begin, int bottom, int step, int lane) {
-  const int pitch = (w.columns + 63) / 64 * 8, last = w.end - 1;
+  const int pitch = (w.columns + 63) / 64 * 8;
   const long long size = static_cast<long long>(w.rows) * w.columns;
 #pragma unroll 1
   for (int row = begin; row < bottom; row += step) {
@@ -44,19 +49,24 @@ __forceinline__ __device__ void copy_window(Window w, int begin, int bottom, int
       continue;
     }
 #pragma unroll 1
-    for (int v = w.first + lane; v < w.end; v += 128) {
-      uint4 x[4], y[4];
+    for (int v = w.first; v < w.end; v += 256) {
+      uint4 x[9];
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        x[i] = read_once(from + min(v + 32 * i, last)), y[i] = read_once(from + min(v + 32 * i, last) + 1);
+      for (int i = 0; i < 8; ++i) x[i] = read_once(from + min(v + 32 * i + lane, w.end));
+      x[8] = x[7];
+      if (lane == 0) x[8] = read_once(from + min(v + 256, w.end));
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (v + 32 * i <= last) to[v + 32 * i] = shifted(x[i], y[i], shift);
+      for (int i = 0; i < 8; ++i) {
+        uint4 y;
+        y.x = of_neighbour(x[i].x, x[i + 1].x, lane), y.y = of_neighbour(x[i].y, x[i + 1].y, lane);
+        y.z = of_neighbour(x[i].z, x[i + 1].z, lane), y.w = of_neighbour(x[i].w, x[i + 1].w, lane);
+        if (v + 32 * i + lane < w.end) to[v + 32 * i + lane] = shifted(x[i], y, shift);
+      }
     }
   }
 }
 """
-# What blocks' first tiles need: bands of rows, of the columns those that come first, and of both so much of k.
+# What blocks' first tiles need: bands of rows, and of the columns those that come first.
 _WINDOWS = """
 __forceinline__ __device__ int first_rows(int m, int n) {{
   const int band = {group} * ((n + {bn} - 1) / {bn});
@@ -66,25 +76,26 @@ __forceinline__ __device__ int first_columns(int m, int n) {{
   const int rows = min({group}, (m + {height} - 1) / {height});
   return min(n, ({workers} + rows - 1) / rows * {bn});
 }}
-__forceinline__ __device__ int first_depth(int k) {{
-  return min(k, (k * {eager} / 8 + 63) / 64 * 64);
+__forceinline__ __device__ Window window_of(char* to, const void* from, int rows, int columns, int across,
+                                            int begin, int end) {{
+  Window w = {{to, from, rows, columns, 0, rows, 0, (columns + 7) / 8}};
+  if (across)
+    w.first = begin / 8, w.end = begin / 8 + (end - begin + 7) / 8;
+  else
+    w.top = begin, w.height = end - begin;
+  return w;
 }}
-__forceinline__ __device__ Window window_of(char* to, const void* from, int lines, int k, int across, int begin,
-                                            int end, int above, int below) {{
-  if (across) return {{to, from, k, lines, above, below - above, begin / 8, begin / 8 + (end - begin + 7) / 8}};
-  return {{to, from, lines, k, begin, end - begin, above / 8, above / 8 + (below - above + 7) / 8}};
-}}
-__forceinline__ __device__ Window window_of_a(void* workspace, const void* a, int m, int k, int begin, int end,
-                                              int above, int below) {{
-  char* to = static_cast<char*>(workspace) + {counted};
-  return window_of(to, a, m, k, {a_across}, begin, {a_there} ? end : begin, above, below);
-}}
-__forceinline__ __device__ Window window_of_b(void* workspace, const void* b, int m, int n, int k, int begin,
-                                              int end, int above, int below) {{
+__forceinline__ __device__ char* copy_of_b(void* workspace, int m, int k) {{
   const int rows = {a_across} ? k : m, columns = {a_across} ? m : k;
+  return static_cast<char*>(workspace) + {counted} + ({a_there} ? static_cast<long long>(rows) * ((columns + 63) / 64 * 128) : 0);
+}}
+__forceinline__ __device__ Window window_of_a(void* workspace, const void* a, int m, int k, int begin, int end) {{
   char* to = static_cast<char*>(workspace) + {counted};
-  if ({a_there}) to += static_cast<long long>(rows) * ((columns + 63) / 64 * 128);
-  return window_of(to, b, n, k, {b_across}, begin, {b_there} ? end : begin, above, below);
+  return window_of(to, a, {a_across} ? k : m, {a_across} ? m : k, {a_across}, begin, {a_there} ? end : begin);
+}}
+__forceinline__ __device__ Window window_of_b(void* workspace, const void* b, int m, int n, int k, int begin, int end) {{
+  char* to = copy_of_b(workspace, m, k);
+  return window_of(to, b, {b_across} ? k : n, {b_across} ? n : k, {b_across}, begin, {b_there} ? end : begin);
 }}
 __forceinline__ __device__ int tasks_of(Window w) {{
   return w.first < w.end ? (w.height + {task} - 1) / {task} : 0;
@@ -93,11 +104,11 @@ __forceinline__ __device__ int tasks_of(Window w) {{
 _COPY_FIRST = """
 __forceinline__ __device__ void copy_first(void* workspace, const void* a, const void* b, int m, int n, int k,
                                            int warp, int warps, int lane) {
-  if (warp == 0 && lane < 4) static_cast<unsigned*>(workspace)[lane] = 0;
-  const Window of_a = window_of_a(workspace, a, m, k, 0, first_rows(m, n), 0, first_depth(k));
-  const Window of_b = window_of_b(workspace, b, m, n, k, 0, first_columns(m, n), 0, first_depth(k));
-  copy_window(of_a, of_a.top + warp, of_a.top + of_a.height, warps, lane);
-  copy_window(of_b, of_b.top + (warp + warps - of_a.height % warps) % warps, of_b.top + of_b.height, warps, lane);
+  if (warp == 0 && lane < 3) static_cast<unsigned*>(workspace)[lane] = 0;
+  const Window of_a = window_of_a(workspace, a, m, k, 0, first_rows(m, n));
+  const Window of_b = window_of_b(workspace, b, m, n, k, 0, first_columns(m, n));
+  copy_window(of_a, warp, of_a.height, warps, lane);
+  copy_window(of_b, (warp + warps - of_a.height % warps) % warps, of_b.height, warps, lane);
 }
 """
 _WORDS = """
@@ -119,38 +130,25 @@ __forceinline__ __device__ void await_count(const unsigned* counter, int count) 
   asm volatile("fence.proxy.async.global;" ::: "memory");
 }
 """
-# Counters: tickets; what is done of what the first tiles need deeper along k, of b, of a.
 _COPY_REST = """
 __forceinline__ __device__ void copy_rest(void* workspace, const void* a, const void* b, int m, int n, int k, int lane) {{
   unsigned* words = static_cast<unsigned*>(workspace);
-  const int rows = first_rows(m, n), columns = first_columns(m, n), depth = first_depth(k);
-  int ticket = take_ticket(words), before = 0;
-#pragma unroll 1
-  for (int step = 0; step < 4; ++step) {{
-    const Window w = step == 0   ? window_of_a(workspace, a, m, k, 0, rows, depth, k)
-                     : step == 1 ? window_of_b(workspace, b, m, n, k, 0, columns, depth, k)
-                     : step == 2 ? window_of_b(workspace, b, m, n, k, columns, n, 0, k)
-                                 : window_of_a(workspace, a, m, k, rows, m, 0, k);
-    const int tasks = tasks_of(w);
-#pragma unroll 1
-    for (; ticket < before + tasks; ticket = take_ticket(words)) {{
-      const int row = w.top + (ticket - before) * {task};
-      copy_window(w, row, min(row + {task}, w.top + w.height), 1, lane);
-      count_copied(words + (step == 0 ? 1 : step));
-    }}
-    before += tasks;
+  const Window of_a = window_of_a(workspace, a, m, k, first_rows(m, n), m);
+  const Window of_b = window_of_b(workspace, b, m, n, k, first_columns(m, n), n);
+  const int before = tasks_of(of_b), all = before + tasks_of(of_a);
+  for (int ticket = take_ticket(words); ticket < all; ticket = take_ticket(words)) {{
+    const bool is_b = ticket < before;
+    const Window w = is_b ? of_b : of_a;
+    const int row = w.top + (is_b ? ticket : ticket - before) * {task};
+    copy_window(w, row, min(row + {task}, w.top + w.height), 1, lane);
+    count_copied(words + (is_b ? 2 : 1));
   }}
-}}
-__forceinline__ __device__ void await_deep(void* workspace, int m, int n, int k) {{
-  const int rows = first_rows(m, n), columns = first_columns(m, n), depth = first_depth(k);
-  const int tasks = tasks_of(window_of_a(workspace, nullptr, m, k, 0, rows, depth, k));
-  await_count(static_cast<unsigned*>(workspace) + 1, tasks + tasks_of(window_of_b(workspace, nullptr, m, n, k, 0, columns, depth, k)));
 }}
 __forceinline__ __device__ void await_rest(void* workspace, int bottom, int m, int n, int k) {{
   unsigned* words = static_cast<unsigned*>(workspace);
-  const int rows = first_rows(m, n), columns = first_columns(m, n);
-  await_count(words + 2, tasks_of(window_of_b(workspace, nullptr, m, n, k, columns, n, 0, k)));
-  if (bottom > rows) await_count(words + 3, tasks_of(window_of_a(workspace, nullptr, m, k, rows, m, 0, k)));
+  const int rows = first_rows(m, n);
+  await_count(words + 2, tasks_of(window_of_b(workspace, nullptr, m, n, k, first_columns(m, n), n)));
+  if (bottom > rows) await_count(words + 1, tasks_of(window_of_a(workspace, nullptr, m, k, rows, m)));
 }}
 """
 # One function for all: TVM emits the text of each.
@@ -159,11 +157,10 @@ __forceinline__ __device__ void late_copies(int step, void* workspace, const voi
                                             int k, int x, int y, int lane) {
   if (step == 0) copy_first(workspace, a, b, m, n, k, x, y, lane);
   if (step == 1) copy_rest(workspace, a, b, m, n, k, lane);
-  if (step == 2 && x <= first_depth(k) && first_depth(k) < x + y) await_deep(workspace, m, n, k);
-  if (step == 3) await_rest(workspace, x, m, n, k);
+  if (step == 2) await_rest(workspace, x, m, n, k);
 }
 """
-_FIRST, _REST, _AWAIT_DEEP, _AWAIT = range(4)
+_FIRST, _REST, _AWAIT = range(3)
 
 
 class LateCopies:
@@ -181,7 +178,6 @@ class LateCopies:
             "height": tiles.bm * tiles.cluster,
             "group": tiles.group,
             "workers": tiles.blocks // tiles.cluster,
-            "eager": tiles.eager,
             "task": _TASK_ROWS,
             "counted": COUNTED_BYTES,
         }
@@ -210,16 +206,7 @@ class LateCopies:
         """Wait for what a tile needs, unless it is the block's first."""
         if walk.tile >= self.tiles.blocks // self.tiles.cluster:
             self._wait(walk)
-
-    @T.inline
-    def wait_deep(self, walk, step):
-        """Wait for what the first tile needs of k from a step on."""
-        if walk.tile < self.tiles.blocks // self.tiles.cluster:
-            self._wait_deep(step)
     # fmt: on
-
-    def _wait_deep(self, step: Any) -> None:
-        self._call(_AWAIT_DEEP, step * self.tiles.bk, self.tiles.bk, 0)
 
     def _wait(self, walk: Walk) -> None:
         self._call(_AWAIT, walk.top + self.tiles.bm, 0, 0)
