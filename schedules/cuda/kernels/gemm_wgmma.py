@@ -31,7 +31,8 @@ turned on its way to shared memory (`gemm_turned_results`).
 TMA leaves out what lies beyond an array when it stores, and reads zeros there: no shape needs
 to divide. Tiles whose columns end inside 64 that are loaded together are stored warp by warp.
 TMA needs rows of a multiple of 16 bytes: of an operand with others a kernel before this one makes
-a copy with such rows in a workspace, and results with others are stored row by row.
+a copy with such rows in a workspace, and results with others are stored row by row. Of large products a
+part of it is copied beside the first tiles, which don't need it (`late_copies`).
 m, n, k and the batch are known at run time alone: one kernel serves every such shape.
 """
 

@@ -21,20 +21,15 @@ from tvmops.schedules.cuda.words import c_call, do, wait_for_kernels_before
 
 _WARPS = 8
 _TASK_ROWS = 4
-# Rows from `top` on, of each the vectors of 16 bytes from `first` on: a warp takes each `step`-th row. A lane
-# has eight vectors on their way; what follows one is its neighbour's, or lane 0's next.
+# Rows from `top` on, of each the vectors of 16 bytes from `first` on: a warp takes each `step`-th row.
 _COPY_WINDOW = """
 struct Window {
   char* to;
   const void* from;
   int rows, columns, top, height, first, end;
 };
-__forceinline__ __device__ unsigned of_neighbour(unsigned mine, unsigned next, int lane) {
-  const int given = lane == 0 ? next : mine;
-  return __shfl_sync(0xFFFFFFFFu, given, (lane + 1) % 32);
-}
 __forceinline__ __device__ void copy_window(Window w, int begin, int bottom, int step, int lane) {
-  const int pitch = (w.columns + 63) / 64 * 8;
+  const int pitch = (w.columns + 63) / 64 * 8, last = w.end - 1;
   const long long size = static_cast<long long>(w.rows) * w.columns;
 #pragma unroll 1
   for (int row = begin; row < bottom; row += step) {
@@ -49,19 +44,14 @@ __forceinline__ __device__ void copy_window(Window w, int begin, int bottom, int
       continue;
     }
 #pragma unroll 1
-    for (int v = w.first; v < w.end; v += 256) {
-      uint4 x[9];
+    for (int v = w.first + lane; v < w.end; v += 128) {
+      uint4 x[4], y[4];
 #pragma unroll
-      for (int i = 0; i < 8; ++i) x[i] = read_once(from + min(v + 32 * i + lane, w.end));
-      x[8] = x[7];
-      if (lane == 0) x[8] = read_once(from + min(v + 256, w.end));
+      for (int i = 0; i < 4; ++i)
+        x[i] = read_once(from + min(v + 32 * i, last)), y[i] = read_once(from + min(v + 32 * i, last) + 1);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        uint4 y;
-        y.x = of_neighbour(x[i].x, x[i + 1].x, lane), y.y = of_neighbour(x[i].y, x[i + 1].y, lane);
-        y.z = of_neighbour(x[i].z, x[i + 1].z, lane), y.w = of_neighbour(x[i].w, x[i + 1].w, lane);
-        if (v + 32 * i + lane < w.end) to[v + 32 * i + lane] = shifted(x[i], y, shift);
-      }
+      for (int i = 0; i < 4; ++i)
+        if (v + 32 * i <= last) to[v + 32 * i] = shifted(x[i], y[i], shift);
     }
   }
 }
