@@ -18,7 +18,8 @@ _SWIZZLED = (0, 3, 2, 0)
 _STORED = (0, 3, 0, 0)
 BOX_ROWS = 16  # of c, of a store of what was turned: tiles have a multiple of as many
 _ITEM = 2  # bytes of an element, as the copy engine sees them
-COUNTED_BYTES = 128  # before copies that are made late: what is taken of them, and what is done
+MOST_PARTS = 32  # of an operand that is copied late
+COUNTED_BYTES = 8 * MOST_PARTS  # before such copies: what is taken of them, and what is done of each part
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # of an element; others have one
 
 

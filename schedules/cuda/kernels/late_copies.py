@@ -2,8 +2,9 @@
 
 Before it, what the first tiles of all blocks need: about half of each operand, where tiles fill four waves. The
 rest is copied beside these tiles by warps of the product's blocks that would be idle: memory has little to
-do then. They take tasks of a few rows by tickets, so none waits for a block that is not there yet, b before
-a, and count what they did. Who loads a later tile waits until all it needs is counted.
+do then. They take tasks of a few rows by tickets, so none waits for a block that is not there yet, part after
+part as tiles need them, b before a, and count what they did. Who loads a later tile waits until its parts
+are counted.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ from tvm.script import tirx as T
 from tvm.tirx.script.builder import ir as builder
 
 from tvmops.schedules.cuda.gemm_tiles import Tiles
-from tvmops.schedules.cuda.kernels.gemm_arrays import COUNTED_BYTES, Arrays
+from tvmops.schedules.cuda.kernels.gemm_arrays import COUNTED_BYTES, MOST_PARTS, Arrays
 from tvmops.schedules.cuda.kernels.gemm_walk import Walk
 from tvmops.schedules.cuda.kernels.pad_rows import READ_ONCE, SHIFTED
 from tvmops.schedules.cuda.words import c_call, do, wait_for_kernels_before
 
 _WARPS = 8
 _TASK_ROWS = 4
-# Rows from `top` on, of each the vectors of 16 bytes from `first` on: a warp takes each `step`-th row.
+# Of rows, the vectors of 16 bytes from `first` on: a warp takes each `step`-th row.
 _COPY_WINDOW = """
 struct Window {
   char* to;
   const void* from;
-  int rows, columns, top, height, first, end;
+  int rows, columns, first, end;
 };
 __forceinline__ __device__ void copy_window(Window w, int begin, int bottom, int step, int lane) {
   const int pitch = (w.columns + 63) / 64 * 8, last = w.end - 1;
@@ -56,50 +57,50 @@ __forceinline__ __device__ void copy_window(Window w, int begin, int bottom, int
   }
 }
 """
-# What blocks' first tiles need: bands of rows, and of the columns those that come first.
-_WINDOWS = """
-__forceinline__ __device__ int first_rows(int m, int n) {{
+# Tiles take an operand part by part: a by bands of rows of c, b by as many columns as the first tiles of all
+# blocks need. Rows along k, or pieces of rows across it, of a part are tasks by fours.
+_PARTS = """
+struct Parts {{
+  char* to;
+  const void* from;
+  int lines, k, size, across;
+}};
+__forceinline__ __device__ Parts parts_of_a(void* workspace, const void* a, int m, int n, int k) {{
   const int band = {group} * ((n + {bn} - 1) / {bn});
-  return min(m, ({workers} + band - 1) / band * {group} * {height});
+  const int size = ({workers} + band - 1) / band * {group} * {height};
+  return {{static_cast<char*>(workspace) + {counted}, a, m, k, {a_there} ? min(size, m) : m, {a_across}}};
 }}
-__forceinline__ __device__ int first_columns(int m, int n) {{
-  const int rows = min({group}, (m + {height} - 1) / {height});
-  return min(n, ({workers} + rows - 1) / rows * {bn});
-}}
-__forceinline__ __device__ Window window_of(char* to, const void* from, int rows, int columns, int across,
-                                            int begin, int end) {{
-  Window w = {{to, from, rows, columns, 0, rows, 0, (columns + 7) / 8}};
-  if (across)
-    w.first = begin / 8, w.end = begin / 8 + (end - begin + 7) / 8;
-  else
-    w.top = begin, w.height = end - begin;
-  return w;
-}}
-__forceinline__ __device__ char* copy_of_b(void* workspace, int m, int k) {{
-  const int rows = {a_across} ? k : m, columns = {a_across} ? m : k;
-  return static_cast<char*>(workspace) + {counted} + ({a_there} ? static_cast<long long>(rows) * ((columns + 63) / 64 * 128) : 0);
-}}
-__forceinline__ __device__ Window window_of_a(void* workspace, const void* a, int m, int k, int begin, int end) {{
+__forceinline__ __device__ Parts parts_of_b(void* workspace, const void* b, int m, int n, int k) {{
+  const int rows = min({group}, (m + {height} - 1) / {height}), size = ({workers} + rows - 1) / rows * {bn};
   char* to = static_cast<char*>(workspace) + {counted};
-  return window_of(to, a, {a_across} ? k : m, {a_across} ? m : k, {a_across}, begin, {a_there} ? end : begin);
+  if ({a_there}) to += static_cast<long long>({a_across} ? k : m) * ((({a_across} ? m : k) + 63) / 64 * 128);
+  return {{to, b, n, k, {b_there} ? min(size, n) : n, {b_across}}};
 }}
-__forceinline__ __device__ Window window_of_b(void* workspace, const void* b, int m, int n, int k, int begin, int end) {{
-  char* to = copy_of_b(workspace, m, k);
-  return window_of(to, b, {b_across} ? k : n, {b_across} ? n : k, {b_across}, begin, {b_there} ? end : begin);
+__forceinline__ __device__ int tasks_of(Parts x, int part) {{
+  return ((x.across ? x.k : min(x.size, x.lines - part * x.size)) + {task} - 1) / {task};
 }}
-__forceinline__ __device__ int tasks_of(Window w) {{
-  return w.first < w.end ? (w.height + {task} - 1) / {task} : 0;
+__forceinline__ __device__ int late_tasks(Parts x) {{
+  const int left = x.lines - x.size;
+  return x.across ? (left + x.size - 1) / x.size * tasks_of(x, 0) : (left + {task} - 1) / {task};
+}}
+__forceinline__ __device__ void copy_rows(Parts x, int part, int begin, int bottom, int step, int lane) {{
+  const int top = part * x.size, end = min(top + x.size, x.lines);
+  if (x.across)
+    copy_window({{x.to, x.from, x.k, x.lines, top / 8, (end + 7) / 8}}, begin, min(bottom, x.k), step, lane);
+  else
+    copy_window({{x.to, x.from, x.lines, x.k, 0, (x.k + 7) / 8}}, top + begin, min(top + bottom, end), step, lane);
 }}
 """
 _COPY_FIRST = """
 __forceinline__ __device__ void copy_first(void* workspace, const void* a, const void* b, int m, int n, int k,
-                                           int warp, int warps, int lane) {
-  if (warp == 0 && lane < 3) static_cast<unsigned*>(workspace)[lane] = 0;
-  const Window of_a = window_of_a(workspace, a, m, k, 0, first_rows(m, n));
-  const Window of_b = window_of_b(workspace, b, m, n, k, 0, first_columns(m, n));
-  copy_window(of_a, warp, of_a.height, warps, lane);
-  copy_window(of_b, (warp + warps - of_a.height % warps) % warps, of_b.height, warps, lane);
-}
+                                           int warp, int warps, int lane) {{
+  if (warp == 0)
+    for (int i = lane; i < {counted} / 4; i += 32) static_cast<unsigned*>(workspace)[i] = 0;
+  const Parts of_a = parts_of_a(workspace, a, m, n, k), of_b = parts_of_b(workspace, b, m, n, k);
+  const int rows = of_a.across ? k : of_a.size;
+  if ({a_there}) copy_rows(of_a, 0, warp, rows, warps, lane);
+  if ({b_there}) copy_rows(of_b, 0, (warp + warps - rows % warps) % warps, of_b.across ? k : of_b.size, warps, lane);
+}}
 """
 _WORDS = """
 __forceinline__ __device__ int take_ticket(unsigned* counter) {
@@ -120,25 +121,32 @@ __forceinline__ __device__ void await_count(const unsigned* counter, int count) 
   asm volatile("fence.proxy.async.global;" ::: "memory");
 }
 """
+# The first word counts tickets, that of a part what is done of it; the first parts' are not used.
 _COPY_REST = """
 __forceinline__ __device__ void copy_rest(void* workspace, const void* a, const void* b, int m, int n, int k, int lane) {{
   unsigned* words = static_cast<unsigned*>(workspace);
-  const Window of_a = window_of_a(workspace, a, m, k, first_rows(m, n), m);
-  const Window of_b = window_of_b(workspace, b, m, n, k, first_columns(m, n), n);
-  const int before = tasks_of(of_b), all = before + tasks_of(of_a);
+  const Parts of_a = parts_of_a(workspace, a, m, n, k), of_b = parts_of_b(workspace, b, m, n, k);
+  const int before = late_tasks(of_b), all = before + late_tasks(of_a);
+#pragma unroll 1
   for (int ticket = take_ticket(words); ticket < all; ticket = take_ticket(words)) {{
     const bool is_b = ticket < before;
-    const Window w = is_b ? of_b : of_a;
-    const int row = w.top + (is_b ? ticket : ticket - before) * {task};
-    copy_window(w, row, min(row + {task}, w.top + w.height), 1, lane);
-    count_copied(words + (is_b ? 2 : 1));
+    const Parts x = is_b ? of_b : of_a;
+    const int number = is_b ? ticket : ticket - before, each = tasks_of(x, 0), part = number / each + 1;
+    const int begin = (number - (part - 1) * each) * {task};
+    copy_rows(x, part, begin, begin + {task}, 1, lane);
+    count_copied(words + (is_b ? 0 : {parts}) + part);
   }}
 }}
-__forceinline__ __device__ void await_rest(void* workspace, int bottom, int m, int n, int k) {{
-  unsigned* words = static_cast<unsigned*>(workspace);
-  const int rows = first_rows(m, n);
-  await_count(words + 2, tasks_of(window_of_b(workspace, nullptr, m, n, k, first_columns(m, n), n)));
-  if (bottom > rows) await_count(words + 1, tasks_of(window_of_a(workspace, nullptr, m, k, rows, m)));
+__forceinline__ __device__ void await_part(const unsigned* words, Parts x, int line) {{
+  const int part = min(line, x.lines - 1) / x.size;
+  if (part > 0) await_count(words + part, tasks_of(x, part));
+}}
+__forceinline__ __device__ void await_rest(void* workspace, int top, int column, int m, int n, int k) {{
+  const unsigned* words = static_cast<unsigned*>(workspace);
+  const Parts of_a = parts_of_a(workspace, nullptr, m, n, k);
+  await_part(words, parts_of_b(workspace, nullptr, m, n, k), column);
+  await_part(words + {parts}, of_a, top);
+  await_part(words + {parts}, of_a, top + {bm} - 1);
 }}
 """
 # One function for all: TVM emits the text of each.
@@ -147,7 +155,7 @@ __forceinline__ __device__ void late_copies(int step, void* workspace, const voi
                                             int k, int x, int y, int lane) {
   if (step == 0) copy_first(workspace, a, b, m, n, k, x, y, lane);
   if (step == 1) copy_rest(workspace, a, b, m, n, k, lane);
-  if (step == 2) await_rest(workspace, x, m, n, k);
+  if (step == 2) await_rest(workspace, x, y, m, n, k);
 }
 """
 _FIRST, _REST, _AWAIT = range(3)
@@ -164,16 +172,18 @@ class LateCopies:
             "b_there": int("b" in form.pads),
             "a_across": int(form.trans_a),
             "b_across": int(not form.trans_b),
+            "bm": tiles.bm,
             "bn": tiles.bn,
             "height": tiles.bm * tiles.cluster,
             "group": tiles.group,
             "workers": tiles.blocks // tiles.cluster,
             "task": _TASK_ROWS,
             "counted": COUNTED_BYTES,
+            "parts": MOST_PARTS,
         }
-        windows = _WINDOWS.format(**constants) + _COPY_FIRST
-        self._source = SHIFTED + READ_ONCE + _COPY_WINDOW + windows + _WORDS + _COPY_REST.format(**constants)
-        self._source += _LATE_COPIES
+        of_these = _PARTS + _COPY_FIRST, _COPY_REST
+        parts, rest = (text.format(**constants) for text in of_these)
+        self._source = SHIFTED + READ_ONCE + _COPY_WINDOW + parts + _WORDS + rest + _LATE_COPIES
 
     def make_copies(self, arrays: dict[str, Any], blocks: int, chained: bool) -> int:
         """Emit the kernel of `blocks` blocks that copies what is needed first; return how many copies that are."""
@@ -199,7 +209,7 @@ class LateCopies:
     # fmt: on
 
     def _wait(self, walk: Walk) -> None:
-        self._call(_AWAIT, walk.top + self.tiles.bm, 0, 0)
+        self._call(_AWAIT, walk.top, walk.tn * self.tiles.bn, 0)
 
     def _call(self, step: int, x: Any, y: Any, lane: Any) -> None:
         a, b, workspace = (self.arrays[name].data for name in ("a", "b", "workspace"))
