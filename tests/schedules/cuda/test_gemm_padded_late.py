@@ -96,9 +96,9 @@ class TestRunHere:
     @pytest.mark.parametrize(
         "work, knobs, blocks",
         [
-            (matmul(136, 137, 267), {"group": 2}, 4),
-            (matmul(264, 70, 200), {"cluster": 2, "group": 2}, 4),
-            (matmul(131, 67, 7, trans_b=True, residual=True), {}, 2),
+            (matmul(136, 137, 203), {"group": 2}, 4),
+            (matmul(264, 150, 136), {"cluster": 2, "group": 2}, 4),
+            (matmul(131, 301, 7, trans_b=True, residual=True), {}, 2),
             (matmul(2205, 72, 7, trans_a=True, bias=True, dtype="float16"), {"bn": 80}, 2),
         ],
     )
