@@ -16,7 +16,7 @@ from tvmops.workloads import Workload
 
 _REGISTERS = 96  # of a thread that copies
 _SUMS = 128  # of a thread that multiplies, at most
-_WAVE = 256 * 128  # results of a block's largest tile
+_FILLED = 0.85  # of waves of the largest tiles, at least
 _LEAST = 1000  # half of the size of a square product that takes longer than what is copied beside it
 _BESIDE = 0.3  # of the bandwidth that the target states, when rows are copied beside a product
 # Three warpgroups that multiply leave copies no registers.
@@ -33,7 +33,8 @@ class LatePaddedGemm(PaddedGemm):
         if workload.is_generic or workload.ranges or not super().covers(workload, target):
             return False
         m, n, batch = workload.dims("m", "n", "batch")
-        return batch == 1 and m * n > max(_WAVE * target.cores, _LEAST * (m + n))
+        waves = math.ceil(m / 256) * math.ceil(n / 128) / target.cores
+        return batch == 1 and waves > 1 and waves > _FILLED * math.ceil(waves) and m * n > _LEAST * (m + n)
 
     def space(self, workload: Workload, target: Target) -> Space:
         whole = super().space(workload, target)
@@ -47,8 +48,8 @@ class LatePaddedGemm(PaddedGemm):
         return whole.is_legal(config) and sums_of(config) <= _SUMS and parts <= MOST_PARTS
 
     def choices(self, workload: Workload) -> list[Config]:
-        """Return what the default is chosen from: without clusters blocks drift apart beside copies."""
-        return [config for config in super().choices(workload) if config["cluster"] == 2]
+        """Return what the default is chosen from: the largest tiles, in clusters, were best beside copies."""
+        return [c for c in super().choices(workload) if c["cluster"] == 2 and sums_of(c) == _SUMS]
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         return []

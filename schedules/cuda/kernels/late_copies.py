@@ -85,10 +85,10 @@ __forceinline__ __device__ int late_tasks(Parts x) {{
 }}
 __forceinline__ __device__ void copy_rows(Parts x, int part, int begin, int bottom, int step, int lane) {{
   const int top = part * x.size, end = min(top + x.size, x.lines);
-  if (x.across)
-    copy_window({{x.to, x.from, x.k, x.lines, top / 8, (end + 7) / 8}}, begin, min(bottom, x.k), step, lane);
-  else
-    copy_window({{x.to, x.from, x.lines, x.k, 0, (x.k + 7) / 8}}, top + begin, min(top + bottom, end), step, lane);
+  Window w = {{x.to, x.from, x.lines, x.k, 0, (x.k + 7) / 8}};
+  if (x.across) w = {{x.to, x.from, x.k, x.lines, top / 8, (end + 7) / 8}};
+  const int above = x.across ? 0 : top;
+  copy_window(w, above + begin, min(above + bottom, x.across ? x.k : end), step, lane);
 }}
 """
 _COPY_FIRST = """

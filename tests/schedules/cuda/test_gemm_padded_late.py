@@ -40,6 +40,7 @@ def matmul(m: int, n: int, k: int, **fields: object) -> Workload:
         (matmul(4095, 4097, 4099), True),
         (matmul(4095, 4097, 4099, trans_b=True, bias=True), True),
         (matmul(2049, 2047, 2051), False),  # a wave of tiles: all is needed at once
+        (matmul(3000, 3002, 3004), False),  # the largest tiles leave much of the third wave
         (matmul(65_536, 101, 4099), False),  # multiplied in less time than copied
         (matmul(4096, 4096, 4096), False),  # nothing is copied
         (matmul(4095, 4097, 4099, batch=2), False),
