@@ -14,7 +14,7 @@ from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-_REGISTERS = 96  # of a thread that copies
+_REGISTERS = 104  # of a thread that copies
 _SUMS = 128  # of a thread that multiplies, at most
 _FILLED = 0.85  # of waves of the largest tiles, at least
 _LEAST = 1000  # half of the size of a square product that takes longer than what is copied beside it
@@ -31,6 +31,8 @@ class LatePaddedGemm(PaddedGemm):
 
     def covers(self, workload: Workload, target: Target) -> bool:
         if workload.is_generic or workload.ranges or not super().covers(workload, target):
+            return False
+        if workload["trans_a"] and workload["residual"]:  # what follows the sums would lack registers
             return False
         m, n, batch = workload.dims("m", "n", "batch")
         waves = math.ceil(m / 256) * math.ceil(n / 128) / target.cores
