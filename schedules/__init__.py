@@ -39,6 +39,7 @@ from tvmops.schedules.cuda.gemm_int8_wgmma import Int8WgmmaGemm
 from tvmops.schedules.cuda.gemm_loose import LooseGemm
 from tvmops.schedules.cuda.gemm_mma import MmaGemm
 from tvmops.schedules.cuda.gemm_padded import PaddedGemm
+from tvmops.schedules.cuda.gemm_padded_late import LatePaddedGemm
 from tvmops.schedules.cuda.gemm_simt import SimtGemm
 from tvmops.schedules.cuda.gemm_small import SmallGemm
 from tvmops.schedules.cuda.gemm_stream import StreamGemm
@@ -91,6 +92,7 @@ TEMPLATES: tuple[Template, ...] = (
     TurnedGemm(),
     SummedGemm(),
     StreamKGemm(),
+    LatePaddedGemm(),
     PaddedGemm(),
     Fp8Gemm(),
     MmaGemm(),

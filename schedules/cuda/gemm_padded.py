@@ -18,7 +18,7 @@ from tvmops.workloads import Workload
 _ALIGNED = 8  # elements: what stands for every aligned size
 _FROM_SIZE = 65  # of m: for less, a copy of b takes longer than the product
 _ANY_SIZE = 1 << 30
-_COPIED = 0.77  # of the bandwidth that the target states, when rows are copied
+COPIED = 0.77  # of the bandwidth that the target states, when rows are copied
 _START_SECONDS = 1.5e-6  # of a second kernel
 
 
@@ -59,7 +59,7 @@ class PaddedGemm(WgmmaGemm):
         shared = str(workload["shared"])
         sizes = {"a": m * k, "b": k * n}
         elements = sum(sizes[each] * (1 if shared == each else batch) for each in pads_of(workload))
-        copies = 4 * elements / (_COPIED * target.gpu.bandwidth)
+        copies = 4 * elements / (COPIED * target.gpu.bandwidth)
         return super().estimate(workload, target, config) + copies + _START_SECONDS
 
     def kernel_workload(self, workload: Workload) -> Workload:

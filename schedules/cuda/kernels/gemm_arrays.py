@@ -18,6 +18,8 @@ _SWIZZLED = (0, 3, 2, 0)
 _STORED = (0, 3, 0, 0)
 BOX_ROWS = 16  # of c, of a store of what was turned: tiles have a multiple of as many
 _ITEM = 2  # bytes of an element, as the copy engine sees them
+MOST_PARTS = 32  # of an operand that is copied late
+COUNTED_BYTES = 8 * MOST_PARTS  # before such copies: what is taken of them, and what is done of each part
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # of an element; others have one
 
 
@@ -39,6 +41,7 @@ class Form:
     loose: bool = False  # whether the rows of the result do
     parts: int = 1  # stretches of k whose sums meet in a workspace
     left_bytes: int = 0  # of a workspace for sums that blocks leave each other
+    late: bool = False  # whether a part of the copies of those is made beside the product
     turned: bool = False  # c^T = b^T a^T is what is multiplied: b of the caller is a here, m is n
 
     @property
@@ -117,7 +120,7 @@ class Arrays:
             for each in "abc"
         }
         self.copies: dict[str, Padded] = {}
-        self.workspace_bytes: Any = T.int64(0)
+        self.workspace_bytes: Any = T.int64(COUNTED_BYTES if form.late else 0)
         for name in form.pads:
             rows, columns = self.matrices[name]
             items = self.batch if self.items[name] else 1

@@ -31,7 +31,8 @@ turned on its way to shared memory (`gemm_turned_results`).
 TMA leaves out what lies beyond an array when it stores, and reads zeros there: no shape needs
 to divide. Tiles whose columns end inside 64 that are loaded together are stored warp by warp.
 TMA needs rows of a multiple of 16 bytes: of an operand with others a kernel before this one makes
-a copy with such rows in a workspace, and results with others are stored row by row.
+a copy with such rows in a workspace, and results with others are stored row by row. Of large products a
+part of it is copied beside the first tiles, which don't need it (`late_copies`).
 m, n, k and the batch are known at run time alone: one kernel serves every such shape.
 """
 
@@ -52,6 +53,7 @@ from tvmops.schedules.cuda.kernels.gemm_sums import add_up
 from tvmops.schedules.cuda.kernels.gemm_turned_results import TurnedResults
 from tvmops.schedules.cuda.kernels.gemm_walk import Walk, blocks_for
 from tvmops.schedules.cuda.kernels.gemm_zero_points import ZeroPoints
+from tvmops.schedules.cuda.kernels.late_copies import LateCopies
 from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH, meet_in_cluster
 
 
@@ -83,7 +85,8 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
         a_map = T.meta_var(arrays_of.map_of("a", arrays, a_of.box))
         b_map = T.meta_var(arrays_of.map_of("b", arrays, b_of.box))
         c_map = T.meta_var(arrays_of.map_of_result(C) if BY_TMA else None)
-        copied = T.meta_var(arrays_of.make_copies(arrays, 8 * tiles.multiprocessors, CHAINED))
+        late = T.meta_var(LateCopies(arrays_of, arrays, tiles) if form.late else None)
+        copied = T.meta_var((late or arrays_of).make_copies(arrays, 8 * tiles.multiprocessors, CHAINED))
 
         with T.attr(0, "tirx.device_entry", True):
             T.attr({"tirx.launch_bounds_min_blocks_per_sm": tiles.beside})
@@ -142,6 +145,8 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
                     if T.cuda.elect_sync():
                         while walk.tile < walk.count:
                             walk.locate()
+                            if form.late:
+                                late.wait(walk)
                             for kt in T.serial(walk.steps):
                                 T.cuda.mbarrier_wait(empty.ptr_to([walk.stage]), walk.phase ^ 1)
                                 T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([walk.stage]), T.uint32(a_of.stage_bytes + b_of.stage_bytes))
@@ -149,6 +154,9 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
                                 b_of.load(Bs, walk.stage, b_map, walk.tn * BN, (walk.first + kt) * BK, part, walk.item, full.ptr_to([walk.stage]))
                                 walk.advance()
                             walk.go_on()
+                if form.late:
+                    if warp > 0:
+                        late.copy_rest(lane)
                 if integers:
                     if (warp > 0) & zeros.needed:
                         while walk.tile < walk.count:

@@ -44,7 +44,7 @@ __forceinline__ __device__ uint4 by_element(const void* from, long long begin, l
 }
 """
 # What is read once leaves L2 first.
-_READ_ONCE = """
+READ_ONCE = """
 __forceinline__ __device__ uint4 read_once(const uint4* from) {
   unsigned long long policy;
   uint4 v;
@@ -119,7 +119,7 @@ def pad_rows(
 
     With `once` the cache keeps the copies rather than the arrays.
     """
-    source = _READ_ONCE + _PAD_ROWS.replace("__ldg(whole", "read_once(whole") if once else _PAD_ROWS
+    source = READ_ONCE + _PAD_ROWS.replace("__ldg(whole", "read_once(whole") if once else _PAD_ROWS
     with T.attr(0, "tirx.device_entry", True):
         block = T.cta_id([blocks])
         warp, lane = T.warp_id([_WARPS]), T.lane_id([32])

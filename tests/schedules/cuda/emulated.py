@@ -25,6 +25,7 @@ _HOPPER = _FOLDER / "hopper.h"
 _MACHINE = ("emulator.cpp", "hopper.cpp")
 _KERNEL = re.compile(r'extern "C" __global__ void[^(]*\((\d+)[^)]*\) (\w+)\(([^)]*)\) \{')
 _HELPER = re.compile(r"__forceinline__ __device__ [^;{]*?(\w+)\([^)]*\) \{\n.*?\n\}\n", re.DOTALL)
+_STRUCT = re.compile(r"^struct \w+ \{\n.*?\n\};\n", re.DOTALL | re.MULTILINE)
 _ORDER = re.compile(
     r"tvm_builtin_ptx_(setmaxnreg|fence|wgmma_fence|prefetch)\w*|tie_\d+|ask_for_box_\dd"
 )  # changes no value here
@@ -46,7 +47,8 @@ def emulated(cubin: Cubin, folder: Path, number: int = 0) -> Callable[..., None]
     found = kernels[number]
     threads, name, parameters = int(found[1]), found[2], [p.split() for p in found[3].split(", ")]
     declared = _HEADER.read_text() + _HOPPER.read_text()
-    helpers = "".join(
+    helpers = "".join(_STRUCT.findall(cubin.source))
+    helpers += "".join(
         f"static inline void {match[1]}(...) {{}}\n" if _ORDER.fullmatch(match[1]) else match[0]
         for match in _HELPER.finditer(cubin.source) if not re.search(rf"\b{match[1]}\b", declared)
         and not _is_named_by_macro(match[1])

@@ -120,6 +120,21 @@ static inline void await_flag(void* flags, int number) {
   emulator::meet(emulator::warp().group);
   flag = 0;
 }
+static inline int take_ticket(unsigned* counter) {
+  return exchange(emulator::lane() == 0 ? static_cast<int>((*counter)++) : 0, 0);
+}
+static inline void count_copied(unsigned* counter) {
+  emulator::meet(emulator::warp().group);
+  if (emulator::lane() == 0) ++*counter;
+  ++emulator::flags.round;
+}
+static inline void await_count(const unsigned* counter, int count) {
+  while (static_cast<int>(*counter) < count) {
+    emulator::now->waits_for = &emulator::flags;
+    emulator::now->round = emulator::flags.round;
+    swapcontext(&emulator::now->context, &emulator::scheduler);
+  }
+}
 static inline uint4 read_once(const uint4* from) { return *from; }
 static inline bool tvm_builtin_elect_one_sync_op() { return emulator::lane() == 0; }
 static inline void tvm_builtin_cuda_cta_sync() { __syncthreads(); }
