@@ -129,11 +129,7 @@ static inline void count_copied(unsigned* counter) {
   ++emulator::flags.round;
 }
 static inline void await_count(const unsigned* counter, int count) {
-  while (static_cast<int>(*counter) < count) {
-    emulator::now->waits_for = &emulator::flags;
-    emulator::now->round = emulator::flags.round;
-    swapcontext(&emulator::now->context, &emulator::scheduler);
-  }
+  while (static_cast<int>(*counter) < count) emulator::wait_for(emulator::flags);
 }
 static inline uint4 read_once(const uint4* from) { return *from; }
 static inline bool tvm_builtin_elect_one_sync_op() { return emulator::lane() == 0; }
