@@ -67,7 +67,7 @@ class StreamKGemm(LongKGemm):
 
 
 def _workers(tiles: Tiles) -> int:
-    return tiles.blocks // tiles.cluster
+    return tiles.blocks // tiles.sharers
 
 
 _CHOICES = tuple(

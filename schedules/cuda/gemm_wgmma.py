@@ -106,8 +106,8 @@ class WgmmaGemm(Template):
 
     def waves(self, workload: Workload, tiles: Tiles) -> float:
         """Return how many tiles the busiest block takes, for the estimate."""
-        places = tiles.blocks * (_PLACES if tiles.split_k > 2 else 1.0)
-        return math.ceil(clusters_of(workload, tiles) * tiles.cluster * tiles.split_k / places)
+        places = tiles.blocks * (_PLACES if tiles.split_k > 2 or tiles.sharers > 2 else 1.0)
+        return math.ceil(clusters_of(workload, tiles) * tiles.sharers * tiles.split_k / places)
 
     def _tile(self, workload: Workload, tiles: Tiles) -> float:
         """Guess the seconds of a block's share of a tile."""
@@ -117,13 +117,13 @@ class WgmmaGemm(Template):
         if not workload["trans_b"]:
             within = sum(i * tiles.bn % 64 > 0 for i in range(4)) / 4  # of the tiles
             columns = -(-tiles.bn // 64) * 64 * (1 + _TWO_LINES * within)
-        joined = _JOINED if tiles.group > 1 and tiles.cluster == tiles.split_k == 1 else 1.0
-        busy = min(1.0, clusters_of(workload, tiles) * tiles.cluster * tiles.split_k / tiles.blocks)
+        joined = _JOINED if tiles.group > 1 and tiles.sharers == tiles.split_k == 1 else 1.0
+        busy = min(1.0, clusters_of(workload, tiles) * tiles.sharers * tiles.split_k / tiles.blocks)
         narrow = 1 + _NARROW * (256 / tiles.bn - 1)
         return tiles.beside * _bent(
             2 * tiles.bm * tiles.bn * depth * narrow / _RATE,
             2 * (rows + columns) * depth / _TAKEN,
-            2 * (rows + columns / tiles.cluster) * joined * depth * busy / _FROM_L2,
+            2 * (rows / tiles.abreast + columns / tiles.cluster) * joined * depth * busy / _FROM_L2,
         )
 
     def _bytes(self, workload: Workload, tiles: Tiles, waves: float) -> float:
@@ -197,9 +197,9 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         tiles.bm % (64 * tiles.consumers) == 0
         and accumulators <= _most_sums(tiles, workload)
         and tiles.stages >= 3
-        and (tiles.beside == 1 or tiles.consumers == tiles.cluster == 1)
+        and (tiles.beside == 1 or tiles.consumers == tiles.sharers == 1)
         and tiles.partial_bytes <= tiles.stages * tiles.stage_bytes
-        and not (tiles.cluster > 1 and tiles.split_k > 1)
+        and not (tiles.sharers > 1 and tiles.split_k > 1)
         and tiles.cluster <= rows
         and tiles.split_k <= max(1, k // (2 * tiles.bk))
         and (tiles.split_k == 1 or tiles_of_c(workload, tiles) <= 2 * target.cores)
@@ -224,7 +224,8 @@ def is_ragged(workload: Workload, dim: str) -> bool:
 def clusters_of(workload: Workload, tiles: Tiles) -> int:
     """Return how many tiles clusters take together, of all matrices."""
     m, n = workload.dims("m", "n")
-    return _items(workload) * math.ceil(m / (tiles.bm * tiles.cluster)) * math.ceil(n / tiles.bn)
+    rows, columns = tiles.bm * tiles.cluster, tiles.bn * tiles.abreast
+    return _items(workload) * math.ceil(m / rows) * math.ceil(n / columns)
 
 
 def _bent(*limits: float) -> float:

@@ -62,7 +62,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     DT = arrays_of.dtype
     BM, BN, BK, STAGES = tiles.bm, tiles.bn, tiles.bk, tiles.stages
     CONSUMERS, WM, BUFFERS = tiles.consumers, tiles.blocks_a_group, tiles.store_buffers
-    SHARE, SPLIT = tiles.cluster, tiles.split_k
+    SHARE, SPLIT = tiles.sharers, tiles.split_k
     CLUSTER, CHAINED, PARTS = SHARE * SPLIT, bool(tiles.chained), form.parts
     sums_form = form if PARTS == 1 else form.sums
     BY_TMA = sums_form.turns_back or sums_form.stores_by_tma and not form.turned and BN % 64 == 0
@@ -71,9 +71,9 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     a_of = (
         AcrossFloats(arrays_of, "a", BM, tiles)
         if form.across
-        else Operand(arrays_of, "a", not form.trans_a, BM, tiles)
+        else Operand(arrays_of, "a", not form.trans_a, BM, tiles, sharers=tiles.abreast)
     )
-    b_of = Operand(arrays_of, "b", form.trans_b, BN, tiles, sharers=SHARE)
+    b_of = Operand(arrays_of, "b", form.trans_b, BN, tiles, sharers=tiles.cluster)
 
     # fmt: off
     @T.prim_func
@@ -90,7 +90,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             bx = T.cta_id([blocks_for(form, tiles, arrays_of.m, arrays_of.n, arrays_of.batch)])
             rank = T.cta_id_in_cluster([CLUSTER]) if CLUSTER > 1 else 0
             beside = T.cta_id_in_cluster([tiles.neighbours]) if tiles.neighbours > 1 else 0  # noqa: F841
-            part = T.meta_var(rank if SHARE > 1 else 0)  # of b, that this block loads for its cluster
+            part = T.meta_var(rank if SHARE > 1 else 0)  # of a tile, that this block loads for its cluster
             group = T.warpgroup_id([CONSUMERS + 1])
             warp = T.warp_id_in_wg([4])
             lane = T.lane_id([32])
@@ -129,7 +129,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     if T.cuda.elect_sync():
                         walk.locate()
                         for kt in T.serial(T.min(walk.steps, tiles.chained)):
-                            b_of.ask(b_map, walk.tn * BN, (walk.first + kt) * BK, part, walk.item)
+                            b_of.ask(b_map, walk.left, (walk.first + kt) * BK, part if tiles.cluster > 1 else 0, walk.item)
             if CHAINED:
                 T.ptx.griddepcontrol.launch_dependents()
                 T.ptx.griddepcontrol.wait()
@@ -145,8 +145,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             for kt in T.serial(walk.steps):
                                 T.cuda.mbarrier_wait(empty.ptr_to([walk.stage]), walk.phase ^ 1)
                                 T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([walk.stage]), T.uint32(a_of.stage_bytes + b_of.stage_bytes))
-                                a_of.load(As, walk.stage, a_map, walk.top, (walk.first + kt) * BK, 0, walk.item, full.ptr_to([walk.stage]))
-                                b_of.load(Bs, walk.stage, b_map, walk.tn * BN, (walk.first + kt) * BK, part, walk.item, full.ptr_to([walk.stage]))
+                                a_of.load(As, walk.stage, a_map, walk.top, (walk.first + kt) * BK, part if tiles.abreast > 1 else 0, walk.item, full.ptr_to([walk.stage]))
+                                b_of.load(Bs, walk.stage, b_map, walk.left, (walk.first + kt) * BK, part if tiles.cluster > 1 else 0, walk.item, full.ptr_to([walk.stage]))
                                 walk.advance()
                             walk.go_on()
                 if integers:
@@ -177,7 +177,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     # warp i of each consumer releases stages in block i of the cluster
                     T.ptx.mapa.shared__cluster.u32(e_base, T.cuda.cvta_generic_to_shared(empty.ptr_to([0])), T.Cast("uint32", warp % SHARE))
                 row: T.let = warp * 16 + lane % 16
-                consumer = T.meta_var(Consumer(group, warp, lane, walk.top, walk.tn, walk.item, row, acc, packed, factor if sums_form.has_factor else None))
+                consumer = T.meta_var(Consumer(group, warp, lane, walk.top, walk.left, walk.item, row, acc, packed, factor if sums_form.has_factor else None))
                 products = T.meta_var(Products(form, tiles, walk, consumer, (Factor(a_of, a_base), Factor(b_of, b_base)), RingBarriers(full, empty, e_base)))
                 results = T.meta_var(IntegerResults(arrays_of, arrays, tiles, consumer, zeros, columns) if isinstance(arrays_of, IntegerArrays) else (TurnedResults if form.turned else Results)(sums_form, arrays_of, arrays, tiles, consumer))
                 partials = T.meta_var(PartialSums(results, tiles, partial, rank))
