@@ -41,14 +41,10 @@ class StreamKGemm(LongKGemm):
         return list(_CHOICES)
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        tiles = Tiles.of(config, target)
-        left = 4 * tiles.bm * tiles.bn * (1 - 1 / tiles.streams if tiles.streams > 1 else 1)
-        return super().estimate(workload, target, config) + _LEAVING_SECONDS + left / _LEAVING_RATE
+        return super().estimate(workload, target, config) + leaving_seconds(Tiles.of(config, target))
 
     def waves(self, workload: Workload, tiles: Tiles) -> float:
-        """Return the waves of whole tiles, and the part of another one that shared tiles take."""
-        waves = clusters_of(workload, tiles) / _workers(tiles)
-        return math.floor(waves) + (waves % 1.0 if tiles.streams == 1 else 1.0 / tiles.streams)
+        return shared_waves(workload, tiles)
 
     def may_share(self, config: Config, workload: Workload, target: Target) -> bool:
         tiles = Tiles.of(config, target)
@@ -58,12 +54,31 @@ class StreamKGemm(LongKGemm):
         steps, count, workers = math.ceil(k / tiles.bk), clusters_of(workload, tiles), _workers(tiles)
         rest, holders = count % workers, tiles.streams  # tiles that fill no wave
         if holders == 1:
-            return rest > 0 and count * steps >= _LEAST_STEPS * workers
+            return may_share_evenly(workload, tiles)
         places = -(-rest // tiles.neighbours) * tiles.neighbours * holders
         return 0 < places <= workers and steps >= _LEAST_STEPS * holders
 
     def with_workspace(self, workload: Workload, target: Target, config: Config) -> Form:
         return replace(self.form_of(workload, config), left_bytes=Tiles.of(config, target).workspace_bytes)
+
+
+def shared_waves(workload: Workload, tiles: Tiles) -> float:
+    """Return the waves of whole tiles, and the part of another one that shared tiles take."""
+    waves = clusters_of(workload, tiles) / _workers(tiles)
+    return math.floor(waves) + (waves % 1.0 if tiles.streams == 1 else 1.0 / tiles.streams)
+
+
+def leaving_seconds(tiles: Tiles) -> float:
+    """Guess how long sums take on their way to another block."""
+    left = 4 * tiles.bm * tiles.bn * (1 - 1 / tiles.streams if tiles.streams > 1 else 1)
+    return _LEAVING_SECONDS + left / _LEAVING_RATE
+
+
+def may_share_evenly(workload: Workload, tiles: Tiles) -> bool:
+    """Say whether tiles are left that fill no wave, and each block finds enough to do."""
+    (k,) = workload.dims("k")
+    count, workers = clusters_of(workload, tiles), _workers(tiles)
+    return count % workers > 0 and count * math.ceil(k / tiles.bk) >= _LEAST_STEPS * workers
 
 
 def _workers(tiles: Tiles) -> int:

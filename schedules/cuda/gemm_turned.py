@@ -34,7 +34,7 @@ class TurnedGemm(WgmmaGemm):
         return m >= _LEAST_ROWS and workload["out_dtype"] != "float32"
 
     def space(self, workload: Workload, target: Target) -> Space:
-        whole = super().space(_turned(workload), target)
+        whole = super().space(turned(workload), target)
         (m,) = workload.dims("m")
         own = {
             "bn": Knob("bn", tuple(bn for bn in _WIDTHS if bn < 2 * m)),
@@ -50,17 +50,17 @@ class TurnedGemm(WgmmaGemm):
         return []
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        return super().estimate(_turned(workload), target, config)
+        return super().estimate(turned(workload), target, config)
 
     def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
-        return super().features(_turned(workload), target, config)
+        return super().features(turned(workload), target, config)
 
     def form_of(self, workload: Workload, config: Config) -> Form:
         form = super().form_of(workload, config)
         return replace(form, trans_a=not form.trans_b, trans_b=not form.trans_a, turned=True)
 
 
-def _turned(workload: Workload) -> Workload:
+def turned(workload: Workload) -> Workload:
     """Return the product c^T = b^T a^T that is made in place of `workload`."""
     lies = {"trans_a": not workload["trans_b"], "trans_b": not workload["trans_a"]}
     return workload.replace(m=workload["n"], n=workload["m"], **lies)

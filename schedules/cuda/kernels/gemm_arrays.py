@@ -164,7 +164,7 @@ class Arrays:
         }
         return {self.names.get(name, name): array for name, array in declared.items()}
 
-    def map_of(self, name: str, arrays: dict[str, Any], box: tuple[int, int]) -> Any:
+    def map_of(self, name: str, arrays: dict[str, Any], box: tuple[int, Any]) -> Any:
         """Describe an operand, or its copy, to the copy engine."""
         rows, columns = self.matrices[name]
         dims = (columns, rows, *self.items[name])

@@ -224,4 +224,4 @@ class SharedSums:
         return T.address_of(self.workspace[self.tiles.left_bytes])
 
     def _of_group(self, place: Any) -> Any:
-        return (place * self.tiles.cluster + self.rank) * self.tiles.consumers + self.at.group
+        return (place * self.tiles.sharers + self.rank) * self.tiles.consumers + self.at.group

@@ -144,7 +144,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             walk.locate()
                             for kt in T.serial(walk.steps):
                                 T.cuda.mbarrier_wait(empty.ptr_to([walk.stage]), walk.phase ^ 1)
-                                T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([walk.stage]), T.uint32(a_of.stage_bytes + b_of.stage_bytes))
+                                T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([walk.stage]), T.uint32(a_of.loaded_bytes(walk.m) + b_of.loaded_bytes(walk.n)))
                                 a_of.load(As, walk.stage, a_map, walk.top, (walk.first + kt) * BK, part if tiles.abreast > 1 else 0, walk.item, full.ptr_to([walk.stage]))
                                 b_of.load(Bs, walk.stage, b_map, walk.left, (walk.first + kt) * BK, part if tiles.cluster > 1 else 0, walk.item, full.ptr_to([walk.stage]))
                                 walk.advance()
