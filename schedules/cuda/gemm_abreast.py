@@ -1,4 +1,4 @@
-"""Products of 16 bits on Hopper, made as c^T = b^T a^T by clusters that share b; `kernels.gemm_wgmma` says how."""
+"""Products of 16 bits on Hopper, made as c^T = b^T a^T by clusters; `kernels.gemm_wgmma` says how."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from tvm import IRModule
 
 from tvmops.schedules.cuda.gemm_stream_k import leaving_seconds, may_share_evenly, shared_waves
-from tvmops.schedules.cuda.gemm_tiles import Tiles
+from tvmops.schedules.cuda.gemm_tiles import FEWER_SUMS, Tiles, sums_of
 from tvmops.schedules.cuda.gemm_turned import TurnedGemm, turned
 from tvmops.schedules.cuda.kernels.gemm_arrays import workspace_function
 from tvmops.space import Config, Knob, Space
@@ -44,7 +44,9 @@ class AbreastGemm(TurnedGemm):
 
         def is_legal(config: Config) -> bool:
             tiles = Tiles.of(config, target)
-            shared = tiles.streams == 0 or may_share_evenly(turned(workload), tiles)
+            shared = tiles.streams == 0 or (
+                may_share_evenly(turned(workload), tiles) and sums_of(config) <= FEWER_SUMS
+            )
             return shared and whole.is_legal(config) and tiles.abreast <= math.ceil(m / tiles.bn)
 
         return Space(self.name, knobs, is_legal)

@@ -14,8 +14,9 @@ from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 _LEAST_STEPS = 8  # of k, of each block
-_LEAVING_SECONDS = 2e-6  # for sums to be left and found
-_LEAVING_RATE = 2e10  # bytes a second of those, of one multiprocessor
+_LEAVING_SECONDS = 1.1e-6  # for sums to be left and found
+_BEYOND = 1.11  # times as long, if tiles that all blocks share reach beyond c: zeros take long to load
+_LEAVING_RATE = 1.2e10  # bytes a second of those, of one multiprocessor
 
 
 class StreamKGemm(LongKGemm):
@@ -65,7 +66,10 @@ class StreamKGemm(LongKGemm):
 def shared_waves(workload: Workload, tiles: Tiles) -> float:
     """Return the waves of whole tiles, and the part of another one that shared tiles take."""
     waves = clusters_of(workload, tiles) / _workers(tiles)
-    return math.floor(waves) + (waves % 1.0 if tiles.streams == 1 else 1.0 / tiles.streams)
+    if tiles.streams > 1:
+        return math.floor(waves) + 1.0 / tiles.streams
+    sides = zip(workload.dims("m", "n"), (tiles.bm, tiles.bn))
+    return waves * (_BEYOND if any(size > tile and size % tile for size, tile in sides) else 1.0)
 
 
 def leaving_seconds(tiles: Tiles) -> float:

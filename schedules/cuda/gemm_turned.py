@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
+from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.cuda.kernels.gemm_arrays import Form
 from tvmops.schedules.template import GenericKernel
@@ -13,6 +15,7 @@ from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 _LEAST_ROWS = 33  # of a: fewer are streamed
+_APART = 1.26  # times as long memory takes, if tiles that read the same of b do so far from each other
 _WIDTHS = tuple(range(48, 257, 16))
 
 
@@ -51,6 +54,11 @@ class TurnedGemm(WgmmaGemm):
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         return super().estimate(turned(workload), target, config)
+
+    def apart(self, workload: Workload, tiles: Tiles) -> float:
+        """Return the same of what are rows here: tiles of a row read the same of the caller's b."""
+        (n,) = workload.dims("n")
+        return _APART if tiles.abreast < min(math.ceil(n / tiles.bn), 4) else 1.0
 
     def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
         return super().features(turned(workload), target, config)

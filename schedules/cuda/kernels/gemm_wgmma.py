@@ -8,10 +8,10 @@ and activation are applied to the sums in registers. Results go through shared m
 float32 straight to memory.
 
 A cluster of blocks serves one of two ends. With `cluster` > 1 its blocks, one above the
-other, each load a part of their common tile of b for all. With `split_k` > 1 its blocks add
-up one tile, each a stretch of k; the partial sums are exchanged through the cluster's shared
-memory and added in a fixed order, so that no workspace is needed and results repeat. They take the
-place of the ring. Large clusters leave a part of the machine idle: with `parts` > 1 blocks anywhere
+other, each load a part of their common tile of b for all; with `abreast` > 1, side by side, of a.
+With `split_k` > 1 its blocks add up one tile, each a stretch of k; the partial sums are exchanged
+through the cluster's shared memory and added in a fixed order, so that no workspace is needed and
+results repeat. They take the place of the ring. Large clusters leave a part of the machine idle: with `parts` > 1 blocks anywhere
 leave float32 sums of a stretch of k in a workspace, and a second kernel adds those (`gemm_sums`).
 With `streams` blocks share the tiles that fill no wave: they leave sums in a workspace for each other,
 tell so by flags, and add them up themselves (`gemm_stream_k`).
@@ -29,7 +29,9 @@ and those of 16 bits whose tiles shall have other rows than multiples of 64: wha
 turned on its way to shared memory (`gemm_turned_results`).
 
 TMA leaves out what lies beyond an array when it stores, and reads zeros there: no shape needs
-to divide. Tiles whose columns end inside 64 that are loaded together are stored warp by warp.
+to divide. But zeros take longer than what is there: the last tiles begin where they are whole if what
+they share with others is the same in both, and boxes are no higher than an operand that lies along k.
+Tiles whose columns end inside 64 that are loaded together are stored warp by warp.
 TMA needs rows of a multiple of 16 bytes: of an operand with others a kernel before this one makes
 a copy with such rows in a workspace, and results with others are stored row by row.
 m, n, k and the batch are known at run time alone: one kernel serves every such shape.
