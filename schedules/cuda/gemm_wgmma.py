@@ -140,7 +140,7 @@ class WgmmaGemm(Template):
         return max(once, again) if 2 * (m * k + k * n) > _KEPT else once
 
     def apart(self, workload: Workload, tiles: Tiles) -> float:
-        """Return how many times as long memory takes, if tiles of the same columns lie far from each other."""
+        """Return how many times as long memory takes where tiles of the same columns lie far apart."""
         (m,) = workload.dims("m")
         return _APART if tiles.cluster * tiles.group < min(math.ceil(m / tiles.bm), 4) else 1.0
 
