@@ -14,9 +14,10 @@ from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 _LEAST_STEPS = 8  # of k, of each block
-_LEAVING_SECONDS = 1.1e-6  # for sums to be left and found
-_BEYOND = 1.11  # times as long, if tiles that all blocks share reach beyond c: zeros take long to load
-_LEAVING_RATE = 1.2e10  # bytes a second of those, of one multiprocessor
+_LEAVING_SECONDS = 1.2e-6  # for sums to be left and found
+# Times as long, if all blocks share tiles, and if those reach beyond c: zeros take long to load.
+_EVENLY, _BEYOND = 1.08, 1.46
+_LEAVING_RATE = 1.1e10  # bytes a second of those, of one multiprocessor
 
 
 class StreamKGemm(LongKGemm):
@@ -42,10 +43,19 @@ class StreamKGemm(LongKGemm):
         return list(_CHOICES)
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        return super().estimate(workload, target, config) + leaving_seconds(Tiles.of(config, target))
+        tiles = Tiles.of(config, target)
+        left = 4 * tiles.bm * tiles.bn * (1 - 1 / tiles.streams if tiles.streams > 1 else 1)
+        return super().estimate(workload, target, config) + _LEAVING_SECONDS + left / _LEAVING_RATE
 
     def waves(self, workload: Workload, tiles: Tiles) -> float:
-        return shared_waves(workload, tiles)
+        """Return the waves of whole tiles, and the part of another one that shared tiles take."""
+        waves = clusters_of(workload, tiles) / _workers(tiles)
+        if tiles.streams > 1:
+            return math.floor(waves) + 1.0 / tiles.streams
+        sides = zip(workload.dims("m", "n"), (tiles.bm, tiles.bn))
+        return (
+            waves * _EVENLY * (_BEYOND if any(size > tile and size % tile for size, tile in sides) else 1.0)
+        )
 
     def may_share(self, config: Config, workload: Workload, target: Target) -> bool:
         tiles = Tiles.of(config, target)
@@ -55,34 +65,12 @@ class StreamKGemm(LongKGemm):
         steps, count, workers = math.ceil(k / tiles.bk), clusters_of(workload, tiles), _workers(tiles)
         rest, holders = count % workers, tiles.streams  # tiles that fill no wave
         if holders == 1:
-            return may_share_evenly(workload, tiles)
+            return rest > 0 and count * steps >= _LEAST_STEPS * workers
         places = -(-rest // tiles.neighbours) * tiles.neighbours * holders
         return 0 < places <= workers and steps >= _LEAST_STEPS * holders
 
     def with_workspace(self, workload: Workload, target: Target, config: Config) -> Form:
         return replace(self.form_of(workload, config), left_bytes=Tiles.of(config, target).workspace_bytes)
-
-
-def shared_waves(workload: Workload, tiles: Tiles) -> float:
-    """Return the waves of whole tiles, and the part of another one that shared tiles take."""
-    waves = clusters_of(workload, tiles) / _workers(tiles)
-    if tiles.streams > 1:
-        return math.floor(waves) + 1.0 / tiles.streams
-    sides = zip(workload.dims("m", "n"), (tiles.bm, tiles.bn))
-    return waves * (_BEYOND if any(size > tile and size % tile for size, tile in sides) else 1.0)
-
-
-def leaving_seconds(tiles: Tiles) -> float:
-    """Guess how long sums take on their way to another block."""
-    left = 4 * tiles.bm * tiles.bn * (1 - 1 / tiles.streams if tiles.streams > 1 else 1)
-    return _LEAVING_SECONDS + left / _LEAVING_RATE
-
-
-def may_share_evenly(workload: Workload, tiles: Tiles) -> bool:
-    """Say whether tiles are left that fill no wave, and each block finds enough to do."""
-    (k,) = workload.dims("k")
-    count, workers = clusters_of(workload, tiles), _workers(tiles)
-    return count % workers > 0 and count * math.ceil(k / tiles.bk) >= _LEAST_STEPS * workers
 
 
 def _workers(tiles: Tiles) -> int:

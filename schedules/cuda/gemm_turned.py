@@ -15,7 +15,7 @@ from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 _LEAST_ROWS = 33  # of a: fewer are streamed
-_APART = 1.26  # times as long memory takes, if tiles that read the same of b do so far from each other
+_APART = 1.27  # times as long memory takes, if tiles that read the same of b do so far from each other
 _WIDTHS = tuple(range(48, 257, 16))
 
 
@@ -87,6 +87,6 @@ _CHOICES = tuple(
         chained=1,
     )
     for (bm, consumers), bn, cluster, group in itertools.product(
-        ((64, 1), (128, 1), (128, 2), (256, 2)), _WIDTHS, (1, 2), (1, 2, 8)
+        ((64, 1), (128, 1), (128, 2), (192, 3), (256, 2)), _WIDTHS, (1, 2), (1, 2, 8)
     )
 )
