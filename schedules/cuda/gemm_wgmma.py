@@ -24,27 +24,27 @@ _WIDTHS = tuple(range(64, 257, 16))  # of tiles
 # Rows of tiles, and the warpgroups that multiply them.
 _STACKS = ((64, 1), (128, 1), (128, 2), (192, 3), (256, 2))
 
-# Of the guess, fitted to what an H100 and an H200 took for 1283 configs of 169 shapes.
-_RATE = 6.83e12  # operations a second of one multiprocessor, of tiles of 256 columns
+# Of the guess, fitted to what an H100 and an H200 took for 1309 configs of 172 shapes.
+_RATE = 6.82e12  # operations a second of one multiprocessor, of tiles of 256 columns
 _NARROW = 0.016  # longer, for each time that a tile is narrower
 # Bytes a second of one multiprocessor: those it takes, and those that the L2 has for it.
-_TAKEN, _FROM_L2 = 1.18e11, 1.11e11
-_JOINED = 0.36  # of what neighbours both ask for, that the L2 is asked for: it answers them at once
-_TWO_LINES = 1.08  # more, for boxes of a b that lies across k where they begin within a line of 128 bytes
-_READ = 3.5e11  # bytes a second of shared memory that wgmma reads: all columns for each 64 rows
-_THREE, _FOUR = 1.06, 0.98  # times as long, if three warpgroups multiply, if four blocks share what they load
+_TAKEN, _FROM_L2 = 1.20e11, 1.12e11
+_JOINED = 0.39  # of what neighbours both ask for, that the L2 is asked for: it answers them at once
+_TWO_LINES = 1.13  # more, for boxes of a b that lies across k where they begin within a line of 128 bytes
+_READ = 3.2e11  # bytes a second of shared memory that wgmma reads: all columns for each 64 rows
+_THREE = 1.03  # times as long, if three warpgroups multiply
 _SHARPNESS = 4  # of the bend where one limit takes over from another
 _BANDWIDTH = 0.93  # of that which the target states
 # Bytes that the L2 keeps of operands; the part of larger ones that each wave loads again.
 _KEPT, _AGAIN = 3e7, 0.92
 _APART = 1.13  # times as long memory takes, if tiles that read the same of b do so far from each other
-_FINISH_SECONDS = 0.68e-6  # of 128 x 128 results of one warpgroup
-_WAVE_SECONDS = 0.82e-6
-_START_SECONDS = 2.41e-6  # until the first stage is there, and for what follows the last
+_FINISH_SECONDS = 0.67e-6  # of 128 x 128 results of one warpgroup
+_WAVE_SECONDS = 0.72e-6
+_START_SECONDS = 2.36e-6  # until the first stage is there, and for what follows the last
 # Gained by an early launch; lost by one where blocks share sums.
-_CHAINED_SECONDS, _LATE_SECONDS = 0.53e-6, 0.25e-6
-_PLACES = 0.85  # of the machine: clusters of four blocks and more don't find room everywhere
-_MEETING_SECONDS, _EXCHANGE_SECONDS = 0.46e-6, 1.59e-6  # of the blocks of a cluster, each; of 128 x 128 sums
+_CHAINED_SECONDS, _LATE_SECONDS = 0.47e-6, 0.23e-6
+_PLACES = 0.91  # of the machine: clusters of four blocks and more don't find room everywhere
+_MEETING_SECONDS, _EXCHANGE_SECONDS = 0.58e-6, 1.44e-6  # of the blocks of a cluster, each; of 128 x 128 sums
 
 
 class WgmmaGemm(Template):
@@ -125,7 +125,7 @@ class WgmmaGemm(Template):
         asked += columns * (_JOINED if join_columns else 1 / tiles.cluster)
         busy = min(1.0, clusters_of(workload, tiles) * tiles.sharers * tiles.split_k / tiles.blocks)
         narrow = 1 + _NARROW * (256 / tiles.bn - 1)
-        slow = (_THREE if tiles.consumers > 2 else 1.0) * (_FOUR if tiles.sharers > 2 else 1.0)
+        slow = _THREE if tiles.consumers > 2 else 1.0
         return (
             slow
             * tiles.beside
