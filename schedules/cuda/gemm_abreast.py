@@ -10,13 +10,13 @@ from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-_SHARERS, _MOST_SHARERS = (2, 4), 4
+_SHARERS = (2, 4)
 
 
 class AbreastGemm(TurnedGemm):
     """`TurnedGemm` in clusters of blocks, one above the other in c, each of which loads a part of b for all.
 
-    Of few rows a tile has more columns, so b is most of what the L2 is asked for. Four blocks may share both.
+    Of few rows a tile has more columns, so b is most of what the L2 is asked for.
     """
 
     name = "cuda.gemm_abreast"
@@ -30,15 +30,13 @@ class AbreastGemm(TurnedGemm):
 
     def space(self, workload: Workload, target: Target) -> Space:
         whole = super().space(workload, target)
-        own = {"beside": Knob("beside", (1,))}
+        own = {"cluster": Knob("cluster", (1,)), "beside": Knob("beside", (1,))}
         knobs = (*(own.get(knob.name, knob) for knob in whole.knobs), Knob("abreast", _SHARERS))
         (m,) = workload.dims("m")
 
         def is_legal(config: Config) -> bool:
             tiles = Tiles.of(config, target)
-            fits = tiles.abreast <= math.ceil(m / tiles.bn) and tiles.sharers <= _MOST_SHARERS
-            # Of three warpgroups' registers too few are left for who finds out which blocks share what.
-            return fits and whole.is_legal(config) and (tiles.cluster == 1 or tiles.consumers < 3)
+            return whole.is_legal(config) and tiles.abreast <= math.ceil(m / tiles.bn)
 
         return Space(self.name, knobs, is_legal)
 
@@ -46,5 +44,6 @@ class AbreastGemm(TurnedGemm):
         return [
             Config.of(**config.as_dict(), abreast=sharers)
             for config in super().choices(workload)
+            if config["cluster"] == 1
             for sharers in _SHARERS
         ]

@@ -61,13 +61,10 @@ class Operand:
         return T.min(rows, self.size) * (self.bk * 2) if self.clips else self.stage_bytes
 
     @T.inline
-    def load(self, ring, stage, view, first, k, part, item, barrier, blocks):
-        """Begin to copy a tile whose first row, or column, of c is `first`: the `part`-th of the sharers'.
-
-        `blocks` of the cluster get it, a bit for each.
-        """
+    def load(self, ring, stage, view, first, k, part, item, barrier):
+        """Begin to copy a tile whose first row, or column, of c is `first`: the `part`-th of the sharers'."""
         for i in T.unroll(self.loads):
-            self._load(ring, *self._box_at(i, stage, first, k, part), view, item, barrier, blocks)
+            self._load(ring, *self._box_at(i, stage, first, k, part), view, item, barrier)
 
     @T.inline
     def ask(self, view, first, k, part, item):
@@ -85,9 +82,9 @@ class Operand:
         along = (k + column * 64, first + row) if self.by_k else (first + column * 64, k + row)
         return (stage, column, row, 0), along
 
-    def _load(self, ring: Any, to: Any, at: Any, view: Any, item: Any, barrier: Any, blocks: Any) -> None:
+    def _load(self, ring: Any, to: Any, at: Any, view: Any, item: Any, barrier: Any) -> None:
         """Begin to copy a box."""
-        ends = (barrier, blocks) if self.sharers > 1 else (barrier,)
+        ends = (barrier, (1 << self.sharers) - 1) if self.sharers > 1 else (barrier,)
         kind = _MULTICAST if self.sharers > 1 else _LOAD
         place = (*at, *([item] if self.has_items else []))
         do(T.ptx[kind.format(rank=len(place))](ring.ptr_to([*to]), T.address_of(view), *place, *ends))
@@ -120,9 +117,9 @@ class AcrossFloats(Operand):
         self.box = (64, self.depth)
 
     @T.inline
-    def load(self, ring, stage, view, first, k, part, item, barrier, blocks):
+    def load(self, ring, stage, view, first, k, part, item, barrier):
         for i in T.serial(self.loads):  # unrolled they take more registers than the thread has
-            self._load(ring, *self._box_at(i, stage, first, k, part), view, item, barrier, blocks)
+            self._load(ring, *self._box_at(i, stage, first, k, part), view, item, barrier)
 
     def _box_at(self, i: Any, stage: Any, first: Any, k: Any, part: Any) -> tuple[Any, Any]:
         return (stage, i, 0, 0), ((first + i * PANEL) * 2, T.truncdiv(k, 2))

@@ -35,7 +35,6 @@ class Walk:
 
     def __init__(self, form: Form, tiles: Tiles, arrays_of: Arrays, block: Any, rank: Any) -> None:
         self.form, self.tiles, self.rank = form, tiles, rank
-        self._find_in_cluster()
         self.workers, self.holders = tiles.blocks // tiles.sharers, max(tiles.streams, 1)
         height, width = tiles.bm * tiles.cluster, tiles.bn * tiles.abreast
         step = tiles.bk * 2 // form.item  # of k, of a stage
@@ -62,17 +61,6 @@ class Walk:
         self.head = variable("head")  # steps that who begins such a tile takes of it
         self.share = variable("share")  # steps of each other cluster, of what follows the heads
         self.at, self.end = variable("at"), variable("end")
-
-    def _find_in_cluster(self) -> None:
-        """Find which row and column of its cluster the block is, and who shares a, or b, with it: a bit each."""
-        up, side, rank = self.tiles.cluster, self.tiles.abreast, self.rank
-        self.up, self.side = rank if up > 1 else 0, rank if side > 1 else 0
-        self.above = self.beside = (1 << up * side) - 1
-        if up > 1 and side > 1:
-            self.up, self.side = T.truncmod(rank, up), T.truncdiv(rank, up)
-            first_row, first_column = sum(1 << up * i for i in range(side)), (1 << up) - 1
-            self.beside = T.Cast("uint16", T.shift_left(first_row, self.up))
-            self.above = T.Cast("uint16", T.shift_left(first_column, self.side * up))
 
     @property
     def steps(self) -> Any:
@@ -156,9 +144,9 @@ class Walk:
         self.tn = T.truncdiv(self.rest, self.height)
         self.tm = self.band * self.tiles.group + T.truncmod(self.rest, self.height)
         if self.tiles.cluster > 1:
-            self.tm = self.tm * self.tiles.cluster + self.up
+            self.tm = self.tm * self.tiles.cluster + self.rank
         if self.tiles.abreast > 1:
-            self.tn = self.tn * self.tiles.abreast + self.side
+            self.tn = self.tn * self.tiles.abreast + self.rank
         self.top = self.tm * self.tiles.bm
         if self.overlap:
             self.top = self._whole(self.top, self.m - self.tiles.bm)

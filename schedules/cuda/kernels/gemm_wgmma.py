@@ -82,8 +82,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     def main() -> None:
         arrays = T.meta_var(arrays_of.declare(workspace=bool(form.pads) or PARTS > 1 or tiles.streams > 0))
         C = T.meta_var(arrays["c"])
-        a_map = T.meta_var(arrays_of.map_of("a", arrays, a_of.box))
-        b_map = T.meta_var(arrays_of.map_of("b", arrays, b_of.box))
+        a_map = T.meta_var(arrays_of.map_of("a", arrays, a_of.box, SHARE > 1))
+        b_map = T.meta_var(arrays_of.map_of("b", arrays, b_of.box, SHARE > 1))
         c_map = T.meta_var(arrays_of.map_of_result(C) if BY_TMA else None)
         copied = T.meta_var(arrays_of.make_copies(arrays, 8 * tiles.multiprocessors, CHAINED))
 
@@ -92,6 +92,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
             bx = T.cta_id([blocks_for(form, tiles, arrays_of.m, arrays_of.n, arrays_of.batch)])
             rank = T.cta_id_in_cluster([CLUSTER]) if CLUSTER > 1 else 0
             beside = T.cta_id_in_cluster([tiles.neighbours]) if tiles.neighbours > 1 else 0  # noqa: F841
+            part = T.meta_var(rank if SHARE > 1 else 0)  # of a tile, that this block loads for its cluster
             group = T.warpgroup_id([CONSUMERS + 1])
             warp = T.warp_id_in_wg([4])
             lane = T.lane_id([32])
@@ -130,7 +131,7 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                     if T.cuda.elect_sync():
                         walk.locate()
                         for kt in T.serial(T.min(walk.steps, tiles.chained)):
-                            b_of.ask(b_map, walk.left, (walk.first + kt) * BK, walk.up, walk.item)
+                            b_of.ask(b_map, walk.left, (walk.first + kt) * BK, part if tiles.cluster > 1 else 0, walk.item)
             if CHAINED:
                 T.ptx.griddepcontrol.launch_dependents()
                 T.ptx.griddepcontrol.wait()
@@ -146,8 +147,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
                             for kt in T.serial(walk.steps):
                                 T.cuda.mbarrier_wait(empty.ptr_to([walk.stage]), walk.phase ^ 1)
                                 T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([walk.stage]), T.uint32(a_of.loaded_bytes(walk.m) + b_of.loaded_bytes(walk.n)))
-                                a_of.load(As, walk.stage, a_map, walk.top, (walk.first + kt) * BK, walk.side, walk.item, full.ptr_to([walk.stage]), walk.beside)
-                                b_of.load(Bs, walk.stage, b_map, walk.left, (walk.first + kt) * BK, walk.up, walk.item, full.ptr_to([walk.stage]), walk.above)
+                                a_of.load(As, walk.stage, a_map, walk.top, (walk.first + kt) * BK, part if tiles.abreast > 1 else 0, walk.item, full.ptr_to([walk.stage]))
+                                b_of.load(Bs, walk.stage, b_map, walk.left, (walk.first + kt) * BK, part if tiles.cluster > 1 else 0, walk.item, full.ptr_to([walk.stage]))
                                 walk.advance()
                             walk.go_on()
                 if integers:

@@ -46,7 +46,6 @@ CASES = [
     (matmul(200, 136, 136), knobs(128, 80, consumers=2, abreast=2), 4),
     (matmul(152, 136, 200, trans_b=True, residual=True), knobs(64, 48, abreast=4), 4),
     (matmul(168, 64, 72, trans_a=True, bias=True), knobs(64, 64, abreast=2), 2),
-    (matmul(136, 328, 136, trans_b=True), knobs(64, 48, cluster=2, abreast=2), 4),  # four share both
 ]
 
 
