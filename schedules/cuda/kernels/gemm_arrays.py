@@ -165,11 +165,11 @@ class Arrays:
         }
         return {self.names.get(name, name): array for name, array in declared.items()}
 
-    def map_of(self, name: str, arrays: dict[str, Any], box: tuple[int, Any], shared: bool) -> Any:
-        """Describe an operand, or its copy, to the copy engine; `shared` where blocks share what they load."""
+    def map_of(self, name: str, arrays: dict[str, Any], box: tuple[int, Any], far: bool) -> Any:
+        """Describe an operand, or its copy, to the copy engine; `far`: the L2 takes more at a time."""
         rows, columns = self.matrices[name]
         dims = (columns, rows, *self.items[name])
-        ends = _SWIZZLED_FAR if shared and self.form.item == 2 else _SWIZZLED
+        ends = _SWIZZLED_FAR if far and self.form.item == 2 else _SWIZZLED
         if name not in self.copies:
             return _tensor_map(arrays[name].data, self.dtype, columns, dims, box, ends)
         copy = self.copies[name]

@@ -82,8 +82,8 @@ def gemm(form: Form, tiles: Tiles) -> tirx.PrimFunc:
     def main() -> None:
         arrays = T.meta_var(arrays_of.declare(workspace=bool(form.pads) or PARTS > 1 or tiles.streams > 0))
         C = T.meta_var(arrays["c"])
-        a_map = T.meta_var(arrays_of.map_of("a", arrays, a_of.box, SHARE > 1))
-        b_map = T.meta_var(arrays_of.map_of("b", arrays, b_of.box, SHARE > 1))
+        a_map = T.meta_var(arrays_of.map_of("a", arrays, a_of.box, tiles.abreast > 1))
+        b_map = T.meta_var(arrays_of.map_of("b", arrays, b_of.box, tiles.abreast > 1))
         c_map = T.meta_var(arrays_of.map_of_result(C) if BY_TMA else None)
         copied = T.meta_var(arrays_of.make_copies(arrays, 8 * tiles.multiprocessors, CHAINED))
 
