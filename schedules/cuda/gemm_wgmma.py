@@ -24,7 +24,7 @@ _WIDTHS = tuple(range(64, 257, 16))  # of tiles
 # Rows of tiles, and the warpgroups that multiply them.
 _STACKS = ((64, 1), (128, 1), (128, 2), (192, 3), (256, 2))
 
-# Of the guess, fitted to what an H100 and an H200 took for 1309 configs of 172 shapes.
+# Of the guess, fitted to what an H100 and an H200 took for 1309 configs of 169 shapes.
 _RATE = 6.82e12  # operations a second of one multiprocessor, of tiles of 256 columns
 _NARROW = 0.016  # longer, for each time that a tile is narrower
 # Bytes a second of one multiprocessor: those it takes, and those that the L2 has for it.
