@@ -31,6 +31,7 @@ from tvmops.schedules.cuda.conv_narrow import NarrowConv
 from tvmops.schedules.cuda.conv_planes import PlanesConv
 from tvmops.schedules.cuda.conv_wgmma import WgmmaConv
 from tvmops.schedules.cuda.float32_stream import Float32Stream
+from tvmops.schedules.cuda.gemm_abreast import AbreastGemm
 from tvmops.schedules.cuda.gemm_chained import ChainedGemm, ChainedMma
 from tvmops.schedules.cuda.gemm_float32 import Float32Gemm
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
@@ -90,6 +91,7 @@ TEMPLATES: tuple[Template, ...] = (
     WgmmaGemm(),
     ChainedGemm(),
     TurnedGemm(),
+    AbreastGemm(),
     SummedGemm(),
     StreamKGemm(),
     LatePaddedGemm(),

@@ -14,8 +14,10 @@ from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 _LEAST_STEPS = 8  # of k, of each block
-_LEAVING_SECONDS = 2e-6  # for sums to be left and found
-_LEAVING_RATE = 2e10  # bytes a second of those, of one multiprocessor
+_LEAVING_SECONDS = 1.2e-6  # for sums to be left and found
+# Times as long, if all blocks share tiles, and if those reach beyond c: zeros take long to load.
+_EVENLY, _BEYOND = 1.08, 1.46
+_LEAVING_RATE = 1.1e10  # bytes a second of those, of one multiprocessor
 
 
 class StreamKGemm(LongKGemm):
@@ -48,7 +50,12 @@ class StreamKGemm(LongKGemm):
     def waves(self, workload: Workload, tiles: Tiles) -> float:
         """Return the waves of whole tiles, and the part of another one that shared tiles take."""
         waves = clusters_of(workload, tiles) / _workers(tiles)
-        return math.floor(waves) + (waves % 1.0 if tiles.streams == 1 else 1.0 / tiles.streams)
+        if tiles.streams > 1:
+            return math.floor(waves) + 1.0 / tiles.streams
+        sides = zip(workload.dims("m", "n"), (tiles.bm, tiles.bn))
+        return (
+            waves * _EVENLY * (_BEYOND if any(size > tile and size % tile for size, tile in sides) else 1.0)
+        )
 
     def may_share(self, config: Config, workload: Workload, target: Target) -> bool:
         tiles = Tiles.of(config, target)
@@ -67,7 +74,7 @@ class StreamKGemm(LongKGemm):
 
 
 def _workers(tiles: Tiles) -> int:
-    return tiles.blocks // tiles.cluster
+    return tiles.blocks // tiles.sharers
 
 
 _CHOICES = tuple(

@@ -31,6 +31,7 @@ class Tiles:
     producer_registers: int = 40  # of a thread; fewer where three warpgroups multiply
     parts: int = 1  # blocks anywhere that do, whose sums a second kernel adds up
     streams: int = 0  # 1: blocks share the last tiles evenly (stream-K); more: as many share each tile
+    abreast: int = 1  # blocks, side by side, that share a tile of a
     # 1: launched while the kernel before it ends, for whose results it waits by itself; more: until then the
     # L2 is asked for as many stages of b.
     chained: int = 0
@@ -48,12 +49,17 @@ class Tiles:
         return self.multiprocessors * self.beside
 
     @property
+    def sharers(self) -> int:
+        """Blocks of a cluster that load a part each of a tile they share."""
+        return self.cluster * self.abreast
+
+    @property
     def neighbours(self) -> int:
         """Blocks that are launched as a cluster to lie beside each other, where the L2 answers both at once.
 
         Those of a kernel that is launched alone do so anyway. What comes by multicast is not joined so.
         """
-        alone = self.chained == 0 or self.cluster > 1 or self.split_k > 1 or self.group % 2 > 0
+        alone = self.chained == 0 or self.sharers > 1 or self.split_k > 1 or self.group % 2 > 0
         return 1 if alone else 2
 
     @property

@@ -24,25 +24,27 @@ _WIDTHS = tuple(range(64, 257, 16))  # of tiles
 # Rows of tiles, and the warpgroups that multiply them.
 _STACKS = ((64, 1), (128, 1), (128, 2), (192, 3), (256, 2))
 
-# Of the guess, fitted to what an H100 and an H200 took for 991 configs of 112 shapes.
-_RATE = 6.44e12  # operations a second of one multiprocessor, of tiles of 256 columns
-_NARROW = 0.022  # longer, for each time that a tile is narrower
+# Of the guess, fitted to what an H100 and an H200 took for 1309 configs of 169 shapes.
+_RATE = 6.82e12  # operations a second of one multiprocessor, of tiles of 256 columns
+_NARROW = 0.016  # longer, for each time that a tile is narrower
 # Bytes a second of one multiprocessor: those it takes, and those that the L2 has for it.
-_TAKEN, _FROM_L2 = 1.43e11, 1.07e11
-_JOINED = 0.715  # of what neighbours ask for, that the L2 is asked for: it answers both at once
-_TWO_LINES = 1.34  # more, for boxes of a b that lies across k where they begin within a line of 128 bytes
+_TAKEN, _FROM_L2 = 1.20e11, 1.12e11
+_JOINED = 0.39  # of what neighbours both ask for, that the L2 is asked for: it answers them at once
+_TWO_LINES = 1.13  # more, for boxes of a b that lies across k where they begin within a line of 128 bytes
+_READ = 3.2e11  # bytes a second of shared memory that wgmma reads: all columns for each 64 rows
+_THREE = 1.03  # times as long, if three warpgroups multiply
 _SHARPNESS = 4  # of the bend where one limit takes over from another
-_BANDWIDTH = 0.915  # of that which the target states
+_BANDWIDTH = 0.93  # of that which the target states
 # Bytes that the L2 keeps of operands; the part of larger ones that each wave loads again.
-_KEPT, _AGAIN = 3e7, 0.9
-_APART = 1.1  # times as long memory takes, if rows of tiles read b far from each other
-_FINISH_SECONDS = 0.45e-6  # of 128 x 128 results of one warpgroup
-_WAVE_SECONDS = 0.5e-6
-_START_SECONDS = 3.2e-6  # until the first stage is there, and for what follows the last
+_KEPT, _AGAIN = 3e7, 0.92
+_APART = 1.13  # times as long memory takes, if tiles that read the same of b do so far from each other
+_FINISH_SECONDS = 0.67e-6  # of 128 x 128 results of one warpgroup
+_WAVE_SECONDS = 0.72e-6
+_START_SECONDS = 2.36e-6  # until the first stage is there, and for what follows the last
 # Gained by an early launch; lost by one where blocks share sums.
-_CHAINED_SECONDS, _LATE_SECONDS = 0.8e-6, 0.3e-6
+_CHAINED_SECONDS, _LATE_SECONDS = 0.47e-6, 0.23e-6
 _PLACES = 0.91  # of the machine: clusters of four blocks and more don't find room everywhere
-_MEETING_SECONDS, _EXCHANGE_SECONDS = 0.65e-6, 0.9e-6  # of the blocks of a cluster, each; of 128 x 128 sums
+_MEETING_SECONDS, _EXCHANGE_SECONDS = 0.58e-6, 1.44e-6  # of the blocks of a cluster, each; of 128 x 128 sums
 
 
 class WgmmaGemm(Template):
@@ -106,24 +108,33 @@ class WgmmaGemm(Template):
 
     def waves(self, workload: Workload, tiles: Tiles) -> float:
         """Return how many tiles the busiest block takes, for the estimate."""
-        places = tiles.blocks * (_PLACES if tiles.split_k > 2 else 1.0)
-        return math.ceil(clusters_of(workload, tiles) * tiles.cluster * tiles.split_k / places)
+        places = tiles.blocks * (_PLACES if tiles.split_k > 2 or tiles.sharers > 2 else 1.0)
+        return math.ceil(clusters_of(workload, tiles) * tiles.sharers * tiles.split_k / places)
 
     def _tile(self, workload: Workload, tiles: Tiles) -> float:
         """Guess the seconds of a block's share of a tile."""
-        m, _, k = workload.dims("m", "n", "k")
+        m, n, k = workload.dims("m", "n", "k")
         depth = math.ceil(math.ceil(k / tiles.bk) / tiles.split_k) * tiles.bk
-        rows, columns = min(tiles.bm, m), float(tiles.bn)
+        rows, columns = float(min(tiles.bm, m)), float(min(tiles.bn, n))
         if not workload["trans_b"]:
             within = sum(i * tiles.bn % 64 > 0 for i in range(4)) / 4  # of the tiles
             columns = -(-tiles.bn // 64) * 64 * (1 + _TWO_LINES * within)
-        joined = _JOINED if tiles.group > 1 and tiles.cluster == tiles.split_k == 1 else 1.0
-        busy = min(1.0, clusters_of(workload, tiles) * tiles.cluster * tiles.split_k / tiles.blocks)
+        joins = tiles.sharers == tiles.split_k == 1 and tiles.streams != 1
+        join_rows, join_columns = joins and tiles.group == 1 and not tiles.chained, joins and tiles.group > 1
+        asked = rows * (_JOINED if join_rows else 1 / tiles.abreast)
+        asked += columns * (_JOINED if join_columns else 1 / tiles.cluster)
+        busy = min(1.0, clusters_of(workload, tiles) * tiles.sharers * tiles.split_k / tiles.blocks)
         narrow = 1 + _NARROW * (256 / tiles.bn - 1)
-        return tiles.beside * _bent(
-            2 * tiles.bm * tiles.bn * depth * narrow / _RATE,
-            2 * (rows + columns) * depth / _TAKEN,
-            2 * (rows + columns / tiles.cluster) * joined * depth * busy / _FROM_L2,
+        slow = _THREE if tiles.consumers > 2 else 1.0
+        return (
+            slow
+            * tiles.beside
+            * _bent(
+                2 * tiles.bm * tiles.bn * depth * narrow / _RATE,
+                2 * tiles.bm / 64 * (64 + tiles.bn) * depth / _READ,
+                2 * (rows + columns) * depth / _TAKEN,
+                2 * asked * depth * busy / _FROM_L2,
+            )
         )
 
     def _bytes(self, workload: Workload, tiles: Tiles, waves: float) -> float:
@@ -133,8 +144,13 @@ class WgmmaGemm(Template):
         rows = min(tiles.group * tiles.cluster, math.ceil(m / tiles.bm))
         columns = min(math.ceil(tiles.blocks / tiles.split_k / rows), math.ceil(n / tiles.bn))
         again = 2.0 * waves * (rows * tiles.bm + columns * tiles.bn) * k * _AGAIN
-        once *= _APART if tiles.cluster * tiles.group < min(math.ceil(m / tiles.bm), 4) else 1.0
+        once *= self.apart(workload, tiles)
         return max(once, again) if 2 * (m * k + k * n) > _KEPT else once
+
+    def apart(self, workload: Workload, tiles: Tiles) -> float:
+        """Return how many times as long memory takes where tiles of the same columns lie far apart."""
+        (m,) = workload.dims("m")
+        return _APART if tiles.cluster * tiles.group < min(math.ceil(m / tiles.bm), 4) else 1.0
 
     def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
         m, k = workload.dims("m", "k")
@@ -197,9 +213,9 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         tiles.bm % (64 * tiles.consumers) == 0
         and accumulators <= _most_sums(tiles, workload)
         and tiles.stages >= 3
-        and (tiles.beside == 1 or tiles.consumers == tiles.cluster == 1)
+        and (tiles.beside == 1 or tiles.consumers == tiles.sharers == 1)
         and tiles.partial_bytes <= tiles.stages * tiles.stage_bytes
-        and not (tiles.cluster > 1 and tiles.split_k > 1)
+        and not (tiles.sharers > 1 and tiles.split_k > 1)
         and tiles.cluster <= rows
         and tiles.split_k <= max(1, k // (2 * tiles.bk))
         and (tiles.split_k == 1 or tiles_of_c(workload, tiles) <= 2 * target.cores)
@@ -224,7 +240,8 @@ def is_ragged(workload: Workload, dim: str) -> bool:
 def clusters_of(workload: Workload, tiles: Tiles) -> int:
     """Return how many tiles clusters take together, of all matrices."""
     m, n = workload.dims("m", "n")
-    return _items(workload) * math.ceil(m / (tiles.bm * tiles.cluster)) * math.ceil(n / tiles.bn)
+    rows, columns = tiles.bm * tiles.cluster, tiles.bn * tiles.abreast
+    return _items(workload) * math.ceil(m / rows) * math.ceil(n / columns)
 
 
 def _bent(*limits: float) -> float:

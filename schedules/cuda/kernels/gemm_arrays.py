@@ -13,8 +13,9 @@ from tvmops.schedules.cuda.kernels.pad_rows import Padded, pad_rows
 from tvmops.schedules.cuda.words import do
 
 _TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
-# The end of a tensor map's arguments: no interleaving, 128-byte swizzle, L2 promotion, zeros.
-_SWIZZLED = (0, 3, 2, 0)
+# The end of a tensor map's arguments: no interleaving, 128-byte swizzle, bytes that the L2 takes at a time (128, or
+# 256: the next ones are there before they are asked for), zeros.
+_SWIZZLED, _SWIZZLED_FAR = (0, 3, 2, 0), (0, 3, 3, 0)
 _STORED = (0, 3, 0, 0)
 BOX_ROWS = 16  # of c, of a store of what was turned: tiles have a multiple of as many
 _ITEM = 2  # bytes of an element, as the copy engine sees them
@@ -167,15 +168,16 @@ class Arrays:
         }
         return {self.names.get(name, name): array for name, array in declared.items()}
 
-    def map_of(self, name: str, arrays: dict[str, Any], box: tuple[int, int]) -> Any:
-        """Describe an operand, or its copy, to the copy engine."""
+    def map_of(self, name: str, arrays: dict[str, Any], box: tuple[int, Any], far: bool) -> Any:
+        """Describe an operand, or its copy, to the copy engine; `far`: the L2 takes more at a time."""
         rows, columns = self.matrices[name]
         dims = (columns, rows, *self.items[name])
+        ends = _SWIZZLED_FAR if far and self.form.item == 2 else _SWIZZLED
         if name not in self.copies:
-            return _tensor_map(arrays[name].data, self.dtype, columns, dims, box, _SWIZZLED)
+            return _tensor_map(arrays[name].data, self.dtype, columns, dims, box, ends)
         copy = self.copies[name]
         memory = builder.address_of(arrays["workspace"][copy.offset])
-        return _tensor_map(memory, self.dtype, copy.pitch, dims, box, _SWIZZLED)
+        return _tensor_map(memory, self.dtype, copy.pitch, dims, box, ends)
 
     def map_of_result(self, c: Any) -> Any:
         rows, columns = (self.n, self.m) if self.form.turned else (self.m, self.n)

@@ -83,7 +83,7 @@ class Columns:
             name: builder.alloc_local((len(self.counts),), array.dtype) for name, array in self.arrays.items()
         }
         for i in self.counts:
-            column = builder.Bind(tirx.min(at.tn * self.size + self._thread(at, i), n - 1))
+            column = builder.Bind(tirx.min(at.left + self._thread(at, i), n - 1))
             for name, array in self.arrays.items():
                 builder.buffer_store(self.own[name], array[column], [i])
 
@@ -157,7 +157,7 @@ class IntegerResults(Results):
         for j in range(self.bn // 8):
             tie(at.acc, 0, "r")
             inside = at.lane % 4 * 2 + j * 8
-            column = builder.Bind(at.tn * self.bn + inside)
+            column = builder.Bind(at.left + inside)
             with when(column < self.n):
                 given = [
                     {name: self._staged(name, inside + e) for name in self.columns.arrays} for e in range(2)

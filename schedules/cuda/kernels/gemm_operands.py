@@ -46,11 +46,19 @@ class Operand:
         self.by_columns = not by_k and columns % sharers == 0
         self.loads = columns // sharers if self.by_columns else columns
         self.shape = (tiles.stages, columns, rows, 64)
-        self.box = (64, rows if self.by_columns else rows // sharers)
+        self.box: tuple[int, Any] = (64, rows if self.by_columns else rows // sharers)
+        # Zeros take long to load: where c has fewer rows than a tile, what lies there is multiplied in vain.
+        self.clips = by_k and sharers == 1 and arrays_of.form.item == 2
+        if self.clips:
+            self.box = (64, T.min(arrays_of.matrices[name][0], rows))
 
     @property
     def stage_bytes(self) -> int:
         return math.prod(self.shape[1:]) * 2
+
+    def loaded_bytes(self, rows: Any) -> Any:
+        """Return the bytes of a stage that are loaded, by this block and others, of as many rows in all."""
+        return T.min(rows, self.size) * (self.bk * 2) if self.clips else self.stage_bytes
 
     @T.inline
     def load(self, ring, stage, view, first, k, part, item, barrier):
@@ -66,7 +74,11 @@ class Operand:
 
     def _box_at(self, i: Any, stage: Any, first: Any, k: Any, part: Any) -> tuple[Any, Any]:
         """Return where the `i`-th box goes to, and where in the array it begins, columns first."""
-        column, row = (part * self.loads + i, 0) if self.by_columns else (i, part * self.box[1])
+        column, row = (
+            (part * self.loads + i, 0)
+            if self.by_columns
+            else (i, part * self.box[1] if self.sharers > 1 else 0)
+        )
         along = (k + column * 64, first + row) if self.by_k else (first + column * 64, k + row)
         return (stage, column, row, 0), along
 

@@ -51,7 +51,7 @@ class PartialSums:
         self.dtype = memory.dtype
         self.tiles, self.c = tiles, results.c
         rows = results.m, self.at.top, tiles.bm
-        columns = results.n, self.at.tn * tiles.bn, tiles.bn
+        columns = results.n, self.at.left, tiles.bn
         turned = self.form.turned  # of c, whose rows are those of what is multiplied or its columns
         (self.m, self.top, self.height), (self.n, self.left, self.width) = (
             (columns, rows) if turned else (rows, columns)

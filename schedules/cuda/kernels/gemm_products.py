@@ -98,8 +98,8 @@ class Products:
 
     @T.inline
     def _release(self):
-        if (self.at.lane == 0) & (self.at.warp < self.tiles.cluster):
-            if self.tiles.cluster > 1:
+        if (self.at.lane == 0) & (self.at.warp < self.tiles.sharers):
+            if self.tiles.sharers > 1:
                 T.ptx.mbarrier.arrive.shared__cluster.b64(self.barriers.remote + T.Cast("uint32", self.before * 8))
             else:
                 T.ptx.mbarrier.arrive.shared.b64(self.barriers.empty.ptr_to([self.before]), T.uint32(1))

@@ -115,7 +115,7 @@ class Consumer:
     warp: Any
     lane: Any
     top: Any  # the first row of the tile
-    tn: Any
+    left: Any  # its first column
     item: Any
     row: Any  # of 64, that its stmatrix writes
     acc: Any  # the sums
@@ -180,7 +180,7 @@ class Results:
                 r: T.int32 = self.at.top + self.row_of(w, half)
                 if r < self.m:
                     for j in T.unroll(self.bn // 8):
-                        column: T.int32 = self.at.tn * self.bn + j * 8 + self.at.lane % 4 * 2
+                        column: T.int32 = self.at.left + j * 8 + self.at.lane % 4 * 2
                         if column < self.n:
                             if self.by_element:
                                 for e in T.unroll(2):
@@ -206,7 +206,7 @@ class Results:
     @T.inline
     def _store_box(self, tile, buffer, view, row, s):
         """Begin to store the `s`-th 64 columns of the 64 rows from `row` on."""
-        T.ptx[STORE.format(rank=3 if self.form.batched else 2)](T.address_of(view), self.at.tn * self.bn + s * 64, row, *([self.at.item] if self.form.batched else []), tile.ptr_to([self.at.group, buffer, 0, 0]))
+        T.ptx[STORE.format(rank=3 if self.form.batched else 2)](T.address_of(view), self.at.left + s * 64, row, *([self.at.item] if self.form.batched else []), tile.ptr_to([self.at.group, buffer, 0, 0]))
 
     @T.inline
     def store_by_warps(self, tile):
@@ -244,7 +244,7 @@ class Results:
 
     def _columns(self, part: Any) -> tuple[Any, Any]:
         """Return the first column of a part, and the first behind it that is another's."""
-        first = self.at.tn * self.bn
+        first = self.at.left
         return first + part * 64, T.min(first + T.min(self.bn, part * 64 + 64), self.n)
 
     def finish_two(self, sums: Any, at: int, row: Any, column: Any) -> None:

@@ -194,7 +194,7 @@ class SharedSums:
         """Store four of a thread's sums, the `number`-th of all: two neighbours in each of two rows."""
         tiles, where = self.tiles, self.at
         block, run = divmod(number, tiles.bn // 8)
-        column = where.tn * tiles.bn + run * 8 + where.lane % 4 * 2
+        column = where.left + run * 8 + where.lane % 4 * 2
         top = where.top + (where.group * tiles.blocks_a_group + block) * 64
         for half in range(2):
             row = top + where.warp * 16 + T.truncdiv(where.lane, 4) + 8 * half
@@ -224,4 +224,4 @@ class SharedSums:
         return T.address_of(self.workspace[self.tiles.left_bytes])
 
     def _of_group(self, place: Any) -> Any:
-        return (place * self.tiles.cluster + self.rank) * self.tiles.consumers + self.at.group
+        return (place * self.tiles.sharers + self.rank) * self.tiles.consumers + self.at.group

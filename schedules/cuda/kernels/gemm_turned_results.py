@@ -28,14 +28,14 @@ class TurnedResults(Results):
         """Begin to store the `s`-th 64 rows of c, as far as the tile has them, of the 64 columns from `row` on."""
         for i in T.unroll(64 // BOX_ROWS):
             if s * 64 + i * BOX_ROWS < self.bn:
-                T.ptx[STORE.format(rank=2)](T.address_of(view), row, self.at.tn * self.bn + s * 64 + i * BOX_ROWS, tile.ptr_to([self.at.group, buffer, i * BOX_ROWS, 0]))
+                T.ptx[STORE.format(rank=2)](T.address_of(view), row, self.at.left + s * 64 + i * BOX_ROWS, tile.ptr_to([self.at.group, buffer, i * BOX_ROWS, 0]))
 
     @T.inline
     def finish_all(self):
         for w in T.unroll(self.blocks):
             for j in T.unroll(self.bn // 8):
                 for e in T.unroll(2):
-                    r: T.int32 = self.at.tn * self.bn + j * 8 + self.at.lane % 4 * 2 + e
+                    r: T.int32 = self.at.left + j * 8 + self.at.lane % 4 * 2 + e
                     if r < self.n:
                         for half in T.unroll(2):
                             if self.form.finishes:

@@ -15,11 +15,11 @@ from tvmops.schedules.cuda.kernels.gemm_stream_k import LEAVING, again
 
 def blocks_for(form: Form, tiles: Tiles, m: Any, n: Any, batch: Any) -> Any:
     """Return how many blocks are launched: for each share of a sum, or as many as stay."""
-    together = tiles.cluster * tiles.split_k * tiles.neighbours
-    workers = tiles.blocks // (tiles.cluster * tiles.neighbours)
+    together = tiles.sharers * tiles.split_k * tiles.neighbours
+    workers = tiles.blocks // (tiles.sharers * tiles.neighbours)
     if tiles.streams == 1 or tiles.split_k == 1 and not tiles.chained:
         return workers * together
-    rows, columns = tiles.bm * tiles.cluster, tiles.bn
+    rows, columns = tiles.bm * tiles.cluster, tiles.bn * tiles.abreast
     count = T.truncdiv(m + (rows - 1), rows) * T.truncdiv(n + (columns - 1), columns) * batch * form.parts
     items = T.truncdiv(count + (tiles.neighbours - 1), tiles.neighbours) * max(tiles.streams, 1)
     return (items if tiles.split_k > 1 else T.min(items, workers)) * together
@@ -35,20 +35,22 @@ class Walk:
 
     def __init__(self, form: Form, tiles: Tiles, arrays_of: Arrays, block: Any, rank: Any) -> None:
         self.form, self.tiles, self.rank = form, tiles, rank
-        self.workers, self.holders = tiles.blocks // tiles.cluster, max(tiles.streams, 1)
-        height, step = tiles.bm * tiles.cluster, tiles.bk * 2 // form.item  # of k, of a stage
-        self.place = T.truncdiv(block, tiles.cluster * tiles.split_k)  # of the cluster
+        self.workers, self.holders = tiles.blocks // tiles.sharers, max(tiles.streams, 1)
+        height, width = tiles.bm * tiles.cluster, tiles.bn * tiles.abreast
+        step = tiles.bk * 2 // form.item  # of k, of a stage
+        self.place = T.truncdiv(block, tiles.sharers * tiles.split_k)  # of the cluster
         # Through variables, lest what the launch computes becomes arguments of the kernel.
         m, n = variable("m", arrays_of.m), variable("n", arrays_of.n)
         self.rows = variable("ROWS", T.truncdiv(m + (height - 1), height))  # of tiles, as clusters see them
-        self.columns = variable("COLUMNS", T.truncdiv(n + (tiles.bn - 1), tiles.bn))
+        self.columns = variable("COLUMNS", T.truncdiv(n + (width - 1), width))
         self.count = variable("TILES", self.rows * self.columns * arrays_of.batch * form.parts)
         self.depth = variable("DEPTH", T.truncdiv(arrays_of.k + (step - 1), step))
         self.stage, self.phase = variable("stage", 0), variable("phase", 0)
         self.tile = variable("tile", self.place)
         self.band, self.height, self.rest = variable("band"), variable("height"), variable("rest")
-        self.m, self.top = m, variable("top")  # the tile's first row
+        self.m, self.n, self.top = m, n, variable("top")  # the tile's first row
         self.tm, self.tn, self.item = variable("tm"), variable("tn"), variable("item", 0)
+        self.left = variable("left") if self.columns_overlap else self.tn * tiles.bn  # its first column
         self.first, self.last = variable("first", 0), variable("last", self.depth)  # steps along k
         if tiles.split_k > 1:
             builder.buffer_store(self.first.source, T.truncdiv(self.depth * rank, tiles.split_k), [0])
@@ -75,7 +77,14 @@ class Walk:
         the last ones matter little, and registers are scarce.
         """
         many = self.tiles.streams == 1
-        return not (many or self.form.residual or self.form.trans_a or self.form.turned)
+        turned = self.form.turned and self.form.item != 2
+        return not (many or turned or self.form.residual or self.form.trans_a)
+
+    @property
+    def columns_overlap(self) -> bool:
+        """Whether so does the last tile along a row: of 16 bits, where all rows of c begin alike."""
+        plain = self.form.item == 2 and not self.form.loose
+        return plain and self.tiles.streams != 1 and not self.form.residual
 
     @property
     def sharers(self) -> int:
@@ -136,15 +145,27 @@ class Walk:
         self.tm = self.band * self.tiles.group + T.truncmod(self.rest, self.height)
         if self.tiles.cluster > 1:
             self.tm = self.tm * self.tiles.cluster + self.rank
+        if self.tiles.abreast > 1:
+            self.tn = self.tn * self.tiles.abreast + self.rank
         self.top = self.tm * self.tiles.bm
         if self.overlap:
-            whole = T.meta_var(T.max(T.min(self.top, self.m - self.tiles.bm), 0))
-            self.top = T.if_then_else(self.count < self.workers, whole, self.top) if self.tiles.streams > 1 else whole
+            self.top = self._whole(self.top, self.m - self.tiles.bm)
+        if self.columns_overlap:
+            self.left = self._whole(self.tn * self.tiles.bn, self.n - self.tiles.bn)
         if self.form.parts > 1:
             stretch = T.meta_var(T.truncdiv(self.depth + (self.form.parts - 1), self.form.parts))
             self.first = stretch * self.item
             self.last = T.max(T.min(stretch * (self.item + 1), self.depth), self.first + 1)  # zeros, beyond the end
 
+    # fmt: on
+    def _whole(self, first: Any, last: Any) -> Any:
+        """Return where a tile begins that would at `first`, and begins at `last` at most."""
+        whole = T.max(T.min(first, last), 0)
+        if self.tiles.streams > 1:
+            return T.if_then_else(self.count < self.workers, whole, first)
+        return whole
+
+    # fmt: off
     @T.inline
     def go_on(self):
         """Go on to the next tile."""

@@ -8,10 +8,10 @@ and activation are applied to the sums in registers. Results go through shared m
 float32 straight to memory.
 
 A cluster of blocks serves one of two ends. With `cluster` > 1 its blocks, one above the
-other, each load a part of their common tile of b for all. With `split_k` > 1 its blocks add
-up one tile, each a stretch of k; the partial sums are exchanged through the cluster's shared
-memory and added in a fixed order, so that no workspace is needed and results repeat. They take the
-place of the ring. Large clusters leave a part of the machine idle: with `parts` > 1 blocks anywhere
+other, each load a part of their common tile of b for all; with `abreast` > 1, side by side, of a.
+With `split_k` > 1 its blocks add up one tile, each a stretch of k; the partial sums are exchanged
+through the cluster's shared memory and added in a fixed order, so that no workspace is needed and
+results repeat. They take the place of the ring. Large clusters leave a part of the machine idle: with `parts` > 1 blocks anywhere
 leave float32 sums of a stretch of k in a workspace, and a second kernel adds those (`gemm_sums`).
 With `streams` blocks share the tiles that fill no wave: they leave sums in a workspace for each other,
 tell so by flags, and add them up themselves (`gemm_stream_k`).
@@ -29,7 +29,9 @@ and those of 16 bits whose tiles shall have other rows than multiples of 64: wha
 turned on its way to shared memory (`gemm_turned_results`).
 
 TMA leaves out what lies beyond an array when it stores, and reads zeros there: no shape needs
-to divide. Tiles whose columns end inside 64 that are loaded together are stored warp by warp.
+to divide. But zeros take longer than what is there: the last tiles begin where they are whole if what
+they share with others is the same in both, and boxes are no higher than an operand that lies along k.
+Tiles whose columns end inside 64 that are loaded together are stored warp by warp.
 TMA needs rows of a multiple of 16 bytes: of an operand with others a kernel before this one makes
 a copy with such rows in a workspace, and results with others are stored row by row. Of large products a
 part of it is copied beside the first tiles, which don't need it (`late_copies`).
@@ -64,7 +66,7 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
     DT = arrays_of.dtype
     BM, BN, BK, STAGES = tiles.bm, tiles.bn, tiles.bk, tiles.stages
     CONSUMERS, WM, BUFFERS = tiles.consumers, tiles.blocks_a_group, tiles.store_buffers
-    SHARE, SPLIT = tiles.cluster, tiles.split_k
+    SHARE, SPLIT = tiles.sharers, tiles.split_k
     CLUSTER, CHAINED, PARTS = SHARE * SPLIT, bool(tiles.chained), form.parts
     sums_form = form if PARTS == 1 else form.sums
     BY_TMA = sums_form.turns_back or sums_form.stores_by_tma and not form.turned and BN % 64 == 0
@@ -73,17 +75,17 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
     a_of = (
         AcrossFloats(arrays_of, "a", BM, tiles)
         if form.across
-        else Operand(arrays_of, "a", not form.trans_a, BM, tiles)
+        else Operand(arrays_of, "a", not form.trans_a, BM, tiles, sharers=tiles.abreast)
     )
-    b_of = Operand(arrays_of, "b", form.trans_b, BN, tiles, sharers=SHARE)
+    b_of = Operand(arrays_of, "b", form.trans_b, BN, tiles, sharers=tiles.cluster)
 
     # fmt: off
     @T.prim_func
     def main() -> None:
         arrays = T.meta_var(arrays_of.declare(workspace=bool(form.pads) or PARTS > 1 or tiles.streams > 0))
         C = T.meta_var(arrays["c"])
-        a_map = T.meta_var(arrays_of.map_of("a", arrays, a_of.box))
-        b_map = T.meta_var(arrays_of.map_of("b", arrays, b_of.box))
+        a_map = T.meta_var(arrays_of.map_of("a", arrays, a_of.box, tiles.abreast > 1))
+        b_map = T.meta_var(arrays_of.map_of("b", arrays, b_of.box, tiles.abreast > 1))
         c_map = T.meta_var(arrays_of.map_of_result(C) if BY_TMA else None)
         late = T.meta_var(LateCopies(arrays_of, arrays, tiles) if form.late else None)
         copied = T.meta_var((late or arrays_of).make_copies(arrays, 8 * tiles.multiprocessors, CHAINED))
@@ -93,7 +95,7 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
             bx = T.cta_id([blocks_for(form, tiles, arrays_of.m, arrays_of.n, arrays_of.batch)])
             rank = T.cta_id_in_cluster([CLUSTER]) if CLUSTER > 1 else 0
             beside = T.cta_id_in_cluster([tiles.neighbours]) if tiles.neighbours > 1 else 0  # noqa: F841
-            part = T.meta_var(rank if SHARE > 1 else 0)  # of b, that this block loads for its cluster
+            part = T.meta_var(rank if SHARE > 1 else 0)  # of a tile, that this block loads for its cluster
             group = T.warpgroup_id([CONSUMERS + 1])
             warp = T.warp_id_in_wg([4])
             lane = T.lane_id([32])
@@ -132,7 +134,7 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
                     if T.cuda.elect_sync():
                         walk.locate()
                         for kt in T.serial(T.min(walk.steps, tiles.chained)):
-                            b_of.ask(b_map, walk.tn * BN, (walk.first + kt) * BK, part, walk.item)
+                            b_of.ask(b_map, walk.left, (walk.first + kt) * BK, part if tiles.cluster > 1 else 0, walk.item)
             if CHAINED:
                 T.ptx.griddepcontrol.launch_dependents()
                 T.ptx.griddepcontrol.wait()
@@ -149,9 +151,9 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
                                 late.wait(walk)
                             for kt in T.serial(walk.steps):
                                 T.cuda.mbarrier_wait(empty.ptr_to([walk.stage]), walk.phase ^ 1)
-                                T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([walk.stage]), T.uint32(a_of.stage_bytes + b_of.stage_bytes))
-                                a_of.load(As, walk.stage, a_map, walk.top, (walk.first + kt) * BK, 0, walk.item, full.ptr_to([walk.stage]))
-                                b_of.load(Bs, walk.stage, b_map, walk.tn * BN, (walk.first + kt) * BK, part, walk.item, full.ptr_to([walk.stage]))
+                                T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([walk.stage]), T.uint32(a_of.loaded_bytes(walk.m) + b_of.loaded_bytes(walk.n)))
+                                a_of.load(As, walk.stage, a_map, walk.top, (walk.first + kt) * BK, part if tiles.abreast > 1 else 0, walk.item, full.ptr_to([walk.stage]))
+                                b_of.load(Bs, walk.stage, b_map, walk.left, (walk.first + kt) * BK, part if tiles.cluster > 1 else 0, walk.item, full.ptr_to([walk.stage]))
                                 walk.advance()
                             walk.go_on()
                 if form.late:
@@ -185,7 +187,7 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
                     # warp i of each consumer releases stages in block i of the cluster
                     T.ptx.mapa.shared__cluster.u32(e_base, T.cuda.cvta_generic_to_shared(empty.ptr_to([0])), T.Cast("uint32", warp % SHARE))
                 row: T.let = warp * 16 + lane % 16
-                consumer = T.meta_var(Consumer(group, warp, lane, walk.top, walk.tn, walk.item, row, acc, packed, factor if sums_form.has_factor else None))
+                consumer = T.meta_var(Consumer(group, warp, lane, walk.top, walk.left, walk.item, row, acc, packed, factor if sums_form.has_factor else None))
                 products = T.meta_var(Products(form, tiles, walk, consumer, (Factor(a_of, a_base), Factor(b_of, b_base)), RingBarriers(full, empty, e_base)))
                 results = T.meta_var(IntegerResults(arrays_of, arrays, tiles, consumer, zeros, columns) if isinstance(arrays_of, IntegerArrays) else (TurnedResults if form.turned else Results)(sums_form, arrays_of, arrays, tiles, consumer))
                 partials = T.meta_var(PartialSums(results, tiles, partial, rank))

@@ -12,6 +12,7 @@ from tests.schedules.cuda.emulated import TensorMap, emulated, needs_emulator
 from tvmops.measure import cuda
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
+from tvmops.schedules.cuda.gemm_abreast import AbreastGemm
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.gemm_turned import TurnedGemm
 from tvmops.schedules.cuda.kernels.gemm_arrays import BOX_ROWS
@@ -21,7 +22,7 @@ from tvmops.space import Config
 from tvmops.targets import target
 from tvmops.workloads import Workload, workload
 
-TEMPLATE = TurnedGemm()
+TEMPLATE, ABREAST = TurnedGemm(), AbreastGemm()
 H200 = target("nvidia-h200")
 GUARD = 512  # elements around the result that nothing may write
 
@@ -40,6 +41,11 @@ CASES = [
     (matmul(120, 264, 136), knobs(128, 48, consumers=2, cluster=2), 2),  # blocks of a cluster beyond columns
     (matmul(97, 328, 72, trans_b=True, bias=True, activation="relu"), knobs(128, 112, group=2), 3),
     (matmul(136, 200, 264, trans_a=True, residual=True, dtype="float16"), knobs(256, 112, consumers=2), 2),
+    # Each of a cluster loads columns of b that lies across k (one has no rows of its own), a part of its rows
+    # (the last tile ends beyond rows), or half of the depth of 64 columns.
+    (matmul(200, 136, 136), knobs(128, 80, consumers=2, abreast=2), 4),
+    (matmul(152, 136, 200, trans_b=True, residual=True), knobs(64, 48, abreast=4), 4),
+    (matmul(168, 64, 72, trans_a=True, bias=True), knobs(64, 64, abreast=2), 2),
 ]
 
 
@@ -47,7 +53,8 @@ CASES = [
 @needs_emulator[1]
 @pytest.mark.parametrize("work, config, blocks", CASES)
 def test_it_computes_the_product(work: Workload, config: Config, blocks: int, tmp_path: Path) -> None:
-    assert config in TEMPLATE.space(work, H200)
+    template = ABREAST if "abreast" in config.as_dict() else TEMPLATE
+    assert config in template.space(work, H200)
     tiles = replace(Tiles.of(config, H200), multiprocessors=blocks)
     _, (cubin,) = cuda.compile_module(IRModule({"main": gemm(TEMPLATE.form_of(work, config), tiles)}), H200)
     assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
@@ -57,17 +64,19 @@ def test_it_computes_the_product(work: Workload, config: Config, blocks: int, tm
     memory = np.full(right.size + 2 * GUARD, 0xFFFF, np.uint16).view(inputs[0].dtype)  # NaN
     arrays = dict(zip((spec.name for spec in op.inputs(work)), inputs))
     arrays["c"] = memory[GUARD:-GUARD].reshape(right.shape)
-    b_rows = tiles.bm if work["trans_b"] else tiles.bk
-    a_rows = tiles.bk if work["trans_a"] else tiles.bn // tiles.cluster
+    m, n = work.dims("m", "n")
+    depth = tiles.bk // (1 if tiles.bm // 64 % tiles.abreast == 0 else tiles.abreast)
+    b_rows = min(tiles.bm // tiles.abreast, n) if work["trans_b"] else depth
+    a_rows = tiles.bk if work["trans_a"] else min(tiles.bn // tiles.cluster, m)
     boxes = {"v": ("b", b_rows), "v_1": ("a", a_rows), "v_2": ("c", BOX_ROWS)}
     maps = {
         name: TensorMap.of(arrays[each], arrays[each].shape[::-1], (64, rows))
         for name, (each, rows) in boxes.items()
     }
     sizes = dict(zip("mnk", work.dims("m", "n", "k")))
-    grid = blocks // tiles.cluster * tiles.cluster
+    grid = blocks // tiles.sharers * tiles.sharers
     emulated(cubin, tmp_path)(
-        grid, {**arrays, **sizes, **maps}, tiles.cluster, shared_bytes=tiles.shared_bytes
+        grid, {**arrays, **sizes, **maps}, tiles.sharers, shared_bytes=tiles.shared_bytes
     )
     assert (memory[:GUARD].view(np.uint16) == 0xFFFF).all() and (
         memory[-GUARD:].view(np.uint16) == 0xFFFF

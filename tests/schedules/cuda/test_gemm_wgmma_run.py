@@ -80,8 +80,9 @@ def boxes(form: Form, tiles: Tiles, work: Workload, arrays: dict[str, NDArray[An
     m, n, k, batch = work.dims("m", "n", "k", "batch")
     items = [batch] if form.batched else []
     ones = [1] * len(items)
-    a_box = tiles.bk if form.trans_a else tiles.bm
+    a_box = tiles.bk if form.trans_a else min(tiles.bm, m)
     b_box = Operand(Arrays(form), "b", form.trans_b, tiles.bn, tiles, sharers=tiles.cluster).box[1]
+    b_box = min(tiles.bn, n) if form.trans_b and tiles.cluster == 1 else b_box
     described = [
         (arrays["a"], [m, k] if form.trans_a else [k, m], a_box),
         (arrays["b"], [k, n] if form.trans_b else [n, k], b_box),
