@@ -23,7 +23,7 @@ from tvmops.schedules.cuda.words import Scalar, c_call, do, pack, ptx, when
 if TYPE_CHECKING:
     from tvmops.schedules.cuda.kernels.conv_narrow import NarrowKernel
 
-_PLACE_WORD = """
+PLACE_WORD = """
 __forceinline__ __device__ void place_word(void* array, int index, unsigned word) {
   *reinterpret_cast<unsigned*>(static_cast<unsigned short*>(array) + index) = word;
 }
@@ -33,7 +33,7 @@ __forceinline__ __device__ unsigned load_shared_pair(const void* memory) {
   return *static_cast<const unsigned*>(memory);
 }
 """
-_MOVE_PIECE = """
+MOVE_PIECE = """
 __forceinline__ __device__ void move_piece(void* to, const void* from) {
   *static_cast<uint4*>(to) = *static_cast<const uint4*>(from);
 }
@@ -71,7 +71,7 @@ class Results:
                     do(
                         c_call(
                             "void", "place_word", self.kernel.results.ptr_to([0]), place, word,
-                            source=_PLACE_WORD,
+                            source=PLACE_WORD,
                         )
                     )  # fmt: skip
         do(T.cuda.warp_sync())
@@ -93,7 +93,7 @@ class Results:
                 source = self.kernel.results.ptr_to([own * (t.bn + PAD) + channel])
                 do(
                     c_call(
-                        "void", "move_piece", element_at(self.arrays["y"], place), source, source=_MOVE_PIECE
+                        "void", "move_piece", element_at(self.arrays["y"], place), source, source=MOVE_PIECE
                     )
                 )
 

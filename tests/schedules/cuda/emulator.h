@@ -455,8 +455,16 @@ static inline void multiply(float* d, const uint32_t* a, const uint32_t* b, cons
     multiply<to_float>(d, a, b, c);                                                                             \
     d0 = d[0]; d1 = d[1]; d2 = d[2]; d3 = d[3];                                                                 \
   }
-MULTIPLY(bf16, from_bfloat16)
-MULTIPLY(f16, from_half)
+// Half as deep: the rest of k is zeros.
+#define MULTIPLY_SHORT(kind)                                                                                    \
+  static inline void tvm_builtin_ptx_mma_sync_aligned_m16n8k8_row_col_f32_##kind##_##kind##_f32(                \
+      float& d0, float& d1, float& d2, float& d3, uint32_t a0, uint32_t a1, uint32_t b0, float c0, float c1,    \
+      float c2, float c3) {                                                                                     \
+    tvm_builtin_ptx_mma_sync_aligned_m16n8k16_row_col_f32_##kind##_##kind##_f32(                                \
+        d0, d1, d2, d3, a0, a1, 0, 0, b0, 0, c0, c1, c2, c3);                                                   \
+  }
+MULTIPLY(bf16, from_bfloat16) MULTIPLY_SHORT(bf16)
+MULTIPLY(f16, from_half) MULTIPLY_SHORT(f16)
 
 // Of tf32: words are floats, whose last 13 bits are not read.
 static inline float as_tf32(uint32_t word) {

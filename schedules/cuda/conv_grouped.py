@@ -1,0 +1,129 @@
+"""Convolutions of 16-bit types in groups of few channels, NHWC; `kernels.conv_grouped` says how."""
+
+from __future__ import annotations
+
+import math
+
+from tvm import IRModule
+
+from tvmops.ops import op_of
+from tvmops.schedules.cpu.conv2d import ConvShape
+from tvmops.schedules.cuda.extents import known
+from tvmops.schedules.cuda.grouped_tiles import PIECE, GroupedLayout, GroupedTiles, groups_of_unit
+from tvmops.schedules.cuda.kernels.conv_grouped import GroupedKernel
+from tvmops.schedules.template import GenericKernel, Template
+from tvmops.signatures import ANY
+from tvmops.signatures.layouts import PLAIN
+from tvmops.signatures.windows import output_size
+from tvmops.space import Config, Knob, Space
+from tvmops.targets import Target
+from tvmops.workloads import Workload
+
+_AMPERE = 80  # mma.sync of 16 bits with cp.async
+_MOST_CHANNELS = 64  # of a unit; with more, a group fills the tiles of other templates
+_MOST_TAPS = 49
+_MOST_INSTRUCTIONS = 1600  # of the products that are unrolled
+_MOST_SUMS = 64  # registers
+_OTHER_REGISTERS = 44
+_RESERVED = 1024  # bytes of shared memory that the system takes of each block
+_MOST_WIDTH = 64  # columns of a tile
+
+
+class GroupedConv(Template):
+    name = "cuda.conv_grouped"
+    version = 1
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        if workload.op != "conv2d" or target.gpu is None or target.gpu.compute < _AMPERE:
+            return False
+        groups, ci, co = workload["groups"], workload["ci"], workload["co"]
+        kh, kw = workload.dims("kh", "kw")
+        assert isinstance(groups, int)
+        return (
+            workload["dtype"] in ("float16", "bfloat16")
+            and workload["layout"] == "NHWC"
+            and workload["packed"] == PLAIN
+            and groups > 1
+            and isinstance(ci, int)
+            and isinstance(co, int)
+            and not groups == ci == co
+            and groups % (unit := groups_of_unit(ci // groups, co // groups)) == 0
+            and max(ci, co) // groups * unit <= _MOST_CHANNELS
+            and kh * kw <= _MOST_TAPS
+            and next(iter(self.space(workload, target)), None) is not None
+        )
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        oh, ow = _output(workload)
+        co, groups = workload.dims("co", "groups")
+        unit = ConvShape.of(workload)
+        channels = groups_of_unit(int(unit.ci_each), int(unit.co_each)) * co // groups
+        knobs = (
+            Knob("tile_n", (1, 2, 4)),
+            Knob("tile_h", _cuts(oh)),
+            Knob("tile_w", _cuts(ow)),
+            Knob("units", (1, 2, 4, 8, 16)),
+            Knob("bn", tuple(n for n in range(PIECE, channels + 1, PIECE) if channels % n == 0)),
+            Knob("parts", (1, 2, 4, 7)),
+            Knob("warps_m", (1, 2, 4)),
+            Knob("warps_n", (1, 2, 4, 8)),
+            Knob("stages", (1, 2)),
+            Knob("beside", (1, 2, 3, 4, 6)),
+        )
+        return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        return min(self.space(workload, target), key=lambda config: self.estimate(workload, target, config))
+
+    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        return []  # channels decide on what is unrolled
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        """Guess the seconds."""
+        assert target.gpu is not None
+        return op_of(workload).nbytes(workload) / target.gpu.bandwidth
+
+    def kernel_workload(self, workload: Workload) -> Workload:
+        return workload.replace(**dict.fromkeys(("n", "h", "w"), ANY))
+
+    def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
+        shape = ConvShape.of(self.kernel_workload(workload))
+        return GroupedKernel(shape, str(workload["dtype"]), tiles_of(config, target)).module()
+
+
+def is_legal(config: Config, workload: Workload, target: Target) -> bool:
+    """Say whether `config` fits the machine; the only statement of the template's limits."""
+    assert target.gpu is not None
+    tiles = tiles_of(config, target)
+    oh, ow = _output(workload)
+    jobs, sums = tiles.units, tiles.parts * tiles.bn // 2
+    layout = GroupedLayout(ConvShape.of(workload), tiles)
+    jobs = tiles.units * layout.co // tiles.bn
+    (groups,) = workload.dims("groups")
+    registers = sums + tiles.parts + tiles.bn // 2 + _OTHER_REGISTERS
+    return (
+        (tiles.tile_n == 1 or (tiles.tile_h == oh and tiles.tile_w == ow and known(workload, "n") > 1))
+        and tiles.tile_w <= _MOST_WIDTH
+        and jobs % tiles.warps_n == 0
+        and tiles.units * layout.groups < 2 * groups
+        and sums <= _MOST_SUMS
+        and tiles.rows <= max(16, 1.5 * tiles.pixels)
+        and 2 <= tiles.warps <= 8
+        and layout.chunks * tiles.parts * tiles.bn // 16 <= _MOST_INSTRUCTIONS
+        and registers * 32 * tiles.warps * tiles.beside <= target.gpu.block_registers
+        and (layout.shared_bytes(tiles) + _RESERVED) * tiles.beside <= target.gpu.shared_bytes + _RESERVED
+    )
+
+
+def tiles_of(config: Config, target: Target) -> GroupedTiles:
+    return GroupedTiles(**{name: int(value) for name, value in config.items}, multiprocessors=target.cores)
+
+
+def _output(workload: Workload) -> tuple[int, int]:
+    h, w = known(workload, "h"), known(workload, "w")
+    return output_size(workload.replace(h=h, w=w))
+
+
+def _cuts(extent: int) -> tuple[int, ...]:
+    """Return sizes of equal parts of `extent`, and powers of two."""
+    return tuple(sorted({math.ceil(extent / count) for count in range(1, 9)} | {1, 2, 4, 8, 16}))

@@ -1,0 +1,89 @@
+"""How results of `conv_grouped` leave: through shared memory, a tile's as whole lines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tvmops.schedules.cuda.activation import activate
+from tvmops.schedules.cuda.grouped_tiles import PIECE, PIECE_BYTES, ROWS
+from tvmops.schedules.cuda.kernels.conv_narrow_results import MOVE_PIECE, PLACE_WORD
+from tvmops.schedules.cuda.pairs import element_at, high_of, load_pair, low_of
+from tvmops.schedules.cuda.words import Scalar, c_call, do, pack, when
+
+if TYPE_CHECKING:
+    from tvmops.schedules.cuda.kernels.conv_grouped import GroupedKernel
+
+Corner = tuple[Any, Any, Any]
+
+
+class Results:
+    def __init__(self, kernel: GroupedKernel) -> None:
+        self.kernel, self.arrays, self.dtype = kernel, kernel.arrays, kernel.dtype
+        self.channel = Scalar(kernel.bundle * kernel.layout.outputs)()  # the block's first
+
+    def place(self, first: Any, column: Any, corner: Corner) -> None:
+        """Finish a warp's sums, of pixels from `first` on and channels from `column` on."""
+        kernel, s, t, layout = self.kernel, self.kernel.shape, self.kernel.tiles, self.kernel.layout
+        lane = kernel.lane
+        inside = Scalar(column + lane % 4 * 2)()
+        for j in range(t.bn // 8):
+            channel = self.channel + inside + j * 8
+            bias = None
+            if "bias" in self.arrays:
+                place = tirx.min(channel, s.co - 2)
+                bias = Scalar(load_pair(element_at(self.arrays["bias"], place)), "uint32")()
+            for part in range(t.parts):
+                for below in range(2):
+                    own = first + part * ROWS + below * 8 + T.truncdiv(lane, 4)
+                    at = (part * (t.bn // 8) + j) * 4 + below * 2
+                    word = self._finished(at, bias, own, channel, corner)
+                    place = own * (layout.result_pitch // 2) + inside + j * 8
+                    to = kernel.results.ptr_to([0])
+                    do(c_call("void", "place_word", to, place, word, source=PLACE_WORD))
+
+    def _finished(self, at: int, bias: Any, own: Any, channel: Any, corner: Corner) -> Any:
+        """Return two results, of neighbouring channels of pixel `own`."""
+        low, high = self.kernel.sums[at], self.kernel.sums[at + 1]
+        activation = self.kernel.shape.epilogue.activation
+        words = [] if bias is None else [bias]
+        if "residual" in self.arrays:
+            words.append(self._residual(own, channel, corner))
+        for word in words:
+            low, high = low + low_of(self.dtype, word), high + high_of(self.dtype, word)
+        return pack(self.dtype, activate(activation, low), activate(activation, high))
+
+    def _residual(self, own: Any, channel: Any, corner: Corner) -> Any:
+        within, index = self._index(own, channel, corner)
+        word = Scalar(0, "uint32")
+        with when(within):
+            word.set(load_pair(element_at(self.arrays["residual"], index)))
+        return word()
+
+    def leave(self, *corner: Any) -> None:
+        """Store the results of all warps."""
+        kernel, t, layout = self.kernel, self.kernel.tiles, self.kernel.layout
+        pieces, threads = layout.outputs // PIECE, t.warps * 32
+        with T.serial(-(-t.pixels * pieces // threads)) as step:
+            at = Scalar(step * threads + kernel.thread)()
+            own = Scalar(T.truncdiv(at, pieces))()
+            piece = Scalar(at - own * pieces)()
+            within, index = self._index(own, self.channel + piece * PIECE, corner)
+            with when(tirx.all(own < t.pixels, within)):
+                place = own * (layout.result_pitch // 2) + piece * (PIECE_BYTES // 2)
+                source, to = kernel.results.ptr_to([place]), element_at(self.arrays["y"], index)
+                do(c_call("void", "move_piece", to, source, source=MOVE_PIECE))
+
+    def _index(self, own: Any, channel: Any, corner: Corner) -> tuple[Any, Any]:
+        """Return whether a pixel of the tile is one of the images, and the place of a channel of it in y."""
+        s, t = self.kernel.shape, self.kernel.tiles
+        image, y, x = corner
+        line = Scalar(T.truncdiv(own, t.tile_w))()
+        number = Scalar(T.truncdiv(line, t.tile_h))()
+        row, column = Scalar(y + line - number * t.tile_h)(), Scalar(x + own - line * t.tile_w)()
+        within = tirx.all(
+            number < t.tile_n, image + number < s.n, row < s.oh, column < s.ow, channel < s.co
+        )
+        return within, (((image + number) * s.oh + row) * s.ow + column) * s.co + channel
