@@ -25,6 +25,7 @@ from tvmops.schedules.cuda.attention_pool import PoolAttention
 from tvmops.schedules.cuda.attention_varlen import VarlenAttention
 from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
 from tvmops.schedules.cuda.conv_depthwise import DepthwiseConv
+from tvmops.schedules.cuda.conv_grouped import GroupedConv
 from tvmops.schedules.cuda.conv_mma import MmaConv
 from tvmops.schedules.cuda.conv_narrow import NarrowConv
 from tvmops.schedules.cuda.conv_planes import PlanesConv
@@ -110,6 +111,7 @@ TEMPLATES: tuple[Template, ...] = (
     WeightOnlyStream(),
     WeightOnlyMma(),
     DepthwiseConv(),
+    GroupedConv(),
     WgmmaConv(),
     NarrowConv(),
     PlanesConv(),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from tvm import IRModule
 
 from tvmops.ops import op_of
 from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cuda.extents import known
-from tvmops.schedules.cuda.grouped_tiles import PIECE, GroupedLayout, GroupedTiles, groups_of_unit
+from tvmops.schedules.cuda.grouped_tiles import PIECE, ROWS, GroupedLayout, GroupedTiles, groups_of_unit
 from tvmops.schedules.cuda.kernels.conv_grouped import GroupedKernel
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
@@ -27,6 +28,8 @@ _MOST_SUMS = 64  # registers
 _OTHER_REGISTERS = 44
 _RESERVED = 1024  # bytes of shared memory that the system takes of each block
 _MOST_WIDTH = 64  # columns of a tile
+_MOST_WARPS = 8
+_MOST_WASTE = 1.5  # times the pixels of a tile that warps may compute
 
 
 class GroupedConv(Template):
@@ -55,9 +58,9 @@ class GroupedConv(Template):
 
     def space(self, workload: Workload, target: Target) -> Space:
         oh, ow = _output(workload)
-        co, groups = workload.dims("co", "groups")
-        unit = ConvShape.of(workload)
-        channels = groups_of_unit(int(unit.ci_each), int(unit.co_each)) * co // groups
+        shape = _shape(workload)
+        ci_each, co_each = int(shape.ci_each), int(shape.co_each)
+        channels = groups_of_unit(ci_each, co_each) * co_each
         knobs = (
             Knob("tile_n", (1, 2, 4)),
             Knob("tile_h", _cuts(oh)),
@@ -94,25 +97,28 @@ class GroupedConv(Template):
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     """Say whether `config` fits the machine; the only statement of the template's limits."""
     assert target.gpu is not None
-    tiles = tiles_of(config, target)
-    oh, ow = _output(workload)
-    jobs, sums = tiles.units, tiles.parts * tiles.bn // 2
-    layout = GroupedLayout(ConvShape.of(workload), tiles)
-    jobs = tiles.units * layout.co // tiles.bn
-    (groups,) = workload.dims("groups")
+    tiles, shape = tiles_of(config, target), _shape(workload)
+    sums = tiles.parts * tiles.bn // 2
+    if not 2 <= tiles.warps <= _MOST_WARPS or sums > _MOST_SUMS:
+        return False
+    if tiles.tile_w > _MOST_WIDTH or tiles.rows > max(ROWS, _MOST_WASTE * tiles.pixels):
+        return False
+    layout = GroupedLayout(shape, tiles)
     registers = sums + tiles.parts + tiles.bn // 2 + _OTHER_REGISTERS
+    whole = (tiles.tile_h, tiles.tile_w) == _output(workload) and known(workload, "n") > 1
     return (
-        (tiles.tile_n == 1 or (tiles.tile_h == oh and tiles.tile_w == ow and known(workload, "n") > 1))
-        and tiles.tile_w <= _MOST_WIDTH
-        and jobs % tiles.warps_n == 0
-        and tiles.units * layout.groups < 2 * groups
-        and sums <= _MOST_SUMS
-        and tiles.rows <= max(16, 1.5 * tiles.pixels)
-        and 2 <= tiles.warps <= 8
+        (tiles.tile_n == 1 or whole)
+        and tiles.units * layout.co // tiles.bn % tiles.warps_n == 0
+        and tiles.units * layout.groups < 2 * shape.groups
         and layout.chunks * tiles.parts * tiles.bn // 16 <= _MOST_INSTRUCTIONS
         and registers * 32 * tiles.warps * tiles.beside <= target.gpu.block_registers
         and (layout.shared_bytes(tiles) + _RESERVED) * tiles.beside <= target.gpu.shared_bytes + _RESERVED
     )
+
+
+@lru_cache
+def _shape(workload: Workload) -> ConvShape:
+    return ConvShape.of(workload)
 
 
 def tiles_of(config: Config, target: Target) -> GroupedTiles:
@@ -126,4 +132,5 @@ def _output(workload: Workload) -> tuple[int, int]:
 
 def _cuts(extent: int) -> tuple[int, ...]:
     """Return sizes of equal parts of `extent`, and powers of two."""
-    return tuple(sorted({math.ceil(extent / count) for count in range(1, 9)} | {1, 2, 4, 8, 16}))
+    sizes = {math.ceil(extent / count) for count in range(1, 9)} | {1, 2, 4, 8, 16}
+    return tuple(sorted(size for size in sizes if size <= extent))

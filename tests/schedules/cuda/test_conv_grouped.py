@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.schedules.cuda.compiled import compiled, needs_nvcc
+from tests.schedules.cuda.convolutions import Run
+from tests.schedules.cuda.emulated import emulated, needs_emulator
+from tvmops.measure import cuda
+from tvmops.schedules import templates_for
+from tvmops.schedules.cpu.conv2d import ConvShape
+from tvmops.schedules.cuda.conv_grouped import GroupedConv
+from tvmops.schedules.cuda.grouped_tiles import GroupedLayout, GroupedTiles
+from tvmops.schedules.cuda.kernels.conv_grouped import GroupedKernel
+from tvmops.targets import target
+from tvmops.workloads import Workload
+
+TEMPLATE = GroupedConv()
+A100 = target("nvidia-a100")
+RESNEXT = "n=32 h=14 w=14 ci=512 co=512 groups=32 kh=3 kw=3 padding=1 dtype=float16 bias=true activation=relu"
+
+
+def conv(text: str) -> Workload:
+    return Workload.parse(f"conv2d {text}" if "layout=" in text else f"conv2d {text} layout=NHWC")
+
+
+@pytest.mark.parametrize(
+    "text, machine, covered",
+    [
+        (RESNEXT, "nvidia-a100", True),
+        (RESNEXT.replace("n=32 h=14 w=14", "n=* h=* w=*"), "nvidia-h100", True),
+        (RESNEXT, "cuda-sm75", False),  # no cp.async
+        (f"{RESNEXT} layout=NCHW", "nvidia-a100", False),
+        (RESNEXT.replace("groups=32", "groups=1"), "nvidia-a100", False),
+        (RESNEXT.replace("groups=32", "groups=512"), "nvidia-a100", False),  # depthwise
+        (RESNEXT.replace("groups=32", "groups=4"), "nvidia-a100", False),  # 128 channels fill other tiles
+        ("n=1 h=9 w=9 ci=24 co=24 groups=8 kh=3 kw=3 dtype=float16", "nvidia-a100", True),  # 3 channels
+        ("n=1 h=9 w=9 ci=24 co=36 groups=12 kh=3 kw=3 dtype=float16", "nvidia-a100", False),  # odd pieces
+        ("n=1 h=9 w=9 ci=24 co=24 groups=3 kh=9 kw=9 dtype=float16", "nvidia-a100", False),  # too many taps
+        (RESNEXT.replace("float16", "float32"), "nvidia-a100", False),
+        (RESNEXT, "znver4", False),
+    ],
+)
+def test_what_it_covers(text: str, machine: str, covered: bool) -> None:
+    assert TEMPLATE.covers(conv(text), target(machine)) is covered
+
+
+def test_it_is_the_usual_template_of_groups_of_few_channels() -> None:
+    assert isinstance(templates_for(conv(RESNEXT), target("nvidia-h100"))[0], GroupedConv)
+
+
+@pytest.mark.parametrize("machine", ["nvidia-h100", "rtx-4090"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        RESNEXT,
+        RESNEXT.replace("n=32 h=14 w=14", "n=1 h=1 w=1"),
+        RESNEXT.replace("n=32 h=14 w=14", "n=* h=* w=*"),
+        "n=8 h=28 w=28 ci=168 co=168 groups=7 kh=3 kw=3 padding=1 dtype=bfloat16",
+    ],
+)
+def test_the_default_is_legal(text: str, machine: str) -> None:
+    work = conv(text)
+    assert TEMPLATE.default(work, target(machine)) in TEMPLATE.space(work, target(machine))
+
+
+@needs_nvcc
+def test_random_configs_compile_without_spills() -> None:
+    work, rng = conv(RESNEXT), random.Random(0)
+    for _ in range(3):
+        drawn = TEMPLATE.space(work, A100).sample(rng)
+        assert drawn is not None
+        assert compiled(TEMPLATE, work, A100, drawn).report.spilled_bytes == 0
+
+
+CASES = [
+    # 16 channels a group: tiles that images do not fill, two of them in shared memory
+    ("n=2 h=7 w=7 ci=48 co=48 groups=3 kh=3 kw=3 padding=1 dtype=float16 bias=true activation=relu",
+     (1, 4, 7, 2, 16, 1, 2, 2, 2)),
+    # 8 channels: an odd number of pieces along k; columns of stride 2, the last bundle not full
+    ("n=1 h=13 w=9 ci=40 co=40 groups=5 kh=3 kw=3 stride=2 padding=1 dtype=bfloat16 bias=true",
+     (1, 4, 5, 2, 8, 2, 1, 2, 2)),
+    # 4 channels, two groups a piece; several images a tile, of which the last has none
+    ("n=3 h=3 w=3 ci=32 co=32 groups=8 kh=3 kw=3 padding=1 dtype=float16 activation=gelu",
+     (2, 3, 3, 4, 8, 2, 1, 2, 1)),
+    # 32 channels, half of them at once; everything else that a convolution may have
+    ("n=1 h=9 w=8 ci=64 co=64 groups=2 kh=2 kw=3 stride=1x3 dilation=2x1 padding=1x0x0x2 dtype=float16 "
+     "residual=true", (1, 8, 2, 1, 16, 1, 1, 2, 1)),
+    # more outputs than inputs, 3 channels a group; an image of a pixel
+    ("n=2 h=1 w=1 ci=24 co=48 groups=8 kh=3 kw=3 padding=1 dtype=bfloat16 bias=true residual=true",
+     (1, 1, 1, 1, 24, 1, 1, 2, 2)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text, knobs", CASES)
+class TestRunHere:
+    pytestmark = needs_emulator
+
+    def test_it_computes_the_convolution(self, text: str, knobs: tuple[int, ...], tmp_path: Path) -> None:
+        work, tiles = conv(text), GroupedTiles(*knobs, beside=1, multiprocessors=2)
+        shape = ConvShape.of(work)
+        kernel = GroupedKernel(shape, str(work["dtype"]), tiles)
+        _, (cubin,) = cuda.compile_module(kernel.module(), A100)
+        assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
+        run, layout = Run.of(work), GroupedLayout(shape, tiles)
+        sizes = ((shape.n, tiles.tile_n), (shape.oh, tiles.tile_h), (shape.ow, tiles.tile_w))
+        count = math.prod(-(-int(extent) // size) for extent, size in sizes)
+        grid = min(count, layout.places) * layout.blocks_deep
+        emulated(cubin, tmp_path)(grid, run.arrays, shared_bytes=layout.shared_bytes(tiles))
+        run.check()
