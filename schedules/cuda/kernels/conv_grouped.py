@@ -11,6 +11,7 @@ take tile after tile, whose copies run under the products of another. Results le
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm import IRModule, tirx
@@ -63,21 +64,21 @@ class GroupedKernel:
             with when(first + stage * step < self.count):
                 image.fetch(stage, *self._corner(first + stage * step))
             ptx("cp.async.commit_group")
-        index, stage = Scalar(first), Scalar(0)
+        index, use = Scalar(first), Scalar(0)
         with T.While(index() < self.count):
             corner = self._corner(index())
             ptx("cp.async.wait_group", t.stages - 1)
             do(T.cuda.cta_sync())  # and the last results have left
-            self._multiply(stage(), results, corner)
+            self._multiply(use(), results, corner)
             do(T.cuda.cta_sync())
             ahead = Scalar(index() + t.stages * step)()
             with when(ahead < self.count):
-                image.fetch(stage(), *self._corner(ahead))
+                image.fetch(use(), *self._corner(ahead))
             ptx("cp.async.commit_group")
             results.leave(*corner)
             index.set(index() + step)
             if t.stages > 1:
-                stage.set(tirx.Select(stage() == t.stages - 1, 0, stage() + 1))
+                use.set(tirx.Select(use() == t.stages - 1, 0, use() + 1))
         ptx("cp.async.wait_group", 0)
 
     def _corner(self, index: Any) -> tuple[Any, Any, Any]:
@@ -87,6 +88,29 @@ class GroupedKernel:
         image = Scalar(T.truncdiv(row, self.down))()
         y, x = (row - image * self.down) * t.tile_h, (index - row * self.across) * t.tile_w
         return Scalar(image * t.tile_n)(), Scalar(y)(), Scalar(x)()
+
+    def each_line(self, lines: int, do_line: Callable[[Any], None]) -> None:
+        """Do something for each line of a tile, of which a warp has its share."""
+        warps = self.tiles.warps
+        with T.serial(-(-lines // warps)) as step:
+            line = Scalar(step * warps + self.warp)()
+            with when(line < lines):
+                do_line(line)
+
+    def each_piece(self, columns: int, pieces: int, do_piece: Callable[[Any, Any], None]) -> None:
+        """Do something for each piece of a line of pixels, of which a lane has its share."""
+        for at in range(0, columns * pieces, 32):
+            if 32 % pieces == 0:  # always the same piece of a pixel
+                column = at // pieces + T.truncdiv(self.lane, pieces)
+                piece = T.truncmod(self.lane, pieces)
+            else:
+                column = Scalar(T.truncdiv(at + self.lane, pieces))()
+                piece = Scalar(at + self.lane - column * pieces)()
+            if at + 32 <= columns * pieces:
+                do_piece(column, piece)
+                continue
+            with when(at + self.lane < columns * pieces):
+                do_piece(column, piece)
 
     def _prepare(self) -> None:
         t, layout = self.tiles, self.layout

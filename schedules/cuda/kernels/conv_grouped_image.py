@@ -68,29 +68,30 @@ class Image:
     def fetch(self, stage: Any, image: Any, y: Any, x: Any) -> None:
         """Begin to copy what the tile sees; zeros beyond the images."""
         kernel, s, t, layout = self.kernel, self.kernel.shape, self.kernel.tiles, self.kernel.layout
-        pieces = t.units * layout.pieces
+        pieces, stride = t.units * layout.pieces, s.across.stride
         base = shared_address(kernel.stages, 0) + T.Cast("uint32", stage * layout.stage_bytes)
         base = Scalar(base, "uint32")()
         channel = Scalar(kernel.bundle * (pieces * PIECE))()
         top = Scalar(y * s.down.stride - s.down.before)()
         left = Scalar(x * s.across.stride - s.across.before)()
 
-        def piece(place: Any, piece: Any) -> None:
-            line = Scalar(T.truncdiv(place, layout.w))()
+        def copy_line(line: Any) -> None:
             number = Scalar(T.truncdiv(line, layout.h))()
-            column = Scalar(place - line * layout.w)()
-            row, z = Scalar(top + line - number * layout.h)(), Scalar(left + column)()
-            stride = s.across.stride
-            own = T.truncmod(column, stride) * layout.column + T.truncdiv(column, stride)
-            to = base + T.Cast("uint32", (line * layout.line + own) * layout.pitch + piece * PIECE_BYTES)
-            inside = tirx.all(
-                image + number < s.n, 0 <= row, row < s.h, 0 <= z, z < s.w, channel + piece * PIECE < s.ci
-            )
-            pixel = ((image + number) * s.h + row) * s.w + z
-            valid = tirx.Select(inside, PIECE, 0)
-            do(copy_piece(PIECE, to, kernel.arrays["x"].data, pixel, s.ci, channel + piece * PIECE, valid))
+            row = Scalar(top + line - number * layout.h)()
+            within = Scalar(tirx.all(image + number < s.n, 0 <= row, row < s.h), "bool")()
+            first = Scalar(((image + number) * s.h + row) * s.w + left)()
+            to = Scalar(base + T.Cast("uint32", line * (layout.line * layout.pitch)), "uint32")()
 
-        self._each(t.tile_n * layout.h * layout.w, pieces, piece)
+            def copy(column: Any, piece: Any) -> None:
+                place = T.truncmod(column, stride) * layout.column + T.truncdiv(column, stride)
+                address = to + T.Cast("uint32", place * layout.pitch + piece * PIECE_BYTES)
+                z, c = left + column, channel + piece * PIECE
+                valid = tirx.Select(tirx.all(within, 0 <= z, z < s.w, c < s.ci), PIECE, 0)
+                do(copy_piece(PIECE, address, kernel.arrays["x"].data, first + column, s.ci, c, valid))
+
+            kernel.each_piece(layout.w, pieces, copy)
+
+        kernel.each_line(t.tile_n * layout.h, copy_line)
 
     def _each(self, rows: int, pieces: int, do_piece: Any) -> None:
         """Do something for each piece of rows of `pieces`, of which a thread has its share."""

@@ -8,7 +8,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cuda.activation import activate
-from tvmops.schedules.cuda.grouped_tiles import PIECE, PIECE_BYTES, ROWS
+from tvmops.schedules.cuda.grouped_tiles import PIECE, ROWS
 from tvmops.schedules.cuda.kernels.conv_narrow_results import MOVE_PIECE, PLACE_WORD
 from tvmops.schedules.cuda.pairs import element_at, high_of, load_pair, low_of
 from tvmops.schedules.cuda.words import Scalar, c_call, do, pack, when
@@ -62,19 +62,28 @@ class Results:
             word.set(load_pair(element_at(self.arrays["residual"], index)))
         return word()
 
-    def leave(self, *corner: Any) -> None:
-        """Store the results of all warps."""
-        kernel, t, layout = self.kernel, self.kernel.tiles, self.kernel.layout
-        pieces, threads = layout.outputs // PIECE, t.warps * 32
-        with T.serial(-(-t.pixels * pieces // threads)) as step:
-            at = Scalar(step * threads + kernel.thread)()
-            own = Scalar(T.truncdiv(at, pieces))()
-            piece = Scalar(at - own * pieces)()
-            within, index = self._index(own, self.channel + piece * PIECE, corner)
-            with when(tirx.all(own < t.pixels, within)):
-                place = own * (layout.result_pitch // 2) + piece * (PIECE_BYTES // 2)
-                source, to = kernel.results.ptr_to([place]), element_at(self.arrays["y"], index)
-                do(c_call("void", "move_piece", to, source, source=MOVE_PIECE))
+    def leave(self, image: Any, y: Any, x: Any) -> None:
+        """Store the results of all warps, line by line."""
+        kernel, s, t, layout = self.kernel, self.kernel.shape, self.kernel.tiles, self.kernel.layout
+
+        def store_line(line: Any) -> None:
+            number = Scalar(T.truncdiv(line, t.tile_h))()
+            row = Scalar(y + line - number * t.tile_h)()
+            first = Scalar(((image + number) * s.oh + row) * s.ow + x)()
+
+            def store(column: Any, piece: Any) -> None:
+                channel = self.channel + piece * PIECE
+                with when(tirx.all(x + column < s.ow, channel < s.co)):
+                    own = line * t.tile_w + column
+                    place = own * (layout.result_pitch // 2) + piece * PIECE
+                    source = kernel.results.ptr_to([place])
+                    to = element_at(self.arrays["y"], (first + column) * s.co + channel)
+                    do(c_call("void", "move_piece", to, source, source=MOVE_PIECE))
+
+            with when(tirx.all(image + number < s.n, row < s.oh)):
+                kernel.each_piece(t.tile_w, layout.outputs // PIECE, store)
+
+        kernel.each_line(t.tile_n * t.tile_h, store_line)
 
     def _index(self, own: Any, channel: Any, corner: Corner) -> tuple[Any, Any]:
         """Return whether a pixel of the tile is one of the images, and the place of a channel of it in y."""
@@ -83,7 +92,5 @@ class Results:
         line = Scalar(T.truncdiv(own, t.tile_w))()
         number = Scalar(T.truncdiv(line, t.tile_h))()
         row, column = Scalar(y + line - number * t.tile_h)(), Scalar(x + own - line * t.tile_w)()
-        within = tirx.all(
-            number < t.tile_n, image + number < s.n, row < s.oh, column < s.ow, channel < s.co
-        )
+        within = tirx.all(number < t.tile_n, image + number < s.n, row < s.oh, column < s.ow, channel < s.co)
         return within, (((image + number) * s.oh + row) * s.ow + column) * s.co + channel
