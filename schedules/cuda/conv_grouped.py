@@ -21,6 +21,7 @@ from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 _AMPERE = 80  # mma.sync of 16 bits with cp.async
+_HOPPER = 90  # early launches
 _MOST_CHANNELS = 64  # of a unit; with more, a group fills the tiles of other templates
 _MOST_TAPS = 49
 _MOST_INSTRUCTIONS = 1600  # of the products that are unrolled
@@ -57,6 +58,7 @@ class GroupedConv(Template):
         )
 
     def space(self, workload: Workload, target: Target) -> Space:
+        assert target.gpu is not None
         oh, ow = _output(workload)
         shape = _shape(workload)
         ci_each, co_each = int(shape.ci_each), int(shape.co_each)
@@ -72,6 +74,7 @@ class GroupedConv(Template):
             Knob("warps_n", (1, 2, 4, 8)),
             Knob("stages", (1, 2)),
             Knob("beside", (1, 2, 3, 4, 6)),
+            Knob("early", (0, 1) if target.gpu.compute >= _HOPPER else (0,)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 

@@ -25,6 +25,7 @@ class GroupedTiles:
     warps_n: int  # and the channels
     stages: int  # tiles of the image in shared memory
     beside: int  # blocks that share a multiprocessor
+    early: int  # whether blocks are launched while the last kernel ends
     multiprocessors: int
 
     @property

@@ -23,7 +23,15 @@ from tvmops.schedules.cuda.grouped_tiles import PIECE_BYTES, ROWS, GroupedLayout
 from tvmops.schedules.cuda.kernels.conv_arrays import conv_module
 from tvmops.schedules.cuda.kernels.conv_grouped_image import Image
 from tvmops.schedules.cuda.kernels.conv_grouped_results import Results
-from tvmops.schedules.cuda.words import PTX_TYPES, Scalar, do, ptx, when
+from tvmops.schedules.cuda.words import (
+    PROGRAMMATIC_LAUNCH,
+    PTX_TYPES,
+    Scalar,
+    do,
+    ptx,
+    wait_for_kernels_before,
+    when,
+)
 
 
 class GroupedKernel:
@@ -34,7 +42,10 @@ class GroupedKernel:
         self.layout = GroupedLayout(shape, tiles)
 
     def module(self) -> IRModule:
-        return conv_module(self.shape, self.dtype, self._begin, self._body, self.tiles.beside)
+        module = conv_module(self.shape, self.dtype, self._begin, self._body, self.tiles.beside)
+        if self.tiles.early:
+            module["main"] = module["main"].with_attr(*PROGRAMMATIC_LAUNCH)
+        return module
 
     def _begin(self, arrays: dict[str, Any]) -> None:
         self.arrays = arrays
@@ -57,6 +68,8 @@ class GroupedKernel:
         self.count = Scalar(self.across * self.down * _over(s.n, t.tile_n))()
         self._prepare()
         image, results = Image(self), Results(self)
+        if t.early:
+            wait_for_kernels_before()
         image.stage_weights()
         first = Scalar(T.truncdiv(block, layout.blocks_deep))()
         step = Scalar(places)()

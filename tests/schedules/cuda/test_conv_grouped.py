@@ -19,7 +19,7 @@ from tvmops.targets import target
 from tvmops.workloads import Workload
 
 TEMPLATE = GroupedConv()
-A100 = target("nvidia-a100")
+A100, H100 = target("nvidia-a100"), target("nvidia-h100")
 RESNEXT = "n=32 h=14 w=14 ci=512 co=512 groups=32 kh=3 kw=3 padding=1 dtype=float16 bias=true activation=relu"
 
 
@@ -79,19 +79,19 @@ def test_random_configs_compile_without_spills() -> None:
 CASES = [
     # 16 channels a group: tiles that images do not fill, two of them in shared memory
     ("n=2 h=7 w=7 ci=48 co=48 groups=3 kh=3 kw=3 padding=1 dtype=float16 bias=true activation=relu",
-     (1, 4, 7, 2, 16, 1, 2, 2, 2)),
+     (1, 4, 7, 2, 16, 1, 2, 2, 2, 1, 0)),
     # 8 channels: an odd number of pieces along k; columns of stride 2, the last bundle not full
     ("n=1 h=13 w=9 ci=40 co=40 groups=5 kh=3 kw=3 stride=2 padding=1 dtype=bfloat16 bias=true",
-     (1, 4, 5, 2, 8, 2, 1, 2, 2)),
+     (1, 4, 5, 2, 8, 2, 1, 2, 2, 1, 0)),
     # 4 channels, two groups a piece; several images a tile, of which the last has none
     ("n=3 h=3 w=3 ci=32 co=32 groups=8 kh=3 kw=3 padding=1 dtype=float16 activation=gelu",
-     (2, 3, 3, 4, 8, 2, 1, 2, 1)),
+     (2, 3, 3, 4, 8, 2, 1, 2, 1, 1, 1)),
     # 32 channels, half of them at once; everything else that a convolution may have
     ("n=1 h=9 w=8 ci=64 co=64 groups=2 kh=2 kw=3 stride=1x3 dilation=2x1 padding=1x0x0x2 dtype=float16 "
-     "residual=true", (1, 8, 2, 1, 16, 1, 1, 2, 1)),
+     "residual=true", (1, 8, 2, 1, 16, 1, 1, 2, 1, 2, 0)),
     # more outputs than inputs, 3 channels a group; an image of a pixel
     ("n=2 h=1 w=1 ci=24 co=48 groups=8 kh=3 kw=3 padding=1 dtype=bfloat16 bias=true residual=true",
-     (1, 1, 1, 1, 24, 1, 1, 2, 2)),
+     (1, 1, 1, 1, 24, 1, 1, 2, 2, 1, 1)),
 ]  # fmt: skip
 
 
@@ -100,10 +100,10 @@ class TestRunHere:
     pytestmark = needs_emulator
 
     def test_it_computes_the_convolution(self, text: str, knobs: tuple[int, ...], tmp_path: Path) -> None:
-        work, tiles = conv(text), GroupedTiles(*knobs, beside=1, multiprocessors=2)
+        work, tiles = conv(text), GroupedTiles(*knobs, multiprocessors=2)
         shape = ConvShape.of(work)
         kernel = GroupedKernel(shape, str(work["dtype"]), tiles)
-        _, (cubin,) = cuda.compile_module(kernel.module(), A100)
+        _, (cubin,) = cuda.compile_module(kernel.module(), H100 if tiles.early else A100)
         assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
         run, layout = Run.of(work), GroupedLayout(shape, tiles)
         sizes = ((shape.n, tiles.tile_n), (shape.oh, tiles.tile_h), (shape.ow, tiles.tile_w))
