@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
 
 from tvmops.schedules.cpu.conv2d import ConvShape
 
@@ -11,6 +14,7 @@ PIECE = 8  # elements: 16 bytes
 PIECE_BYTES = 16
 ROWS = 16  # pixels of an mma
 _TAIL = 64  # bytes that the last row of weights is read beyond its end
+_MOST_KEPT = 40  # registers of a thread for weights that stay
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,15 @@ class GroupedTiles:
         return self.rounds * self.warps_m * self.parts * ROWS
 
 
+@dataclass(frozen=True)
+class Step:
+    """A product of 8 or 16 along k: bytes from where a window begins to the first 8 channels."""
+
+    offset: int
+    apart: int  # bytes from there to the other 8
+    chunks: int
+
+
 def groups_of_unit(ci_each: int, co_each: int) -> int:
     """Return the fewest groups whose channels, before and after, are whole pieces."""
     return math.lcm(PIECE // math.gcd(PIECE, ci_each), PIECE // math.gcd(PIECE, co_each))
@@ -58,11 +71,13 @@ class GroupedLayout:
     def __init__(self, shape: ConvShape, tiles: GroupedTiles) -> None:
         ci_each, co_each = int(shape.ci_each), int(shape.co_each)
         down, across = shape.down, shape.across
+        self.down, self.across = down, across
         self.groups = groups_of_unit(ci_each, co_each)
         self.ci, self.co = self.groups * ci_each, self.groups * co_each  # of a unit
         self.pieces = self.ci // PIECE
         self.chunks = down.size * across.size * self.pieces  # of 8 along k
         self.outputs = tiles.units * self.co  # of a block
+        self.jobs = tiles.units * (self.co // tiles.bn)  # what warps share of a tile's channels
         self.blocks_deep = -(-shape.groups // (self.groups * tiles.units))
         self.h = (tiles.tile_h - 1) * down.stride + down.reach  # what a tile sees of an image
         self.w = (tiles.tile_w - 1) * across.stride + across.reach
@@ -74,10 +89,47 @@ class GroupedLayout:
         self.weight_bytes = self.outputs * self.weight_pitch + _TAIL
         self.stage_bytes = tiles.tile_n * self.h * self.line * self.pitch
         self.result_bytes = tiles.rows * self.result_pitch
+        self.table_bytes = 4 * (tiles.rows + self.outputs)  # where windows begin, and the bias
         self.places = max(1, tiles.multiprocessors * tiles.beside // self.blocks_deep)
+        # Weights that a warp needs at every tile, in registers of a thread.
+        kept = -(-self.chunks // 4) * 4 * (tiles.bn // 8)
+        self.kept = kept if self.jobs == tiles.warps_n and kept <= _MOST_KEPT else 0
 
     def shared_bytes(self, tiles: GroupedTiles) -> int:
-        return self.weight_bytes + tiles.stages * self.stage_bytes + self.result_bytes
+        fixed = self.weight_bytes + self.result_bytes + self.table_bytes
+        return fixed + tiles.stages * self.stage_bytes
+
+    def position(self, r: Any, c: Any, piece: Any) -> Any:
+        """Return where along k the 8 channels lie that a place of the kernel sees as its `piece`-th.
+
+        Neighbours along k, a product takes two, are equally far apart in the image: first come pairs
+        of pieces of a place, then last pieces of neighbouring places, then those of neighbouring rows.
+        """
+        paired, columns = self.pieces // 2 * 2, self.across.size // 2 * 2
+        first = (r * self.across.size + c) * paired + piece
+        if paired == self.pieces:
+            return first
+        rest = self.down.size * self.across.size * paired
+        last = tirx.Select(c < columns, r * columns + c, self.down.size * columns + r)
+        return tirx.Select(piece < paired, first, rest + last)
+
+    def steps(self) -> list[Step]:
+        """Return the products along k, in the order of `position`."""
+        rows, columns = self.down.size, self.across.size
+        paired, last = self.pieces // 2 * 2, self.pieces - 1
+        runs = [[(r, c, p) for p in range(paired)] for r in range(rows) for c in range(columns)]
+        if paired < self.pieces:
+            runs += [[(r, c, last) for c in range(columns // 2 * 2)] for r in range(rows)]
+            runs += [[(r, columns - 1, last) for r in range(rows)]] if columns % 2 else []
+        offsets = [self.offset(*place) for run in runs for place in run]
+        pairs = [offsets[at : at + 2] for at in range(0, len(offsets), 2)]
+        return [Step(pair[0], pair[-1] - pair[0], len(pair)) for pair in pairs]
+
+    def offset(self, r: int, c: int, piece: int) -> int:
+        """Return how far from a window's begin lies what a place of the kernel sees."""
+        column, stride = c * self.across.dilation, self.across.stride
+        place = column % stride * self.column + column // stride
+        return (r * self.down.dilation * self.line + place) * self.pitch + piece * PIECE_BYTES
 
 
 def _odd(pieces: int) -> int:

@@ -29,6 +29,7 @@ from tvmops.schedules.cuda.words import (
     Scalar,
     do,
     ptx,
+    shared_address,
     wait_for_kernels_before,
     when,
 )
@@ -59,6 +60,8 @@ class GroupedKernel:
         self.thread = Scalar(self.warp * 32 + self.lane)()
         pool = SMEMPool()
         self.weights = pool.alloc((layout.weight_bytes // 2,), self.dtype, align=16)
+        self.begins = pool.alloc((t.rows,), "uint32", align=16)
+        self.bias = pool.alloc((layout.outputs,), "float32", align=16)
         self.stages = pool.alloc((t.stages * layout.stage_bytes // 2,), self.dtype, align=16)
         self.results = pool.alloc((layout.result_bytes // 2,), self.dtype, align=16)
         pool.commit()
@@ -71,12 +74,18 @@ class GroupedKernel:
         if t.early:
             wait_for_kernels_before()
         image.stage_weights()
+        image.stage_bias()
         first = Scalar(T.truncdiv(block, layout.blocks_deep))()
         step = Scalar(places)()
         for stage in range(t.stages):
             with when(first + stage * step < self.count):
                 image.fetch(stage, *self._corner(first + stage * step))
             ptx("cp.async.commit_group")
+        if layout.kept:
+            ptx("cp.async.wait_group", t.stages - 1)
+            do(T.cuda.cta_sync())
+            for chunk in range(0, layout.chunks, 4):
+                self._load_weights(self.job, chunk)
         index, use = Scalar(first), Scalar(0)
         with T.While(index() < self.count):
             corner = self._corner(index())
@@ -126,84 +135,100 @@ class GroupedKernel:
                 do_piece(column, piece)
 
     def _prepare(self) -> None:
-        t, layout = self.tiles, self.layout
-        self.sums = T.alloc_local((t.parts * (t.bn // 8) * 4,), "float32")
-        self.a_parts, self.b_parts = (
-            T.alloc_local((4,), "uint32"),
-            T.alloc_local((t.bn // 8 * 4,), "uint32"),
-        )
-        self.starts = T.alloc_local((t.parts,), "uint32")
+        """Say what this thread computes, and where windows begin."""
+        s, t, layout = self.shape, self.tiles, self.layout
+        columns, self.steps = t.bn // 8, layout.steps()
+        self.aparts = sorted({step.apart for step in self.steps if step.chunks == 2}) or [0]
+        self.sums = T.alloc_local((t.parts * columns * 4,), "float32")
+        self.a_parts = T.alloc_local((4,), "uint32")
+        self.b_parts = T.alloc_local((layout.kept or columns * 4,), "uint32")
+        self.starts = T.alloc_local((t.parts * len(self.aparts),), "uint32")
         self.row = Scalar(T.truncdiv(self.warp, t.warps_n) * (t.parts * ROWS))()
         self.job = Scalar(T.truncmod(self.warp, t.warps_n))()
-        self.base = [
-            Scalar(T.cuda.cvta_generic_to_shared(each.ptr_to([0])), "uint32")()
-            for each in (self.weights, self.stages)
+        self.above = [
+            Scalar(tirx.Select(self.lane < 16, T.uint32(0), T.uint32(apart)), "uint32")()
+            for apart in self.aparts
         ]
+        self.first_weights, self.first_stage = (
+            Scalar(shared_address(each, 0), "uint32")() for each in (self.weights, self.stages)
+        )
+        threads = t.warps * 32
+        with T.serial(-(-t.rows // threads)) as step:
+            row = Scalar(step * threads + self.thread)()
+            with when(row < t.rows):
+                pixel = Scalar(tirx.min(row, t.pixels - 1))()
+                line = Scalar(T.truncdiv(pixel, t.tile_w))()
+                image = Scalar(T.truncdiv(line, t.tile_h))()
+                y = image * layout.h + (line - image * t.tile_h) * s.down.stride
+                begin = (y * layout.line + pixel - line * t.tile_w) * layout.pitch
+                T.buffer_store(self.begins, T.Cast("uint32", begin), [row])
 
     def _multiply(self, stage: Any, results: Results, corner: tuple[Any, Any, Any]) -> None:
         """Compute a tile: each warp its pixels and its channels."""
         t, layout = self.tiles, self.layout
-        bn = t.bn
-        of_unit = layout.co // bn
-        with T.serial(t.units * of_unit // t.warps_n) as number:
+        with T.serial(layout.jobs // t.warps_n) as number:
             job = Scalar(number * t.warps_n + self.job)()
-            unit = T.truncdiv(job, of_unit)
-            weights = self.base[0] + T.Cast(
-                "uint32",
-                (job * bn + self.lane % 8) * layout.weight_pitch + T.truncdiv(self.lane, 8) * PIECE_BYTES,
-            )
-            weights = Scalar(weights, "uint32")()
-            tile = Scalar(
-                self.base[1]
-                + T.Cast("uint32", stage * layout.stage_bytes + unit * (layout.pieces * PIECE_BYTES)),
-                "uint32",
-            )()
+            unit = T.truncdiv(job, layout.co // t.bn)
+            inside = stage * layout.stage_bytes + unit * (layout.pieces * PIECE_BYTES)
+            tile = Scalar(self.first_stage + T.Cast("uint32", inside), "uint32")()
             with T.serial(t.rounds) as turn:
                 first = Scalar(turn * (t.warps_m * t.parts * ROWS) + self.row)()
                 self._start(first, tile)
-                self._add(weights)
-                results.place(first, job * bn, corner)
+                self._add(job)
+                results.place(first, job * t.bn, corner)
 
     def _start(self, first: Any, tile: Any) -> None:
         """Find where the windows of this lane's pixels begin."""
-        s, t, layout = self.shape, self.tiles, self.layout
-        for part in range(t.parts):
-            pixel = Scalar(tirx.min(first + part * ROWS + self.lane % 16, t.pixels - 1))()
-            line = Scalar(T.truncdiv(pixel, t.tile_w))()
-            image = T.truncdiv(line, t.tile_h)
-            y, x = T.truncmod(line, t.tile_h), pixel - line * t.tile_w
-            place = (image * layout.h + y * s.down.stride) * layout.line + x
-            T.buffer_store(self.starts, tile + T.Cast("uint32", place * layout.pitch), [part])
+        for part in range(self.tiles.parts):
+            begin = Scalar(tile + self.begins[first + part * ROWS + self.lane % 16], "uint32")()
+            for i, above in enumerate(self.above):
+                T.buffer_store(self.starts, begin + above, [part * len(self.above) + i])
 
-    def _add(self, weights: Any) -> None:
+    def _add(self, job: Any) -> None:
+        """Add up the products of a warp's pixels and channels, and the bias."""
         t, layout = self.tiles, self.layout
         columns = t.bn // 8
-        for i in range(t.parts * columns * 4):
-            T.buffer_store(self.sums, T.float32(0), [i])
-        for chunk in range(0, layout.chunks, 2):
-            if chunk % 4 == 0:
-                for j in range(columns):
-                    address = weights + T.uint32(j * 8 * layout.weight_pitch + chunk * PIECE_BYTES)
-                    self._load(self.b_parts, j * 4, address)
-            is_last = chunk + 1 == layout.chunks
-            low, high = self._offset(chunk), self._offset(chunk if is_last else chunk + 1)
-            offset = Scalar(tirx.Select(self.lane < 16, T.uint32(low), T.uint32(high)), "uint32")()
+        for j in range(columns):
+            bias = [
+                Scalar(self._bias(job * t.bn + j * 8 + self.lane % 4 * 2 + i), "float32")() for i in (0, 1)
+            ]
             for part in range(t.parts):
-                self._load(self.a_parts, 0, self.starts[part] + offset)
+                for i in range(4):
+                    T.buffer_store(self.sums, bias[i % 2], [(part * columns + j) * 4 + i])
+        for number, step in enumerate(self.steps):
+            chunk = number * 2
+            if not layout.kept and chunk % 4 == 0:
+                self._load_weights(job, chunk)
+            at = self.aparts.index(step.apart) if step.chunks == 2 else 0
+            for part in range(t.parts):
+                self._load(
+                    self.a_parts,
+                    0,
+                    self.starts[part * len(self.aparts) + at] + T.uint32(step.offset),
+                    step.chunks * 2,
+                )
                 for j in range(columns):
-                    self._mma((part * columns + j) * 4, j * 4 + chunk % 4, 1 if is_last else 2)
+                    b = j * (layout.kept // columns) + chunk if layout.kept else j * 4 + chunk % 4
+                    self._mma((part * columns + j) * 4, b, step.chunks)
 
-    def _offset(self, chunk: int) -> int:
-        """Return how far from the window's begin its `chunk`-th 8 channels lie."""
-        s, layout = self.shape, self.layout
-        tap, piece = divmod(chunk, layout.pieces)
-        r, c = divmod(tap, s.across.size)
-        column = c * s.across.dilation
-        place = column % s.across.stride * layout.column + column // s.across.stride
-        return (r * s.down.dilation * layout.line + place) * layout.pitch + piece * PIECE_BYTES
+    def _bias(self, channel: Any) -> Any:
+        return self.bias[channel] if "bias" in self.arrays else T.float32(0)
 
-    def _load(self, registers: Any, at: int, address: Any) -> None:
-        ptx("ldmatrix.sync.aligned.m8n8.x4.shared.b16", *(registers[at + i] for i in range(4)), address)
+    def _load_weights(self, job: Any, chunk: int) -> None:
+        """Load the weights of a warp's channels, of 32 along k."""
+        t, layout = self.tiles, self.layout
+        columns = t.bn // 8
+        row, piece = job * t.bn + self.lane % 8, T.truncdiv(self.lane, 8)
+        first = row * layout.weight_pitch + piece * PIECE_BYTES
+        address = Scalar(self.first_weights + T.Cast("uint32", first), "uint32")()
+        for j in range(columns):
+            at = j * (layout.kept // columns) + chunk if layout.kept else j * 4
+            offset = j * 8 * layout.weight_pitch + chunk * PIECE_BYTES
+            self._load(self.b_parts, at, address + T.uint32(offset), 4)
+
+    def _load(self, registers: Any, at: int, address: Any, count: int) -> None:
+        to = (registers[at + i] for i in range(count))
+        ptx(f"ldmatrix.sync.aligned.m8n8.x{count}.shared.b16", *to, address)
 
     def _mma(self, at: int, b: int, chunks: int) -> None:
         kind = PTX_TYPES[self.dtype]

@@ -8,6 +8,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cuda.grouped_tiles import PIECE, PIECE_BYTES
+from tvmops.schedules.cuda.pairs import float_at
 from tvmops.schedules.cuda.pieces import copy_piece
 from tvmops.schedules.cuda.words import Scalar, c_call, do, shared_address, when
 
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
 # Weights of units of several groups: a row has its group's, and zeros for the others.
 _STAGE_UNITS = """
 __forceinline__ __device__ void stage_units(void* to, const void* w, int first, int outputs, int rows, int taps,
-                                            int ci, int co, int groups, int pitch, int thread, int threads) {
+                                            int columns, int ci, int co, int groups, int pitch, int thread, int threads) {
   const unsigned short* from = static_cast<const unsigned short*>(w);
-  const int pieces = groups * ci / 8, chunks = taps * pieces;
+  const int pieces = groups * ci / 8, chunks = taps * pieces, paired = pieces / 2 * 2, even = columns / 2 * 2;
   for (int i = thread; i < rows * chunks; i += threads) {
-    const int row = i / chunks, chunk = i - row * chunks, tap = chunk / pieces;
-    const int own = row / co % groups * ci, channel = (chunk - tap * pieces) * 8 - own;
+    const int row = i / chunks, chunk = i - row * chunks, tap = chunk / pieces, piece = chunk - tap * pieces;
+    const int own = row / co % groups * ci, channel = piece * 8 - own, r = tap / columns, c = tap - r * columns;
+    const int last = taps * paired + (c < even ? r * even + c : taps / columns * even + r);
+    const int place = piece < paired ? tap * paired + piece : last;
     const unsigned short* seen = from + ((first + row) * taps + tap) * ci;
     unsigned short e[8];
 #pragma unroll
@@ -32,7 +35,7 @@ __forceinline__ __device__ void stage_units(void* to, const void* w, int first, 
     }
     uint4 v;
     v.x = e[0] | e[1] << 16, v.y = e[2] | e[3] << 16, v.z = e[4] | e[5] << 16, v.w = e[6] | e[7] << 16;
-    *reinterpret_cast<uint4*>(static_cast<char*>(to) + row * pitch + chunk * 16) = v;
+    *reinterpret_cast<uint4*>(static_cast<char*>(to) + row * pitch + place * 16) = v;
   }
 }
 """
@@ -51,7 +54,7 @@ class Image:
             do(
                 c_call(
                     "void", "stage_units", kernel.weights.ptr_to([0]), w, first, s.co, layout.outputs,
-                    s.down.size * s.across.size, s.ci_each, s.co_each, layout.groups, layout.weight_pitch,
+                    s.down.size * s.across.size, s.across.size, s.ci_each, s.co_each, layout.groups, layout.weight_pitch,
                     kernel.thread, t.warps * 32, source=_STAGE_UNITS,
                 )
             )  # fmt: skip
@@ -59,11 +62,26 @@ class Image:
         base = Scalar(shared_address(kernel.weights, 0), "uint32")()
 
         def piece(row: Any, chunk: Any) -> None:
-            to = base + T.Cast("uint32", row * layout.weight_pitch + chunk * PIECE_BYTES)
+            tap = Scalar(T.truncdiv(chunk, layout.pieces))()
+            r = Scalar(T.truncdiv(tap, s.across.size))()
+            place = layout.position(r, tap - r * s.across.size, chunk - tap * layout.pieces)
+            to = base + T.Cast("uint32", row * layout.weight_pitch + place * PIECE_BYTES)
             valid = tirx.Select(first + row < s.co, PIECE, 0)
             do(copy_piece(PIECE, to, w, first + row, layout.chunks * PIECE, chunk * PIECE, valid))
 
         self._each(layout.outputs, layout.chunks, piece)
+
+    def stage_bias(self) -> None:
+        """Bring the bias, as floats."""
+        kernel, s, layout = self.kernel, self.kernel.shape, self.kernel.layout
+        if "bias" not in kernel.arrays:
+            return
+
+        def element(row: Any, _: Any) -> None:
+            channel = tirx.min(kernel.bundle * layout.outputs + row, s.co - 1)
+            T.buffer_store(kernel.bias, float_at(kernel.dtype, kernel.arrays["bias"], channel), [row])
+
+        self._each(layout.outputs, 1, element)
 
     def fetch(self, stage: Any, image: Any, y: Any, x: Any) -> None:
         """Begin to copy what the tile sees; zeros beyond the images."""

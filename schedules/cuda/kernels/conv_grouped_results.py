@@ -11,12 +11,21 @@ from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.grouped_tiles import PIECE, ROWS
 from tvmops.schedules.cuda.kernels.conv_narrow_results import MOVE_PIECE, PLACE_WORD
 from tvmops.schedules.cuda.pairs import element_at, high_of, load_pair, low_of
-from tvmops.schedules.cuda.words import Scalar, c_call, do, pack, when
+from tvmops.schedules.cuda.words import PTX_TYPES, Scalar, c_call, do, pack, when
 
 if TYPE_CHECKING:
     from tvmops.schedules.cuda.kernels.conv_grouped import GroupedKernel
 
 Corner = tuple[Any, Any, Any]
+
+# Two results, 0 for negative ones; NaN stays.
+_PACK_RELU = """
+__forceinline__ __device__ unsigned pack_relu_{dtype}(float low, float high) {{
+  unsigned pair;
+  asm("cvt.rn.relu.{ptx}x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}}
+"""
 
 
 class Results:
@@ -26,33 +35,30 @@ class Results:
 
     def place(self, first: Any, column: Any, corner: Corner) -> None:
         """Finish a warp's sums, of pixels from `first` on and channels from `column` on."""
-        kernel, s, t, layout = self.kernel, self.kernel.shape, self.kernel.tiles, self.kernel.layout
+        kernel, t, layout = self.kernel, self.kernel.tiles, self.kernel.layout
         lane = kernel.lane
         inside = Scalar(column + lane % 4 * 2)()
         for j in range(t.bn // 8):
             channel = self.channel + inside + j * 8
-            bias = None
-            if "bias" in self.arrays:
-                place = tirx.min(channel, s.co - 2)
-                bias = Scalar(load_pair(element_at(self.arrays["bias"], place)), "uint32")()
             for part in range(t.parts):
                 for below in range(2):
                     own = first + part * ROWS + below * 8 + T.truncdiv(lane, 4)
                     at = (part * (t.bn // 8) + j) * 4 + below * 2
-                    word = self._finished(at, bias, own, channel, corner)
+                    word = self._finished(at, own, channel, corner)
                     place = own * (layout.result_pitch // 2) + inside + j * 8
                     to = kernel.results.ptr_to([0])
                     do(c_call("void", "place_word", to, place, word, source=PLACE_WORD))
 
-    def _finished(self, at: int, bias: Any, own: Any, channel: Any, corner: Corner) -> Any:
+    def _finished(self, at: int, own: Any, channel: Any, corner: Corner) -> Any:
         """Return two results, of neighbouring channels of pixel `own`."""
         low, high = self.kernel.sums[at], self.kernel.sums[at + 1]
         activation = self.kernel.shape.epilogue.activation
-        words = [] if bias is None else [bias]
         if "residual" in self.arrays:
-            words.append(self._residual(own, channel, corner))
-        for word in words:
+            word = self._residual(own, channel, corner)
             low, high = low + low_of(self.dtype, word), high + high_of(self.dtype, word)
+        if activation == "relu":
+            source = _PACK_RELU.format(dtype=self.dtype, ptx=PTX_TYPES[self.dtype])
+            return c_call("uint32", f"pack_relu_{self.dtype}", low, high, source=source)
         return pack(self.dtype, activate(activation, low), activate(activation, high))
 
     def _residual(self, own: Any, channel: Any, corner: Corner) -> Any:

@@ -243,6 +243,9 @@ static inline int __ffs(int x) { return __builtin_ffs(x); }
 static inline float exp2_approx(float x) { return exp2f(x); }
 static inline unsigned pack_bfloat16(float low, float high) { return to_bfloat16(low) | to_bfloat16(high) << 16; }
 static inline unsigned pack_float16(float low, float high) { return to_half(low) | to_half(high) << 16; }
+static inline float relu(float x) { return x < 0.0f ? 0.0f : x; }
+static inline unsigned pack_relu_bfloat16(float low, float high) { return pack_bfloat16(relu(low), relu(high)); }
+static inline unsigned pack_relu_float16(float low, float high) { return pack_float16(relu(low), relu(high)); }
 template <float (*to_float)(uint16_t), uint16_t (*from_float)(float)>
 static inline unsigned fma_pair(unsigned a, unsigned b, unsigned c) {
   auto part = [&](int shift) {
@@ -396,13 +399,13 @@ static inline void wait_group(size_t left) {
   static inline void tvm_builtin_ptx_cp_async_wait_group_async_wait_group_##n() { wait_group(n); }
 WAIT_GROUP(0) WAIT_GROUP(1) WAIT_GROUP(2) WAIT_GROUP(3) WAIT_GROUP(4) WAIT_GROUP(5) WAIT_GROUP(6)
 
-static inline void load_matrices(uint32_t* out, uint32_t address, bool transposed) {
+static inline void load_matrices(uint32_t* out, uint32_t address, bool transposed, int count = 4) {
   auto& warp = emulator::warp();
-  emulator::shared(address, 16);
+  if (emulator::lane() < 8 * count) emulator::shared(address, 16);
   warp.words[emulator::lane()][0] = address;
   emulator::meet(warp.group);
   const int row = emulator::lane() / 4, column = emulator::lane() % 4 * 2;
-  for (int matrix = 0; matrix < 4; ++matrix) {
+  for (int matrix = 0; matrix < count; ++matrix) {
     auto at = [&](int r) { return warp.words[matrix * 8 + r][0]; };
     out[matrix] = transposed ? emulator::half_word(at(column) + 2 * row) | emulator::half_word(at(column + 1) + 2 * row) << 16
                              : emulator::word(at(row) + 2 * column);
@@ -417,6 +420,11 @@ static inline void load_matrices(uint32_t* out, uint32_t address, bool transpose
   }
 LOAD_MATRICES(tvm_builtin_ptx_ldmatrix_sync_aligned_m8n8_x4_shared_b16, false)
 LOAD_MATRICES(tvm_builtin_ptx_ldmatrix_sync_aligned_m8n8_x4_trans_shared_b16, true)
+static inline void tvm_builtin_ptx_ldmatrix_sync_aligned_m8n8_x2_shared_b16(uint32_t& a, uint32_t& b, uint32_t address) {
+  uint32_t out[2];
+  load_matrices(out, address, false, 2);
+  a = out[0]; b = out[1];
+}
 
 static inline void tvm_builtin_ptx_movmatrix_sync_aligned_m8n8_trans_b16(uint32_t& out, uint32_t in) {
   auto& warp = emulator::warp();
