@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 
 from tvm import IRModule
 
@@ -30,6 +33,11 @@ _OTHER_REGISTERS = 44
 _RESERVED = 1024  # bytes of shared memory that the system takes of each block
 _MOST_WIDTH = 64  # columns of a tile
 _MOST_WARPS = 8
+_MOST_UNITS = 16
+# Of what the default is chosen from:
+_MOST_PIXELS = 450  # of a tile
+_WIDEST = 32  # channels of a warp at once
+_NARROWEST, _BROADEST = 32, 128  # channels of a block
 _MOST_WASTE = 1.5  # times the pixels of a tile that warps may compute
 
 
@@ -50,7 +58,6 @@ class GroupedConv(Template):
             and groups > 1
             and isinstance(ci, int)
             and isinstance(co, int)
-            and not groups == ci == co
             and groups % (unit := groups_of_unit(ci // groups, co // groups)) == 0
             and max(ci, co) // groups * unit <= _MOST_CHANNELS
             and kh * kw <= _MOST_TAPS
@@ -62,16 +69,16 @@ class GroupedConv(Template):
         oh, ow = _output(workload)
         shape = _shape(workload)
         ci_each, co_each = int(shape.ci_each), int(shape.co_each)
-        channels = groups_of_unit(ci_each, co_each) * co_each
+        channels = _unit_outputs(workload)
         knobs = (
             Knob("tile_n", (1, 2, 4)),
             Knob("tile_h", _cuts(oh)),
             Knob("tile_w", _cuts(ow)),
-            Knob("units", (1, 2, 4, 8, 16)),
+            Knob("units", _shares(int(shape.groups) // groups_of_unit(ci_each, co_each))),
             Knob("bn", tuple(n for n in range(PIECE, channels + 1, PIECE) if channels % n == 0)),
             Knob("parts", (1, 2, 4, 7)),
             Knob("warps_m", (1, 2, 4)),
-            Knob("warps_n", (1, 2, 4, 8)),
+            Knob("warps_n", tuple(range(1, _MOST_WARPS + 1))),
             Knob("stages", (1, 2)),
             Knob("beside", (1, 2, 3, 4, 6)),
             Knob("early", (0, 1) if target.gpu.compute >= _HOPPER else (0,)),
@@ -79,15 +86,48 @@ class GroupedConv(Template):
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
     def default(self, workload: Workload, target: Target) -> Config:
-        return min(self.space(workload, target), key=lambda config: self.estimate(workload, target, config))
+        legal = [config for config in self.choices(workload, target) if is_legal(config, workload, target)]
+        legal = legal or list(islice(self.space(workload, target), 1))
+        return min(legal, key=lambda config: self.estimate(workload, target, config))
+
+    def choices(self, workload: Workload, target: Target) -> Iterator[Config]:
+        """Yield what the default is chosen from: much of a tile's work for each warp, and few idle."""
+        knobs = {knob.name: [int(value) for value in knob.values] for knob in self.space(workload, target).knobs}
+        co, (oh, ow) = _unit_outputs(workload), _output(workload)
+        sizes = itertools.product(knobs["tile_n"], knobs["tile_h"], knobs["tile_w"])
+        tiles = [
+            (n, h, w) for n, h, w in sizes
+            if n * h * w <= _MOST_PIXELS and _filled(oh, h) * _filled(ow, w) > 0.8
+        ]  # fmt: skip
+        for units, bn in itertools.product(knobs["units"], knobs["bn"]):
+            if bn > _WIDEST or not (units == knobs["units"][-1] or units * co >= _NARROWEST):
+                continue
+            if units * co > _BROADEST and units > 1:
+                continue
+            jobs = units * co // bn
+            warps_n = max(count for count in knobs["warps_n"] if jobs % count == 0)
+            for (n, h, w), warps_m in itertools.product(tiles, knobs["warps_m"]):
+                if not _MOST_WARPS // 2 <= warps_n * warps_m <= _MOST_WARPS:
+                    continue
+                fills = [-n * h * w % (ROWS * parts * warps_m) for parts in knobs["parts"]]
+                parts = max(zip(fills, knobs["parts"]), key=lambda pair: (pair[0] <= n * h * w // 8, pair[1]))[1]
+                for stages, beside in itertools.product(knobs["stages"], knobs["beside"]):
+                    values = (n, h, w, units, bn, parts, warps_m, warps_n, stages, beside, knobs["early"][-1])
+                    yield Config.of(**dict(zip(knobs, values)))
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         return []  # channels decide on what is unrolled
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        """Guess the seconds."""
+        """Guess the seconds: of each round of tiles what its blocks share, or the way of one through it."""
         assert target.gpu is not None
-        return op_of(workload).nbytes(workload) / target.gpu.bandwidth
+        tiles, shape, (oh, ow) = tiles_of(config, target), _shape(workload), _output(workload)
+        layout = GroupedLayout(shape, tiles)
+        sizes = ((known(workload, "n"), tiles.tile_n), (oh, tiles.tile_h), (ow, tiles.tile_w))
+        count = math.prod(math.ceil(extent / size) for extent, size in sizes)
+        places = min(count, layout.places)
+        beside = math.ceil(places * layout.blocks_deep / target.cores)
+        return grouped_seconds(layout, tiles, math.ceil(count / places), beside)
 
     def kernel_workload(self, workload: Workload) -> Workload:
         return workload.replace(**dict.fromkeys(("n", "h", "w"), ANY))
@@ -107,7 +147,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     if tiles.tile_w > _MOST_WIDTH or tiles.rows > max(ROWS, _MOST_WASTE * tiles.pixels):
         return False
     layout = GroupedLayout(shape, tiles)
-    registers = sums + tiles.parts + tiles.bn // 2 + _OTHER_REGISTERS
+    registers = sums + 2 * tiles.parts + (layout.kept or tiles.bn // 2) + _OTHER_REGISTERS
     whole = (tiles.tile_h, tiles.tile_w) == _output(workload) and known(workload, "n") > 1
     return (
         (tiles.tile_n == 1 or whole)
@@ -133,7 +173,24 @@ def _output(workload: Workload) -> tuple[int, int]:
     return output_size(workload.replace(h=h, w=w))
 
 
+def _unit_outputs(workload: Workload) -> int:
+    shape = _shape(workload)
+    ci_each, co_each = int(shape.ci_each), int(shape.co_each)
+    return groups_of_unit(ci_each, co_each) * co_each
+
+
+def _filled(extent: int, size: int) -> float:
+    """Return what of the tiles of `size` lies within `extent`."""
+    return extent / (math.ceil(extent / size) * size)
+
+
 def _cuts(extent: int) -> tuple[int, ...]:
     """Return sizes of equal parts of `extent`, and powers of two."""
     sizes = {math.ceil(extent / count) for count in range(1, 9)} | {1, 2, 4, 8, 16}
     return tuple(sorted(size for size in sizes if size <= extent))
+
+
+def _shares(units: int) -> tuple[int, ...]:
+    """Return how many of all units a block may take: equal shares, and powers of two."""
+    sizes = {math.ceil(units / count) for count in range(1, 17)} | {1, 2, 4, 8, 16}
+    return tuple(sorted(size for size in sizes if size <= min(units, _MOST_UNITS)))

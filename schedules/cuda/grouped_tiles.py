@@ -14,7 +14,7 @@ PIECE = 8  # elements: 16 bytes
 PIECE_BYTES = 16
 ROWS = 16  # pixels of an mma
 _TAIL = 64  # bytes that the last row of weights is read beyond its end
-_MOST_KEPT = 40  # registers of a thread for weights that stay
+_MOST_KEPT = 56  # registers of a thread for weights that stay
 
 
 @dataclass(frozen=True)
