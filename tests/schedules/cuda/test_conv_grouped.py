@@ -35,7 +35,7 @@ def conv(text: str) -> Workload:
         (RESNEXT, "cuda-sm75", False),  # no cp.async
         (f"{RESNEXT} layout=NCHW", "nvidia-a100", False),
         (RESNEXT.replace("groups=32", "groups=1"), "nvidia-a100", False),
-        (RESNEXT.replace("groups=32", "groups=512"), "nvidia-a100", False),  # depthwise
+        (RESNEXT.replace("groups=32", "groups=512"), "nvidia-a100", True),  # depthwise
         (RESNEXT.replace("groups=32", "groups=4"), "nvidia-a100", False),  # 128 channels fill other tiles
         ("n=1 h=9 w=9 ci=24 co=24 groups=8 kh=3 kw=3 dtype=float16", "nvidia-a100", True),  # 3 channels
         ("n=1 h=9 w=9 ci=24 co=36 groups=12 kh=3 kw=3 dtype=float16", "nvidia-a100", False),  # odd pieces
@@ -86,12 +86,15 @@ CASES = [
     # 4 channels, two groups a piece; several images a tile, of which the last has none
     ("n=3 h=3 w=3 ci=32 co=32 groups=8 kh=3 kw=3 padding=1 dtype=float16 activation=gelu",
      (2, 3, 3, 4, 8, 2, 1, 2, 1, 1, 1)),
-    # 32 channels, half of them at once; everything else that a convolution may have
-    ("n=1 h=9 w=8 ci=64 co=64 groups=2 kh=2 kw=3 stride=1x3 dilation=2x1 padding=1x0x0x2 dtype=float16 "
-     "residual=true", (1, 8, 2, 1, 16, 1, 1, 2, 1, 2, 0)),
+    # 24 channels, 8 at once, an odd number of pieces; everything else that a convolution may have
+    ("n=1 h=9 w=8 ci=48 co=48 groups=2 kh=2 kw=3 stride=1x3 dilation=2x1 padding=1x0x0x2 dtype=float16 "
+     "residual=true", (1, 8, 2, 2, 8, 1, 1, 2, 1, 2, 0)),
     # more outputs than inputs, 3 channels a group; an image of a pixel
     ("n=2 h=1 w=1 ci=24 co=48 groups=8 kh=3 kw=3 padding=1 dtype=bfloat16 bias=true residual=true",
      (1, 1, 1, 1, 24, 1, 1, 2, 2, 1, 1)),
+    # a channel a group, a large kernel
+    ("n=1 h=5 w=6 ci=16 co=16 groups=16 kh=5 kw=5 padding=2 dtype=float16 activation=relu",
+     (1, 5, 6, 2, 8, 2, 1, 2, 1, 1, 0)),
 ]  # fmt: skip
 
 
