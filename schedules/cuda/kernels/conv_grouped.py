@@ -20,9 +20,11 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cuda.grouped_tiles import PIECE_BYTES, ROWS, GroupedLayout, GroupedTiles
+from tvmops.schedules.cuda.kernels.channels_last import BESIDE, Turned, turn
 from tvmops.schedules.cuda.kernels.conv_arrays import conv_module
+from tvmops.schedules.cuda.kernels.conv_planes import Copies
 from tvmops.schedules.cuda.kernels.conv_grouped_image import Image
-from tvmops.schedules.cuda.kernels.conv_grouped_results import Results
+from tvmops.schedules.cuda.kernels.conv_grouped_results import PlanesResults, Results
 from tvmops.schedules.cuda.words import (
     PROGRAMMATIC_LAUNCH,
     PTX_TYPES,
@@ -36,20 +38,29 @@ from tvmops.schedules.cuda.words import (
 
 
 class GroupedKernel:
-    """`main(x, w, [bias], [residual], y)`, NHWC."""
+    """`main(x, w, [bias], [residual], y)`; NCHW images and their weights are copied to a workspace first."""
 
     def __init__(self, shape: ConvShape, dtype: str, tiles: GroupedTiles) -> None:
         self.shape, self.dtype, self.tiles = shape, dtype, tiles
         self.layout = GroupedLayout(shape, tiles)
+        self.copies = None if shape.channels_last else copies_of(shape)
 
     def module(self) -> IRModule:
-        module = conv_module(self.shape, self.dtype, self._begin, self._body, self.tiles.beside)
+        beside, planes = self.tiles.beside, self.copies is not None
+        module = conv_module(self.shape, self.dtype, self._begin, self._body, beside, workspace=planes)
         if self.tiles.early:
             module["main"] = module["main"].with_attr(*PROGRAMMATIC_LAUNCH)
         return module
 
     def _begin(self, arrays: dict[str, Any]) -> None:
         self.arrays = arrays
+        if self.copies is None:
+            return
+        assert self.copies.weights is not None
+        blocks = BESIDE * self.tiles.multiprocessors
+        images, weights = (arrays["x"], self.copies.image), (arrays["w"], self.copies.weights)
+        turn(arrays["workspace"], images, weights, blocks)
+        self.arrays = arrays | self.copies.places(arrays["workspace"])
 
     def _body(self) -> None:
         s, t, layout = self.shape, self.tiles, self.layout
@@ -70,17 +81,20 @@ class GroupedKernel:
         self.down = Scalar(_over(s.oh, t.tile_h))()
         self.count = Scalar(self.across * self.down * _over(s.n, t.tile_n))()
         self._prepare()
-        image, results = Image(self), Results(self)
+        image, results = Image(self), Results(self) if s.channels_last else PlanesResults(self)
         if t.early:
             wait_for_kernels_before()
-        image.stage_weights()
-        image.stage_bias()
         first = Scalar(T.truncdiv(block, layout.blocks_deep))()
         step = Scalar(places)()
+        if layout.groups == 1:
+            image.copy_weights()
         for stage in range(t.stages):
             with when(first + stage * step < self.count):
                 image.fetch(stage, *self._corner(first + stage * step))
             ptx("cp.async.commit_group")
+        if layout.groups > 1:  # through registers, while the image is on its way
+            image.spread_weights()
+        image.stage_bias()
         if layout.kept:
             ptx("cp.async.wait_group", t.stages - 1)
             do(T.cuda.cta_sync())
@@ -238,6 +252,13 @@ class GroupedKernel:
             *own, *(self.a_parts[i] for i in range(2 * chunks)),
             *(self.b_parts[b + i] for i in range(chunks)), *own,
         )  # fmt: skip
+
+
+def copies_of(shape: ConvShape) -> Copies:
+    """Return the copies of NCHW images and their weights."""
+    s, taps = shape, (shape.down.size, shape.across.size)
+    image = Turned(s.n, s.ci, s.h, s.w, s.h, s.w)
+    return Copies(image, Turned(s.co, s.ci_each, *taps, *taps, offset=image.end))
 
 
 def _over(extent: Any, size: int) -> Any:

@@ -8,6 +8,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cuda.grouped_tiles import PIECE, PIECE_BYTES
+from tvmops.schedules.cuda.kernels.channels_last import whole_vectors
 from tvmops.schedules.cuda.pairs import float_at
 from tvmops.schedules.cuda.pieces import copy_piece
 from tvmops.schedules.cuda.words import Scalar, c_call, do, shared_address, when
@@ -18,24 +19,31 @@ if TYPE_CHECKING:
 # Weights of units of several groups: a row has its group's, and zeros for the others.
 _STAGE_UNITS = """
 __forceinline__ __device__ void stage_units(void* to, const void* w, int first, int outputs, int rows, int taps,
-                                            int columns, int ci, int co, int groups, int pitch, int thread, int threads) {
-  const unsigned short* from = static_cast<const unsigned short*>(w);
-  const int pieces = groups * ci / 8, chunks = taps * pieces, paired = pieces / 2 * 2, even = columns / 2 * 2;
-  for (int i = thread; i < rows * chunks; i += threads) {
-    const int row = i / chunks, chunk = i - row * chunks, tap = chunk / pieces, piece = chunk - tap * pieces;
-    const int own = row / co % groups * ci, channel = piece * 8 - own, r = tap / columns, c = tap - r * columns;
-    const int last = taps * paired + (c < even ? r * even + c : taps / columns * even + r);
-    const int place = piece < paired ? tap * paired + piece : last;
-    const unsigned short* seen = from + ((first + row) * taps + tap) * ci;
+                                            int columns, int ci, int length, int co, int groups, int pitch,
+                                            int thread, int threads) {
+  const unsigned short* from = static_cast<const unsigned short*>(w) + static_cast<long long>(first) * taps * length;
+  unsigned short* at = static_cast<unsigned short*>(to);
+  const int paired = groups * ci / 16 * 2, even = columns / 2 * 2, all = rows * taps * ci;
+  uint4 zeros;
+  zeros.x = zeros.y = zeros.z = zeros.w = 0;
+  for (int i = thread; i < rows * pitch / 16; i += threads) static_cast<uint4*>(to)[i] = zeros;
+  __syncthreads();
+  for (int begin = thread; begin < all; begin += 8 * threads) {
     unsigned short e[8];
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      const int c = channel + j;
-      e[j] = first + row < outputs && c >= 0 && c < ci ? __ldg(seen + c) : 0;
+      const int i = begin + j * threads, k = i / ci;
+      e[j] = i < all && first + k / taps < outputs ? __ldg(from + k * length + i - k * ci) : 0;
     }
-    uint4 v;
-    v.x = e[0] | e[1] << 16, v.y = e[2] | e[3] << 16, v.z = e[4] | e[5] << 16, v.w = e[6] | e[7] << 16;
-    *reinterpret_cast<uint4*>(static_cast<char*>(to) + row * pitch + place * 16) = v;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const int i = begin + j * threads, k = i / ci, row = k / taps, tap = k - row * taps;
+      const int channel = row / co % groups * ci + i - k * ci, piece = channel / 8;
+      const int r = tap / columns, c = tap - r * columns;
+      const int last = taps * paired + (c < even ? r * even + c : taps / columns * even + r);
+      const int place = piece < paired ? tap * paired + piece : last;
+      if (i < all) at[row * pitch / 2 + place * 8 + channel % 8] = e[j];
+    }
   }
 }
 """
@@ -45,20 +53,22 @@ class Image:
     def __init__(self, kernel: GroupedKernel) -> None:
         self.kernel = kernel
 
-    def stage_weights(self) -> None:
-        """Bring the weights of this block's channels, k innermost."""
+    def spread_weights(self) -> None:
+        """Bring the weights of this block's channels, k innermost, with zeros between."""
         kernel, s, t, layout = self.kernel, self.kernel.shape, self.kernel.tiles, self.kernel.layout
+        length = s.ci_each if s.channels_last else whole_vectors(s.ci_each)
+        do(
+            c_call(
+                "void", "stage_units", kernel.weights.ptr_to([0]), kernel.arrays["w"].data, kernel.bundle * layout.outputs,
+                s.co, layout.outputs, s.down.size * s.across.size, s.across.size, s.ci_each, length, s.co_each,
+                layout.groups, layout.weight_pitch, kernel.thread, t.warps * 32, source=_STAGE_UNITS,
+            )
+        )  # fmt: skip
+
+    def copy_weights(self) -> None:
+        """Begin to copy the weights of this block's channels, k innermost."""
+        kernel, s, layout = self.kernel, self.kernel.shape, self.kernel.layout
         first = Scalar(kernel.bundle * layout.outputs)()
-        w = kernel.arrays["w"].data
-        if layout.groups > 1:
-            do(
-                c_call(
-                    "void", "stage_units", kernel.weights.ptr_to([0]), w, first, s.co, layout.outputs,
-                    s.down.size * s.across.size, s.across.size, s.ci_each, s.co_each, layout.groups, layout.weight_pitch,
-                    kernel.thread, t.warps * 32, source=_STAGE_UNITS,
-                )
-            )  # fmt: skip
-            return
         base = Scalar(shared_address(kernel.weights, 0), "uint32")()
 
         def piece(row: Any, chunk: Any) -> None:
@@ -67,6 +77,7 @@ class Image:
             place = layout.position(r, tap - r * s.across.size, chunk - tap * layout.pieces)
             to = base + T.Cast("uint32", row * layout.weight_pitch + place * PIECE_BYTES)
             valid = tirx.Select(first + row < s.co, PIECE, 0)
+            w = kernel.arrays["w"].data
             do(copy_piece(PIECE, to, w, first + row, layout.chunks * PIECE, chunk * PIECE, valid))
 
         self._each(layout.outputs, layout.chunks, piece)

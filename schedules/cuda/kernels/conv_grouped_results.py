@@ -9,8 +9,15 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.grouped_tiles import PIECE, ROWS
-from tvmops.schedules.cuda.kernels.conv_narrow_results import MOVE_PIECE, PLACE_WORD
-from tvmops.schedules.cuda.pairs import element_at, high_of, load_pair, low_of
+from tvmops.schedules.cuda.kernels.conv_narrow_results import LOAD_PAIR, MOVE_PIECE, PLACE_WORD
+from tvmops.schedules.cuda.pairs import (
+    element_at,
+    float_at,
+    high_of,
+    load_pair,
+    low_of,
+    store_element,
+)
 from tvmops.schedules.cuda.words import PTX_TYPES, Scalar, c_call, do, pack, when
 
 if TYPE_CHECKING:
@@ -54,19 +61,19 @@ class Results:
         low, high = self.kernel.sums[at], self.kernel.sums[at + 1]
         activation = self.kernel.shape.epilogue.activation
         if "residual" in self.arrays:
-            word = self._residual(own, channel, corner)
-            low, high = low + low_of(self.dtype, word), high + high_of(self.dtype, word)
+            first, second = self._residual(own, channel, corner)
+            low, high = low + first, high + second
         if activation == "relu":
             source = _PACK_RELU.format(dtype=self.dtype, ptx=PTX_TYPES[self.dtype])
             return c_call("uint32", f"pack_relu_{self.dtype}", low, high, source=source)
         return pack(self.dtype, activate(activation, low), activate(activation, high))
 
-    def _residual(self, own: Any, channel: Any, corner: Corner) -> Any:
+    def _residual(self, own: Any, channel: Any, corner: Corner) -> tuple[Any, Any]:
         within, index = self._index(own, channel, corner)
         word = Scalar(0, "uint32")
         with when(within):
             word.set(load_pair(element_at(self.arrays["residual"], index)))
-        return word()
+        return low_of(self.dtype, word()), high_of(self.dtype, word())
 
     def leave(self, image: Any, y: Any, x: Any) -> None:
         """Store the results of all warps, line by line."""
@@ -93,10 +100,49 @@ class Results:
 
     def _index(self, own: Any, channel: Any, corner: Corner) -> tuple[Any, Any]:
         """Return whether a pixel of the tile is one of the images, and the place of a channel of it in y."""
-        s, t = self.kernel.shape, self.kernel.tiles
-        image, y, x = corner
+        s, (image, row, column) = self.kernel.shape, self._pixel(own, corner)
+        within = tirx.all(image < s.n, row < s.oh, column < s.ow, channel < s.co)
+        return tirx.all(own < self.kernel.tiles.pixels, within), (
+            (image * s.oh + row) * s.ow + column
+        ) * s.co + channel
+
+    def _pixel(self, own: Any, corner: Corner) -> tuple[Any, Any, Any]:
+        """Return the image, the row and the column of a pixel of the tile."""
+        t, (image, y, x) = self.kernel.tiles, corner
         line = Scalar(T.truncdiv(own, t.tile_w))()
         number = Scalar(T.truncdiv(line, t.tile_h))()
-        row, column = Scalar(y + line - number * t.tile_h)(), Scalar(x + own - line * t.tile_w)()
-        within = tirx.all(number < t.tile_n, image + number < s.n, row < s.oh, column < s.ow, channel < s.co)
-        return within, (((image + number) * s.oh + row) * s.ow + column) * s.co + channel
+        return image + number, Scalar(y + line - number * t.tile_h)(), Scalar(x + own - line * t.tile_w)()
+
+
+class PlanesResults(Results):
+    """NCHW: lanes store neighbouring pixels of two channels."""
+
+    def leave(self, image: Any, y: Any, x: Any) -> None:
+        kernel, s, t, layout = self.kernel, self.kernel.shape, self.kernel.tiles, self.kernel.layout
+        plane = Scalar(s.oh * s.ow)()
+        lanes = -(-t.pixels // 32)
+        tasks = layout.outputs // 2 * lanes
+        with T.serial(-(-tasks // t.warps)) as step:
+            task = Scalar(step * t.warps + kernel.warp)()
+            pair = Scalar(T.truncdiv(task, lanes))()
+            own = Scalar((task - pair * lanes) * 32 + kernel.lane)()
+            within, index = self._index(own, self.channel + pair * 2, (image, y, x))
+            with when(tirx.all(task < tasks, within)):
+                source = kernel.results.ptr_to([own * (layout.result_pitch // 2) + pair * 2])
+                word = Scalar(c_call("uint32", "load_shared_pair", source, source=LOAD_PAIR), "uint32")()
+                store_element(self.arrays["y"], index, word)
+                store_element(self.arrays["y"], index + plane, word >> T.uint32(16))
+
+    def _residual(self, own: Any, channel: Any, corner: Corner) -> tuple[Any, Any]:
+        s, floats = self.kernel.shape, [Scalar(0.0, "float32") for _ in range(2)]
+        within, index = self._index(own, channel, corner)
+        with when(within):
+            for i, each in enumerate(floats):
+                each.set(float_at(self.dtype, self.arrays["residual"], index + i * (s.oh * s.ow)))
+        return floats[0](), floats[1]()
+
+    def _index(self, own: Any, channel: Any, corner: Corner) -> tuple[Any, Any]:
+        s, (image, row, column) = self.kernel.shape, self._pixel(own, corner)
+        within = tirx.all(image < s.n, row < s.oh, column < s.ow, channel < s.co)
+        place = ((image * s.co + channel) * s.oh + row) * s.ow + column
+        return tirx.all(own < self.kernel.tiles.pixels, within), place

@@ -28,7 +28,7 @@ __forceinline__ __device__ void place_word(void* array, int index, unsigned word
   *reinterpret_cast<unsigned*>(static_cast<unsigned short*>(array) + index) = word;
 }
 """
-_LOAD_PAIR = """
+LOAD_PAIR = """
 __forceinline__ __device__ unsigned load_shared_pair(const void* memory) {
   return *static_cast<const unsigned*>(memory);
 }
@@ -149,7 +149,7 @@ class PlanesResults(Results):
             within, place = self._place(image, y, x, first + inside, channel)
             _, following = self._place(image, y, x, first + inside + 1, channel)
             source = self.kernel.results.ptr_to([self.begin + row * self.pitch + inside])
-            word = Scalar(c_call("uint32", "load_shared_pair", source, source=_LOAD_PAIR), "uint32")()
+            word = Scalar(c_call("uint32", "load_shared_pair", source, source=LOAD_PAIR), "uint32")()
             is_last = x + T.truncmod(first + inside, t.tile_w) + 1 == s.ow
             with when(within):
                 with T.If(tirx.all(T.truncmod(plane, 2) == 0, T.truncmod(s.ow, 2) == 0)):

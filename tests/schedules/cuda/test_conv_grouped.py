@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.schedules.cuda.compiled import compiled, needs_nvcc
-from tests.schedules.cuda.convolutions import Run
+from tests.schedules.cuda.convolutions import Run, aligned
 from tests.schedules.cuda.emulated import emulated, needs_emulator
 from tvmops.measure import cuda
 from tvmops.schedules import templates_for
 from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cuda.conv_grouped import GroupedConv
 from tvmops.schedules.cuda.grouped_tiles import GroupedLayout, GroupedTiles
+from tvmops.schedules.cuda.kernels.channels_last import BESIDE
 from tvmops.schedules.cuda.kernels.conv_grouped import GroupedKernel
 from tvmops.targets import target
 from tvmops.workloads import Workload
@@ -98,6 +99,14 @@ CASES = [
 ]  # fmt: skip
 
 
+def grid_of(shape: ConvShape, tiles: GroupedTiles) -> int:
+    """Return the blocks that the host's code starts."""
+    layout = GroupedLayout(shape, tiles)
+    sizes = ((shape.n, tiles.tile_n), (shape.oh, tiles.tile_h), (shape.ow, tiles.tile_w))
+    count = math.prod(-(-int(extent) // size) for extent, size in sizes)
+    return min(count, layout.places) * layout.blocks_deep
+
+
 @pytest.mark.parametrize("text, knobs", CASES)
 class TestRunHere:
     pytestmark = needs_emulator
@@ -109,8 +118,32 @@ class TestRunHere:
         _, (cubin,) = cuda.compile_module(kernel.module(), H100 if tiles.early else A100)
         assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
         run, layout = Run.of(work), GroupedLayout(shape, tiles)
-        sizes = ((shape.n, tiles.tile_n), (shape.oh, tiles.tile_h), (shape.ow, tiles.tile_w))
-        count = math.prod(-(-int(extent) // size) for extent, size in sizes)
-        grid = min(count, layout.places) * layout.blocks_deep
-        emulated(cubin, tmp_path)(grid, run.arrays, shared_bytes=layout.shared_bytes(tiles))
+        emulated(cubin, tmp_path)(grid_of(shape, tiles), run.arrays, shared_bytes=layout.shared_bytes(tiles))
+        run.check()
+
+
+PLANES = [
+    # channels in pairs, two groups a piece, whose weights are copied as pieces
+    ("n=2 h=7 w=9 ci=16 co=24 groups=4 kh=3 kw=3 padding=1 stride=2 dtype=bfloat16 bias=true activation=relu",
+     (1, 4, 3, 1, 24, 1, 1, 1, 1, 1, 1)),
+    ("n=3 h=4 w=5 ci=48 co=48 groups=3 kh=1 kw=1 dtype=float16 residual=true", (2, 4, 5, 2, 16, 2, 1, 2, 2, 1, 1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text, knobs", PLANES)
+class TestPlanes:
+    pytestmark = needs_emulator
+
+    def test_it_computes_the_convolution(self, text: str, knobs: tuple[int, ...], tmp_path: Path) -> None:
+        work, tiles = conv(f"{text} layout=NCHW"), GroupedTiles(*knobs, multiprocessors=2)
+        shape = ConvShape.of(work)
+        kernel = GroupedKernel(shape, str(work["dtype"]), tiles)
+        _, (cubin,) = cuda.compile_module(kernel.module(), H100)
+        run, layout = Run.of(work), GroupedLayout(shape, tiles)
+        assert kernel.copies is not None
+        run.arrays["workspace"] = aligned(1 << 16)
+        emulated(cubin, tmp_path, 0)(2 * BESIDE, run.arrays, shared_bytes=1 << 14)
+        emulated(cubin, tmp_path, 1)(
+            grid_of(shape, tiles), run.arrays, shared_bytes=layout.shared_bytes(tiles)
+        )
         run.check()
