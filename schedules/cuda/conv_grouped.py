@@ -1,4 +1,4 @@
-"""Convolutions of 16-bit types in groups of few channels, NHWC; `kernels.conv_grouped` says how."""
+"""Convolutions of 16-bit types in groups of few channels; `kernels.conv_grouped` says how."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
+from typing import ClassVar
 
 from tvm import IRModule
 
@@ -42,8 +43,11 @@ _MOST_WASTE = 1.5  # times the pixels of a tile that warps may compute
 
 
 class GroupedConv(Template):
+    """NHWC: as images and weights lie."""
+
     name = "cuda.conv_grouped"
     version = 1
+    layout: ClassVar[str] = "NHWC"
 
     def covers(self, workload: Workload, target: Target) -> bool:
         if workload.op != "conv2d" or target.gpu is None or target.gpu.compute < _AMPERE:
@@ -53,7 +57,7 @@ class GroupedConv(Template):
         assert isinstance(groups, int)
         return (
             workload["dtype"] in ("float16", "bfloat16")
-            and workload["layout"] == "NHWC"
+            and workload["layout"] == self.layout
             and workload["packed"] == PLAIN
             and groups > 1
             and isinstance(ci, int)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from pathlib import Path
@@ -13,6 +14,7 @@ from tvmops.measure import cuda
 from tvmops.schedules import templates_for
 from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cuda.conv_grouped import GroupedConv
+from tvmops.schedules.cuda.conv_grouped_planes import GroupedPlanes
 from tvmops.schedules.cuda.grouped_tiles import GroupedLayout, GroupedTiles
 from tvmops.schedules.cuda.kernels.channels_last import BESIDE
 from tvmops.schedules.cuda.kernels.conv_grouped import GroupedKernel
@@ -49,8 +51,17 @@ def test_what_it_covers(text: str, machine: str, covered: bool) -> None:
     assert TEMPLATE.covers(conv(text), target(machine)) is covered
 
 
-def test_it_is_the_usual_template_of_groups_of_few_channels() -> None:
-    assert isinstance(templates_for(conv(RESNEXT), target("nvidia-h100"))[0], GroupedConv)
+@pytest.mark.parametrize("layout, usual", [("NHWC", GroupedConv), ("NCHW", GroupedPlanes)])
+def test_it_is_the_usual_template_of_groups_of_few_channels(layout: str, usual: type[GroupedConv]) -> None:
+    work = conv(f"{RESNEXT} layout={layout}")
+    assert type(templates_for(work, H100)[0]) is usual
+    assert usual().default(work, H100) in usual().space(work, H100)
+
+
+def test_planes_are_copied_on_hopper_alone() -> None:
+    work = conv(f"{RESNEXT} layout=NCHW")
+    assert not GroupedPlanes().covers(work, A100)
+    assert all(config["early"] for config in itertools.islice(GroupedPlanes().space(work, H100), 9))
 
 
 @pytest.mark.parametrize("machine", ["nvidia-h100", "rtx-4090"])
