@@ -29,7 +29,7 @@ _HOPPER = 90  # early launches
 _MOST_CHANNELS = 64  # of a unit; with more, a group fills the tiles of other templates
 _MOST_TAPS = 49
 _MOST_INSTRUCTIONS = 1600  # of the products that are unrolled
-_MOST_SUMS = 112  # registers
+_MOST_SUMS = 96  # registers
 _OTHER_REGISTERS = 44
 _RESERVED = 1024  # bytes of shared memory that the system takes of each block
 _MOST_WIDTH = 64  # columns of a tile
@@ -81,7 +81,7 @@ class GroupedConv(Template):
             Knob("units", _shares(int(shape.groups) // groups_of_unit(ci_each, co_each))),
             Knob("bn", tuple(n for n in range(PIECE, channels + 1, PIECE) if channels % n == 0)),
             Knob("parts", (1, 2, 4, 7)),
-            Knob("warps_m", (1, 2, 4)),
+            Knob("warps_m", tuple(range(1, _MOST_WARPS + 1))),
             Knob("warps_n", tuple(range(1, _MOST_WARPS + 1))),
             Knob("stages", (1, 2)),
             Knob("beside", (1, 2, 3, 4, 6)),
