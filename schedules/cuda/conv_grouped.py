@@ -11,7 +11,6 @@ from typing import ClassVar
 
 from tvm import IRModule
 
-from tvmops.ops import op_of
 from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cuda.extents import known
 from tvmops.schedules.cuda.grouped_tiles import PIECE, ROWS, GroupedLayout, GroupedTiles, groups_of_unit

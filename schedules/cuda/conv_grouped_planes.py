@@ -1,7 +1,6 @@
-"""Convolutions of 16-bit types in groups of few channels on Hopper, NCHW: those of copies with channels last."""
+"""Convolutions of 16-bit types in groups of few channels on Hopper, NCHW: of copies with channels last."""
 
 from __future__ import annotations
-
 
 from tvm import IRModule
 

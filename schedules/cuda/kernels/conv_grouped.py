@@ -22,9 +22,9 @@ from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cuda.grouped_tiles import PIECE_BYTES, ROWS, GroupedLayout, GroupedTiles
 from tvmops.schedules.cuda.kernels.channels_last import BESIDE, Turned, turn
 from tvmops.schedules.cuda.kernels.conv_arrays import conv_module
-from tvmops.schedules.cuda.kernels.conv_planes import Copies
 from tvmops.schedules.cuda.kernels.conv_grouped_image import Image
 from tvmops.schedules.cuda.kernels.conv_grouped_results import PlanesResults, Results
+from tvmops.schedules.cuda.kernels.conv_planes import Copies
 from tvmops.schedules.cuda.words import (
     PROGRAMMATIC_LAUNCH,
     PTX_TYPES,

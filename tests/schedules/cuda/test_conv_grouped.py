@@ -137,7 +137,8 @@ PLANES = [
     # channels in pairs, two groups a piece, whose weights are copied as pieces
     ("n=2 h=7 w=9 ci=16 co=24 groups=4 kh=3 kw=3 padding=1 stride=2 dtype=bfloat16 bias=true activation=relu",
      (1, 4, 3, 1, 24, 1, 1, 1, 1, 1, 1)),
-    ("n=3 h=4 w=5 ci=48 co=48 groups=3 kh=1 kw=1 dtype=float16 residual=true", (2, 4, 5, 2, 16, 2, 1, 2, 2, 1, 1)),
+    ("n=3 h=4 w=5 ci=48 co=48 groups=3 kh=1 kw=1 dtype=float16 residual=true",
+     (2, 4, 5, 2, 16, 2, 1, 2, 2, 1, 1)),
 ]  # fmt: skip
 
 
