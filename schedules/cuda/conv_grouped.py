@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
 from typing import ClassVar
 
 from tvm import IRModule
 
+from tvmops.ops import op_of
 from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cuda.extents import known
-from tvmops.schedules.cuda.grouped_tiles import PIECE, ROWS, GroupedLayout, GroupedTiles, groups_of_unit
+from tvmops.schedules.cuda.grouped_guess import seconds, worthwhile
+from tvmops.schedules.cuda.grouped_tiles import PIECE, ROWS, GroupedLayout, GroupedTiles, Unit
 from tvmops.schedules.cuda.kernels.conv_grouped import GroupedKernel
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
@@ -28,16 +28,12 @@ _HOPPER = 90  # early launches
 _MOST_CHANNELS = 64  # of a unit; with more, a group fills the tiles of other templates
 _MOST_TAPS = 49
 _MOST_INSTRUCTIONS = 1600  # of the products that are unrolled
-_MOST_SUMS = 96  # registers
+_MOST_SUMS = 112  # registers
 _OTHER_REGISTERS = 44
 _RESERVED = 1024  # bytes of shared memory that the system takes of each block
 _MOST_WIDTH = 64  # columns of a tile
-_MOST_WARPS = 8
+_MOST_WARPS = 16
 _MOST_UNITS = 16
-# Of what the default is chosen from:
-_MOST_PIXELS = 450  # of a tile
-_WIDEST = 32  # channels of a warp at once
-_NARROWEST, _BROADEST = 32, 128  # channels of a block
 _MOST_WASTE = 1.5  # times the pixels of a tile that warps may compute
 
 
@@ -61,24 +57,22 @@ class GroupedConv(Template):
             and groups > 1
             and isinstance(ci, int)
             and isinstance(co, int)
-            and groups % (unit := groups_of_unit(ci // groups, co // groups)) == 0
-            and max(ci, co) // groups * unit <= _MOST_CHANNELS
+            and (unit := Unit.of(ci // groups, co // groups)).divides(groups)
+            and max(unit.ci, unit.co) <= _MOST_CHANNELS
             and kh * kw <= _MOST_TAPS
             and next(iter(self.space(workload, target)), None) is not None
         )
 
     def space(self, workload: Workload, target: Target) -> Space:
         assert target.gpu is not None
-        oh, ow = _output(workload)
-        shape = _shape(workload)
-        ci_each, co_each = int(shape.ci_each), int(shape.co_each)
-        channels = _unit_outputs(workload)
+        (oh, ow), unit = _output(workload), _unit(workload)
+        (groups,) = workload.dims("groups")
         knobs = (
             Knob("tile_n", (1, 2, 4)),
             Knob("tile_h", _cuts(oh)),
             Knob("tile_w", _cuts(ow)),
-            Knob("units", _shares(int(shape.groups) // groups_of_unit(ci_each, co_each))),
-            Knob("bn", tuple(n for n in range(PIECE, channels + 1, PIECE) if channels % n == 0)),
+            Knob("units", _shares(groups // unit.groups)),
+            Knob("bn", tuple(n for n in range(PIECE, unit.co + 1, PIECE) if unit.co % n == 0)),
             Knob("parts", (1, 2, 4, 7)),
             Knob("warps_m", tuple(range(1, _MOST_WARPS + 1))),
             Knob("warps_n", tuple(range(1, _MOST_WARPS + 1))),
@@ -89,51 +83,35 @@ class GroupedConv(Template):
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
     def default(self, workload: Workload, target: Target) -> Config:
-        legal = [config for config in self.choices(workload, target) if is_legal(config, workload, target)]
-        legal = legal or list(islice(self.space(workload, target), 1))
+        legal = self.choices(workload, target) or islice(self.space(workload, target), 1)
         return min(legal, key=lambda config: self.estimate(workload, target, config))
 
-    def choices(self, workload: Workload, target: Target) -> Iterator[Config]:
-        """Yield what the default is chosen from: much of a tile's work for each warp, and few idle."""
+    def choices(self, workload: Workload, target: Target) -> list[Config]:
+        """Return what the default is chosen from, each with as many blocks as there is room for."""
         knobs = {
             knob.name: [int(value) for value in knob.values] for knob in self.space(workload, target).knobs
         }
-        co, (oh, ow) = _unit_outputs(workload), _output(workload)
-        sizes = itertools.product(knobs["tile_n"], knobs["tile_h"], knobs["tile_w"])
-        tiles = [
-            (n, h, w) for n, h, w in sizes
-            if n * h * w <= _MOST_PIXELS and _filled(oh, h) * _filled(ow, w) > 0.8
-        ]  # fmt: skip
-        for units, bn in itertools.product(knobs["units"], knobs["bn"]):
-            if bn > _WIDEST or not (units == knobs["units"][-1] or units * co >= _NARROWEST):
-                continue
-            if units * co > _BROADEST and units > 1:
-                continue
-            jobs = units * co // bn
-            warps_n = max(count for count in knobs["warps_n"] if jobs % count == 0)
-            for (n, h, w), warps_m in itertools.product(tiles, knobs["warps_m"]):
-                if not _MOST_WARPS // 2 <= warps_n * warps_m <= _MOST_WARPS:
-                    continue
-                fills = [-n * h * w % (ROWS * parts * warps_m) for parts in knobs["parts"]]
-                fewest = max(n * h * w // 8, min(fills))
-                parts = max(parts for parts, fill in zip(knobs["parts"], fills) if fill <= fewest)
-                for stages, beside in itertools.product(knobs["stages"], knobs["beside"]):
-                    values = (n, h, w, units, bn, parts, warps_m, warps_n, stages, beside, knobs["early"][-1])
-                    yield Config.of(**dict(zip(knobs, values)))
+        unit = _unit(workload)
+        found = []
+        for chosen in worthwhile(knobs, _output(workload), unit.co):
+            config = Config.of(**chosen, beside=1, early=knobs["early"][-1])
+            if is_legal(config, workload, target):
+                tiles = tiles_of(config, target)
+                room = _room(GroupedLayout(_shape(workload), tiles), tiles, target)
+                found.append(config.replace(beside=max(each for each in knobs["beside"] if each <= room)))
+        return found
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         return []  # channels decide on what is unrolled
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        """Guess the seconds: of each round of tiles what its blocks share, or the way of one through it."""
         assert target.gpu is not None
-        tiles, shape, (oh, ow) = tiles_of(config, target), _shape(workload), _output(workload)
-        layout = GroupedLayout(shape, tiles)
-        sizes = ((known(workload, "n"), tiles.tile_n), (oh, tiles.tile_h), (ow, tiles.tile_w))
+        tiles, (oh, ow), n = tiles_of(config, target), _output(workload), known(workload, "n")
+        layout = GroupedLayout(_shape(workload), tiles)
+        sizes = ((n, tiles.tile_n), (oh, tiles.tile_h), (ow, tiles.tile_w))
         count = math.prod(math.ceil(extent / size) for extent, size in sizes)
-        places = min(count, layout.places)
-        beside = math.ceil(places * layout.blocks_deep / target.cores)
-        return 0.0
+        nbytes = op_of(workload).nbytes(_known(workload))
+        return seconds(layout, tiles, count, nbytes, target.gpu, target.cores)
 
     def kernel_workload(self, workload: Workload) -> Workload:
         return workload.replace(**dict.fromkeys(("n", "h", "w"), ANY))
@@ -153,16 +131,23 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     if tiles.tile_w > _MOST_WIDTH or tiles.rows > max(ROWS, _MOST_WASTE * tiles.pixels):
         return False
     layout = GroupedLayout(shape, tiles)
-    registers = sums + 2 * tiles.parts + (layout.kept or tiles.bn // 2) + _OTHER_REGISTERS
     whole = (tiles.tile_h, tiles.tile_w) == _output(workload) and known(workload, "n") > 1
     return (
         (tiles.tile_n == 1 or whole)
-        and tiles.units * layout.co // tiles.bn % tiles.warps_n == 0
+        and layout.jobs % tiles.warps_n == 0
         and tiles.units * layout.groups < 2 * shape.groups
         and layout.chunks * tiles.parts * tiles.bn // 16 <= _MOST_INSTRUCTIONS
-        and registers * 32 * tiles.warps * tiles.beside <= target.gpu.block_registers
-        and (layout.shared_bytes(tiles) + _RESERVED) * tiles.beside <= target.gpu.shared_bytes + _RESERVED
+        and tiles.beside <= _room(layout, tiles, target)
     )
+
+
+def _room(layout: GroupedLayout, tiles: GroupedTiles, target: Target) -> int:
+    """Return how many blocks a multiprocessor has room for."""
+    assert target.gpu is not None
+    sums = tiles.parts * tiles.bn // 2
+    registers = sums + 2 * tiles.parts + (layout.kept or tiles.bn // 2) + _OTHER_REGISTERS
+    shared = (target.gpu.shared_bytes + _RESERVED) // (layout.shared_bytes(tiles) + _RESERVED)
+    return min(target.gpu.block_registers // (registers * 32 * tiles.warps), shared)
 
 
 @lru_cache
@@ -170,24 +155,22 @@ def _shape(workload: Workload) -> ConvShape:
     return ConvShape.of(workload)
 
 
+def _unit(workload: Workload) -> Unit:
+    shape = _shape(workload)
+    return Unit.of(int(shape.ci_each), int(shape.co_each))
+
+
 def tiles_of(config: Config, target: Target) -> GroupedTiles:
     return GroupedTiles(**{name: int(value) for name, value in config.items}, multiprocessors=target.cores)
 
 
+def _known(workload: Workload) -> Workload:
+    """Return `workload` with sizes where it has none."""
+    return workload.replace(**{name: known(workload, name) for name in ("n", "h", "w")})
+
+
 def _output(workload: Workload) -> tuple[int, int]:
-    h, w = known(workload, "h"), known(workload, "w")
-    return output_size(workload.replace(h=h, w=w))
-
-
-def _unit_outputs(workload: Workload) -> int:
-    shape = _shape(workload)
-    ci_each, co_each = int(shape.ci_each), int(shape.co_each)
-    return groups_of_unit(ci_each, co_each) * co_each
-
-
-def _filled(extent: int, size: int) -> float:
-    """Return what of the tiles of `size` lies within `extent`."""
-    return extent / (math.ceil(extent / size) * size)
+    return output_size(_known(workload))
 
 
 def _cuts(extent: int) -> tuple[int, ...]:

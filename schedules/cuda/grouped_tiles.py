@@ -22,7 +22,7 @@ class GroupedTiles:
     tile_n: int  # images of a tile
     tile_h: int  # rows of the output
     tile_w: int
-    units: int  # of channels, of a block; `GroupedLayout` says what that is
+    units: int  # of channels, of a block
     bn: int  # output channels of a unit that a warp computes at once
     parts: int  # of 16 pixels that it does
     warps_m: int  # warps that share the pixels
@@ -60,20 +60,30 @@ class Step:
     chunks: int
 
 
-def groups_of_unit(ci_each: int, co_each: int) -> int:
-    """Return the fewest groups whose channels, before and after, are whole pieces."""
-    return math.lcm(PIECE // math.gcd(PIECE, ci_each), PIECE // math.gcd(PIECE, co_each))
+@dataclass(frozen=True)
+class Unit:
+    """The fewest groups whose channels, before and after, are whole pieces."""
+
+    groups: int
+    ci: int
+    co: int
+
+    @classmethod
+    def of(cls, ci_each: int, co_each: int) -> Unit:
+        groups = math.lcm(PIECE // math.gcd(PIECE, ci_each), PIECE // math.gcd(PIECE, co_each))
+        return cls(groups, groups * ci_each, groups * co_each)
+
+    def divides(self, groups: int) -> bool:
+        return groups % self.groups == 0
 
 
 class GroupedLayout:
-    """What a tile is made of: a unit is the fewest groups whose channels are whole pieces."""
+    """What a tile is made of."""
 
     def __init__(self, shape: ConvShape, tiles: GroupedTiles) -> None:
-        ci_each, co_each = int(shape.ci_each), int(shape.co_each)
-        down, across = shape.down, shape.across
+        unit, down, across = Unit.of(int(shape.ci_each), int(shape.co_each)), shape.down, shape.across
         self.down, self.across = down, across
-        self.groups = groups_of_unit(ci_each, co_each)
-        self.ci, self.co = self.groups * ci_each, self.groups * co_each  # of a unit
+        self.groups, self.ci, self.co = unit.groups, unit.ci, unit.co  # of a unit
         self.pieces = self.ci // PIECE
         self.chunks = down.size * across.size * self.pieces  # of 8 along k
         self.outputs = tiles.units * self.co  # of a block
