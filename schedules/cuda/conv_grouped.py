@@ -13,7 +13,7 @@ from tvmops.ops import op_of
 from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cuda.extents import known
 from tvmops.schedules.cuda.grouped_guess import seconds, worthwhile
-from tvmops.schedules.cuda.grouped_tiles import PIECE, ROWS, GroupedLayout, GroupedTiles, Unit
+from tvmops.schedules.cuda.grouped_tiles import PIECE, GroupedLayout, GroupedTiles, Unit
 from tvmops.schedules.cuda.kernels.conv_grouped import GroupedKernel
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
@@ -34,7 +34,6 @@ _RESERVED = 1024  # bytes of shared memory that the system takes of each block
 _MOST_WIDTH = 64  # columns of a tile
 _MOST_WARPS = 16
 _MOST_UNITS = 16
-_MOST_WASTE = 1.5  # times the pixels of a tile that warps may compute
 
 
 class GroupedConv(Template):
@@ -73,7 +72,7 @@ class GroupedConv(Template):
             Knob("tile_w", _cuts(ow)),
             Knob("units", _shares(groups // unit.groups)),
             Knob("bn", tuple(n for n in range(PIECE, unit.co + 1, PIECE) if unit.co % n == 0)),
-            Knob("parts", (1, 2, 4, 7)),
+            Knob("parts", (1, 2, 3, 4, 5, 6, 7, 8)),
             Knob("warps_m", tuple(range(1, _MOST_WARPS + 1))),
             Knob("warps_n", tuple(range(1, _MOST_WARPS + 1))),
             Knob("stages", (1, 2)),
@@ -128,7 +127,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     sums = tiles.parts * tiles.bn // 2
     if not 2 <= tiles.warps <= _MOST_WARPS or sums > _MOST_SUMS:
         return False
-    if tiles.tile_w > _MOST_WIDTH or tiles.rows > max(ROWS, _MOST_WASTE * tiles.pixels):
+    if tiles.tile_w > _MOST_WIDTH or tiles.tile_h % tiles.parts:
         return False
     layout = GroupedLayout(shape, tiles)
     whole = (tiles.tile_h, tiles.tile_w) == _output(workload) and known(workload, "n") > 1
@@ -145,7 +144,7 @@ def _room(layout: GroupedLayout, tiles: GroupedTiles, target: Target) -> int:
     """Return how many blocks a multiprocessor has room for."""
     assert target.gpu is not None
     sums = tiles.parts * tiles.bn // 2
-    registers = sums + 2 * tiles.parts + (layout.kept or tiles.bn // 2) + _OTHER_REGISTERS
+    registers = sums + (layout.kept or tiles.bn // 2) + _OTHER_REGISTERS
     shared = (target.gpu.shared_bytes + _RESERVED) // (layout.shared_bytes(tiles) + _RESERVED)
     return min(target.gpu.block_registers // (registers * 32 * tiles.warps), shared)
 

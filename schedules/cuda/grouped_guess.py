@@ -37,9 +37,11 @@ def seconds(
     """Guess the time of `count` tiles of each stretch of channels, that move `nbytes` in all."""
     places = min(count, layout.places)
     beside = max(1.0, places * layout.blocks_deep / cores)
-    steps, columns = math.ceil(layout.chunks / 2), tiles.bn // PIECE
+    columns, steps, rows = tiles.bn // PIECE, layout.padded // 2, layout.down.size
     runs = layout.jobs * tiles.rounds * tiles.warps_m
-    loads = runs * (steps * tiles.parts + (0 if layout.kept else columns * math.ceil(steps / 2)))
+    products = steps * rows * tiles.parts
+    seen = (tiles.parts - 1) * layout.down.stride + rows if layout.kept else tiles.parts * rows
+    loads = runs * (steps * seen + (0 if layout.kept else columns * math.ceil(layout.chunks / 4)))
     moves = [
         math.ceil(tiles.tile_n * rows / tiles.warps) * math.ceil(columns * pieces / 32)
         for rows, columns, pieces in (
@@ -47,10 +49,10 @@ def seconds(
             (tiles.tile_h, tiles.tile_w, layout.outputs // PIECE),
         )
     ]
-    shared = _LOAD * loads + _MULTIPLY * runs * steps * tiles.parts * columns
+    shared = _LOAD * loads + _MULTIPLY * runs * products * columns
     shared += _MOVE * tiles.warps * sum(moves)
     way = _TURN + _ALONE * (tiles.stages == 1) + _COPY * sum(moves)
-    way += _STEP * layout.jobs // tiles.warps_n * tiles.rounds * steps
+    way += _STEP * layout.jobs // tiles.warps_n * tiles.rounds * steps * rows
     turn = _joined(beside * shared, way, _OVERLAP)
     cycles = math.ceil(count / places) * turn + beside * layout.weight_bytes / _WEIGHTS
     return _joined(cycles / _CLOCK, nbytes / (_RATE * gpu.bandwidth), _MEMORY_OVERLAP) + _START_SECONDS
@@ -88,19 +90,22 @@ def worthwhile(
         shares = [count for count in knobs["warps_n"] if units * unit // bn % count == 0][-2:]
         for (n, h, w), warps_n, warps_m in itertools.product(tiles, shares, knobs["warps_m"]):
             if _FEWEST_WARPS <= warps_n * warps_m <= _MOST_WARPS:
-                parts = _parts(n * h * w, warps_m, knobs["parts"])
-                for stages in knobs["stages"]:
+                for parts, stages in itertools.product(
+                    _parts(n * w, h, warps_m, knobs["parts"]), knobs["stages"]
+                ):
                     yield {
                         "tile_n": n, "tile_h": h, "tile_w": w, "units": units, "bn": bn, "parts": parts,
                         "warps_m": warps_m, "warps_n": warps_n, "stages": stages,
                     }  # fmt: skip
 
 
-def _parts(pixels: int, warps_m: int, choices: Sequence[int]) -> int:
-    """Return the most parts of a warp that leave few of its pixels empty."""
-    empty = {parts: -pixels % (ROWS * parts * warps_m) for parts in choices}
-    most = max(pixels // 8, min(empty.values()))
-    return max(parts for parts, count in empty.items() if count <= most)
+def _parts(width: int, rows: int, warps_m: int, choices: Sequence[int]) -> list[int]:
+    """Return how many rows a warp may compute at once such that none is idle; nothing if pixels are few."""
+    if width < _FULL * math.ceil(width / ROWS) * ROWS and width > ROWS // 2:
+        return []
+    columns = math.ceil(width / ROWS)
+    fitting = [parts for parts in choices if rows % parts == 0 and columns * rows // parts % warps_m == 0]
+    return fitting[-2:]
 
 
 def _filled(extent: int, size: int) -> float:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
-
-from tvm import tirx
 
 from tvmops.schedules.cpu.conv2d import ConvShape
 
@@ -14,7 +11,7 @@ PIECE = 8  # elements: 16 bytes
 PIECE_BYTES = 16
 ROWS = 16  # pixels of an mma
 _TAIL = 64  # bytes that the last row of weights is read beyond its end
-_MOST_KEPT = 56  # registers of a thread for weights that stay
+_MOST_KEPT = 72  # registers of a thread for weights that stay
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,7 @@ class GroupedTiles:
     tile_w: int
     units: int  # of channels, of a block
     bn: int  # output channels of a unit that a warp computes at once
-    parts: int  # of 16 pixels that it does
+    parts: int  # rows of the output, one above the other, of which it computes 16 pixels
     warps_m: int  # warps that share the pixels
     warps_n: int  # and the channels
     stages: int  # tiles of the image in shared memory
@@ -41,19 +38,19 @@ class GroupedTiles:
         return self.warps_m * self.warps_n
 
     @property
-    def rounds(self) -> int:
-        """How often a warp takes `parts` parts."""
-        return -(-self.pixels // (ROWS * self.parts * self.warps_m))
+    def columns(self) -> int:
+        """Groups of 16 of the pixels that rows of the same number have."""
+        return -(-self.tile_n * self.tile_w // ROWS)
 
     @property
-    def rows(self) -> int:
-        """Pixels that warps compute, of which the last may be none."""
-        return self.rounds * self.warps_m * self.parts * ROWS
+    def rounds(self) -> int:
+        """How often a warp takes `parts` rows of 16 pixels."""
+        return -(-self.columns * (self.tile_h // self.parts) // self.warps_m)
 
 
 @dataclass(frozen=True)
 class Step:
-    """A product of 8 or 16 along k: bytes from where a window begins to the first 8 channels."""
+    """A product of 8 or 16 along k: bytes from where a row of a window begins to the first 8 channels."""
 
     offset: int
     apart: int  # bytes from there to the other 8
@@ -85,7 +82,9 @@ class GroupedLayout:
         self.down, self.across = down, across
         self.groups, self.ci, self.co = unit.groups, unit.ci, unit.co  # of a unit
         self.pieces = self.ci // PIECE
-        self.chunks = down.size * across.size * self.pieces  # of 8 along k
+        self.run = across.size * self.pieces  # pieces along k of a row of the kernel
+        self.padded = -(-self.run // 2) * 2
+        self.chunks = down.size * self.padded
         self.outputs = tiles.units * self.co  # of a block
         self.jobs = tiles.units * (self.co // tiles.bn)  # what warps share of a tile's channels
         self.blocks_deep = -(-shape.groups // (self.groups * tiles.units))
@@ -98,8 +97,10 @@ class GroupedLayout:
         self.result_pitch = _odd(self.outputs // PIECE) * PIECE_BYTES
         self.weight_bytes = self.outputs * self.weight_pitch + _TAIL
         self.stage_bytes = tiles.tile_n * self.h * self.line * self.pitch
-        self.result_bytes = tiles.rows * self.result_pitch
-        self.table_bytes = 4 * (tiles.rows + self.outputs)  # where windows begin, and the bias
+        self.result_bytes = tiles.pixels * self.result_pitch
+        self.table_bytes = 4 * (
+            2 * ROWS * tiles.columns + self.outputs
+        )  # where windows begin, results lie, and the bias
         self.places = max(1, tiles.multiprocessors * tiles.beside // self.blocks_deep)
         # Weights that a warp needs at every tile, in registers of a thread.
         kept = -(-self.chunks // 4) * 4 * (tiles.bn // 8)
@@ -109,37 +110,17 @@ class GroupedLayout:
         fixed = self.weight_bytes + self.result_bytes + self.table_bytes
         return fixed + tiles.stages * self.stage_bytes
 
-    def position(self, r: Any, c: Any, piece: Any) -> Any:
-        """Return where along k the 8 channels lie that a place of the kernel sees as its `piece`-th.
-
-        Neighbours along k, a product takes two, are equally far apart in the image: first come pairs
-        of pieces of a place, then last pieces of neighbouring places, then those of neighbouring rows.
-        """
-        paired, columns = self.pieces // 2 * 2, self.across.size // 2 * 2
-        first = (r * self.across.size + c) * paired + piece
-        if paired == self.pieces:
-            return first
-        rest = self.down.size * self.across.size * paired
-        last = tirx.Select(c < columns, r * columns + c, self.down.size * columns + r)
-        return tirx.Select(piece < paired, first, rest + last)
-
     def steps(self) -> list[Step]:
-        """Return the products along k, in the order of `position`."""
-        rows, columns = self.down.size, self.across.size
-        paired, last = self.pieces // 2 * 2, self.pieces - 1
-        runs = [[(r, c, p) for p in range(paired)] for r in range(rows) for c in range(columns)]
-        if paired < self.pieces:
-            runs += [[(r, c, last) for c in range(columns // 2 * 2)] for r in range(rows)]
-            runs += [[(r, columns - 1, last) for r in range(rows)]] if columns % 2 else []
-        offsets = [self.offset(*place) for run in runs for place in run]
-        pairs = [offsets[at : at + 2] for at in range(0, len(offsets), 2)]
+        """Return the products along k of a row of the kernel; neighbours along k are pieces of neighbours."""
+        offsets = [self.offset(c, piece) for c in range(self.across.size) for piece in range(self.pieces)]
+        pairs = [offsets[at : at + 2] for at in range(0, self.run, 2)]
         return [Step(pair[0], pair[-1] - pair[0], len(pair)) for pair in pairs]
 
-    def offset(self, r: int, c: int, piece: int) -> int:
-        """Return how far from a window's begin lies what a place of the kernel sees."""
+    def offset(self, c: int, piece: int) -> int:
+        """Return how far from a row's begin lies what a column of the kernel sees."""
         column, stride = c * self.across.dilation, self.across.stride
         place = column % stride * self.column + column // stride
-        return (r * self.down.dilation * self.line + place) * self.pitch + piece * PIECE_BYTES
+        return place * self.pitch + piece * PIECE_BYTES
 
 
 def _odd(pieces: int) -> int:

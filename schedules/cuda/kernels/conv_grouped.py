@@ -19,11 +19,11 @@ from tvm.tirx.lang.alloc_pool import SMEMPool
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.conv2d import ConvShape
-from tvmops.schedules.cuda.grouped_tiles import PIECE_BYTES, ROWS, GroupedLayout, GroupedTiles
+from tvmops.schedules.cuda.grouped_tiles import PIECE_BYTES, ROWS, GroupedLayout, GroupedTiles, Step
 from tvmops.schedules.cuda.kernels.channels_last import BESIDE, Turned, turn
 from tvmops.schedules.cuda.kernels.conv_arrays import conv_module
 from tvmops.schedules.cuda.kernels.conv_grouped_image import Image
-from tvmops.schedules.cuda.kernels.conv_grouped_results import PlanesResults, Results
+from tvmops.schedules.cuda.kernels.conv_grouped_results import NOWHERE, PlanesResults, Results
 from tvmops.schedules.cuda.kernels.conv_planes import Copies
 from tvmops.schedules.cuda.words import (
     PROGRAMMATIC_LAUNCH,
@@ -71,7 +71,8 @@ class GroupedKernel:
         self.thread = Scalar(self.warp * 32 + self.lane)()
         pool = SMEMPool()
         self.weights = pool.alloc((layout.weight_bytes // 2,), self.dtype, align=16)
-        self.begins = pool.alloc((t.rows,), "uint32", align=16)
+        self.begins = pool.alloc((t.columns * ROWS,), "uint32", align=16)
+        self.ends = pool.alloc((t.columns * ROWS,), "int32", align=16)
         self.bias = pool.alloc((layout.outputs,), "float32", align=16)
         self.stages = pool.alloc((t.stages * layout.stage_bytes // 2,), self.dtype, align=16)
         self.results = pool.alloc((layout.result_bytes // 2,), self.dtype, align=16)
@@ -156,8 +157,8 @@ class GroupedKernel:
         self.sums = T.alloc_local((t.parts * columns * 4,), "float32")
         self.a_parts = T.alloc_local((4,), "uint32")
         self.b_parts = T.alloc_local((layout.kept or columns * 4,), "uint32")
-        self.starts = T.alloc_local((t.parts * len(self.aparts),), "uint32")
-        self.row = Scalar(T.truncdiv(self.warp, t.warps_n) * (t.parts * ROWS))()
+        self.starts = T.alloc_local((len(self.aparts),), "uint32")
+        self.share = Scalar(T.truncdiv(self.warp, t.warps_n))()
         self.job = Scalar(T.truncmod(self.warp, t.warps_n))()
         self.above = [
             Scalar(tirx.Select(self.lane < 16, T.uint32(0), T.uint32(apart)), "uint32")()
@@ -167,63 +168,93 @@ class GroupedKernel:
             Scalar(shared_address(each, 0), "uint32")() for each in (self.weights, self.stages)
         )
         threads = t.warps * 32
-        with T.serial(-(-t.rows // threads)) as step:
-            row = Scalar(step * threads + self.thread)()
-            with when(row < t.rows):
-                pixel = Scalar(tirx.min(row, t.pixels - 1))()
-                line = Scalar(T.truncdiv(pixel, t.tile_w))()
-                image = Scalar(T.truncdiv(line, t.tile_h))()
-                y = image * layout.h + (line - image * t.tile_h) * s.down.stride
-                begin = (y * layout.line + pixel - line * t.tile_w) * layout.pitch
-                T.buffer_store(self.begins, T.Cast("uint32", begin), [row])
+        with T.serial(-(-t.columns * ROWS // threads)) as step:
+            at = Scalar(step * threads + self.thread)()
+            with when(at < t.columns * ROWS):
+                image = Scalar(T.truncdiv(at, t.tile_w))()
+                x = Scalar(at - image * t.tile_w)()
+                within = image < t.tile_n
+                begin = (image * (layout.h * layout.line) + x) * layout.pitch
+                T.buffer_store(self.begins, T.Cast("uint32", tirx.Select(within, begin, 0)), [at])
+                T.buffer_store(
+                    self.ends, tirx.Select(within, image * (t.tile_h * t.tile_w) + x, NOWHERE), [at]
+                )
 
     def _multiply(self, stage: Any, results: Results, corner: tuple[Any, Any, Any]) -> None:
         """Compute a tile: each warp its pixels and its channels."""
-        t, layout = self.tiles, self.layout
+        s, t, layout = self.shape, self.tiles, self.layout
+        shares = t.tile_h // t.parts
+        row_bytes = s.down.stride * layout.line * layout.pitch
         with T.serial(layout.jobs // t.warps_n) as number:
             job = Scalar(number * t.warps_n + self.job)()
             unit = T.truncdiv(job, layout.co // t.bn)
             inside = stage * layout.stage_bytes + unit * (layout.pieces * PIECE_BYTES)
             tile = Scalar(self.first_stage + T.Cast("uint32", inside), "uint32")()
             with T.serial(t.rounds) as turn:
-                first = Scalar(turn * (t.warps_m * t.parts * ROWS) + self.row)()
-                self._start(first, tile)
-                self._add(job)
-                results.place(first, job * t.bn, corner)
+                share = Scalar(turn * t.warps_m + self.share)()
+                column = Scalar(T.truncdiv(share, shares))()
+                y = Scalar((share - column * shares) * t.parts)()
+                with when(column < t.columns):
+                    begin = (
+                        tile + self.begins[column * ROWS + self.lane % 16] + T.Cast("uint32", y * row_bytes)
+                    )
+                    begin = Scalar(begin, "uint32")()
+                    for i, above in enumerate(self.above):
+                        T.buffer_store(self.starts, begin + above, [i])
+                    self._begin_sums(job)
+                    self._add(job)
+                    results.place(column, y, job * t.bn, corner)
 
-    def _start(self, first: Any, tile: Any) -> None:
-        """Find where the windows of this lane's pixels begin."""
-        for part in range(self.tiles.parts):
-            begin = Scalar(tile + self.begins[first + part * ROWS + self.lane % 16], "uint32")()
-            for i, above in enumerate(self.above):
-                T.buffer_store(self.starts, begin + above, [part * len(self.above) + i])
-
-    def _add(self, job: Any) -> None:
-        """Add up the products of a warp's pixels and channels, and the bias."""
-        t, layout = self.tiles, self.layout
-        columns = t.bn // 8
-        for j in range(columns):
-            bias = [
-                Scalar(self._bias(job * t.bn + j * 8 + self.lane % 4 * 2 + i), "float32")() for i in (0, 1)
-            ]
+    def _begin_sums(self, job: Any) -> None:
+        """Let sums begin as the bias."""
+        t = self.tiles
+        for j in range(t.bn // 8):
+            channel = job * t.bn + j * 8 + self.lane % 4 * 2
+            bias = [Scalar(self._bias(channel + i), "float32")() for i in (0, 1)]
             for part in range(t.parts):
                 for i in range(4):
-                    T.buffer_store(self.sums, bias[i % 2], [(part * columns + j) * 4 + i])
-        for number, step in enumerate(self.steps):
-            chunk = number * 2
-            if not layout.kept and chunk % 4 == 0:
-                self._load_weights(job, chunk)
-            at = self.aparts.index(step.apart) if step.chunks == 2 else 0
-            for part in range(t.parts):
-                self._load(
-                    self.a_parts,
-                    0,
-                    self.starts[part * len(self.aparts) + at] + T.uint32(step.offset),
-                    step.chunks * 2,
-                )
-                for j in range(columns):
-                    b = j * (layout.kept // columns) + chunk if layout.kept else j * 4 + chunk % 4
-                    self._mma((part * columns + j) * 4, b, step.chunks)
+                    T.buffer_store(self.sums, bias[i % 2], [(part * (t.bn // 8) + j) * 4 + i])
+
+    def _add(self, job: Any) -> None:
+        """Add up the products of a warp's pixels and channels.
+
+        Where all weights are in registers, what a row of the image shows is loaded once for all rows of
+        the output that see it.
+        """
+        s, t, layout = self.shape, self.tiles, self.layout
+        rows = range(s.down.size)
+        places = [
+            (part * s.down.stride + r * s.down.dilation, part, r) for part in range(t.parts) for r in rows
+        ]
+        lines = sorted({line for line, _, _ in places})
+        if layout.kept:
+            for line in lines:
+                for number, step in enumerate(self.steps):
+                    self._load_image(line, step)
+                    for part, r in ((part, r) for at, part, r in places if at == line):
+                        self._mma_all(part, r * layout.padded + number * 2, step.chunks)
+            return
+        for r in rows:
+            for number, step in enumerate(self.steps):
+                chunk = r * layout.padded + number * 2
+                if chunk % 4 == 0 or number == 0:
+                    self._load_weights(job, chunk // 4 * 4)
+                for line, part, _ in (place for place in places if place[2] == r):
+                    self._load_image(line, step)
+                    self._mma_all(part, chunk, step.chunks)
+
+    def _load_image(self, line: int, step: Step) -> None:
+        """Load what a step sees of a line of the image."""
+        at = self.aparts.index(step.apart) if step.chunks == 2 else 0
+        offset = line * (self.layout.line * self.layout.pitch) + step.offset
+        self._load(self.a_parts, 0, self.starts[at] + T.uint32(offset), step.chunks * 2)
+
+    def _mma_all(self, part: int, chunk: int, chunks: int) -> None:
+        columns = self.tiles.bn // 8
+        for j in range(columns):
+            kept = self.layout.kept
+            b = j * (kept // columns) + chunk if kept else j * 4 + chunk % 4
+            self._mma((part * columns + j) * 4, b, chunks)
 
     def _bias(self, channel: Any) -> Any:
         return self.bias[channel] if "bias" in self.arrays else T.float32(0)

@@ -23,7 +23,7 @@ __forceinline__ __device__ void stage_units(void* to, const void* w, int first, 
                                             int thread, int threads) {
   const unsigned short* from = static_cast<const unsigned short*>(w) + static_cast<long long>(first) * taps * length;
   unsigned short* at = static_cast<unsigned short*>(to);
-  const int paired = groups * ci / 16 * 2, even = columns / 2 * 2, all = rows * taps * ci;
+  const int pieces = groups * ci / 8, padded = (columns * pieces + 1) / 2 * 2, all = rows * taps * ci;
   uint4 zeros;
   zeros.x = zeros.y = zeros.z = zeros.w = 0;
   for (int i = thread; i < rows * pitch / 16; i += threads) static_cast<uint4*>(to)[i] = zeros;
@@ -40,8 +40,7 @@ __forceinline__ __device__ void stage_units(void* to, const void* w, int first, 
       const int i = begin + j * threads, k = i / ci, row = k / taps, tap = k - row * taps;
       const int channel = row / co % groups * ci + i - k * ci, piece = channel / 8;
       const int r = tap / columns, c = tap - r * columns;
-      const int last = taps * paired + (c < even ? r * even + c : taps / columns * even + r);
-      const int place = piece < paired ? tap * paired + piece : last;
+      const int place = r * padded + c * pieces + piece;
       if (i < all) at[row * pitch / 2 + place * 8 + channel % 8] = e[j];
     }
   }
@@ -68,19 +67,17 @@ class Image:
     def copy_weights(self) -> None:
         """Begin to copy the weights of this block's channels, k innermost."""
         kernel, s, layout = self.kernel, self.kernel.shape, self.kernel.layout
-        first = Scalar(kernel.bundle * layout.outputs)()
+        first, chunks = Scalar(kernel.bundle * layout.outputs)(), s.down.size * layout.run
         base = Scalar(shared_address(kernel.weights, 0), "uint32")()
 
         def piece(row: Any, chunk: Any) -> None:
-            tap = Scalar(T.truncdiv(chunk, layout.pieces))()
-            r = Scalar(T.truncdiv(tap, s.across.size))()
-            place = layout.position(r, tap - r * s.across.size, chunk - tap * layout.pieces)
+            place = chunk + T.truncdiv(chunk, layout.run) * (layout.padded - layout.run)
             to = base + T.Cast("uint32", row * layout.weight_pitch + place * PIECE_BYTES)
             valid = tirx.Select(first + row < s.co, PIECE, 0)
             w = kernel.arrays["w"].data
-            do(copy_piece(PIECE, to, w, first + row, layout.chunks * PIECE, chunk * PIECE, valid))
+            do(copy_piece(PIECE, to, w, first + row, chunks * PIECE, chunk * PIECE, valid))
 
-        self._each(layout.outputs, layout.chunks, piece)
+        self._each(layout.outputs, chunks, piece)
 
     def stage_bias(self) -> None:
         """Bring the bias, as floats."""

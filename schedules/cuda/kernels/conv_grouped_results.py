@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from tvm import tirx
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tvmops.schedules.cuda.kernels.conv_grouped import GroupedKernel
 
 Corner = tuple[Any, Any, Any]
+NOWHERE = -1  # where no pixel's result lies
 
 # Two results, 0 for negative ones; NaN stays.
 _PACK_RELU = """
@@ -40,19 +42,19 @@ class Results:
         self.kernel, self.arrays, self.dtype = kernel, kernel.arrays, kernel.dtype
         self.channel = Scalar(kernel.bundle * kernel.layout.outputs)()  # the block's first
 
-    def place(self, first: Any, column: Any, corner: Corner) -> None:
-        """Finish a warp's sums, of pixels from `first` on and channels from `column` on."""
+    def place(self, group: Any, y: Any, column: Any, corner: Corner) -> None:
+        """Finish a warp's sums, of 16 pixels of rows from `y` on and channels from `column` on."""
         kernel, t, layout = self.kernel, self.kernel.tiles, self.kernel.layout
         lane = kernel.lane
         inside = Scalar(column + lane % 4 * 2)()
-        for j in range(t.bn // 8):
-            channel = self.channel + inside + j * 8
-            for part in range(t.parts):
-                for below in range(2):
-                    own = first + part * ROWS + below * 8 + T.truncdiv(lane, 4)
+        for below in range(2):
+            own = Scalar(kernel.ends[group * ROWS + below * 8 + T.truncdiv(lane, 4)])()
+            with when(own != NOWHERE):
+                for part, j in itertools.product(range(t.parts), range(t.bn // 8)):
+                    pixel = own + (y + part) * t.tile_w
                     at = (part * (t.bn // 8) + j) * 4 + below * 2
-                    word = self._finished(at, own, channel, corner)
-                    place = own * (layout.result_pitch // 2) + inside + j * 8
+                    word = self._finished(at, pixel, self.channel + inside + j * 8, corner)
+                    place = pixel * (layout.result_pitch // 2) + inside + j * 8
                     to = kernel.results.ptr_to([0])
                     do(c_call("void", "place_word", to, place, word, source=PLACE_WORD))
 

@@ -91,22 +91,22 @@ def test_random_configs_compile_without_spills() -> None:
 CASES = [
     # 16 channels a group: tiles that images do not fill, two of them in shared memory
     ("n=2 h=7 w=7 ci=48 co=48 groups=3 kh=3 kw=3 padding=1 dtype=float16 bias=true activation=relu",
-     (1, 4, 7, 2, 16, 1, 2, 2, 2, 1, 0)),
+     (1, 4, 7, 2, 16, 2, 2, 2, 2, 1, 0)),
     # 8 channels: an odd number of pieces along k; columns of stride 2, the last bundle not full
     ("n=1 h=13 w=9 ci=40 co=40 groups=5 kh=3 kw=3 stride=2 padding=1 dtype=bfloat16 bias=true",
      (1, 4, 5, 2, 8, 2, 1, 2, 2, 1, 0)),
     # 4 channels, two groups a piece; several images a tile, of which the last has none
     ("n=3 h=3 w=3 ci=32 co=32 groups=8 kh=3 kw=3 padding=1 dtype=float16 activation=gelu",
-     (2, 3, 3, 4, 8, 2, 1, 2, 1, 1, 1)),
+     (2, 3, 3, 4, 8, 3, 1, 2, 1, 1, 1)),
     # 24 channels, 8 at once, an odd number of pieces; everything else that a convolution may have
     ("n=1 h=9 w=8 ci=48 co=48 groups=2 kh=2 kw=3 stride=1x3 dilation=2x1 padding=1x0x0x2 dtype=float16 "
-     "residual=true", (1, 8, 2, 2, 8, 1, 1, 2, 1, 2, 0)),
+     "residual=true", (1, 8, 2, 2, 8, 2, 1, 2, 1, 2, 0)),
     # more outputs than inputs, 3 channels a group; an image of a pixel
     ("n=2 h=1 w=1 ci=24 co=48 groups=8 kh=3 kw=3 padding=1 dtype=bfloat16 bias=true residual=true",
      (1, 1, 1, 1, 24, 1, 1, 2, 2, 1, 1)),
     # a channel a group, a large kernel
     ("n=1 h=5 w=6 ci=16 co=16 groups=16 kh=5 kw=5 padding=2 dtype=float16 activation=relu",
-     (1, 5, 6, 2, 8, 2, 1, 2, 1, 1, 0)),
+     (1, 5, 6, 2, 8, 5, 1, 2, 1, 1, 0)),
 ]  # fmt: skip
 
 
@@ -136,7 +136,7 @@ class TestRunHere:
 PLANES = [
     # channels in pairs, two groups a piece, whose weights are copied as pieces
     ("n=2 h=7 w=9 ci=16 co=24 groups=4 kh=3 kw=3 padding=1 stride=2 dtype=bfloat16 bias=true activation=relu",
-     (1, 4, 3, 1, 24, 1, 1, 1, 1, 1, 1)),
+     (1, 4, 3, 1, 24, 2, 1, 1, 1, 1, 1)),
     ("n=3 h=4 w=5 ci=48 co=48 groups=3 kh=1 kw=1 dtype=float16 residual=true",
      (2, 4, 5, 2, 16, 2, 1, 2, 2, 1, 1)),
 ]  # fmt: skip
