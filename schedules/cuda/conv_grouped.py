@@ -25,11 +25,11 @@ from tvmops.workloads import Workload
 
 _AMPERE = 80  # mma.sync of 16 bits with cp.async
 _HOPPER = 90  # early launches
-_MOST_CHANNELS = 64  # of a unit; with more, a group fills the tiles of other templates
+_MOST_CHANNELS = 32  # of a unit; with more, a group fills the tiles of other templates
 _MOST_TAPS = 49
 _MOST_INSTRUCTIONS = 1600  # of the products that are unrolled
 _MOST_SUMS = 112  # registers
-_OTHER_REGISTERS = 44
+_OTHER_REGISTERS = 72
 _RESERVED = 1024  # bytes of shared memory that the system takes of each block
 _MOST_WIDTH = 64  # columns of a tile
 _MOST_WARPS = 16

@@ -2,11 +2,15 @@
 
 What a tile of the output sees of the image, of as many channels as fill whole lines of memory, comes
 to shared memory once. Pixels lie there an odd number of 16-byte pieces apart, so that ldmatrix meets
-no bank twice, and what a place of the kernel sees is a constant away from what the first sees:
-8 channels of one tap are 8 of k, whatever follows them. Where columns are strided, those that
-neighbouring pixels of the output see lie side by side. Groups of which a piece holds several are
-multiplied together, with zeros among the weights. Weights stay in shared memory; blocks stay and
-take tile after tile, whose copies run under the products of another. Results leave as whole lines.
+no bank twice, and what a place of the kernel sees is a constant away from what the first sees. Where
+columns are strided, those that neighbouring pixels of the output see lie side by side. Groups of
+which a piece holds several are multiplied together, with zeros among the weights.
+
+A warp computes 16 pixels of several rows, one above the other. What they see of a line of the image
+is loaded once for all rows that see it, if the weights fit a thread's registers, where they stay;
+ldmatrix is what such products wait for. Blocks stay, too, and take tile after tile, whose copies run
+under the products of another. Results leave as whole lines. NCHW images and their weights are copied
+before, with channels last.
 """
 
 from __future__ import annotations
@@ -29,12 +33,21 @@ from tvmops.schedules.cuda.words import (
     PROGRAMMATIC_LAUNCH,
     PTX_TYPES,
     Scalar,
+    c_call,
     do,
     ptx,
     shared_address,
     wait_for_kernels_before,
     when,
 )
+
+# What is computed of it is not kept from tile to tile, where registers are scarce.
+_OF_NOW = """
+__forceinline__ __device__ int of_now(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+"""
 
 
 class GroupedKernel:
@@ -126,27 +139,27 @@ class GroupedKernel:
         y, x = (row - image * self.down) * t.tile_h, (index - row * self.across) * t.tile_w
         return Scalar(image * t.tile_n)(), Scalar(y)(), Scalar(x)()
 
-    def each_line(self, lines: int, do_line: Callable[[Any], None]) -> None:
-        """Do something for each line of a tile, of which a warp has its share."""
+    def each_line(self, lines: int, do_line: Callable[[Any, Any], None]) -> None:
+        """Do something for each line of a tile, of which a warp has its share, and for this lane."""
         warps = self.tiles.warps
+        lane = Scalar(c_call("int32", "of_now", self.lane, source=_OF_NOW))()
         with T.serial(-(-lines // warps)) as step:
             line = Scalar(step * warps + self.warp)()
             with when(line < lines):
-                do_line(line)
+                do_line(line, lane)
 
-    def each_piece(self, columns: int, pieces: int, do_piece: Callable[[Any, Any], None]) -> None:
+    def each_piece(self, lane: Any, columns: int, pieces: int, do_piece: Callable[[Any, Any], None]) -> None:
         """Do something for each piece of a line of pixels, of which a lane has its share."""
         for at in range(0, columns * pieces, 32):
             if 32 % pieces == 0:  # always the same piece of a pixel
-                column = at // pieces + T.truncdiv(self.lane, pieces)
-                piece = T.truncmod(self.lane, pieces)
+                column, piece = at // pieces + T.truncdiv(lane, pieces), T.truncmod(lane, pieces)
             else:
-                column = Scalar(T.truncdiv(at + self.lane, pieces))()
-                piece = Scalar(at + self.lane - column * pieces)()
+                column = Scalar(T.truncdiv(at + lane, pieces))()
+                piece = Scalar(at + lane - column * pieces)()
             if at + 32 <= columns * pieces:
                 do_piece(column, piece)
                 continue
-            with when(at + self.lane < columns * pieces):
+            with when(at + lane < columns * pieces):
                 do_piece(column, piece)
 
     def _prepare(self) -> None:

@@ -101,7 +101,7 @@ class Image:
         top = Scalar(y * s.down.stride - s.down.before)()
         left = Scalar(x * s.across.stride - s.across.before)()
 
-        def copy_line(line: Any) -> None:
+        def copy_line(line: Any, lane: Any) -> None:
             number = Scalar(T.truncdiv(line, layout.h))()
             row = Scalar(top + line - number * layout.h)()
             within = Scalar(tirx.all(image + number < s.n, 0 <= row, row < s.h), "bool")()
@@ -115,7 +115,7 @@ class Image:
                 valid = tirx.Select(tirx.all(within, 0 <= z, z < s.w, c < s.ci), PIECE, 0)
                 do(copy_piece(PIECE, address, kernel.arrays["x"].data, first + column, s.ci, c, valid))
 
-            kernel.each_piece(layout.w, pieces, copy)
+            kernel.each_piece(lane, layout.w, pieces, copy)
 
         kernel.each_line(t.tile_n * layout.h, copy_line)
 

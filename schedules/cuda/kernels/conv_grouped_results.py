@@ -81,7 +81,7 @@ class Results:
         """Store the results of all warps, line by line."""
         kernel, s, t, layout = self.kernel, self.kernel.shape, self.kernel.tiles, self.kernel.layout
 
-        def store_line(line: Any) -> None:
+        def store_line(line: Any, lane: Any) -> None:
             number = Scalar(T.truncdiv(line, t.tile_h))()
             row = Scalar(y + line - number * t.tile_h)()
             first = Scalar(((image + number) * s.oh + row) * s.ow + x)()
@@ -96,7 +96,7 @@ class Results:
                     do(c_call("void", "move_piece", to, source, source=MOVE_PIECE))
 
             with when(tirx.all(image + number < s.n, row < s.oh)):
-                kernel.each_piece(t.tile_w, layout.outputs // PIECE, store)
+                kernel.each_piece(lane, t.tile_w, layout.outputs // PIECE, store)
 
         kernel.each_line(t.tile_n * t.tile_h, store_line)
 
