@@ -27,6 +27,7 @@ _AMPERE = 80  # mma.sync of 16 bits with cp.async
 _HOPPER = 90  # early launches
 _MOST_CHANNELS = 32  # of a unit; with more, a group fills the tiles of other templates
 _MOST_TAPS = 49
+_LARGE_TAPS, _LARGE_OUTPUT = 25, 1 << 20  # of depthwise convolutions that gain by it
 _MOST_INSTRUCTIONS = 1600  # of the products that are unrolled
 _MOST_SUMS = 112  # registers
 _OTHER_REGISTERS = 72
@@ -59,6 +60,7 @@ class GroupedConv(Template):
             and (unit := Unit.of(ci // groups, co // groups)).divides(groups)
             and max(unit.ci, unit.co) <= _MOST_CHANNELS
             and kh * kw <= _MOST_TAPS
+            and (unit.groups < PIECE or groups != co or _is_large_depthwise(workload))
             and next(iter(self.space(workload, target)), None) is not None
         )
 
@@ -161,6 +163,12 @@ def _unit(workload: Workload) -> Unit:
 
 def tiles_of(config: Config, target: Target) -> GroupedTiles:
     return GroupedTiles(**{name: int(value) for name, value in config.items}, multiprocessors=target.cores)
+
+
+def _is_large_depthwise(workload: Workload) -> bool:
+    """Say whether products with zeros are worth their while for groups of one channel."""
+    (oh, ow), (kh, kw, co) = _output(workload), workload.dims("kh", "kw", "co")
+    return kh * kw >= _LARGE_TAPS and known(workload, "n") * oh * ow * co >= _LARGE_OUTPUT
 
 
 def _known(workload: Workload) -> Workload:

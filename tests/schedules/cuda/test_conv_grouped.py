@@ -38,7 +38,13 @@ def conv(text: str) -> Workload:
         (RESNEXT, "cuda-sm75", False),  # no cp.async
         (f"{RESNEXT} layout=NCHW", "nvidia-a100", False),
         (RESNEXT.replace("groups=32", "groups=1"), "nvidia-a100", False),
-        (RESNEXT.replace("groups=32", "groups=512"), "nvidia-a100", True),  # depthwise
+        (RESNEXT.replace("groups=32", "groups=512"), "nvidia-a100", False),  # depthwise
+        (RESNEXT.replace("groups=32 kh=3 kw=3", "groups=512 kh=7 kw=7"), "nvidia-a100", True),
+        (
+            RESNEXT.replace("n=32", "n=1").replace("groups=32 kh=3 kw=3", "groups=512 kh=7 kw=7"),
+            "nvidia-a100",
+            False,
+        ),
         (RESNEXT.replace("groups=32", "groups=4"), "nvidia-a100", False),  # 128 channels fill other tiles
         ("n=1 h=9 w=9 ci=24 co=24 groups=8 kh=3 kw=3 dtype=float16", "nvidia-a100", True),  # 3 channels
         ("n=1 h=9 w=9 ci=24 co=36 groups=12 kh=3 kw=3 dtype=float16", "nvidia-a100", False),  # odd pieces
