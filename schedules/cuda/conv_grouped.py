@@ -25,7 +25,7 @@ from tvmops.workloads import Workload
 
 _AMPERE = 80  # mma.sync of 16 bits with cp.async
 _HOPPER = 90  # early launches
-_MOST_CHANNELS = 32  # of a unit; with more, a group fills the tiles of other templates
+_MOST_CHANNELS = 32  # of a unit; sums of more take registers that are not there
 _MOST_TAPS = 49
 _LARGE_TAPS, _LARGE_OUTPUT = 25, 1 << 20  # of depthwise convolutions that gain by it
 _MOST_INSTRUCTIONS = 1600  # of the products that are unrolled

@@ -82,14 +82,7 @@ class GroupedKernel:
         block = T.cta_id([places * layout.blocks_deep])
         self.warp, self.lane = T.warp_id([t.warps]), T.lane_id([32])
         self.thread = Scalar(self.warp * 32 + self.lane)()
-        pool = SMEMPool()
-        self.weights = pool.alloc((layout.weight_bytes // 2,), self.dtype, align=16)
-        self.begins = pool.alloc((t.columns * ROWS,), "uint32", align=16)
-        self.ends = pool.alloc((t.columns * ROWS,), "int32", align=16)
-        self.bias = pool.alloc((layout.outputs,), "float32", align=16)
-        self.stages = pool.alloc((t.stages * layout.stage_bytes // 2,), self.dtype, align=16)
-        self.results = pool.alloc((layout.result_bytes // 2,), self.dtype, align=16)
-        pool.commit()
+        self._allocate()
         self.bundle = Scalar(T.truncmod(block, layout.blocks_deep))()
         self.across = Scalar(_over(s.ow, t.tile_w))()
         self.down = Scalar(_over(s.oh, t.tile_h))()
@@ -114,6 +107,23 @@ class GroupedKernel:
             do(T.cuda.cta_sync())
             for chunk in range(0, layout.chunks, 4):
                 self._load_weights(self.job, chunk)
+        self._walk(first, step, image, results)
+
+    def _allocate(self) -> None:
+        """Divide the shared memory."""
+        t, layout = self.tiles, self.layout
+        pool = SMEMPool()
+        self.weights = pool.alloc((layout.weight_bytes // 2,), self.dtype, align=16)
+        self.begins = pool.alloc((t.columns * ROWS,), "uint32", align=16)
+        self.ends = pool.alloc((t.columns * ROWS,), "int32", align=16)
+        self.bias = pool.alloc((layout.outputs,), "float32", align=16)
+        self.stages = pool.alloc((t.stages * layout.stage_bytes // 2,), self.dtype, align=16)
+        self.results = pool.alloc((layout.result_bytes // 2,), self.dtype, align=16)
+        pool.commit()
+
+    def _walk(self, first: Any, step: Any, image: Image, results: Results) -> None:
+        """Compute each `step`-th tile, from the first on."""
+        t = self.tiles
         index, use = Scalar(first), Scalar(0)
         with T.While(index() < self.count):
             corner = self._corner(index())
