@@ -19,6 +19,7 @@ _LOAD, _MULTIPLY = 2.7, 1.0  # cycles of a multiprocessor for each instruction o
 _ALONE, _COPY, _STEP = 300, 90, 17
 _WEIGHTS = 70  # bytes a cycle
 _RATE = 0.94  # of the memory's
+_LINE, _PART_OF_LINE = 64, 1.1  # channels of a line; how much longer the memory takes where lines are shared
 _MEMORY_OVERLAP = 1.33  # how little it adds
 _START_SECONDS = 2.9e-6
 
@@ -26,7 +27,7 @@ _MOST_PIXELS = 450  # of a tile
 _FULL = 0.8  # of tiles within the output, at least
 _FEWEST_WARPS, _MOST_WARPS = 4, 8
 _WIDEST = 64  # channels of a warp at once
-_NARROWEST, _BROADEST = 32, 128  # channels of a block
+_NARROWEST, _BROADEST = 32, 128  # channels of a block, which are a multiple of the first if they may
 
 
 def seconds(
@@ -52,6 +53,8 @@ def seconds(
     way += _STEP * layout.jobs // tiles.warps_n * tiles.rounds * steps * rows
     cycles = math.ceil(count / places) * (beside * shared + way) + beside * layout.weight_bytes / _WEIGHTS
     within, memory = cycles / _CLOCK, nbytes / (_RATE * gpu.bandwidth)
+    if layout.outputs % _LINE:
+        memory *= _PART_OF_LINE
     joined = (within**_MEMORY_OVERLAP + memory**_MEMORY_OVERLAP) ** (1 / _MEMORY_OVERLAP)
     return float(joined) + _START_SECONDS
 
@@ -77,9 +80,10 @@ def worthwhile(
         and (n == 1 or (h, w) == output)
         and _filled(oh, h) * _filled(ow, w) >= _FULL
     ]
-    fewest = min(_NARROWEST, unit * max(knobs["units"]))
-    for units, bn in itertools.product(knobs["units"], knobs["bn"]):
-        if bn > _WIDEST or not fewest <= units * unit <= max(_BROADEST, unit):
+    fitting = [units for units in knobs["units"] if units * unit <= max(_BROADEST, unit)]
+    fitting = [units for units in fitting if units * unit % _NARROWEST == 0] or fitting[-2:]
+    for units, bn in itertools.product(fitting, knobs["bn"]):
+        if bn > _WIDEST:
             continue
         shares = [count for count in knobs["warps_n"] if units * unit // bn % count == 0][-2:]
         for (n, h, w), warps_n, warps_m in itertools.product(tiles, shares, knobs["warps_m"]):
