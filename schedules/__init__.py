@@ -26,6 +26,8 @@ from tvmops.schedules.cuda.attention_spread import SpreadAttention
 from tvmops.schedules.cuda.attention_varlen import VarlenAttention
 from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
 from tvmops.schedules.cuda.conv_depthwise import DepthwiseConv
+from tvmops.schedules.cuda.conv_grouped import GroupedConv
+from tvmops.schedules.cuda.conv_grouped_planes import GroupedPlanes
 from tvmops.schedules.cuda.conv_mma import MmaConv
 from tvmops.schedules.cuda.conv_narrow import NarrowConv
 from tvmops.schedules.cuda.conv_planes import PlanesConv
@@ -119,9 +121,11 @@ TEMPLATES: tuple[Template, ...] = (
     WeightOnlyStream(),
     WeightOnlyMma(),
     WeightOnlyExpanded(),
+    GroupedConv(),
     DepthwiseConv(),
     WgmmaConv(),
     NarrowConv(),
+    GroupedPlanes(),
     PlanesConv(),
     MmaConv(),
     Sketch(),

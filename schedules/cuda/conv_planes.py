@@ -9,6 +9,7 @@ from tvmops.schedules.cuda.conv_tiles import PANEL
 from tvmops.schedules.cuda.conv_wgmma import WgmmaConv, tiles_of
 from tvmops.schedules.cuda.kernels.channels_last import whole_vectors
 from tvmops.schedules.cuda.kernels.conv_planes import (
+    Copies,
     PlanesConvKernel,
     sees_single_pixels,
     workspace_function,
@@ -87,7 +88,8 @@ class PlanesConv(WgmmaConv):
         turns = turns_weights(workload)
         module = PlanesConvKernel(ConvShape.of(general), dtype, tiles, turns).module()
         if not tiles.direct:
-            module["main_workspace"] = workspace_function(ConvShape.of(general), dtype, turns)
+            shape = ConvShape.of(general)
+            module["main_workspace"] = workspace_function(shape, dtype, Copies.of(shape, turns))
         return module
 
 

@@ -23,17 +23,17 @@ from tvmops.schedules.cuda.words import Scalar, c_call, do, pack, ptx, when
 if TYPE_CHECKING:
     from tvmops.schedules.cuda.kernels.conv_narrow import NarrowKernel
 
-_PLACE_WORD = """
+PLACE_WORD = """
 __forceinline__ __device__ void place_word(void* array, int index, unsigned word) {
   *reinterpret_cast<unsigned*>(static_cast<unsigned short*>(array) + index) = word;
 }
 """
-_LOAD_PAIR = """
+LOAD_PAIR = """
 __forceinline__ __device__ unsigned load_shared_pair(const void* memory) {
   return *static_cast<const unsigned*>(memory);
 }
 """
-_MOVE_PIECE = """
+MOVE_PIECE = """
 __forceinline__ __device__ void move_piece(void* to, const void* from) {
   *static_cast<uint4*>(to) = *static_cast<const uint4*>(from);
 }
@@ -71,7 +71,7 @@ class Results:
                     do(
                         c_call(
                             "void", "place_word", self.kernel.results.ptr_to([0]), place, word,
-                            source=_PLACE_WORD,
+                            source=PLACE_WORD,
                         )
                     )  # fmt: skip
         do(T.cuda.warp_sync())
@@ -93,7 +93,7 @@ class Results:
                 source = self.kernel.results.ptr_to([own * (t.bn + PAD) + channel])
                 do(
                     c_call(
-                        "void", "move_piece", element_at(self.arrays["y"], place), source, source=_MOVE_PIECE
+                        "void", "move_piece", element_at(self.arrays["y"], place), source, source=MOVE_PIECE
                     )
                 )
 
@@ -149,7 +149,7 @@ class PlanesResults(Results):
             within, place = self._place(image, y, x, first + inside, channel)
             _, following = self._place(image, y, x, first + inside + 1, channel)
             source = self.kernel.results.ptr_to([self.begin + row * self.pitch + inside])
-            word = Scalar(c_call("uint32", "load_shared_pair", source, source=_LOAD_PAIR), "uint32")()
+            word = Scalar(c_call("uint32", "load_shared_pair", source, source=LOAD_PAIR), "uint32")()
             is_last = x + T.truncmod(first + inside, t.tile_w) + 1 == s.ow
             with when(within):
                 with T.If(tirx.all(T.truncmod(plane, 2) == 0, T.truncmod(s.ow, 2) == 0)):

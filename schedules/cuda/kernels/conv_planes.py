@@ -149,9 +149,9 @@ class PlanesConvKernel(WgmmaConvKernel):
         return image * (co * plane) + y * self.shape.ow + x
 
 
-def workspace_function(shape: ConvShape, dtype: str, turns_weights: bool) -> tirx.PrimFunc:
+def workspace_function(shape: ConvShape, dtype: str, copies: Copies) -> tirx.PrimFunc:
     """Return `main_workspace(x, w, [bias], [residual], y)`: the bytes of workspace that `main` needs."""
-    nbytes = Copies.of(shape, turns_weights).nbytes
+    nbytes = copies.nbytes
 
     @script.prim_func
     def main_workspace() -> None:

@@ -177,6 +177,9 @@ static inline int __ffs(int x) { return __builtin_ffs(x); }
 static inline float exp2_approx(float x) { return exp2f(x); }
 static inline unsigned pack_bfloat16(float low, float high) { return to_bfloat16(low) | to_bfloat16(high) << 16; }
 static inline unsigned pack_float16(float low, float high) { return to_half(low) | to_half(high) << 16; }
+static inline float relu(float x) { return x < 0.0f ? 0.0f : x; }
+static inline unsigned pack_relu_bfloat16(float low, float high) { return pack_bfloat16(relu(low), relu(high)); }
+static inline unsigned pack_relu_float16(float low, float high) { return pack_float16(relu(low), relu(high)); }
 template <float (*to_float)(uint16_t), uint16_t (*from_float)(float)>
 static inline unsigned fma_pair(unsigned a, unsigned b, unsigned c) {
   auto part = [&](int shift) {
@@ -330,6 +333,11 @@ void load_matrices(uint32_t* out, uint32_t address, bool transposed, int count =
   }
 LOAD_MATRICES(tvm_builtin_ptx_ldmatrix_sync_aligned_m8n8_x4_shared_b16, false)
 LOAD_MATRICES(tvm_builtin_ptx_ldmatrix_sync_aligned_m8n8_x4_trans_shared_b16, true)
+static inline void tvm_builtin_ptx_ldmatrix_sync_aligned_m8n8_x2_shared_b16(uint32_t& a, uint32_t& b, uint32_t address) {
+  uint32_t out[2];
+  load_matrices(out, address, false, 2);
+  a = out[0]; b = out[1];
+}
 
 static inline void tvm_builtin_ptx_movmatrix_sync_aligned_m8n8_trans_b16(uint32_t& out, uint32_t in) {
   auto& warp = emulator::warp();
@@ -353,8 +361,16 @@ void multiply(float* d, const uint32_t* a, const uint32_t* b, const float* c);
     multiply<to_float>(d, a, b, c);                                                                             \
     d0 = d[0]; d1 = d[1]; d2 = d[2]; d3 = d[3];                                                                 \
   }
-MULTIPLY(bf16, from_bfloat16)
-MULTIPLY(f16, from_half)
+// Half as deep: the rest of k is zeros.
+#define MULTIPLY_SHORT(kind)                                                                                    \
+  static inline void tvm_builtin_ptx_mma_sync_aligned_m16n8k8_row_col_f32_##kind##_##kind##_f32(                \
+      float& d0, float& d1, float& d2, float& d3, uint32_t a0, uint32_t a1, uint32_t b0, float c0, float c1,    \
+      float c2, float c3) {                                                                                     \
+    tvm_builtin_ptx_mma_sync_aligned_m16n8k16_row_col_f32_##kind##_##kind##_f32(                                \
+        d0, d1, d2, d3, a0, a1, 0, 0, b0, 0, c0, c1, c2, c3);                                                   \
+  }
+MULTIPLY(bf16, from_bfloat16) MULTIPLY_SHORT(bf16)
+MULTIPLY(f16, from_half) MULTIPLY_SHORT(f16)
 
 // Of tf32: words are floats, whose last 13 bits are not read.
 static inline float as_tf32(uint32_t word) {

@@ -21,7 +21,7 @@ from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cuda.conv_planes import PlanesConv, may_be_direct, multiplied, turns_weights
 from tvmops.schedules.cuda.conv_tiles import ROWS, ConvTiles
 from tvmops.schedules.cuda.conv_wgmma import tiles_of
-from tvmops.schedules.cuda.kernels.conv_planes import PlanesConvKernel, workspace_function
+from tvmops.schedules.cuda.kernels.conv_planes import Copies, PlanesConvKernel, workspace_function
 from tvmops.signatures.windows import output_size
 from tvmops.suites import read_specs
 from tvmops.targets import target
@@ -137,7 +137,8 @@ def test_the_default_is_legal(layer: Workload, images: int) -> None:
 def test_the_workspace_holds_the_copies() -> None:
     work = conv("n=2 h=5 w=6 ci=9 co=16 kh=3 kw=2 dtype=float16")
     general = work.replace(n="*", h="*", w="*", ci="*", co="*")
-    function = workspace_function(ConvShape.of(general), "float16", True)
+    shape = ConvShape.of(general)
+    function = workspace_function(shape, "float16", Copies.of(shape, True))
     size = compile_for_cpu(IRModule({"main_workspace": function}), target("x86-64-v3"))["main_workspace"]
     inputs = op_of(work).random_inputs(work, seed=1)
     y = np.zeros((2, 16, 3, 5), np.float16)
