@@ -52,6 +52,7 @@ from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.cuda.rows import CudaRows
 from tvmops.schedules.cuda.weight_only import WeightOnlyMma
 from tvmops.schedules.cuda.weight_only_stream import WeightOnlyStream
+from tvmops.schedules.cuda.weight_only_wgmma import WeightOnlyWgmma
 from tvmops.schedules.sketch import Sketch
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures.matmul import FULL
@@ -108,6 +109,7 @@ TEMPLATES: tuple[Template, ...] = (
     VarlenAttention(),
     CudaRows(),
     WeightOnlyStream(),
+    WeightOnlyWgmma(),
     WeightOnlyMma(),
     DepthwiseConv(),
     WgmmaConv(),

@@ -260,7 +260,7 @@ static inline void multiply_warpgroup(float** sums, int count, float& sum, Rest&
   multiply_warpgroup<of_a, of_b, depth, columns>(sums, count + 1, rest...);
 }
 // The same, with `a` in registers: four words of a thread, pairs of its two rows in turn.
-template <float (*to_float)(uint16_t), int columns>
+template <float (*to_float)(uint16_t), emulator::OfMatrix of_b, int columns>
 static inline void multiply_registers(
     float** sums, int, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint64_t b, int adds
 ) {
@@ -274,23 +274,41 @@ static inline void multiply_registers(
       to[1] = to_float(pair >> 16);
     }
   auto fill = [=](float (*rows)[16]) { std::copy(values.begin(), values.end(), &rows[0][0]); };
-  emulator::multiply_rows<emulator::half_of_turned<to_float>, 16>(sums, columns, fill, b, adds != 0);
+  emulator::multiply_rows<of_b, 16>(sums, columns, fill, b, adds != 0);
 }
-template <float (*to_float)(uint16_t), int columns, typename... Rest>
+template <float (*to_float)(uint16_t), emulator::OfMatrix of_b, int columns, typename... Rest>
 static inline void multiply_registers(float** sums, int count, float& sum, Rest&&... rest) {
   sums[count] = &sum;
-  multiply_registers<to_float, columns>(sums, count + 1, rest...);
+  multiply_registers<to_float, of_b, columns>(sums, count + 1, rest...);
 }
-#define MULTIPLY_REGISTERS(kind, to_float, columns)                                                                 \
-  template <typename... All>                                                                                        \
-  static inline void                                                                                                \
-  tvm_builtin_ptx_wgmma_##kind##_rs_mma_async_sync_aligned_m64n##columns##k16_f32_##kind##_##kind##_1_1_1(All&&... all) { \
-    float* sums[columns / 2];                                                                                       \
-    multiply_registers<to_float, columns>(sums, 0, all...);                                                         \
+#define MULTIPLY_REGISTERS(kind, to_float, of_b, ends, columns)                                                          \
+  template <typename... All>                                                                                          \
+  static inline void                                                                                                  \
+  tvm_builtin_ptx_wgmma_##kind##_rs_mma_async_sync_aligned_m64n##columns##k16_f32_##kind##_##kind##_##ends(All&&... all) { \
+    float* sums[columns / 2];                                                                                         \
+    multiply_registers<to_float, emulator::of_b<to_float>, columns>(sums, 0, all...);                                 \
   }
-MULTIPLY_REGISTERS(bf16, from_bfloat16, 64) MULTIPLY_REGISTERS(bf16, from_bfloat16, 128)
-MULTIPLY_REGISTERS(bf16, from_bfloat16, 256) MULTIPLY_REGISTERS(f16, from_half, 64)
-MULTIPLY_REGISTERS(f16, from_half, 128)
+#define MULTIPLY_REGISTERS_ACROSS(columns)                                     \
+  MULTIPLY_REGISTERS(bf16, from_bfloat16, half_of_turned, 1_1_1, columns)      \
+  MULTIPLY_REGISTERS(f16, from_half, half_of_turned, 1_1_1, columns)
+MULTIPLY_REGISTERS_ACROSS(64) MULTIPLY_REGISTERS_ACROSS(128) MULTIPLY_REGISTERS_ACROSS(256)
+#define MULTIPLY_REGISTERS_ALONG(columns)                                      \
+  MULTIPLY_REGISTERS(bf16, from_bfloat16, half_of_matrix, 1_1_0, columns)      \
+  MULTIPLY_REGISTERS(f16, from_half, half_of_matrix, 1_1_0, columns)
+MULTIPLY_REGISTERS_ALONG(8) MULTIPLY_REGISTERS_ALONG(16) MULTIPLY_REGISTERS_ALONG(24) MULTIPLY_REGISTERS_ALONG(32)
+MULTIPLY_REGISTERS_ALONG(40) MULTIPLY_REGISTERS_ALONG(48) MULTIPLY_REGISTERS_ALONG(64) MULTIPLY_REGISTERS_ALONG(96)
+MULTIPLY_REGISTERS_ALONG(128)
+static inline void copy_block(uint32_t to, const void* from, int panel, int rows, int row, int bytes, uint32_t barrier) {
+  if (to % 16 || bytes % 16) emulator::fail("a block that is not aligned");
+  auto& counter = emulator::barrier_at(barrier);
+  const char* at = static_cast<const char*>(from) + (static_cast<long long>(panel) * rows + row) * 64;
+  counter.group.stirred = true;
+  counter.copies.push_back([=, &counter] {
+    std::memcpy(emulator::shared(to, 16), at, bytes);
+    counter.bytes -= bytes;
+  });
+}
+static inline void store_pair(void* to, uint32_t pair) { std::memcpy(to, &pair, 4); }
 #define MULTIPLY_WARPGROUP(kind, of_a, of_b, depth, columns, ends)                                                \
   template <typename... All>                                                                                      \
   static inline void                                                                                              \

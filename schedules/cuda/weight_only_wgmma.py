@@ -1,0 +1,132 @@
+"""Many rows of x by integer weights on Hopper; `kernels.weight_only_wgmma` says how."""
+
+from __future__ import annotations
+
+import math
+
+from tvm import IRModule
+
+from tvmops.schedules.cuda.extents import known
+from tvmops.schedules.cuda.kernels.weight_only_wgmma import (
+    GROUP_COLUMNS,
+    WeightOnlyWgmmaKernel,
+    WeightOnlyWgmmaTiles,
+    shared_bytes,
+)
+from tvmops.schedules.cuda.pieces import PIECE
+from tvmops.schedules.cuda.weight_only_product import BK, STEP, product_of
+from tvmops.schedules.template import GenericKernel, Template
+from tvmops.signatures import ANY
+from tvmops.space import Config, Knob, Space
+from tvmops.targets import Target
+from tvmops.workloads import Workload
+
+_MOST_ROWS = 128  # of a tile: sums of a group and of all take as many registers each
+_OTHER_REGISTERS = 72  # of a thread: 32 for fragments
+_RESERVED = 1024  # bytes of shared memory that the system takes of each block
+_SHARE = 0.8  # of the tensor cores' rate
+_BLOCK_RATE = 6e10  # bytes a second that one multiprocessor takes at most
+_FROM_L2 = 1.5  # times the bandwidth
+_START_SECONDS = 3.0e-6
+_MEETING_SECONDS = 1.0e-6  # of the blocks of a cluster
+
+
+class WeightOnlyWgmma(Template):
+    """float16 or bfloat16 x by 4-bit or 8-bit weights, rows that begin at multiples of 16 bytes."""
+
+    name = "cuda.weight_only_wgmma"
+    version = 1
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        if workload.op != "matmul_weight_only" or target.gpu is None or target.gpu.code != "sm_90a":
+            return False
+        k, group = workload["k"], workload["group"]
+        return (
+            workload["dtype"] in ("float16", "bfloat16")
+            and isinstance(group, int)
+            and (group in (STEP, 2 * STEP) or group % BK == 0)
+            and (k == ANY or (isinstance(k, int) and k % PIECE == 0))
+        )
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        k = known(workload, "k")
+        knobs = (
+            Knob("rows", _heights(known(workload, "m"))),
+            Knob("groups", (1, 2)),
+            Knob("stages", (2, 3, 4, 5, 6, 8)),
+            Knob("splits", tuple(splits for splits in (1, 2, 4, 8) if splits <= max(1, k // BK))),
+            Knob("beside", (1, 2)),
+            Knob("chained", (0, 1, 2)),
+        )
+        return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        configs = [
+            Config.of(rows=rows, groups=groups, stages=stages, splits=splits, beside=beside, chained=chained)
+            for rows in _heights(known(workload, "m"))
+            for groups in (2, 1)
+            for stages in (6, 4, 3, 2)
+            for splits in (1, 2, 4, 8)
+            for beside in (1, 2)
+            for chained in (2,)
+        ]
+        legal = [config for config in configs if is_legal(config, workload, target)]
+        return min(legal, key=lambda config: self.estimate(workload, target, config))
+
+    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        return []
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        """Guess the seconds: the slower of loading, from memory and from the L2, and multiplying."""
+        assert target.gpu is not None
+        m, n, k = (known(workload, name) for name in "mnk")
+        tiles, product, gpu = tiles_of(config, target), product_of(workload), target.gpu
+        layout = product.groups
+        blocks = math.ceil(m / tiles.rows) * math.ceil(n / tiles.bn) * tiles.splits
+        busy = min(blocks, target.cores * tiles.beside)
+        rounds = math.ceil(blocks / (target.cores * tiles.beside))
+        own_k = k / tiles.splits
+        of_weights = layout.bits / 8 * layout.rows * layout.step / layout.group  # bytes of a weight
+        own = (tiles.bn * of_weights + 2 * min(m, tiles.rows)) * own_k
+        side = math.ceil(busy / target.cores)
+        load = max(
+            (n * k * of_weights + 2 * m * k) / gpu.bandwidth,
+            own * blocks / (_FROM_L2 * gpu.bandwidth),
+            rounds * own * side / _BLOCK_RATE,
+        )
+        rate = _SHARE * min(1.0, tiles.rows * tiles.groups * side / 128) * gpu.tensor_flops / target.cores
+        multiply = rounds * side * 2 * tiles.rows * tiles.bn * own_k / rate
+        meeting = _MEETING_SECONDS * (1 + tiles.splits / 8) if tiles.splits > 1 else 0.0
+        return max(load, multiply) + 0.3 * min(load, multiply) + meeting + _START_SECONDS
+
+    def kernel_workload(self, workload: Workload) -> Workload:
+        return workload.replace(m=ANY, n=ANY, k=ANY, x_bits="24")  # x is multiplied as it is
+
+    def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
+        product = product_of(self.kernel_workload(workload))
+        return WeightOnlyWgmmaKernel(product, tiles_of(config, target)).module()
+
+
+def is_legal(config: Config, workload: Workload, target: Target) -> bool:
+    """Say whether `config` fits the machine; the only statement of the template's limits."""
+    assert target.gpu is not None
+    tiles, k = tiles_of(config, target), known(workload, "k")
+    steps = -(-k // BK)
+    room = (target.gpu.shared_bytes + _RESERVED) // tiles.beside - _RESERVED
+    return (
+        shared_bytes(product_of(workload), tiles) + _RESERVED <= room
+        and tiles.rows + _OTHER_REGISTERS <= tiles.consumer_registers
+        and tiles.splits <= steps
+        and tiles.stages <= max(2, -(-steps // tiles.splits))
+    )
+
+
+def tiles_of(config: Config, target: Target) -> WeightOnlyWgmmaTiles:
+    knobs = {name: int(value) for name, value in config.items}
+    return WeightOnlyWgmmaTiles(**knobs, multiprocessors=target.cores)
+
+
+def _heights(m: int) -> tuple[int, ...]:
+    """Return rows of a tile: all, if they are few, or even parts of them."""
+    even = {-(-m // parts // 8) * 8 for parts in range(1, 9)}
+    return tuple(sorted({rows for rows in even if rows <= _MOST_ROWS} | ({64, 96, 128} if m > 64 else set())))
