@@ -57,6 +57,7 @@ _REGISTERS = 65_536  # of a multiprocessor
 _MOST_REGISTERS = 232  # of a thread that multiplies
 _PRODUCER_REGISTERS = 40  # of one that loads
 _PAD = 4  # floats behind a row of sums, so that rows start in different banks
+_TURN, _SHARED = 1, 3  # named barriers: of the first warpgroup's turn, and of all that multiply
 _LOAD = "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
 _COPY_BLOCK = """
 __forceinline__ __device__ void copy_block(unsigned to, const void* from, int panel, int rows, int row, int nbytes,
@@ -64,6 +65,12 @@ __forceinline__ __device__ void copy_block(unsigned to, const void* from, int pa
   const char* at = static_cast<const char*>(from) + (static_cast<long long>(panel) * rows + row) * 64;
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
                "r"(to), "l"(at), "r"(nbytes), "r"(barrier) : "memory");
+}
+"""
+_ASK_FOR_BLOCK = """
+__forceinline__ __device__ void ask_for_block(const void* from, int panel, int rows, int row, int nbytes) {
+  const char* at = static_cast<const char*>(from) + (static_cast<long long>(panel) * rows + row) * 64;
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(at), "r"(nbytes) : "memory");
 }
 """
 _STORE_PAIR = """
@@ -104,8 +111,8 @@ def panel_bytes(product: WeightOnlyProduct) -> int:
 
 def shared_bytes(product: WeightOnlyProduct, tiles: WeightOnlyWgmmaTiles) -> int:
     stage = tiles.x_bytes + tiles.groups * _PANELS * panel_bytes(product)
-    sums = tiles.rows * (tiles.bn + _PAD) * 4 if tiles.splits > 1 else 16
-    return tiles.stages * (stage + 16) + sums
+    sums = tiles.rows * (tiles.bn + _PAD) * 4 if tiles.splits > 1 else 0
+    return max(tiles.stages * (stage + 16), sums)
 
 
 class WeightOnlyWgmmaKernel:
@@ -177,10 +184,11 @@ class WeightOnlyWgmmaKernel:
     def _shared_memory(self) -> None:
         p, t = self.product, self.tiles
         pool = SMEMPool()
+        if t.splits > 1:  # in place of the ring, when that has been read
+            self.sums = pool.alloc((t.rows, t.bn + _PAD), "float32", align=16)
+            pool.move_base_to(0)
         self.x_stages = pool.alloc((t.stages, BK // PANEL, t.rows, PANEL), p.dtype, align=1024)
         self.w_stages = pool.alloc((t.stages, self.w_bytes), "uint8", align=128)
-        if t.splits > 1:
-            self.sums = pool.alloc((t.rows, t.bn + _PAD), "float32", align=16)
         self.ring = Ring(pool, t.stages, consumers=t.groups)
         pool.commit()
 
@@ -213,6 +221,11 @@ class WeightOnlyWgmmaKernel:
 
     def _produce(self, begin: Any) -> None:
         self.at = Position(self.tiles.stages)
+        if self.tiles.chained:
+            self._locate(begin)
+            for step in range(self.tiles.stages):
+                with when(step < self.steps):
+                    self._each_block(self.first + step, self._ask)
         if self.tiles.chained == 1:
             let_next_kernel_begin()
         if self.tiles.chained:
@@ -231,39 +244,39 @@ class WeightOnlyWgmmaKernel:
                     k = (self.first + step) * BK + panel * PANEL
                     to, full = self.x_stages.ptr_to([at.stage, panel, 0, 0]), self.ring.full.at(at.stage)
                     ptx(_LOAD, to, T.address_of(self.x_map), k, self.row, full)
-            self._copy_weights(at.stage, self.first + step)
+            self._each_block(self.first + step, self._copy)
             at.advance()
 
-    def _copy_weights(self, stage: Any, step: Any) -> None:
-        """Begin to copy the stage's groups of each panel; lanes take a part each."""
-        p, t = self.product, self.tiles
-        layout = p.groups
+    def _each_block(self, step: Any, use: Any) -> None:
+        """Call `use(inside, panel, row, nbytes)` for the stage's groups of each panel, a lane each."""
+        p = self.product
+        layout, rows = p.groups, group_rows(p)
         groups = BK // p.group
-        panels = t.groups * _PANELS
-        inside = self.lane
-        split = layout.group > BK  # a group's head lies apart from these values of k
-        for number in range(2 if split else 1):
-            with when(inside < panels * groups):
-                panel, group = T.truncdiv(inside, groups), T.truncmod(inside, groups)
-                there = T.Bind(tirx.min(T.truncdiv(self.column, COLUMNS) + panel, T.truncdiv(self.n - 1, COLUMNS)))
-                # Beyond the end of k x is 0; that other groups are there lets weights be finite.
-                which = tirx.min(T.truncdiv(step * BK, layout.group) + group, self.all_groups - 1)
-                first = which * layout.rows
-                to, rows = 0, group_rows(p)
-                if split and number == 0:
-                    rows = p.heads
-                elif split:
-                    skipped = T.truncmod(step * BK, layout.group)
-                    first = first + p.heads + T.truncdiv(skipped, layout.step)
-                    to, rows = p.heads * ROW_BYTES, group_rows(p) - p.heads
-                address = shared_address(
-                    self.w_stages, stage, panel * self.panel_bytes + group * group_rows(p) * ROW_BYTES + to
-                )
-                barrier = T.cuda.cvta_generic_to_shared(self.ring.full.at(stage))
-                do(c_call(
-                    "void", "copy_block", address, self.w.data, there, self.pitch, first, rows * ROW_BYTES,
-                    barrier, source=_COPY_BLOCK,
-                ))  # fmt: skip
+        panel, group = T.truncdiv(self.lane, groups), T.truncmod(self.lane, groups)
+        with when(panel < self.tiles.groups * _PANELS):
+            there = tirx.min(T.truncdiv(self.column, COLUMNS) + panel, T.truncdiv(self.n - 1, COLUMNS))
+            # Beyond the end of k x is 0; that another group is there lets weights be finite.
+            which = tirx.min(T.truncdiv(step * BK, layout.group) + group, self.all_groups - 1)
+            first = T.Bind(which * layout.rows)
+            inside = T.Bind((panel * groups + group) * (rows * ROW_BYTES))
+            if layout.group <= BK:
+                use(inside, there, first, rows * ROW_BYTES)
+                return
+            use(inside, there, first, p.heads * ROW_BYTES)  # a head lies apart from these values of k
+            skipped = T.truncdiv(T.truncmod(step * BK, layout.group), layout.step)
+            beside = inside + p.heads * ROW_BYTES
+            use(beside, there, first + p.heads + skipped, (rows - p.heads) * ROW_BYTES)
+
+    def _copy(self, inside: Any, panel: Any, row: Any, nbytes: int) -> None:
+        stage = self.at.stage
+        to, barrier = shared_address(self.w_stages, stage, inside), self.ring.full.at(stage)
+        full = T.cuda.cvta_generic_to_shared(barrier)
+        block = (self.w.data, panel, self.pitch, row, nbytes)
+        do(c_call("void", "copy_block", to, *block, full, source=_COPY_BLOCK))
+
+    def _ask(self, inside: Any, panel: Any, row: Any, nbytes: int) -> None:
+        block = (self.w.data, panel, self.pitch, row, nbytes)
+        do(c_call("void", "ask_for_block", *block, source=_ASK_FOR_BLOCK))
 
     # Warpgroups multiply.
 
@@ -277,6 +290,8 @@ class WeightOnlyWgmmaKernel:
         self.totals, self.products = variables("totals", self.held, "float32"), variables("products", self.held, "float32")
         self.scales = variables("scales", 2, "float32")
         self.before = Scalar(0)
+        with when(self.group == 1):
+            self._pass_turn()
         self._each_tile(begin, self._multiply_tile)
 
     def _multiply_tile(self) -> None:
@@ -313,12 +328,25 @@ class WeightOnlyWgmmaKernel:
                     if group == 0:
                         with when(step > 0):
                             self._release()
+                if batch == 0:
+                    self._await_turn()
                 ptx("wgmma.fence.sync.aligned")
                 views = [self._view(stage, number * self.fragments.steps + i) for i in range(self.fragments.steps)]
                 self.fragments.multiply(number % 2, self.products, self.tiles.rows, views, batch == 0)
                 ptx("wgmma.commit_group.sync.aligned")
+                if batch == batches - 1:
+                    self._pass_turn()
                 if batch > 0:  # the set before that is free again
                     ptx("wgmma.wait_group.sync.aligned", 1)
+
+    def _await_turn(self) -> None:
+        """Wait until the other warpgroup has begun to multiply, so that one multiplies while one does not."""
+        if self.tiles.groups == 2:
+            ptx("bar.sync", T.Cast("uint32", _TURN + self.group), T.uint32(256))
+
+    def _pass_turn(self) -> None:
+        if self.tiles.groups == 2:
+            ptx("bar.arrive", T.Cast("uint32", _TURN + 1 - self.group), T.uint32(256))
 
     def _scale(self) -> None:
         """Wait for a group's products; add them, scaled, to what there is."""
@@ -351,6 +379,7 @@ class WeightOnlyWgmmaKernel:
             for half in range(2):
                 T.buffer_store(self.sums, self.totals[first + half * 2], [row, column + half])
 
+        ptx("bar.sync", T.uint32(_SHARED), T.uint32(32 * self.consumers))  # others may still read the ring
         self._each_pair(leave)
 
     def _store_all(self) -> None:
