@@ -8,7 +8,6 @@ from tvm import IRModule
 
 from tvmops.schedules.cuda.extents import known
 from tvmops.schedules.cuda.kernels.weight_only_wgmma import (
-    GROUP_COLUMNS,
     WeightOnlyWgmmaKernel,
     WeightOnlyWgmmaTiles,
     shared_bytes,
@@ -74,7 +73,11 @@ class WeightOnlyWgmma(Template):
         return min(legal, key=lambda config: self.estimate(workload, target, config))
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        return []
+        return [
+            GenericKernel({"m": (first, last)}, config, {"k": PIECE})
+            for first, last, config in _GENERIC
+            if is_legal(config, workload, target)
+        ]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Guess the seconds: the slower of loading, from memory and from the L2, and multiplying."""
@@ -124,6 +127,20 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
 def tiles_of(config: Config, target: Target) -> WeightOnlyWgmmaTiles:
     knobs = {name: int(value) for name, value in config.items}
     return WeightOnlyWgmmaTiles(**knobs, multiprocessors=target.cores)
+
+
+def _config(rows: int, groups: int, stages: int, splits: int, beside: int = 1, chained: int = 2) -> Config:
+    return Config.of(
+        rows=rows, groups=groups, stages=stages, splits=splits, beside=beside, chained=chained
+    )  # fmt: skip
+
+
+# Of shapes that are not known, by rows of x.
+_GENERIC = (
+    (9, 32, _config(32, 2, 4, 4)),
+    (33, 64, _config(64, 2, 4, 4)),
+    (65, 2**31 - 1, _config(128, 2, 3, 1)),
+)
 
 
 def _heights(m: int) -> tuple[int, ...]:

@@ -287,7 +287,10 @@ class WeightOnlyWgmmaKernel:
         base = shared_address(self.w_stages, 0, 0) + T.Cast("uint32", self.warp * self.panel_bytes)
         self.fragments = WeightFragments(self.product, base, self.w_bytes, self.lane)
         self.x_base = Scalar(shared_address(self.x_stages, 0, 0, 0, 0), "uint32")()
-        self.totals, self.products = variables("totals", self.held, "float32"), variables("products", self.held, "float32")
+        self.totals, self.products = (
+            variables("totals", self.held, "float32"),
+            variables("products", self.held, "float32"),
+        )
         self.scales = variables("scales", 2, "float32")
         self.before = Scalar(0)
         with when(self.group == 1):
@@ -331,7 +334,9 @@ class WeightOnlyWgmmaKernel:
                 if batch == 0:
                     self._await_turn()
                 ptx("wgmma.fence.sync.aligned")
-                views = [self._view(stage, number * self.fragments.steps + i) for i in range(self.fragments.steps)]
+                views = [
+                    self._view(stage, number * self.fragments.steps + i) for i in range(self.fragments.steps)
+                ]
                 self.fragments.multiply(number % 2, self.products, self.tiles.rows, views, batch == 0)
                 ptx("wgmma.commit_group.sync.aligned")
                 if batch == batches - 1:
