@@ -10,6 +10,7 @@ Fragments come in two sets: one is made while products of the other are.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
@@ -22,6 +23,8 @@ from tvmops.schedules.cuda.weight_only_product import BK, WeightOnlyProduct
 from tvmops.schedules.cuda.words import PTX_TYPES, Scalar, c_call, do, pack
 
 ROW_BYTES = 64  # of packed weights, of a panel
+ELEMENTS = 8  # of a row, as the copy engine sees it
+_BOX_ROWS = 32  # at most: a box is as many as 256 elements long
 COLUMNS = 16  # of a panel: those of a warp
 STEP = 16  # of k, of a wgmma
 # Bytes are picked for two results at once, and those of the second lie above those of the first.
@@ -66,17 +69,77 @@ _TEXTS = {
 }
 
 
+@dataclass(frozen=True)
+class PackedStage:
+    """How the rows of 64 bytes of a panel lie in a stage: box after box, each of all panels.
+
+    A box holds whole groups; or heads, scales and zero points, lie apart from a box of integers, for
+    which a group may be larger than a stage, or too large for a box.
+    """
+
+    heads: int  # of a group
+    group_rows: int  # of what a stage has of it
+    groups: int
+    boxes: int
+
+    @classmethod
+    def of(cls, product: WeightOnlyProduct) -> PackedStage:
+        heads, groups = product.heads, BK // product.group
+        rows = heads + product.group // product.groups.step
+        whole = product.groups.group <= BK and rows <= _BOX_ROWS
+        boxes = -(-groups * rows // _BOX_ROWS) if whole else 0
+        return cls(heads, rows, groups, boxes)
+
+    @property
+    def apart(self) -> bool:
+        return self.boxes == 0
+
+    @property
+    def rows(self) -> int:
+        return self.groups * self.group_rows
+
+    @property
+    def box_rows(self) -> int:
+        return self.rows - self.heads if self.apart else self.rows // self.boxes
+
+    def place(self, group: int, row: int, panels: int) -> tuple[int, int]:
+        """Return where a group's row lies, in rows, of the first of the panels; and the way to the next panel."""
+        at = group * self.group_rows + row
+        if not self.apart:
+            box, inside = divmod(at, self.box_rows)
+            return box * self.box_rows * panels + inside, self.box_rows
+        if at < self.heads:
+            return at, self.heads
+        return self.heads * panels + at - self.heads, self.box_rows
+
+
+def packed_map(array: Any, pitch: Any, panels: Any, rows: int, count: int) -> Any:
+    """Describe packed weights to the copy engine, for boxes of `rows` rows of `count` panels, not swizzled."""
+    view = T.Bind(T.tvm_stack_alloca("tensormap", 1), T.handle("tensormap"))
+    interleave, swizzle, l2_256, zeros = 0, 0, 3, 0
+    do(
+        T.call_packed(
+            "runtime.cuTensorMapEncodeTiled", view, "int64", 2, array.data, pitch, panels, pitch * 8,
+            rows * ELEMENTS, count, 1, 1, interleave, swizzle, l2_256, zeros,
+        )
+    )  # fmt: skip
+    return view
+
+
 class WeightFragments:
     """What a thread multiplies of its warp's panel of weights.
 
     Parameters
     ----------
     base
-        The shared-memory address of the panel in the first stage, as it is packed: group after group.
+        The shared-memory address of the first stage.
     """
 
-    def __init__(self, product: WeightOnlyProduct, base: Any, stage_bytes: int, lane: Any) -> None:
-        self.product, self.stage_bytes = product, stage_bytes
+    def __init__(
+        self, packed: PackedStage, product: WeightOnlyProduct, base: Any, panels: int, warp: Any, lane: Any
+    ) -> None:
+        self.packed, self.product, self.panels = packed, product, panels
+        self.stage_bytes = panels * packed.rows * ROW_BYTES
         self.steps = min(product.group, BK // 2) // STEP  # of a set
         self.words = variables("words", 2 * self.steps * 4, "uint32")
         self.raw = variables("raw", 4, "uint32")
@@ -84,16 +147,16 @@ class WeightFragments:
         self.lane, self.bits, self.dtype = lane, product.groups.bits, product.dtype
         place = T.truncmod(lane, 4)
         self.odd, self.upper = T.truncmod(place, 2), T.truncdiv(place, 2)
-        own = T.truncdiv(lane, 4) * 8
-        self.heads = Scalar(base + T.Cast("uint32", own), "uint32")()
         rows = self.upper * ROW_BYTES if self.bits == 8 else 0
-        self.places = Scalar(base + T.Cast("uint32", own + rows), "uint32")()
+        own = T.truncdiv(lane, 4) * 8
+        self.heads = self._first(base, warp, own, 0)
+        self.places = self._first(base, warp, own + rows, packed.heads)
         self._constants()
 
-    @property
-    def group_bytes(self) -> int:
-        """Bytes of a panel's group, as far as a stage has it."""
-        return group_rows(self.product) * ROW_BYTES
+    def _first(self, base: Any, warp: Any, own: Any, row: int) -> Any:
+        """Return the address of this thread's part of its warp's panel, of rows such as `row`."""
+        _, apart = self.packed.place(0, row, self.panels)
+        return Scalar(base + T.Cast("uint32", warp * (apart * ROW_BYTES) + own), "uint32")()
 
     def _constants(self) -> None:
         """Set what differs between the threads: which bytes are theirs, and which bits of them."""
@@ -140,7 +203,7 @@ class WeightFragments:
 
     def _head(self, stage: Any, group: int, row: int) -> list[Any]:
         """Return this thread's two numbers of a row of scales or of zero points."""
-        self._load_two(self.factors, 0, self.heads, stage, group * self.group_bytes + row * ROW_BYTES)
+        self._load_two(self.factors, 0, self.heads, stage, group, row)
         return [tirx.reinterpret("float32", self.factors[i]) for i in range(2)]
 
     def load_zero_points(self, stage: Any, group: int) -> None:
@@ -161,16 +224,16 @@ class WeightFragments:
         for step in range(self.steps):
             row = self.product.heads + (batch * self.steps + step) * 2 * apart
             for i in range(2):
-                inside = group * self.group_bytes + (row + i * apart) * ROW_BYTES
-                self._load_two(self.raw, 2 * i, self.places, stage, inside)
+                self._load_two(self.raw, 2 * i, self.places, stage, group, row + i * apart)
             for column in range(2):
                 out = T.address_of(self.words[self._at(half, step) + column])
                 own = self.raw[column], self.raw[2 + column]
                 term = self.terms[column % len(self.terms)]()
                 self._expand(out, *own, self.pick, *self.before, term)
 
-    def _load_two(self, to: Any, at: int, place: Any, stage: Any, inside: int) -> None:
-        address = place + T.Cast("uint32", stage * self.stage_bytes + inside)
+    def _load_two(self, to: Any, at: int, place: Any, stage: Any, group: int, row: int) -> None:
+        inside, _ = self.packed.place(group, row, self.panels)
+        address = place + T.Cast("uint32", stage * self.stage_bytes + inside * ROW_BYTES)
         do(c_call("void", "load_two_words", T.address_of(to[at]), address, source=LOAD_TWO))
 
     def _expand(self, *arguments: Any) -> None:
@@ -190,11 +253,6 @@ class WeightFragments:
         for step, view in enumerate(views):
             words = [self.words[self._at(half, step) + i] for i in range(4)]
             do(T.ptx[name](*own, *words, view, tirx.const(step > 0 or not begins, "bool"), 1, 1, 0))
-
-
-def group_rows(product: WeightOnlyProduct) -> int:
-    """Return how many rows of a panel's group a stage has."""
-    return product.heads + product.group // product.groups.step
 
 
 def variables(name: str, count: int, dtype: str) -> Any:

@@ -1,8 +1,8 @@
 """The kernel of `WeightOnlyWgmma`: many rows of x times integer weights with scales, on Hopper's wgmma.
 
 c^T = w x^T: the weights' columns are the 64 rows of a wgmma, and come through registers, where their
-integers become floats (`weight_fragments`); rows of x are its columns, 8 to 128 as there are. A warp
-copies weights as they are packed, and x by TMA, to a ring of shared memory; warpgroups multiply, 64
+integers become floats (`weight_fragments`); rows of x are its columns, 8 to 128 as there are. A thread
+copies weights as they are packed, and x, by TMA to a ring of shared memory; warpgroups multiply, 64
 columns each. The sum of a group is scaled in float32 and added up, so that integers are multiplied
 exactly; while one warpgroup does so, or makes floats, the other's products go on.
 
@@ -26,9 +26,11 @@ from tvmops.schedules.cuda.kernels.column_sums import add_four
 from tvmops.schedules.cuda.kernels.neighbours import FOUR, store_four
 from tvmops.schedules.cuda.kernels.weight_fragments import (
     COLUMNS,
+    ELEMENTS,
     ROW_BYTES,
+    PackedStage,
     WeightFragments,
-    group_rows,
+    packed_map,
     variables,
 )
 from tvmops.schedules.cuda.weight_only_product import BK, WeightOnlyProduct
@@ -37,6 +39,7 @@ from tvmops.schedules.cuda.words import (
     Position,
     Ring,
     Scalar,
+    ask_for_box,
     c_call,
     do,
     let_next_kernel_begin,
@@ -59,20 +62,6 @@ _PRODUCER_REGISTERS = 40  # of one that loads
 _PAD = 4  # floats behind a row of sums, so that rows start in different banks
 _TURN, _SHARED = 1, 3  # named barriers: of the first warpgroup's turn, and of all that multiply
 _LOAD = "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-_COPY_BLOCK = """
-__forceinline__ __device__ void copy_block(unsigned to, const void* from, int panel, int rows, int row, int nbytes,
-                                           unsigned barrier) {
-  const char* at = static_cast<const char*>(from) + (static_cast<long long>(panel) * rows + row) * 64;
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-               "r"(to), "l"(at), "r"(nbytes), "r"(barrier) : "memory");
-}
-"""
-_ASK_FOR_BLOCK = """
-__forceinline__ __device__ void ask_for_block(const void* from, int panel, int rows, int row, int nbytes) {
-  const char* at = static_cast<const char*>(from) + (static_cast<long long>(panel) * rows + row) * 64;
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(at), "r"(nbytes) : "memory");
-}
-"""
 _STORE_PAIR = """
 __forceinline__ __device__ void store_pair(void* to, unsigned pair) { *static_cast<unsigned*>(to) = pair; }
 """
@@ -104,13 +93,8 @@ class WeightOnlyWgmmaTiles:
         return self.rows * BK * 2
 
 
-def panel_bytes(product: WeightOnlyProduct) -> int:
-    """Return the bytes of a panel of weights in a stage."""
-    return BK // product.group * group_rows(product) * ROW_BYTES
-
-
 def shared_bytes(product: WeightOnlyProduct, tiles: WeightOnlyWgmmaTiles) -> int:
-    stage = tiles.x_bytes + tiles.groups * _PANELS * panel_bytes(product)
+    stage = tiles.x_bytes + tiles.groups * _PANELS * PackedStage.of(product).rows * ROW_BYTES
     sums = tiles.rows * (tiles.bn + _PAD) * 4 if tiles.splits > 1 else 0
     return max(tiles.stages * (stage + 16), sums)
 
@@ -120,8 +104,8 @@ class WeightOnlyWgmmaKernel:
 
     def __init__(self, product: WeightOnlyProduct, tiles: WeightOnlyWgmmaTiles) -> None:
         self.product, self.tiles = product, tiles
-        self.panel_bytes = panel_bytes(product)
-        self.w_bytes = tiles.groups * _PANELS * self.panel_bytes  # of a stage
+        self.packed, self.panels = PackedStage.of(product), tiles.groups * _PANELS
+        self.w_bytes = self.panels * self.packed.rows * ROW_BYTES  # of a stage
         self.consumers = 4 * tiles.groups  # warps
 
     def module(self) -> IRModule:
@@ -135,6 +119,10 @@ class WeightOnlyWgmmaKernel:
             self.bias = T.arg("bias", bias) if bias is not None else None
             self.c = T.arg("c", T.buffer((p.m, p.n), p.dtype, align=16, buffer_name="c"))
             self.x_map = tensor_map(self.x, p.dtype, [p.k, p.m], [PANEL, t.rows])
+            pitch = rows * ELEMENTS
+            self.w_map = packed_map(self.w, pitch, panels, self.packed.box_rows, self.panels)
+            if self.packed.apart:
+                self.head_map = packed_map(self.w, pitch, panels, self.packed.heads, self.panels)
             T.device_entry()
             with T.attr({"tirx.launch_bounds_min_blocks_per_sm": t.beside}):
                 self._body()
@@ -157,10 +145,7 @@ class WeightOnlyWgmmaKernel:
         self.n, self.m = T.Bind(Scalar(p.n)()), T.Bind(Scalar(p.m)())
         self.bands = T.Bind(T.truncdiv(self.m + (t.rows - 1), t.rows))
         self.count = T.Bind(self.bands * T.truncdiv(self.n + (t.bn - 1), t.bn))
-        k = T.Bind(Scalar(p.k)())
-        steps = T.Bind(T.truncdiv(k + (BK - 1), BK))
-        self.all_groups = T.Bind(T.truncdiv(k + (p.groups.group - 1), p.groups.group))
-        self.pitch = T.Bind(self.all_groups * p.groups.rows)  # rows of a panel
+        steps = T.Bind(T.truncdiv(Scalar(p.k)() + (BK - 1), BK))
         self.first = T.Bind(T.truncdiv(steps * self.rank, t.splits)) if t.splits > 1 else 0
         self.steps = T.Bind(T.truncdiv(steps * (self.rank + 1), t.splits) - self.first)
         begin = T.Bind(T.truncdiv(block, t.splits)) if t.splits > 1 else block
@@ -172,7 +157,7 @@ class WeightOnlyWgmmaKernel:
                 self._multiply(begin)
             with T.Else():
                 ptx("setmaxnreg.dec.sync.aligned.u32", _PRODUCER_REGISTERS)
-                with when(self.warp == self.consumers):
+                with when((self.warp == self.consumers) & T.cuda.elect_sync()):
                     self._produce(begin)
         if t.splits > 1:
             do(T.cuda.cluster_sync())
@@ -217,66 +202,56 @@ class WeightOnlyWgmmaKernel:
         self.column = T.Bind(T.truncdiv(rest, height) * t.bn)
         self.row = T.Bind((band * _BAND + T.truncmod(rest, height)) * t.rows)
 
-    # One warp loads.
+    # One thread loads.
 
     def _produce(self, begin: Any) -> None:
-        self.at = Position(self.tiles.stages)
-        if self.tiles.chained:
+        t, self.at = self.tiles, Position(self.tiles.stages)
+        if t.chained:
             self._locate(begin)
-            for step in range(self.tiles.stages):
+            for step in range(t.stages):
                 with when(step < self.steps):
-                    self._each_block(self.first + step, self._ask)
-        if self.tiles.chained == 1:
+                    self._each_box(self.first + step, self._ask_for_box)
+        if t.chained == 1:
             let_next_kernel_begin()
-        if self.tiles.chained:
+        if t.chained:
             ptx("griddepcontrol.wait")
         self._each_tile(begin, self._produce_tile)
-        if self.tiles.chained == 2:
+        if t.chained == 2:
             let_next_kernel_begin()
 
     def _produce_tile(self) -> None:
         t, at = self.tiles, self.at
         with T.serial(self.steps) as step:
             self.ring.empty.wait(at.stage, at.phase ^ 1)
-            with when(self.lane == 0):
-                self.ring.full.expect(at.stage, t.x_bytes + self.w_bytes)
-                for panel in range(BK // PANEL):
-                    k = (self.first + step) * BK + panel * PANEL
-                    to, full = self.x_stages.ptr_to([at.stage, panel, 0, 0]), self.ring.full.at(at.stage)
-                    ptx(_LOAD, to, T.address_of(self.x_map), k, self.row, full)
-            self._each_block(self.first + step, self._copy)
+            self.ring.full.expect(at.stage, t.x_bytes + self.w_bytes)
+            self._each_box(self.first + step, self._load_box)
+            for panel in range(BK // PANEL):
+                k = (self.first + step) * BK + panel * PANEL
+                to, full = self.x_stages.ptr_to([at.stage, panel, 0, 0]), self.ring.full.at(at.stage)
+                ptx(_LOAD, to, T.address_of(self.x_map), k, self.row, full)
             at.advance()
 
-    def _each_block(self, step: Any, use: Any) -> None:
-        """Call `use(inside, panel, row, nbytes)` for the stage's groups of each panel, a lane each."""
-        p = self.product
-        layout, rows = p.groups, group_rows(p)
-        groups = BK // p.group
-        panel, group = T.truncdiv(self.lane, groups), T.truncmod(self.lane, groups)
-        with when(panel < self.tiles.groups * _PANELS):
-            there = tirx.min(T.truncdiv(self.column, COLUMNS) + panel, T.truncdiv(self.n - 1, COLUMNS))
-            # Beyond the end of k x is 0; that another group is there lets weights be finite.
-            which = tirx.min(T.truncdiv(step * BK, layout.group) + group, self.all_groups - 1)
-            first = T.Bind(which * layout.rows)
-            inside = T.Bind((panel * groups + group) * (rows * ROW_BYTES))
-            if layout.group <= BK:
-                use(inside, there, first, rows * ROW_BYTES)
-                return
-            use(inside, there, first, p.heads * ROW_BYTES)  # a head lies apart from these values of k
-            skipped = T.truncdiv(T.truncmod(step * BK, layout.group), layout.step)
-            beside = inside + p.heads * ROW_BYTES
-            use(beside, there, first + p.heads + skipped, (rows - p.heads) * ROW_BYTES)
+    def _each_box(self, step: Any, use: Any) -> None:
+        """Call `use(view, inside, element, panel)` for the boxes of a step of weights, in the engine's terms."""
+        layout, packed = self.product.groups, self.packed
+        panel = T.truncdiv(self.column, COLUMNS)
+        first = T.truncdiv(step * BK, layout.group) * (layout.rows * ELEMENTS)
+        if not packed.apart:
+            for box in range(packed.boxes):
+                along = first + box * packed.box_rows * ELEMENTS
+                use(self.w_map, box * packed.box_rows, along, panel)
+            return
+        use(self.head_map, 0, first, panel)
+        skipped = T.truncdiv(T.truncmod(step * BK, layout.group), layout.step)
+        use(self.w_map, packed.heads, first + (packed.heads + skipped) * ELEMENTS, panel)
 
-    def _copy(self, inside: Any, panel: Any, row: Any, nbytes: int) -> None:
-        stage = self.at.stage
-        to, barrier = shared_address(self.w_stages, stage, inside), self.ring.full.at(stage)
-        full = T.cuda.cvta_generic_to_shared(barrier)
-        block = (self.w.data, panel, self.pitch, row, nbytes)
-        do(c_call("void", "copy_block", to, *block, full, source=_COPY_BLOCK))
+    def _load_box(self, view: Any, row: int, element: Any, panel: Any) -> None:
+        stage, place = self.at.stage, row * ROW_BYTES * self.panels
+        to, full = self.w_stages.ptr_to([stage, place]), self.ring.full.at(stage)
+        ptx(_LOAD, to, T.address_of(view), element, panel, full)
 
-    def _ask(self, inside: Any, panel: Any, row: Any, nbytes: int) -> None:
-        block = (self.w.data, panel, self.pitch, row, nbytes)
-        do(c_call("void", "ask_for_block", *block, source=_ASK_FOR_BLOCK))
+    def _ask_for_box(self, view: Any, _: int, element: Any, panel: Any) -> None:
+        ask_for_box(view, element, panel)
 
     # Warpgroups multiply.
 
@@ -284,8 +259,8 @@ class WeightOnlyWgmmaKernel:
         t = self.tiles
         self.at, self.held = Position(t.stages), t.rows // 2
         self.group, self.place = T.truncdiv(self.warp, 4), T.truncmod(self.warp, 4)
-        base = shared_address(self.w_stages, 0, 0) + T.Cast("uint32", self.warp * self.panel_bytes)
-        self.fragments = WeightFragments(self.product, base, self.w_bytes, self.lane)
+        base = shared_address(self.w_stages, 0, 0)
+        self.fragments = WeightFragments(self.packed, self.product, base, self.panels, self.warp, self.lane)
         self.x_base = Scalar(shared_address(self.x_stages, 0, 0, 0, 0), "uint32")()
         self.totals, self.products = (
             variables("totals", self.held, "float32"),

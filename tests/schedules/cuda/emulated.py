@@ -24,7 +24,7 @@ _HOPPER = Path(__file__).with_name("hopper.h")
 _KERNEL = re.compile(r'extern "C" __global__ void[^(]*\((\d+)[^)]*\) (\w+)\(([^)]*)\) \{')
 _HELPER = re.compile(r"__forceinline__ __device__ [^;{]*?(\w+)\([^)]*\) \{\n.*?\n\}\n", re.DOTALL)
 _ORDER = re.compile(
-    r"tvm_builtin_ptx_(setmaxnreg|fence|wgmma_fence|prefetch)\w*|tie_\d+|ask_for_(box_\dd|block)"
+    r"tvm_builtin_ptx_(setmaxnreg|fence|wgmma_fence|prefetch)\w*|tie_\d+|ask_for_box_\dd"
 )  # changes no value here
 _TENSOR_MAP = "CUtensorMap"
 _SHARED = re.compile(r"extern __shared__ __align__\(\d+\) uchar (\w+)\[\];")

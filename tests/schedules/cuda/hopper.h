@@ -68,14 +68,16 @@ static const unsigned BLOCK = 1u << 24;
 static void load_box(unsigned to, const void* view, std::vector<int> place, unsigned address, int rank) {
   auto& barrier = barrier_of(rank, address);
   const CUtensorMap map = *static_cast<const CUtensorMap*>(view);  // its thread may end before it is read
-  if (to % 1024) fail("a box that is not aligned");
+  const bool plain = map.item == 8;  // rows that are not 128 bytes long
+  if (to % (plain ? 128 : 1024)) fail("a box that is not aligned");
   barrier.group.stirred = true;
   barrier.copies.push_back([=, &barrier] {
     each_of_box(map, place, [&](unsigned offset, const char* element) {
-      uint8_t* at = shared(swizzled(to + offset), 2);
-      std::memset(at, 0, 2);
-      if (element) std::memcpy(at, element, 2);
-      barrier.bytes -= 2;
+      const int item = plain ? 8 : 2;
+      uint8_t* at = shared(plain ? to + offset : swizzled(to + offset), item);
+      std::memset(at, 0, item);
+      if (element) std::memcpy(at, element, item);
+      barrier.bytes -= item;
     });
   });
 }
@@ -298,16 +300,6 @@ MULTIPLY_REGISTERS_ACROSS(64) MULTIPLY_REGISTERS_ACROSS(128) MULTIPLY_REGISTERS_
 MULTIPLY_REGISTERS_ALONG(8) MULTIPLY_REGISTERS_ALONG(16) MULTIPLY_REGISTERS_ALONG(24) MULTIPLY_REGISTERS_ALONG(32)
 MULTIPLY_REGISTERS_ALONG(40) MULTIPLY_REGISTERS_ALONG(48) MULTIPLY_REGISTERS_ALONG(64) MULTIPLY_REGISTERS_ALONG(96)
 MULTIPLY_REGISTERS_ALONG(128)
-static inline void copy_block(uint32_t to, const void* from, int panel, int rows, int row, int bytes, uint32_t barrier) {
-  if (to % 16 || bytes % 16) emulator::fail("a block that is not aligned");
-  auto& counter = emulator::barrier_at(barrier);
-  const char* at = static_cast<const char*>(from) + (static_cast<long long>(panel) * rows + row) * 64;
-  counter.group.stirred = true;
-  counter.copies.push_back([=, &counter] {
-    std::memcpy(emulator::shared(to, 16), at, bytes);
-    counter.bytes -= bytes;
-  });
-}
 static inline void store_pair(void* to, uint32_t pair) { std::memcpy(to, &pair, 4); }
 #define MULTIPLY_WARPGROUP(kind, of_a, of_b, depth, columns, ends)                                                \
   template <typename... All>                                                                                      \

@@ -4,12 +4,14 @@ import itertools
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.schedules.cuda.compiled import compiled, needs_nvcc, ptx_of
 from tests.schedules.cuda.emulated import TensorMap, needs_emulator
 from tests.schedules.cuda.products import Launch, blocks_of, error_here
 from tvmops.ops import op_of
+from tvmops.schedules.cuda.kernels.weight_fragments import ELEMENTS, PackedStage
 from tvmops.schedules.cuda.kernels.weight_only_wgmma import PANEL, shared_bytes
 from tvmops.schedules.cuda.weight_only_product import product_of
 from tvmops.schedules.cuda.weight_only_wgmma import WeightOnlyWgmma, tiles_of
@@ -89,11 +91,15 @@ CASES = [
 def error_of(work: Workload, knobs: Config, folder: Path) -> float:
     """Return the largest error of an emulated run amid guards, as a share of what is allowed."""
     cubin, tiles = compiled(TEMPLATE, work, H200, knobs), tiles_of(knobs, H200)
-    x, *_ = op_of(work).random_inputs(work, seed=1)  # kept: the box knows where it lies
+    x, w, *_ = op_of(work).random_inputs(work, seed=1)  # kept: boxes know where they lie
     blocks = blocks_of(work, tiles.rows, tiles.bn)
     grid = blocks * tiles.splits if tiles.splits > 1 else min(blocks, tiles.beside * H200.cores)
     launch = Launch(grid, tiles.splits, shared_bytes(product_of(work), tiles))
-    boxes = {"v": TensorMap.of(x, x.shape[::-1], (PANEL, tiles.rows))}
+    packed, rows = PackedStage.of(product_of(work)), w.reshape(len(w), -1).view(np.int64)
+    heights = (packed.heads, packed.box_rows) if packed.apart else (packed.box_rows,)
+    maps = [TensorMap.of(rows, rows.shape[::-1], (height * ELEMENTS, 4 * tiles.groups)) for height in heights]
+    maps.append(TensorMap.of(x, x.shape[::-1], (PANEL, tiles.rows)))
+    boxes = dict(zip(("v", "v_1", "v_2"), maps))  # in the order of their use
     return error_here(cubin, work, launch, folder, boxes) / op_of(work).tolerance(work)
 
 
@@ -123,7 +129,6 @@ def test_weights_are_converted_in_pairs_on_their_way_to_wgmma(tmp_path: Path) ->
     work, knobs = product(256, 4096, 4096), config(128, 2, 4)
     ptx = ptx_of(compiled(TEMPLATE, work, H200, knobs), "sm_90a", tmp_path)
     for instruction in (
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes",
         "cp.async.bulk.tensor.2d",
         "ld.shared.v2.b32",
         "fma.rn.f16x2",
