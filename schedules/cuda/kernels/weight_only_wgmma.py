@@ -59,6 +59,7 @@ _BAND = 16  # tiles of rows that are walked together
 _REGISTERS = 65_536  # of a multiprocessor
 _MOST_REGISTERS = 232  # of a thread that multiplies
 _PRODUCER_REGISTERS = 40  # of one that loads
+_MOST_ROWS_OF_TWO = 96  # of x, for two sets of products
 _PAD = 4  # floats behind a row of sums, so that rows start in different banks
 _TURN, _SHARED = 1, 3  # named barriers: of the first warpgroup's turn, and of all that multiply
 _LOAD = "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
@@ -80,6 +81,16 @@ class WeightOnlyWgmmaTiles:
     @property
     def bn(self) -> int:
         return self.groups * GROUP_COLUMNS
+
+    @property
+    def sets(self) -> int:
+        """Sets of products: while some of the second are made, the first are scaled, if there is room for both."""
+        return 2 if self.rows <= _MOST_ROWS_OF_TWO else 1
+
+    @property
+    def sums(self) -> int:
+        """Registers of a thread for sums."""
+        return self.rows // 2 * (1 + self.sets)
 
     @property
     def consumer_registers(self) -> int:
@@ -262,79 +273,119 @@ class WeightOnlyWgmmaKernel:
         base = shared_address(self.w_stages, 0, 0)
         self.fragments = WeightFragments(self.packed, self.product, base, self.panels, self.warp, self.lane)
         self.x_base = Scalar(shared_address(self.x_stages, 0, 0, 0, 0), "uint32")()
-        self.totals, self.products = (
-            variables("totals", self.held, "float32"),
-            variables("products", self.held, "float32"),
-        )
-        self.scales = variables("scales", 2, "float32")
+        self.totals = variables("totals", self.held, "float32")
+        self.products = [variables("products", self.held, "float32") for _ in range(t.sets)]
+        self.scales = [variables("scales", 2, "float32") for _ in range(t.sets)]
         self.before = Scalar(0)
-        with when(self.group == 1):
-            self._pass_turn()
+        if self._takes_turns:
+            with when(self.group == 1):
+                self._pass_turn()
         self._each_tile(begin, self._multiply_tile)
 
     def _multiply_tile(self) -> None:
-        for i in range(self.held):
-            T.buffer_store(self.totals, T.float32(0), [i])
-            T.buffer_store(self.products, T.float32(0), [i])
-        for i in range(2):
-            T.buffer_store(self.scales, T.float32(0), [i])
-        tie(self.products, self.held)
-        with T.serial(self.steps) as step:
-            self.ring.full.wait(self.at.stage, self.at.phase)
-            self._multiply_stage(step)
-            self.before.set(self.at.stage)
-            self.at.advance()
-        self._scale()
-        self._release()
+        for registers in (self.totals, *self.products):
+            for i in range(self.held):
+                T.buffer_store(registers, T.float32(0), [i])
+        for scales in self.scales:
+            for i in range(2):
+                T.buffer_store(scales, T.float32(0), [i])
+        for products in self.products:
+            tie(products, self.held)
+        if self.tiles.sets > 1:
+            self._multiply_ahead()
+        else:
+            self._multiply_in_turn()
         if self.tiles.splits > 1:
             self._share()
         else:
             self._store_all()
 
-    def _multiply_stage(self, step: Any) -> None:
-        """Multiply a stage; floats of a set are made while products of the one before go on."""
-        p, stage = self.product, self.at.stage
-        batches = max(1, p.group // (BK // 2))
-        for group in range(BK // p.group):
-            self.fragments.load_zero_points(stage, group)
-            for batch in range(batches):
-                number = group * batches + batch
+    def _batches(self) -> list[tuple[int, int, int]]:
+        """Return a stage's sets of fragments: their number, their group, and which they are of that."""
+        each = max(1, self.product.group // (BK // 2))
+        return [(number, number // each, number % each) for number in range(BK // self.product.group * each)]
+
+    def _multiply_in_turn(self) -> None:
+        """Add up a group's products, and scale them when all are there."""
+        with T.serial(self.steps) as step:
+            self.ring.full.wait(self.at.stage, self.at.phase)
+            stage, batches = self.at.stage, self._batches()
+            for number, group, batch in batches:
+                if batch == 0:
+                    self.fragments.load_zero_points(stage, group)
                 self.fragments.load(stage, group, batch, number % 2)
                 if batch == 0:
-                    self._scale()
-                    self.fragments.load_scales(self.scales, stage, group)
-                    if group == 0:
+                    self._scale(0, 0)
+                    self.fragments.load_scales(self.scales[0], stage, group)
+                    if number == 0:
                         with when(step > 0):
                             self._release()
-                if batch == 0:
                     self._await_turn()
-                ptx("wgmma.fence.sync.aligned")
-                views = [
-                    self._view(stage, number * self.fragments.steps + i) for i in range(self.fragments.steps)
-                ]
-                self.fragments.multiply(number % 2, self.products, self.tiles.rows, views, batch == 0)
-                ptx("wgmma.commit_group.sync.aligned")
-                if batch == batches - 1:
+                self._begin(stage, number, 0, batch == 0)
+                if number + 1 == len(batches) or batches[number + 1][1] > group:
                     self._pass_turn()
-                if batch > 0:  # the set before that is free again
+                if batch > 0:  # the set before is free again
                     ptx("wgmma.wait_group.sync.aligned", 1)
+            self.before.set(self.at.stage)
+            self.at.advance()
+        self._scale(0, 0)
+        self._release()
+
+    def _multiply_ahead(self) -> None:
+        """Scale the products of each set of fragments, while those of the next are made."""
+        at, before, batches = self.at, self.before, self._batches()
+        self.ring.full.wait(at.stage, at.phase)
+        self._load(at.stage, *batches[0])
+        with T.serial(self.steps) as step:
+            before.set(at.stage)
+            at.advance()
+            for number, group, _ in batches:
+                self._begin(before(), number, number % 2, True)
+                if number > 0:
+                    self._scale((number - 1) % 2, 1)
+                self.fragments.load_scales(self.scales[number % 2], before(), group)
+                if number + 1 < len(batches):
+                    self._load(before(), *batches[number + 1])
+                else:
+                    with when(step + 1 < self.steps):
+                        self.ring.full.wait(at.stage, at.phase)
+                        self._load(at.stage, *batches[0])
+            self._scale((len(batches) - 1) % 2, 0)
+            self._release()
+
+    def _load(self, stage: Any, number: int, group: int, batch: int) -> None:
+        if batch == 0:
+            self.fragments.load_zero_points(stage, group)
+        self.fragments.load(stage, group, batch, number % 2)
+
+    def _begin(self, stage: Any, number: int, products: int, begins: bool) -> None:
+        """Begin to multiply the `number`-th set of a stage."""
+        ptx("wgmma.fence.sync.aligned")
+        first = number * self.fragments.steps
+        views = [self._view(stage, first + i) for i in range(self.fragments.steps)]
+        self.fragments.multiply(number % 2, self.products[products], self.tiles.rows, views, begins)
+        ptx("wgmma.commit_group.sync.aligned")
+
+    @property
+    def _takes_turns(self) -> bool:
+        return self.tiles.groups == 2 and self.tiles.sets == 1
 
     def _await_turn(self) -> None:
         """Wait until the other warpgroup has begun to multiply, so that one multiplies while one does not."""
-        if self.tiles.groups == 2:
+        if self._takes_turns:
             ptx("bar.sync", T.Cast("uint32", _TURN + self.group), T.uint32(256))
 
     def _pass_turn(self) -> None:
-        if self.tiles.groups == 2:
+        if self._takes_turns:
             ptx("bar.arrive", T.Cast("uint32", _TURN + 1 - self.group), T.uint32(256))
 
-    def _scale(self) -> None:
-        """Wait for a group's products; add them, scaled, to what there is."""
-        ptx("wgmma.wait_group.sync.aligned", 0)
-        tie(self.products, self.held)
+    def _scale(self, which: int, others: int) -> None:
+        """Wait for products but those of the last `others`; add those of a set, scaled, to what there is."""
+        ptx("wgmma.wait_group.sync.aligned", others)
+        products, scales = self.products[which], self.scales[which]
+        tie(products, self.held)
         for i in range(self.held):
-            scaled = self.scales[i // 2 % 2] * self.products[i]
-            T.buffer_store(self.totals, self.totals[i] + scaled, [i])
+            T.buffer_store(self.totals, self.totals[i] + scales[i // 2 % 2] * products[i], [i])
 
     def _release(self) -> None:
         with when((self.place == 0) & (self.lane == 0)):
