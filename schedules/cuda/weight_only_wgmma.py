@@ -7,13 +7,10 @@ import math
 from tvm import IRModule
 
 from tvmops.schedules.cuda.extents import known
-from tvmops.schedules.cuda.kernels.weight_only_wgmma import (
-    WeightOnlyWgmmaKernel,
-    WeightOnlyWgmmaTiles,
-    shared_bytes,
-)
+from tvmops.schedules.cuda.kernels.weight_only_wgmma import WeightOnlyWgmmaKernel
 from tvmops.schedules.cuda.pieces import PIECE
 from tvmops.schedules.cuda.weight_only_product import BK, STEP, product_of
+from tvmops.schedules.cuda.weight_only_tiles import WeightOnlyWgmmaTiles, shared_bytes
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
 from tvmops.space import Config, Knob, Space

@@ -135,10 +135,9 @@ class WeightFragments:
         The shared-memory address of the first stage.
     """
 
-    def __init__(
-        self, packed: PackedStage, product: WeightOnlyProduct, base: Any, panels: int, warp: Any, lane: Any
-    ) -> None:
-        self.packed, self.product, self.panels = packed, product, panels
+    def __init__(self, product: WeightOnlyProduct, base: Any, panels: int, warp: Any, lane: Any) -> None:
+        self.packed = packed = PackedStage.of(product)
+        self.product, self.panels = product, panels
         self.stage_bytes = panels * packed.rows * ROW_BYTES
         self.steps = min(product.group, BK // 2) // STEP  # of a set
         self.words = variables("words", 2 * self.steps * 4, "uint32")

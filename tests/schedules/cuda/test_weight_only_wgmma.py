@@ -12,8 +12,9 @@ from tests.schedules.cuda.emulated import TensorMap, needs_emulator
 from tests.schedules.cuda.products import Launch, blocks_of, error_here
 from tvmops.ops import op_of
 from tvmops.schedules.cuda.kernels.weight_fragments import ELEMENTS, PackedStage
-from tvmops.schedules.cuda.kernels.weight_only_wgmma import PANEL, shared_bytes
+from tvmops.schedules.cuda.kernels.weight_only_products import PANEL
 from tvmops.schedules.cuda.weight_only_product import product_of
+from tvmops.schedules.cuda.weight_only_tiles import shared_bytes
 from tvmops.schedules.cuda.weight_only_wgmma import WeightOnlyWgmma, tiles_of
 from tvmops.space import Config
 from tvmops.targets import target
