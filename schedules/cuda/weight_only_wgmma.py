@@ -17,14 +17,22 @@ from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
+_FEWEST_ROWS = 17  # of x: fewer are a stream
 _MOST_ROWS = 128  # of a tile: sums of a group and of all take as many registers each
 _OTHER_REGISTERS = 72  # of a thread: 32 for fragments
 _RESERVED = 1024  # bytes of shared memory that the system takes of each block
-_SHARE = 0.8  # of the tensor cores' rate
-_BLOCK_RATE = 6e10  # bytes a second that one multiprocessor takes at most
-_FROM_L2 = 1.5  # times the bandwidth
-_START_SECONDS = 3.0e-6
-_MEETING_SECONDS = 1.0e-6  # of the blocks of a cluster
+
+# Of the guess, fitted to what an H100 took for 77 configs of 14 shapes.
+_START_SECONDS = 2.0e-6
+_MEETING_SECONDS = 2.0e-6  # of the blocks of a cluster
+_STEP_SECONDS = {1: 0.196e-6, 2: 0.33e-6}  # of a stage, by warpgroups, and more for each row of x
+_ROW_SECONDS = {1: 2.4e-9, 2: 3.5e-9}
+_APART_SECONDS = (
+    0.05e-6  # more, for each warpgroup, where neighbours are at different k, for which the L2 answers twice
+)
+_BESIDE = 2.4  # stages of one, that two blocks of a multiprocessor take for one each
+_END_SECONDS = 1.0e-6  # of a tile that others follow
+_PLACES = 0.9  # of the machine: clusters of 4 and more don't find room everywhere
 
 
 class WeightOnlyWgmma(Template):
@@ -36,11 +44,12 @@ class WeightOnlyWgmma(Template):
     def covers(self, workload: Workload, target: Target) -> bool:
         if workload.op != "matmul_weight_only" or target.gpu is None or target.gpu.code != "sm_90a":
             return False
-        k, group = workload["k"], workload["group"]
+        m, k, group = workload["m"], workload["k"], workload["group"]
         return (
             workload["dtype"] in ("float16", "bfloat16")
             and isinstance(group, int)
             and (group in (STEP, 2 * STEP) or group % BK == 0)
+            and (m == ANY or (isinstance(m, int) and m >= _FEWEST_ROWS))
             and (k == ANY or (isinstance(k, int) and k % PIECE == 0))
         )
 
@@ -58,13 +67,12 @@ class WeightOnlyWgmma(Template):
 
     def default(self, workload: Workload, target: Target) -> Config:
         configs = [
-            Config.of(rows=rows, groups=groups, stages=stages, splits=splits, beside=beside, chained=chained)
+            _config(rows, groups, stages, splits, beside)
             for rows in _heights(known(workload, "m"))
             for groups in (2, 1)
-            for stages in (6, 4, 3, 2)
             for splits in (1, 2, 4, 8)
             for beside in (1, 2)
-            for chained in (2,)
+            for stages in (6, 5, 4, 3, 2)
         ]
         legal = [config for config in configs if is_legal(config, workload, target)]
         return min(legal, key=lambda config: self.estimate(workload, target, config))
@@ -77,27 +85,22 @@ class WeightOnlyWgmma(Template):
         ]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        """Guess the seconds: the slower of loading, from memory and from the L2, and multiplying."""
+        """Guess the seconds: of each wave of tiles those of its stages, or those of memory for all."""
         assert target.gpu is not None
         m, n, k = (known(workload, name) for name in "mnk")
-        tiles, product, gpu = tiles_of(config, target), product_of(workload), target.gpu
-        layout = product.groups
+        tiles, layout = tiles_of(config, target), product_of(workload).groups
         blocks = math.ceil(m / tiles.rows) * math.ceil(n / tiles.bn) * tiles.splits
-        busy = min(blocks, target.cores * tiles.beside)
-        rounds = math.ceil(blocks / (target.cores * tiles.beside))
-        own_k = k / tiles.splits
-        of_weights = layout.bits / 8 * layout.rows * layout.step / layout.group  # bytes of a weight
-        own = (tiles.bn * of_weights + 2 * min(m, tiles.rows)) * own_k
-        side = math.ceil(busy / target.cores)
-        load = max(
-            (n * k * of_weights + 2 * m * k) / gpu.bandwidth,
-            own * blocks / (_FROM_L2 * gpu.bandwidth),
-            rounds * own * side / _BLOCK_RATE,
-        )
-        rate = _SHARE * min(1.0, tiles.rows * tiles.groups * side / 128) * gpu.tensor_flops / target.cores
-        multiply = rounds * side * 2 * tiles.rows * tiles.bn * own_k / rate
-        meeting = _MEETING_SECONDS * (1 + tiles.splits / 8) if tiles.splits > 1 else 0.0
-        return max(load, multiply) + 0.3 * min(load, multiply) + meeting + _START_SECONDS
+        places = int(target.cores * tiles.beside * (_PLACES if tiles.splits >= 4 else 1.0))
+        waves = math.ceil(blocks / places)
+        step = _STEP_SECONDS[tiles.groups] + _ROW_SECONDS[tiles.groups] * tiles.rows
+        meeting = 0.0
+        if tiles.splits > 1:
+            step, meeting = step + _APART_SECONDS * tiles.groups, _MEETING_SECONDS
+        if min(blocks, places) > target.cores:
+            step *= _BESIDE
+        work = waves * (math.ceil(k / BK / tiles.splits) * step + meeting) + (waves - 1) * _END_SECONDS
+        nbytes = n * k * layout.bits / 8 * layout.rows * layout.step / layout.group
+        return max(work, nbytes / target.gpu.bandwidth) + _START_SECONDS
 
     def kernel_workload(self, workload: Workload) -> Workload:
         return workload.replace(m=ANY, n=ANY, k=ANY, x_bits="24")  # x is multiplied as it is

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from tvmops.workloads import Workload, workload
 
 TEMPLATE = WeightOnlyWgmma()
 H200 = target("nvidia-h200")
+SMALL = replace(H200, cores=3)  # so that blocks take several tiles
 
 
 def product(m: int, n: int, k: int, **fields: object) -> Workload:
@@ -42,6 +44,7 @@ def config(rows: int, groups: int, stages: int, splits: int = 1, beside: int = 1
         (product(70, 13, 16).generic(), "nvidia-h100", True),
         (product(70, 13, 16, group=32), "nvidia-h200", True),
         (product(70, 13, 16, group=96), "nvidia-h200", False),  # ends within a stage
+        (product(16, 13, 16), "nvidia-h200", False),  # a stream
         (product(70, 13, 12), "nvidia-h200", False),  # rows of x begin where TMA can't
         (product(70, 13, 16, dtype="float32"), "nvidia-h200", False),
         (product(70, 13, 16), "nvidia-a100", False),  # no wgmma
@@ -53,7 +56,7 @@ def test_what_it_covers(work: Workload, machine: str, covered: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 8), (17, 1024, 4096), (64, 28672, 8192), (256, 4096, 4096), (5000, 999, 776)]
+    "shape", [(17, 1, 8), (17, 1024, 4096), (64, 28672, 8192), (256, 4096, 4096), (5000, 999, 776)]
 )
 def test_the_default_is_legal(shape: tuple[int, int, int]) -> None:
     for bits in (4, 8):
@@ -67,7 +70,7 @@ def test_one_kernel_serves_all_shapes() -> None:
 
 
 def test_generic_kernels_take_all_rows_but_the_fewest_where_rows_of_x_are_aligned() -> None:
-    kernels = TEMPLATE.generic(product(1, 1, 1).generic(), H200)
+    kernels = TEMPLATE.generic(product(70, 1, 1).generic(), H200)
     ranges = [kernel.ranges["m"] for kernel in kernels]
     assert ranges[0][0] == 9 and ranges[-1][1] >= 2**31 - 1
     assert all(last + 1 == first for (_, last), (first, _) in itertools.pairwise(ranges))
@@ -75,26 +78,22 @@ def test_generic_kernels_take_all_rows_but_the_fewest_where_rows_of_x_are_aligne
 
 
 CASES = [
-    (product(24, 64, 512), config(24, 1, 3)),
     (product(17, 50, 296), config(24, 1, 2, beside=2)),  # odd m; columns and k end within a tile
-    (
-        product(45, 135, 328, group=32, zero_points=True),
-        config(24, 1, 3, chained=1),
-    ),  # odd n, two bands of rows
+    (product(45, 135, 328, group=32, zero_points=True), config(24, 1, 3, chained=1)),  # odd n, tiles in turn
     (product(40, 136, 192, bits=8, bias=True, activation="relu"), config(40, 2, 2)),
     (product(31, 84, 320, bits=8, dtype="bfloat16", zero_points=True, group=64), config(16, 1, 2, 2)),
     (product(70, 132, 264, dtype="bfloat16", zero_points=True, bias=True), config(96, 2, 2, 2, chained=2)),
-    (product(9, 40, 1000, group=256, activation="silu"), config(16, 1, 4)),
-    (product(130, 1032, 136, zero_points=True, bits=8), config(128, 1, 2)),
+    (product(20, 40, 1000, group=256, activation="silu"), config(24, 1, 4)),
+    (product(130, 270, 392, bits=8, zero_points=True), config(128, 2, 2)),  # warpgroups take turns
 ]
 
 
 def error_of(work: Workload, knobs: Config, folder: Path) -> float:
     """Return the largest error of an emulated run amid guards, as a share of what is allowed."""
-    cubin, tiles = compiled(TEMPLATE, work, H200, knobs), tiles_of(knobs, H200)
+    cubin, tiles = compiled(TEMPLATE, work, SMALL, knobs), tiles_of(knobs, SMALL)
     x, w, *_ = op_of(work).random_inputs(work, seed=1)  # kept: boxes know where they lie
     blocks = blocks_of(work, tiles.rows, tiles.bn)
-    grid = blocks * tiles.splits if tiles.splits > 1 else min(blocks, tiles.beside * H200.cores)
+    grid = blocks * tiles.splits if tiles.splits > 1 else min(blocks, tiles.beside * SMALL.cores)
     launch = Launch(grid, tiles.splits, shared_bytes(product_of(work), tiles))
     packed, rows = PackedStage.of(product_of(work)), w.reshape(len(w), -1).view(np.int64)
     heights = (packed.heads, packed.box_rows) if packed.apart else (packed.box_rows,)
@@ -112,13 +111,13 @@ class TestRunHere:
         assert error_of(work, knobs, tmp_path) <= 1
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 class TestRandomConfigs:
     pytestmark = needs_emulator
 
     def test_it_computes_the_product(self, seed: int, tmp_path: Path) -> None:
         rng = random.Random(seed)
-        m, n, k = rng.choice((1, 30, 77)), rng.randint(1, 200), 8 * rng.randint(1, 90)
+        m, n, k = rng.choice((17, 30, 77)), rng.randint(1, 200), 8 * rng.randint(1, 90)
         work = product(m, n, k, bits=rng.choice((4, 8)), zero_points=seed % 2 == 0)
         knobs = TEMPLATE.space(work, H200).sample(rng)
         assert knobs is not None
