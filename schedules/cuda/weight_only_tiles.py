@@ -12,7 +12,6 @@ PAD = 4  # floats behind a row of sums, so that rows start in different banks
 _REGISTERS = 65_536  # of a multiprocessor
 _MOST_REGISTERS = 232  # of a thread that multiplies
 PRODUCER_REGISTERS = 40  # of one that loads
-_MOST_ROWS_OF_TWO = 96  # of x, for two sets of products
 
 
 @dataclass(frozen=True)
@@ -33,16 +32,6 @@ class WeightOnlyWgmmaTiles:
     def panels(self) -> int:
         """Panels of packed weights."""
         return self.bn // COLUMNS
-
-    @property
-    def sets(self) -> int:
-        """Sets of products: where there is room for two, one is scaled while the other is made."""
-        return 2 if self.rows <= _MOST_ROWS_OF_TWO else 1
-
-    @property
-    def sums(self) -> int:
-        """Registers of a thread for sums."""
-        return self.rows // 2 * (1 + self.sets)
 
     @property
     def consumer_registers(self) -> int:

@@ -118,7 +118,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     room = (target.gpu.shared_bytes + _RESERVED) // tiles.beside - _RESERVED
     return (
         shared_bytes(product_of(workload), tiles) + _RESERVED <= room
-        and tiles.sums + _OTHER_REGISTERS <= tiles.consumer_registers
+        and tiles.rows + _OTHER_REGISTERS <= tiles.consumer_registers
         and tiles.splits <= steps
         and tiles.stages <= max(2, -(-steps // tiles.splits))
     )

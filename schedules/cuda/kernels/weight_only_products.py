@@ -1,7 +1,7 @@
 """What a warpgroup multiplies of a tile of a product with integer weights: groups, each scaled by itself.
 
-Of few rows there is room for two sets of products: one is scaled and floats are made while the other is
-on its way. Of many, two warpgroups take turns: one multiplies while the other does the rest.
+Two warpgroups take turns: one multiplies a group while the other scales its last and makes floats of the
+next. A second set of products, scaled while the first is made, gained nothing.
 """
 
 from __future__ import annotations
@@ -42,102 +42,60 @@ class WeightProducts:
         self.product, self.tiles, self.steps, self.lane = product, tiles, steps, lane
         x_stages, w_stages, self.ring = stages
         self.at, self.held = Position(tiles.stages), tiles.rows // 2
-        self.group, self.place = T.truncdiv(warp, 4), T.truncmod(warp, 4)
+        self.group = T.truncdiv(warp, 4)
         base = shared_address(w_stages, 0, 0)
         self.fragments = WeightFragments(product, base, tiles.panels, warp, lane)
         self.x_base = Scalar(shared_address(x_stages, 0, 0, 0, 0), "uint32")()
         self.totals = variables("totals", self.held, "float32")
-        self.products = [variables("products", self.held, "float32") for _ in range(tiles.sets)]
-        self.scales = [variables("scales", 2, "float32") for _ in range(tiles.sets)]
-        self.before = Scalar(0)
+        self.products = variables("products", self.held, "float32")  # of a group
+        self.scales = variables("scales", 2, "float32")
+        self.before = Scalar(0)  # the stage that products may still read
         if self._takes_turns:
             with when(self.group == 1):
                 self._pass_turn()
 
     def multiply(self) -> None:
         """Set `totals` to the products of a tile."""
-        for registers in (self.totals, *self.products):
-            for i in range(self.held):
+        for registers, count in ((self.totals, self.held), (self.products, self.held), (self.scales, 2)):
+            for i in range(count):
                 T.buffer_store(registers, T.float32(0), [i])
-        for scales in self.scales:
-            for i in range(2):
-                T.buffer_store(scales, T.float32(0), [i])
-        for products in self.products:
-            tie(products, self.held)
-        if self.tiles.sets > 1:
-            self._ahead()
-        else:
-            self._in_turn()
-
-    def _batches(self) -> list[tuple[int, int, int]]:
-        """Return a stage's sets of fragments: their number, their group, and which they are of that."""
-        each = max(1, self.product.group // (BK // 2))
-        return [(number, number // each, number % each) for number in range(BK // self.product.group * each)]
-
-    def _in_turn(self) -> None:
-        """Add up a group's products, and scale them when all are there."""
+        tie(self.products, self.held)
+        each = max(1, self.product.group // (BK // 2))  # sets of fragments of a group
         with T.serial(self.steps) as step:
             self.ring.full.wait(self.at.stage, self.at.phase)
-            stage, batches = self.at.stage, self._batches()
-            for number, group, batch in batches:
-                if batch == 0:
-                    self.fragments.load_zero_points(stage, group)
-                self.fragments.load(stage, group, batch, number % 2)
-                if batch == 0:
-                    self._scale(0, 0)
-                    self.fragments.load_scales(self.scales[0], stage, group)
-                    if number == 0:
-                        with when(step > 0):
-                            self._release()
-                    self._await_turn()
-                self._begin(stage, number, 0, batch == 0)
-                if number + 1 == len(batches) or batches[number + 1][1] > group:
-                    self._pass_turn()
-                if batch > 0:  # the set before is free again
-                    ptx("wgmma.wait_group.sync.aligned", 1)
+            for group in range(BK // self.product.group):
+                self.fragments.load_zero_points(self.at.stage, group)
+                for batch in range(each):
+                    number = group * each + batch
+                    self.fragments.load(self.at.stage, group, batch, number % 2)
+                    if batch == 0:
+                        self._scale()
+                        self.fragments.load_scales(self.scales, self.at.stage, group)
+                        if group == 0:
+                            with when(step > 0):
+                                self._release()
+                        self._await_turn()
+                    self._begin(number, batch == 0)
+                    if batch == each - 1:
+                        self._pass_turn()
+                    if batch > 0:  # the set before is free again
+                        ptx("wgmma.wait_group.sync.aligned", 1)
             self.before.set(self.at.stage)
             self.at.advance()
-        self._scale(0, 0)
+        self._scale()
         self._release()
 
-    def _ahead(self) -> None:
-        """Scale the products of each set of fragments, while those of the next are made."""
-        at, before, batches = self.at, self.before, self._batches()
-        self.ring.full.wait(at.stage, at.phase)
-        self._load(at.stage, *batches[0])
-        with T.serial(self.steps) as step:
-            before.set(at.stage)
-            at.advance()
-            for number, group, _ in batches:
-                self._begin(before(), number, number % 2, True)
-                if number > 0:
-                    self._scale((number - 1) % 2, 1)
-                self.fragments.load_scales(self.scales[number % 2], before(), group)
-                if number + 1 < len(batches):
-                    self._load(before(), *batches[number + 1])
-                else:
-                    with when(step + 1 < self.steps):
-                        self.ring.full.wait(at.stage, at.phase)
-                        self._load(at.stage, *batches[0])
-            self._scale((len(batches) - 1) % 2, 0)
-            self._release()
-
-    def _load(self, stage: Any, number: int, group: int, batch: int) -> None:
-        if batch == 0:
-            self.fragments.load_zero_points(stage, group)
-        self.fragments.load(stage, group, batch, number % 2)
-
-    def _begin(self, stage: Any, number: int, products: int, begins: bool) -> None:
+    def _begin(self, number: int, begins: bool) -> None:
         """Begin to multiply the `number`-th set of a stage."""
         ptx("wgmma.fence.sync.aligned")
         first = number * self.fragments.steps
-        views = [self._view(stage, first + i) for i in range(self.fragments.steps)]
-        self.fragments.multiply(number % 2, self.products[products], self.tiles.rows, views, begins)
+        views = [self._view(self.at.stage, first + i) for i in range(self.fragments.steps)]
+        self.fragments.multiply(number % 2, self.products, self.tiles.rows, views, begins)
         ptx("wgmma.commit_group.sync.aligned")
 
     @property
     def _takes_turns(self) -> bool:
-        return self.tiles.groups == 2 and self.tiles.sets == 1
+        return self.tiles.groups == 2
 
     def _await_turn(self) -> None:
         """Wait until the other warpgroup has begun to multiply, so that one multiplies while one does not."""
@@ -148,16 +106,17 @@ class WeightProducts:
         if self._takes_turns:
             ptx("bar.arrive", T.Cast("uint32", _TURN + 1 - self.group), T.uint32(256))
 
-    def _scale(self, which: int, others: int) -> None:
-        """Wait for products but those of the last `others`; add those of a set, scaled, to what there is."""
-        ptx("wgmma.wait_group.sync.aligned", others)
-        products, scales = self.products[which], self.scales[which]
-        tie(products, self.held)
+    def _scale(self) -> None:
+        """Wait for a group's products; add them, scaled, to what there is."""
+        ptx("wgmma.wait_group.sync.aligned", 0)
+        tie(self.products, self.held)
         for i in range(self.held):
-            T.buffer_store(self.totals, self.totals[i] + scales[i // 2 % 2] * products[i], [i])
+            scaled = self.scales[i // 2 % 2] * self.products[i]
+            T.buffer_store(self.totals, self.totals[i] + scaled, [i])
 
     def _release(self) -> None:
-        with when((self.place == 0) & (self.lane == 0)):
+        """Release a stage; each warp does so, for each has read its own weights there."""
+        with when(self.lane == 0):
             self.ring.empty.arrive(self.before())
 
     def _view(self, stage: Any, step: int) -> Any:

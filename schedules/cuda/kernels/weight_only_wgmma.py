@@ -124,7 +124,7 @@ class WeightOnlyWgmmaKernel:
             pool.move_base_to(0)
         self.x_stages = pool.alloc((t.stages, BK // PANEL, t.rows, PANEL), p.dtype, align=1024)
         self.w_stages = pool.alloc((t.stages, self.w_bytes), "uint8", align=128)
-        self.ring = Ring(pool, t.stages, consumers=t.groups)
+        self.ring = Ring(pool, t.stages, consumers=self.consumers)
         pool.commit()
 
     # The tiles.
