@@ -69,8 +69,11 @@ def test_one_kernel_serves_all_shapes() -> None:
     assert len(kinds) == 1
 
 
-def test_generic_kernels_take_all_rows_but_the_fewest_where_rows_of_x_are_aligned() -> None:
-    kernels = TEMPLATE.generic(product(70, 1, 1).generic(), H200)
+@pytest.mark.parametrize("fields", [{}, {"bits": 8, "group": 32, "zero_points": True, "dtype": "bfloat16"}])
+def test_generic_kernels_take_all_rows_but_the_fewest_where_rows_of_x_are_aligned(
+    fields: dict[str, object],
+) -> None:
+    kernels = TEMPLATE.generic(product(70, 1, 1, **fields).generic(), H200)
     ranges = [kernel.ranges["m"] for kernel in kernels]
     assert ranges[0][0] == 9 and ranges[-1][1] >= 2**31 - 1
     assert all(last + 1 == first for (_, last), (first, _) in itertools.pairwise(ranges))
