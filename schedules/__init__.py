@@ -59,6 +59,7 @@ from tvmops.schedules.cuda.split_rows import SplitRows
 from tvmops.schedules.cuda.weight_only import WeightOnlyMma
 from tvmops.schedules.cuda.weight_only_expanded import WeightOnlyExpanded
 from tvmops.schedules.cuda.weight_only_stream import WeightOnlyStream
+from tvmops.schedules.cuda.weight_only_wgmma import WeightOnlyWgmma
 from tvmops.schedules.sketch import Sketch
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures.matmul import FULL
@@ -118,6 +119,7 @@ TEMPLATES: tuple[Template, ...] = (
     VarlenAttention(),
     CudaRows(),
     SplitRows(),
+    WeightOnlyWgmma(),
     WeightOnlyStream(),
     WeightOnlyMma(),
     WeightOnlyExpanded(),

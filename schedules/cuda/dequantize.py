@@ -15,7 +15,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cuda.words import PTX_TYPES, c_call, do, pack
 
-_FMA_PAIR = """
+FMA_PAIR = """
 __forceinline__ __device__ unsigned fma_pair_{dtype}(unsigned a, unsigned b, unsigned c) {{
   unsigned d;
   asm("fma.rn.{ptx}x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
@@ -23,7 +23,7 @@ __forceinline__ __device__ unsigned fma_pair_{dtype}(unsigned a, unsigned b, uns
 }}
 """
 # One instruction, which the compiler does not make of & and | with two constants.
-_AND_OR = """
+AND_OR = """
 __forceinline__ __device__ unsigned and_or(unsigned word, unsigned mask, unsigned magic) {
   unsigned d;
   asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(d) : "r"(word), "r"(mask), "r"(magic));
@@ -115,8 +115,8 @@ class Dequantizer:
         text = _TEXTS[what, self.dtype]
         if what == "bytes" and self.dtype == "bfloat16":
             return text
-        words = _AND_OR if what == "nibbles" else ""
-        return words + _FMA_PAIR.format(dtype=self.dtype, ptx=PTX_TYPES[self.dtype]) + text
+        words = AND_OR if what == "nibbles" else ""
+        return words + FMA_PAIR.format(dtype=self.dtype, ptx=PTX_TYPES[self.dtype]) + text
 
 
 _TEXTS = {

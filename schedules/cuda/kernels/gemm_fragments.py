@@ -18,7 +18,7 @@ from tvmops.schedules.cuda.words import c_call, do
 
 STEPS = 2  # of 8 along k, of a set
 _ROWS = 64  # of a wgmma
-_LOAD_TWO = """
+LOAD_TWO = """
 __forceinline__ __device__ void load_two_words(unsigned* to, unsigned from) {
   asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "r"(from) : "memory");
 }
@@ -65,7 +65,7 @@ class Fragments:
                 for i, place in enumerate(self.places):
                     address = place + T.Cast("uint32", stage * self.of.stage_bytes + inside)
                     to = T.address_of(self.words[self._at(half, step, block) + i * 2])
-                    do(c_call("void", "load_two_words", to, address, source=_LOAD_TWO))
+                    do(c_call("void", "load_two_words", to, address, source=LOAD_TWO))
 
     def multiply(
         self, other: Operand, base: Any, stage: Any, half: Any, sums: Any, columns: int, adds: Any

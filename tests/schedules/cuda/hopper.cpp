@@ -78,15 +78,17 @@ void send(unsigned to, unsigned barrier, int rank, const float* values, int coun
 void load_box(unsigned to, const void* view, const Place& place, unsigned address, int rank) {
   auto& barrier = barrier_of(rank, address);
   const CUtensorMap map = *static_cast<const CUtensorMap*>(view);  // its thread may end before it is read
+  const bool plain = map.item == 8;  // rows that are not swizzled
   const unsigned row = map.box[0] * map.item;
-  if (to % (8 * row)) fail("a box that is not aligned");
+  if (to % (plain ? 128 : 8 * row)) fail("a box that is not aligned");
   barrier.group.stirred = true;
   barrier.copies.push_back([=, &barrier] {
     each_of_box(map, place, [&](unsigned offset, const char* element) {
-      uint8_t* at = shared(swizzled(to + offset, row), 2);
-      std::memset(at, 0, 2);
-      if (element) std::memcpy(at, element, 2);
-      barrier.bytes -= 2;
+      const int item = plain ? 8 : 2;
+      uint8_t* at = shared(plain ? to + offset : swizzled(to + offset, row), item);
+      std::memset(at, 0, item);
+      if (element) std::memcpy(at, element, item);
+      barrier.bytes -= item;
     });
   });
 }
@@ -184,18 +186,19 @@ static void multiply_words(float** sums, int columns, const uint64_t* told, Plac
   multiply_rows<of_b, depth>(sums, columns, fill, told[4], told[5] != 0);
 }
 template <float (*to_float)(uint16_t)>
-static void multiply_pairs(float** sums, int columns, const uint64_t* told) {
+static void multiply_pairs(bool b_across, float** sums, int columns, const uint64_t* told) {
   auto place = [](std::array<float, 16>& row, int half, int other, uint32_t pair) {
     row[half * 8 + other * 2] = to_float(pair);
     row[half * 8 + other * 2 + 1] = to_float(pair >> 16);
   };
-  multiply_words<half_of_turned<to_float>, 16>(sums, columns, told, place);
+  if (b_across) return multiply_words<half_of_turned<to_float>, 16>(sums, columns, told, place);
+  multiply_words<half_of_matrix<to_float>, 16>(sums, columns, told, place);
 }
-void multiply_registers(Kind kind, float** sums, int columns, const uint64_t* told) {
+void multiply_registers(Kind kind, bool b_across, float** sums, int columns, const uint64_t* told) {
   auto place = [](std::array<float, 8>& row, int half, int other, uint32_t word) { row[half * 4 + other] = as_tf32(word); };
   if (kind == TF32) return multiply_words<tf32_of_matrix, 8>(sums, columns, told, place);
   const auto multiply = kind == BF16 ? multiply_pairs<from_bfloat16> : multiply_pairs<from_half>;
-  multiply(sums, columns, told);
+  multiply(b_across, sums, columns, told);
 }
 
 }  // namespace emulator

@@ -37,7 +37,7 @@ void finish_products(size_t left);
 enum Kind { BF16, F16, TF32 };
 void multiply_warpgroup(Kind kind, bool a_across, bool b_across, float** sums, int columns, const uint64_t* told);
 // The same of a first factor in registers, four words of a thread, which are read before what comes next may change them.
-void multiply_registers(Kind kind, float** sums, int columns, const uint64_t* told);
+void multiply_registers(Kind kind, bool b_across, float** sums, int columns, const uint64_t* told);
 // Of the arguments of a wgmma: where its sums are, and what it is told.
 static inline float* sum_of(float& sum) { return &sum; }
 template <typename T> static inline float* sum_of(const T&) { return nullptr; }
@@ -144,17 +144,25 @@ static inline void tvm_builtin_ptx_bar_arrive_arrive(uint32_t name, uint32_t thr
   ++group.round;
 }
 static inline void tvm_builtin_cuda_warpgroup_sync(int name) { tvm_builtin_ptx_bar_sync_count_sync(name, 128); }
-#define MULTIPLY_REGISTERS(kind, Kind, depth, columns, ends)                                                                      \
+#define MULTIPLY_REGISTERS(kind, Kind, b_across, depth, columns, ends)                                                                      \
   template <typename... All>                                                                                                      \
   static inline void                                                                                                              \
   tvm_builtin_ptx_wgmma_##kind##_rs_mma_async_sync_aligned_m64n##columns##k##depth##_f32_##kind##_##kind##_##ends(All&&... all) { \
     float* sums[] = {emulator::sum_of(all)...};                                                                                   \
     const uint64_t words[] = {emulator::word_of(all)...};                                                                         \
-    emulator::multiply_registers(emulator::Kind, sums, columns, words + columns / 2);                                             \
+    emulator::multiply_registers(emulator::Kind, b_across, sums, columns, words + columns / 2);                                             \
   }
-MULTIPLY_REGISTERS(bf16, BF16, 16, 64, 1_1_1) MULTIPLY_REGISTERS(bf16, BF16, 16, 128, 1_1_1)
-MULTIPLY_REGISTERS(bf16, BF16, 16, 256, 1_1_1) MULTIPLY_REGISTERS(f16, F16, 16, 64, 1_1_1)
-MULTIPLY_REGISTERS(f16, F16, 16, 128, 1_1_1)
+#define MULTIPLY_REGISTERS_ACROSS(columns)                    \
+  MULTIPLY_REGISTERS(bf16, BF16, true, 16, columns, 1_1_1)    \
+  MULTIPLY_REGISTERS(f16, F16, true, 16, columns, 1_1_1)
+MULTIPLY_REGISTERS_ACROSS(64) MULTIPLY_REGISTERS_ACROSS(128) MULTIPLY_REGISTERS_ACROSS(256)
+#define MULTIPLY_REGISTERS_ALONG(columns)                     \
+  MULTIPLY_REGISTERS(bf16, BF16, false, 16, columns, 1_1_0)   \
+  MULTIPLY_REGISTERS(f16, F16, false, 16, columns, 1_1_0)
+MULTIPLY_REGISTERS_ALONG(8) MULTIPLY_REGISTERS_ALONG(16) MULTIPLY_REGISTERS_ALONG(24) MULTIPLY_REGISTERS_ALONG(32)
+MULTIPLY_REGISTERS_ALONG(40) MULTIPLY_REGISTERS_ALONG(48) MULTIPLY_REGISTERS_ALONG(64) MULTIPLY_REGISTERS_ALONG(96)
+MULTIPLY_REGISTERS_ALONG(128)
+static inline void store_pair(void* to, uint32_t pair) { std::memcpy(to, &pair, 4); }
 #define MULTIPLY_WARPGROUP(kind, Kind, a_across, b_across, depth, columns, ends)                                                  \
   template <typename... All>                                                                                                      \
   static inline void                                                                                                              \
@@ -176,7 +184,7 @@ MULTIPLY_WARPGROUPS(8) MULTIPLY_WARPGROUPS(16) MULTIPLY_WARPGROUPS(24) MULTIPLY_
 MULTIPLY_WARPGROUPS(32) MULTIPLY_WARPGROUPS(64) MULTIPLY_WARPGROUPS(128) MULTIPLY_WARPGROUPS(192) MULTIPLY_WARPGROUPS(224)
 MULTIPLY_WARPGROUPS(256) MULTIPLY_WARPGROUPS(48) MULTIPLY_WARPGROUPS(80) MULTIPLY_WARPGROUPS(96) MULTIPLY_WARPGROUPS(112)
 MULTIPLY_WARPGROUPS(144) MULTIPLY_WARPGROUPS(160) MULTIPLY_WARPGROUPS(176) MULTIPLY_WARPGROUPS(208) MULTIPLY_WARPGROUPS(240)
-#define MULTIPLY_WORDS_OF_WARPGROUP(columns) MULTIPLY_REGISTERS(tf32, TF32, 8, columns, 1_1)
+#define MULTIPLY_WORDS_OF_WARPGROUP(columns) MULTIPLY_REGISTERS(tf32, TF32, false, 8, columns, 1_1)
 MULTIPLY_WORDS_OF_WARPGROUP(16) MULTIPLY_WORDS_OF_WARPGROUP(32) MULTIPLY_WORDS_OF_WARPGROUP(64)
 MULTIPLY_WORDS_OF_WARPGROUP(128) MULTIPLY_WORDS_OF_WARPGROUP(192) MULTIPLY_WORDS_OF_WARPGROUP(256)
 MULTIPLY_WORDS_OF_WARPGROUP(80) MULTIPLY_WORDS_OF_WARPGROUP(96) MULTIPLY_WORDS_OF_WARPGROUP(112)
