@@ -49,6 +49,7 @@ from tvmops.schedules.cuda.gemm_tf32 import Tf32Across, Tf32Few, Tf32Gemm, Tf32M
 from tvmops.schedules.cuda.gemm_tf32_padded import Tf32Padded
 from tvmops.schedules.cuda.gemm_turned import TurnedGemm
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
+from tvmops.schedules.cuda.long_rows import LongRows
 from tvmops.schedules.cuda.rows import CudaRows
 from tvmops.schedules.cuda.weight_only import WeightOnlyMma
 from tvmops.schedules.cuda.weight_only_stream import WeightOnlyStream
@@ -107,6 +108,7 @@ TEMPLATES: tuple[Template, ...] = (
     PoolAttention(),
     VarlenAttention(),
     CudaRows(),
+    LongRows(),
     WeightOnlyStream(),
     WeightOnlyMma(),
     DepthwiseConv(),

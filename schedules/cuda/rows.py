@@ -84,7 +84,7 @@ class CudaRows(Template):
         return workload.replace(**changes)
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
-        return RowKernel(_shape(workload), tiles_of(config, target)).module()
+        return RowKernel(row_shape(workload), tiles_of(config, target)).module()
 
 
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:
@@ -142,7 +142,7 @@ def _registers(workload: Workload, config: Config) -> int:
     return _OTHER_REGISTERS + values + (raw if config.number("resident") or added else 0)
 
 
-def _shape(workload: Workload) -> RowShape:
+def row_shape(workload: Workload) -> RowShape:
     flags: Mapping[str, bool]
     mask_rows: Extent = 0
     if workload.op == "softmax":
@@ -153,7 +153,7 @@ def _shape(workload: Workload) -> RowShape:
     return RowShape(
         op=workload.op,
         rows=extent(workload, "rows"),
-        cols=workload.dims("cols")[0],
+        cols=extent(workload, "cols"),
         dtype=str(workload["dtype"]),
         mask_rows=mask_rows,
         **flags,
