@@ -20,7 +20,8 @@ from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 _NORMS = ("layer_norm", "rms_norm")
-_THREADS = (64, 128, 256, 512, 1024)
+_THREADS = (64, 96, 128, 192, 256, 320, 512, 640, 1024)
+_KEPT = (0, 1, 2, 3, 4, 5, 6, 7, 8)
 _CLUSTERS = (1, 2, 4, 8, 16)
 _HOPPER = 90
 _OTHER_REGISTERS = 40
@@ -39,7 +40,7 @@ class LongRows(Template):
         knobs = (
             Knob("threads", _THREADS),
             Knob("cluster", _CLUSTERS if _has_clusters(target) else (1,)),
-            Knob("kept", (0, 1, 2, 3, 4, 5, 6, 8)),
+            Knob("kept", _KEPT),
             Knob("depth", (0, 1, 2, 4)),
             Knob("ahead", (False, True) if _factors(workload) else (False,)),
             Knob("stream", (False, True)),
@@ -51,7 +52,7 @@ class LongRows(Template):
             Config.of(threads=threads, cluster=cluster, kept=kept, depth=depth, ahead=False, stream=True)
             for threads in _THREADS
             for cluster in (_CLUSTERS if _has_clusters(target) else (1,))
-            for kept in (0, 1, 2, 3, 4, 5, 6, 8)
+            for kept in _KEPT
             for depth in (0, 4)
         ]
         legal = [config for config in configs if is_legal(config, workload, target)]

@@ -234,11 +234,22 @@ class LongRowKernel:
         slots = t.cluster * t.warps
         if slots > 1:
             self._send()
-            lanes = min(slots, WARP)
-            places = [self.lane % lanes + i * WARP for i in range(-(-slots // WARP))]
-            shares = [[self.slots[place, i] for i in range(stats.floats)] for place in places]
-            stats.join([[Scalar(value, "float32")() for value in share] for share in shares], lanes)
+            lanes = min(1 << (slots - 1).bit_length(), WARP)
+            stats.join([self._share(self.lane % lanes + i) for i in range(0, slots, WARP)], lanes)
         stats.finish()
+
+    def _share(self, place: Any) -> list[Any]:
+        """Return what a warp has sent, of the slots beyond the last nothing."""
+        t, stats = self.tiles, self.stats
+        slots = t.cluster * t.warps
+        own = self.slots
+        if slots & (slots - 1) == 0:
+            return [Scalar(own[place, i], "float32")() for i in range(stats.floats)]
+        there = T.Bind(tirx.min(place, slots - 1))
+        return [
+            Scalar(tirx.Select(place < slots, own[there, i], T.float32(nothing)), "float32")()
+            for i, nothing in enumerate(stats.nothing())
+        ]
 
     def _send(self) -> None:
         t, own = self.tiles, [each() for each in self.stats.of]

@@ -28,7 +28,7 @@ from tvmops.schedules.cuda.words import Scalar, do, when
 class RowShape:
     op: str
     rows: Extent
-    cols: int
+    cols: Extent
     dtype: str
     weight: bool = False
     bias: bool = False
@@ -62,8 +62,9 @@ class RowTiles:
 
 class RowKernel:
     def __init__(self, shape: RowShape, tiles: RowTiles) -> None:
-        self.shape, self.tiles = shape, tiles
-        self.width = vector_width(shape.dtype, shape.cols)
+        assert isinstance(shape.cols, int), "a row's registers must be counted"
+        self.shape, self.tiles, self.cols = shape, tiles, shape.cols
+        self.width = vector_width(shape.dtype, self.cols)
         self.parts = parts_of(shape.dtype, self.width)  # registers of a vector as it lies in memory
 
     def module(self) -> IRModule:
@@ -77,13 +78,13 @@ class RowKernel:
         return IRModule({"main": builder.get().with_attr("global_symbol", "main")})
 
     def _arguments(self) -> None:
-        shape, whole = self.shape, (self.shape.rows, self.shape.cols)
+        shape, whole = self.shape, (self.shape.rows, self.cols)
         inputs: dict[str, tuple[Extent, ...]] = {"x": whole}
-        inputs |= {name: (shape.cols,) for name in ("weight", "bias") if getattr(shape, name)}
+        inputs |= {name: (self.cols,) for name in ("weight", "bias") if getattr(shape, name)}
         if shape.residual:
             inputs["residual"] = whole
         if self.has_mask:
-            inputs["mask"] = (shape.mask_rows, shape.cols)
+            inputs["mask"] = (shape.mask_rows, self.cols)
         self.arrays = {name: self._array(name, size) for name, size in inputs.items()}
         norms = shape.op != "softmax"
         if norms or shape.scaled:
@@ -106,7 +107,7 @@ class RowKernel:
         self.thread = self.warp * WARP + self.lane
         column = self.thread % tiles.threads
         self._shared_memory()
-        self.row = RowValues(self.shape.cols, self.width, tiles.threads, column)
+        self.row = RowValues(self.cols, self.width, tiles.threads, column)
         length = self.row.steps * self.parts
         self.raw = {name: T.alloc_local((length,), "uint32") for name in self._read_once()}
         self.group, self.parity = Scalar(block), Scalar(0)
@@ -132,7 +133,7 @@ class RowKernel:
         self.kept: dict[str, Any] = {}
         if self.tiles.stays and self.tiles.keep:
             for name in self._factors():
-                self.kept[name] = pool.alloc((self.shape.cols,), self.shape.dtype, align=16)
+                self.kept[name] = pool.alloc((self.cols,), self.shape.dtype, align=16)
         pool.commit()
 
     def _read_once(self) -> list[str]:
@@ -208,9 +209,9 @@ class RowKernel:
         """Copy weight and bias to shared memory: they serve all rows of this block."""
         if not self.kept:
             return
-        with T.serial(ceildiv(self.shape.cols, self.tiles.block)) as step:
+        with T.serial(ceildiv(self.cols, self.tiles.block)) as step:
             at = step * self.tiles.block + self.thread
-            with when(at < self.shape.cols):
+            with when(at < self.cols):
                 for name, kept in self.kept.items():
                     T.buffer_store(kept, self.arrays[name][at], [at])
         do(T.cuda.cta_sync())
