@@ -24,7 +24,7 @@ _THREADS = (64, 96, 128, 192, 256, 320, 512, 640, 1024)
 _KEPT = (0, 1, 2, 3, 4, 5, 6, 7, 8)
 _CLUSTERS = (1, 2, 4, 8, 16)
 _HOPPER = 90
-_OTHER_REGISTERS = 40
+_OTHER_REGISTERS = 32
 
 
 class LongRows(Template):
@@ -44,12 +44,13 @@ class LongRows(Template):
             Knob("depth", (0, 1, 2, 4)),
             Knob("ahead", (False, True) if _factors(workload) else (False,)),
             Knob("stream", (False, True)),
+            Knob("resident", (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
     def default(self, workload: Workload, target: Target) -> Config:
         configs = [
-            Config.of(threads=threads, cluster=cluster, kept=kept, depth=depth, ahead=False, stream=True)
+            Config.of(threads=threads, cluster=cluster, kept=kept, depth=depth, ahead=False, stream=True, resident=1)
             for threads in _THREADS
             for cluster in (_CLUSTERS if _has_clusters(target) else (1,))
             for kept in _KEPT
@@ -59,7 +60,7 @@ class LongRows(Template):
         return min(legal, key=lambda config: self.estimate(workload, target, config))
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        config = Config.of(threads=512, cluster=1, kept=0, depth=2, ahead=False, stream=False)
+        config = Config.of(threads=512, cluster=1, kept=0, depth=2, ahead=False, stream=False, resident=2)
         return [GenericKernel(ranges={}, config=config)]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
@@ -93,8 +94,8 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     assert target.gpu is not None
     tiles, width = tiles_of(config), full_width(str(workload["dtype"]))
     step = tiles.team * width
-    registers = tiles.threads * _registers(workload, config)
-    if registers > target.gpu.block_registers or (tiles.ahead and not tiles.kept):
+    registers = tiles.resident * tiles.threads * _registers(workload, config)
+    if tiles.resident * tiles.threads > 2048 or registers > target.gpu.block_registers or (tiles.ahead and not tiles.kept):
         return False
     if workload["cols"] == ANY:
         return tiles.depth > 0
@@ -113,6 +114,7 @@ def tiles_of(config: Config) -> LongTiles:
         depth=config.number("depth"),
         ahead=bool(config["ahead"]),
         stream=bool(config["stream"]),
+        resident=config.number("resident"),
     )
 
 

@@ -36,6 +36,7 @@ class LongTiles:
     depth: int  # those of the rest that it has on their way at once; 0: there is no rest
     ahead: bool  # weight and bias come before the blocks meet
     stream: bool  # writes pass the caches
+    resident: int  # blocks for which a multiprocessor is to have registers
 
     @property
     def team(self) -> int:
@@ -58,7 +59,7 @@ class LongRowKernel:
             T.func_name("main")
             self._arguments()
             T.device_entry()
-            with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
+            with T.attr({"tirx.launch_bounds_min_blocks_per_sm": self.tiles.resident}):
                 self._body()
         return IRModule({"main": builder.get().with_attr("global_symbol", "main")})
 

@@ -20,8 +20,10 @@ H200 = target("nvidia-h200")
 GUARD = 64  # elements
 
 
-def config(threads: int, cluster: int = 1, kept: int = 0, depth: int = 0, ahead: bool = False) -> Config:
-    return Config.of(threads=threads, cluster=cluster, kept=kept, depth=depth, ahead=ahead, stream=True)
+def config(threads: int, cluster: int = 1, kept: int = 0, depth: int = 0, ahead: bool = False, resident: int = 1) -> Config:
+    return Config.of(
+        threads=threads, cluster=cluster, kept=kept, depth=depth, ahead=ahead, stream=True, resident=resident
+    )
 
 
 def norm(op: str = "layer_norm", **changes: object) -> Workload:
