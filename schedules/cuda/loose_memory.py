@@ -12,7 +12,7 @@ from tvmops.schedules.cuda.words import c_call, do
 
 # `column` counts from the row's first element, and may lie before it; elements outside are 0.
 _LOAD = """
-__forceinline__ __device__ void {name}(unsigned* out, const void* row, int column, int cols) {{
+__forceinline__ __device__ void {name}(unsigned* out, const void* row, int column, int cols{more}) {{
   const {bits}* from = static_cast<const {bits}*>(row) + column;
   if (column >= 0 && column + {width} <= cols) {{
 {whole}
@@ -31,9 +31,8 @@ _ALIGNED = """
     return;"""
 # Two aligned vectors, moved by whole registers and then by bits.
 _SHIFTED = """
-    const unsigned ahead = reinterpret_cast<unsigned long long>(from) % 16;
     const uint4* at = reinterpret_cast<const uint4*>(reinterpret_cast<const char*>(from) - ahead);
-    if (ahead == 0 || reinterpret_cast<const {bits}*>(at + 2) <= static_cast<const {bits}*>(row) + cols) {{
+    if (ahead == 0 || column + 2 * {width} - ahead / static_cast<int>(sizeof({bits})) <= cols) {{
       const uint4 low = {load}(at), high = ahead ? {load}(at + 1) : low;
       unsigned parts[8] = {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
 #pragma unroll
@@ -73,16 +72,20 @@ def full_width(dtype: str) -> int:
 
 
 def load_loose(
-    registers: Any, at: int, row: Any, column: Any, cols: Any, dtype: str, how: str, aligned: bool
+    registers: Any, at: int, row: Any, column: Any, cols: Any, dtype: str, how: str, ahead: Any = 0
 ) -> None:
     """Read a vector of `row` from `column` on to the 32-bit `registers[at:]`; what is outside is 0.
 
-    `how` is CUDA's function for it. Vectors within the row are `aligned` in memory, or may begin anywhere.
+    `how` is CUDA's function for it. The vector begins `ahead` bytes after an aligned place.
     """
+    aligned = isinstance(ahead, int) and ahead == 0
     name = f"load_{'part' if aligned else 'shifted'}_{dtype}_{how.strip('_')}"
-    whole = (_ALIGNED if aligned else _SHIFTED).format(load=how, bits=BITS[dtype])
-    source = _LOAD.format(name=name, bits=BITS[dtype], width=full_width(dtype), whole=whole)
-    do(c_call("void", name, T.address_of(registers[at]), row, column, cols, source=source))
+    width = full_width(dtype)
+    whole = (_ALIGNED if aligned else _SHIFTED).format(load=how, bits=BITS[dtype], width=width)
+    more = "" if aligned else ", int ahead"
+    source = _LOAD.format(name=name, bits=BITS[dtype], width=width, whole=whole, more=more)
+    place = [T.address_of(registers[at]), row, column, cols]
+    do(c_call("void", name, *place, *([] if aligned else [ahead]), source=source))
 
 
 def store_loose(row: Any, column: Any, cols: Any, floats: Any, at: int, dtype: str, once: bool) -> None:

@@ -21,11 +21,16 @@ from tvmops.schedules.cuda.kernels.row_stats import NormStats, RowStats, Softmax
 from tvmops.schedules.cuda.kernels.row_values import WARP
 from tvmops.schedules.cuda.kernels.rows import RowShape
 from tvmops.schedules.cuda.loose_memory import full_width, load_loose, store_loose
-from tvmops.schedules.cuda.row_memory import unpack
+from tvmops.schedules.cuda.row_memory import VECTOR_BYTES, load_vector, unpack
 from tvmops.schedules.cuda.words import Barriers, Scalar, c_call, do, ptx, tie, when
 
 PARTS = 4  # registers of a vector
 _SLOT = 4  # floats of a share, at most
+_KEEP = """
+__forceinline__ __device__ void keep_vector(void* place, const unsigned* vector) {
+  *static_cast<uint4*>(place) = uint4{vector[0], vector[1], vector[2], vector[3]};
+}
+"""
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,18 @@ class LongTiles:
     ahead: bool  # weight and bias come before the blocks meet
     stream: bool  # writes pass the caches
     resident: int  # blocks for which a multiprocessor is to have registers
+    stays: bool  # these take row after row that begin alike: what weight and bias are beside is the same
+    multiprocessors: int
 
     @property
     def team(self) -> int:
         """Threads that share a row."""
         return self.threads * self.cluster
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that stay; as many rows further on, one begins as this does."""
+        return self.resident * self.multiprocessors // VECTOR_BYTES * VECTOR_BYTES
 
     @property
     def warps(self) -> int:
@@ -82,36 +94,90 @@ class LongRowKernel:
 
     def _body(self) -> None:
         t = self.tiles
-        block = T.cta_id([self.shape.rows * t.cluster])
+        block = T.cta_id([t.blocks if t.stays else self.shape.rows * t.cluster])
         self.rank = T.cta_id_in_cluster([t.cluster]) if t.cluster > 1 else 0
         self.warp, self.lane = T.warp_id([t.warps]), T.lane_id([WARP])
         self.thread = self.warp * WARP + self.lane
-        self.row = T.Bind(T.truncdiv(block, t.cluster))
+        row = T.Bind(T.truncdiv(block, t.cluster))
         # Through variables, lest what the launch computes becomes arguments of the kernel.
         self.cols = self.shape.cols if isinstance(self.shape.cols, int) else T.Bind(Scalar(self.shape.cols)())
-        start = T.Cast("int64", self.row) * T.Cast("int64", self.cols)
-        shift = 0 if self.aligned else T.Cast("int32", T.truncmod(start, T.int64(self.width)))
+        shift = 0 if self.aligned else T.Bind(self._begin_of(row))
         self.first = T.Bind((self.rank * t.threads + self.thread) * self.width - shift)
-        self.stats = self._stats()
+        self.ahead = 0 if self.aligned else T.Bind(self._bytes_ahead(0, shift))
+        self.floats, self.more = (T.alloc_local((self.width,), "float32") for _ in range(2))
+        self.factor = T.alloc_local((PARTS,), "uint32")
         self._begin_to_meet()
-        self.names = {"once": [n for n in self.arrays if n not in ("weight", "bias")]}
-        self.names["factors"] = [n for n in self.arrays if n in ("weight", "bias")]
-        self.floats = T.alloc_local((self.width,), "float32")
-        self.more = T.alloc_local((self.width,), "float32")
-        kept = self._registers("once", t.kept)
-        self._load(kept, range(t.kept), self._column, "__ldcs")
-        factors = self._registers("factors", t.kept if t.ahead else 0)
-        self._load(factors, range(t.kept) if t.ahead else range(0), self._column, "__ldg")
-        for step in range(t.kept):
-            self._absorb(kept, step, self._column(step), self._is_whole(step))
-        self._each_of_rest("__ldg", lambda raw, step, column: self._absorb(raw, step, column, False))
-        self._meet()
-        for raw in (*kept.values(), *factors.values()):
-            if t.kept:
-                tie(raw, t.kept * PARTS, "r")  # unpacked again: floats of all would take more registers
-        for step in range(t.kept):
-            self._finish(kept, step, self._column(step), factors if t.ahead else None)
-        self._each_of_rest("__ldcs", lambda raw, step, column: self._finish(raw, step, column, None))
+        if t.stays:
+            self._take_rows(row)
+        else:
+            self._take_row(row, shift)
+
+    def _begin_of(self, row: Any) -> Any:
+        """Return how many elements after an aligned place a row begins."""
+        return T.Cast("int32", T.truncmod(T.Cast("int64", row) * T.Cast("int64", self.cols), T.int64(self.width)))
+
+    def _bytes_ahead(self, begin: Any, shift: Any) -> Any:
+        """Return how far after an aligned place vectors are of an array's row, where those of x are aligned."""
+        return T.truncmod(begin - shift + self.width, self.width) * (VECTOR_BYTES // self.width)
+
+    def _take_row(self, row: Any, shift: Any) -> None:
+        t = self.tiles
+        self.mask_ahead = 0
+        if "mask" in self.arrays and not self.aligned:
+            self.mask_ahead = T.Bind(self._bytes_ahead(self._begin_of(T.truncmod(row, self.shape.mask_rows)), shift))
+        self.stats = self._stats()
+        kept = self._registers(self._names(False), t.kept)
+        self._load(kept, range(t.kept), row, self._column, "__ldcs")
+        self.factors = self._registers(self._names(True), t.kept if t.ahead else 0)
+        self._load(self.factors, range(t.kept), row, self._column, "__ldg")
+        self._absorb_kept(kept, row)
+        self._each_of_rest(row, "__ldg", lambda raw, step, column: self._absorb(raw, step, row, column, False))
+        self._meet(0)
+        self._finish_kept({**kept, **self.factors}, kept, row)
+        self._each_of_rest(row, "__ldcs", lambda raw, step, column: self._finish(raw, step, row, column, None))
+
+    def _take_rows(self, first: Any) -> None:
+        t, parity = self.tiles, Scalar(0)
+        self.mask_ahead, self.factors = 0, {}
+        kept, coming = (self._registers(self._names(False), t.kept) for _ in range(2))
+        for name in self._names(True):
+            for step in range(t.kept):
+                self._load_vector(name, self.factor, 0, first, self._column(step), "__ldg")
+                do(c_call("void", "keep_vector", self._place(name, step), self.factor.ptr_to([0]), source=_KEEP))
+        own = Scalar(first)
+        with when(own() < self.shape.rows):
+            self._load(kept, range(t.kept), first, self._column, "__ldcs")
+        with T.While(own() < self.shape.rows):
+            row = T.Bind(own())
+            self.stats = self._stats()
+            self._absorb_kept(kept, row)
+            with when(row + t.blocks < self.shape.rows):
+                self._load(coming, range(t.kept), row + t.blocks, self._column, "__ldcs")
+            self._meet(parity())
+            self._finish_kept(kept, kept, row)
+            for name, registers in kept.items():
+                for i in range(t.kept * PARTS):
+                    T.buffer_store(registers, coming[name][i], [i])
+            own.set(row + t.blocks)
+            parity.set(parity() ^ 1)
+
+    def _place(self, name: str, step: int) -> Any:
+        """Return where this thread keeps a vector of weight or bias."""
+        return self.held[name].ptr_to([step * self.tiles.threads + self.thread, 0])
+
+    def _names(self, factors: bool) -> list[str]:
+        return [name for name in self.arrays if (name in ("weight", "bias")) == factors]
+
+    def _absorb_kept(self, kept: dict[str, Any], row: Any) -> None:
+        for step in range(self.tiles.kept):
+            self._absorb(kept, step, row, self._column(step), self._is_whole(step))
+
+    def _finish_kept(self, registers: dict[str, Any], kept: dict[str, Any], row: Any) -> None:
+        count = self.tiles.kept
+        for raw in registers.values() if count else ():
+            tie(raw, count * PARTS, "r")  # unpacked again: floats of all would take more registers
+        for step in range(count):
+            self._finish(kept, step, row, self._column(step), step)
 
     def _stats(self) -> RowStats:
         if self.shape.op == "softmax":
@@ -129,35 +195,36 @@ class LongRowKernel:
         end = (step + 1) * self.tiles.team * self.width
         return (step > 0 or self.aligned) and isinstance(self.shape.cols, int) and end <= self.shape.cols
 
-    def _registers(self, kind: str, vectors: int) -> dict[str, Any]:
-        length = max(1, vectors * PARTS)
-        return {name: T.alloc_local((length,), "uint32") for name in self.names[kind]} if vectors else {}
+    def _registers(self, names: list[str], vectors: int) -> dict[str, Any]:
+        return {name: T.alloc_local((vectors * PARTS,), "uint32") for name in names} if vectors else {}
 
-    def _load(self, raw: dict[str, Any], steps: range, column: Callable[[int], Any], how: str) -> None:
+    def _load(
+        self, raw: dict[str, Any], steps: range, row: Any, column: Callable[[int], Any], how: str
+    ) -> None:
         for step in steps:
             for name, registers in raw.items():
-                self._load_vector(name, registers, step, column(step), how)
+                self._load_vector(name, registers, step, row, column(step), how)
 
-    def _load_vector(self, name: str, registers: Any, step: int, column: Any, how: str) -> None:
-        array, row = self.arrays[name], self.row
+    def _load_vector(self, name: str, registers: Any, step: int, row: Any, column: Any, how: str) -> None:
+        array, ahead = self.arrays[name], 0
         if name in ("weight", "bias"):
-            pointer = array.ptr_to([0])
+            pointer, ahead = array.ptr_to([0]), self.ahead
+        elif name == "mask":
+            pointer, ahead = array.ptr_to([T.truncmod(row, self.shape.mask_rows), 0]), self.mask_ahead
         else:
-            own = T.truncmod(row, self.shape.mask_rows) if name == "mask" else row
-            pointer = array.ptr_to([T.Cast("int64", own), 0])
-        aligned = self.aligned or name in ("x", "residual")  # as the row of `out` is
-        load_loose(registers, step * PARTS, pointer, column, self.cols, self.shape.dtype, how, aligned)
+            pointer = array.ptr_to([T.Cast("int64", row), 0])
+        load_loose(registers, step * PARTS, pointer, column, self.cols, self.shape.dtype, how, ahead)
 
-    def _each_of_rest(self, how: str, visit: Callable[[dict[str, Any], int, Any], None]) -> None:
+    def _each_of_rest(self, row: Any, how: str, visit: Callable[[dict[str, Any], int, Any], None]) -> None:
         """Read what no thread keeps, `depth` vectors at once."""
         t = self.tiles
         if not t.depth:
             return
-        raw = self._registers("once", t.depth)
+        raw = self._registers(self._names(False), t.depth)
         column = Scalar(self._column(t.kept))
         stride = t.team * self.width
         with T.While(column() < self.cols):
-            self._load(raw, range(t.depth), lambda step: column() + step * stride, how)
+            self._load(raw, range(t.depth), row, lambda step: column() + step * stride, how)
             for step in range(t.depth):
                 visit(raw, step, column() + step * stride)
             column.set(column() + t.depth * stride)
@@ -177,49 +244,60 @@ class LongRowKernel:
         for i in range(self.width):
             T.buffer_store(self.floats, change(i), [i])
 
-    def _absorb(self, raw: dict[str, Any], step: int, column: Any, whole: bool) -> None:
+    def _absorb(self, raw: dict[str, Any], step: int, row: Any, column: Any, whole: bool) -> None:
         self._sum_up(raw, step)
         if self.sum is not None:
-            self._store(self.sum, column)
+            self._store(self.sum, row, column)
         values = [self.floats[i] for i in range(self.width)]
         if whole:
-            self.stats.absorb(values, None, self.width)
+            self.stats.absorb(values, self.width, None)
             return
+        inside = tirx.min(column + self.width, self.cols) - tirx.max(column, 0)
+        count = T.Bind(tirx.max(inside, 0))
 
-        def inside(i: int) -> Any:
-            return tirx.all(column + i >= 0, column + i < self.cols)
+        def fill(value: Any) -> None:
+            def filled(i: int) -> Any:
+                return tirx.Select(tirx.all(column + i >= 0, column + i < self.cols), self.floats[i], value)
 
-        if self.stats.outside:
-            self._change(lambda i: tirx.Select(inside(i), self.floats[i], T.float32(self.stats.outside)))
-        count = tirx.min(column + self.width, self.cols) - tirx.max(column, 0)
-        count = T.Bind(tirx.max(count, 0))
-        self.stats.absorb(values, inside, count)
+            with when(count < self.width):
+                self._change(filled)
 
-    def _finish(self, raw: dict[str, Any], step: int, column: Any, factors: dict[str, Any] | None) -> None:
+        self.stats.absorb(values, count, fill)
+
+    def _finish(self, raw: dict[str, Any], step: int, row: Any, column: Any, kept: int | None) -> None:
+        """Compute and write a vector; `kept` is its number among those whose weight and bias may be kept."""
         self._sum_up(raw, step)
         self._change(lambda i: self.stats.applied(self.floats[i]))
-        at = step
-        if factors is None:
-            factors, at = self._registers("factors", 1), 0
-            self._load(factors, range(1), lambda _: column, "__ldg")
-        for name, registers in factors.items():
-            unpack(self.more, 0, registers, at * PARTS, self.shape.dtype, self.width)
+        for name in self._names(True):
+            registers, at = self.factors.get(name, self.factor), 0
+            if kept is not None and self.tiles.stays:
+                load_vector(registers, 0, self._place(name, kept), self.shape.dtype, self.width, "*")
+            elif kept is not None and self.tiles.ahead:
+                at = kept * PARTS
+            else:
+                registers = self.factor
+                self._load_vector(name, registers, 0, row, column, "__ldg")
+            unpack(self.more, 0, registers, at, self.shape.dtype, self.width)
             if name == "weight":
                 self._change(lambda i: self.floats[i] * self.more[i])
             else:
                 self._change(lambda i: self.floats[i] + self.more[i])
-        self._store(self.out, column)
+        self._store(self.out, row, column)
 
-    def _store(self, array: Any, column: Any) -> None:
-        pointer = array.ptr_to([T.Cast("int64", self.row), 0])
+    def _store(self, array: Any, row: Any, column: Any) -> None:
+        pointer = array.ptr_to([T.Cast("int64", row), 0])
         store_loose(pointer, column, self.cols, self.floats, 0, self.shape.dtype, self.tiles.stream)
 
     # The meeting of all that share a row.
 
     def _begin_to_meet(self) -> None:
         t, pool = self.tiles, SMEMPool()
-        self.slots = pool.alloc((t.cluster * t.warps, _SLOT), "float32", align=16)
+        self.slots = pool.alloc((2, t.cluster * t.warps, _SLOT), "float32", align=16)
         self.all_here = Barriers(pool, 1, 1)
+        self.held = {
+            name: pool.alloc((t.kept * t.threads, PARTS), "uint32", align=16)
+            for name in (self._names(True) if t.stays else ())
+        }
         pool.commit()
         if t.cluster > 1:
             with when(self.thread == 0):
@@ -228,37 +306,37 @@ class LongRowKernel:
             do(T.cuda.warp_sync())
             say_here()
 
-    def _meet(self) -> None:
-        """Make the statistics of this thread those of the row."""
+    def _meet(self, parity: Any) -> None:
+        """Make the statistics of this thread those of the row; rows that follow each other differ in `parity`."""
         t, stats = self.tiles, self.stats
         stats.join([[each() for each in stats.of]], WARP)
         slots = t.cluster * t.warps
         if slots > 1:
-            self._send()
+            self._send(parity)
             lanes = min(1 << (slots - 1).bit_length(), WARP)
-            stats.join([self._share(self.lane % lanes + i) for i in range(0, slots, WARP)], lanes)
+            stats.join([self._share(parity, self.lane % lanes + i) for i in range(0, slots, WARP)], lanes)
         stats.finish()
 
-    def _share(self, place: Any) -> list[Any]:
+    def _share(self, parity: Any, place: Any) -> list[Any]:
         """Return what a warp has sent, of the slots beyond the last nothing."""
         t, stats = self.tiles, self.stats
         slots = t.cluster * t.warps
         own = self.slots
         if slots & (slots - 1) == 0:
-            return [Scalar(own[place, i], "float32")() for i in range(stats.floats)]
+            return [Scalar(own[parity, place, i], "float32")() for i in range(stats.floats)]
         there = T.Bind(tirx.min(place, slots - 1))
         return [
-            Scalar(tirx.Select(place < slots, own[there, i], T.float32(nothing)), "float32")()
+            Scalar(tirx.Select(place < slots, own[parity, there, i], T.float32(nothing)), "float32")()
             for i, nothing in enumerate(stats.nothing())
         ]
 
-    def _send(self) -> None:
+    def _send(self, parity: Any) -> None:
         t, own = self.tiles, [each() for each in self.stats.of]
         place = self.rank * t.warps + self.warp
         if t.cluster == 1:
             with when(self.lane == 0):
                 for i, value in enumerate(own):
-                    T.buffer_store(self.slots, value, [place, i])
+                    T.buffer_store(self.slots, value, [parity, place, i])
             do(T.cuda.cta_sync())
             return
         await_all_here()  # memory of a block that has not begun is no place
@@ -266,6 +344,6 @@ class LongRowKernel:
             self.all_here.expect(0, t.cluster * t.warps * _SLOT * 4)
         with when(self.lane < t.cluster):
             four = own + [T.float32(0)] * (_SLOT - len(own))
-            to, barrier = self.slots.ptr_to([place, 0]), self.all_here.at(0)
+            to, barrier = self.slots.ptr_to([parity, place, 0]), self.all_here.at(0)
             do(c_call("void", "send_four", to, barrier, self.lane, *four, source=SEND_FOUR))
         do(T.cuda.mbarrier_wait_acquire_cluster(self.all_here.at(0), 0))

@@ -18,6 +18,7 @@ from tvm.tirx.script.builder import ir as T
 from tvmops.schedules.cuda.words import Scalar, c_call, exp2, shuffle_xor
 
 _LOG2_E = math.log2(math.e)
+Fill = Callable[[Any], None]
 Share = Sequence[Any]  # the floats that a thread, a warp or a block knows of a row
 
 
@@ -25,7 +26,6 @@ class RowStats(ABC):
     """`floats` that change as vectors come, and that `join` makes those of all of a warp's lanes."""
 
     floats: ClassVar[int]
-    outside: ClassVar[float] = 0.0  # what elements beyond the row must be
 
     def __init__(self, cols: Any) -> None:
         self.cols = cols
@@ -35,8 +35,8 @@ class RowStats(ABC):
         return (0.0,) * self.floats
 
     @abstractmethod
-    def absorb(self, values: list[Any], inside: Callable[[int], Any] | None, count: Any) -> None:
-        """Add a vector's `values`: all count, or, of those `inside` says so of, `count`."""
+    def absorb(self, values: list[Any], count: Any, fill: Fill | None) -> None:
+        """Add a vector's `values`, of which `count` are of the row; `fill` sets the others, now 0."""
 
     @abstractmethod
     def join(self, shares: Sequence[Share], lanes: int) -> None:
@@ -52,7 +52,7 @@ class RowStats(ABC):
 
 
 class SoftmaxStats(RowStats):
-    floats, outside = 2, -math.inf
+    floats = 2
 
     def __init__(self, cols: Any, log: bool) -> None:
         super().__init__(cols)
@@ -61,8 +61,10 @@ class SoftmaxStats(RowStats):
     def nothing(self) -> tuple[float, ...]:
         return -math.inf, 0.0
 
-    def absorb(self, values: list[Any], inside: Callable[[int], Any] | None, count: Any) -> None:
+    def absorb(self, values: list[Any], count: Any, fill: Fill | None) -> None:
         most, total = self.of
+        if fill is not None:
+            fill(tirx.const(-math.inf, "float32"))
         top = Scalar(_tree(values, tirx.max), "float32")
         top.set(tirx.max(top(), most()))
         base = Scalar(_finite(top()), "float32")
@@ -97,14 +99,13 @@ class NormStats(RowStats):
         super().__init__(cols)
         self.eps = eps
 
-    def absorb(self, values: list[Any], inside: Callable[[int], Any] | None, count: Any) -> None:
-        number, mean, squares = self.of
+    def absorb(self, values: list[Any], count: Any, fill: Fill | None) -> None:
         own = Scalar(_tree(values, _add) * _over(count), "float32")
+        if fill is not None:
+            fill(own())
         apart = [Scalar(value - own(), "float32") for value in values]
-        terms = [each() * each() for each in apart]
-        if inside is not None:
-            terms = [tirx.Select(inside(i), term, T.float32(0)) for i, term in enumerate(terms)]
-        self._add(Scalar(T.Cast("float32", count), "float32")(), own(), Scalar(_tree(terms, _add), "float32")())
+        squares = Scalar(_tree([each() * each() for each in apart], _add), "float32")
+        self._add(T.Cast("float32", count), own(), squares())
 
     def _add(self, more: Any, own: Any, own_squares: Any) -> None:
         number, mean, squares = self.of
@@ -143,7 +144,7 @@ class SquareStats(RowStats):
         super().__init__(cols)
         self.eps = eps
 
-    def absorb(self, values: list[Any], inside: Callable[[int], Any] | None, count: Any) -> None:
+    def absorb(self, values: list[Any], count: Any, fill: Fill | None) -> None:
         (squares,) = self.of
         squares.set(squares() + _tree([value * value for value in values], _add))
 
