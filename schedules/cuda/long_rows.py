@@ -1,20 +1,22 @@
-"""Softmax, LayerNorm and RMSNorm on GPUs of rows that are long, few, or begin anywhere; `kernels.long_rows` says how."""
+"""Softmax, LayerNorm and RMSNorm on GPUs of rows that are long, few, or begin anywhere.
+
+`kernels.long_rows` says how.
+"""
 
 from __future__ import annotations
 
 import math
+from itertools import product
 
 from tvm import IRModule
 
-from tvmops.schedules.cuda.extents import extent, known
+from tvmops.schedules.cuda.extents import known
 from tvmops.schedules.cuda.kernels.long_rows import PARTS, LongRowKernel, LongTiles
-from tvmops.schedules.cuda.kernels.row_values import WARP
 from tvmops.schedules.cuda.loose_memory import full_width
 from tvmops.schedules.cuda.row_memory import VECTOR_BYTES
-from tvmops.schedules.cuda.rows import row_shape
+from tvmops.schedules.cuda.rows import HOPPER, row_shape
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
-from tvmops.signatures.dtypes import bits_of
 from tvmops.signatures.softmax import LAST
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
@@ -22,10 +24,14 @@ from tvmops.workloads import Workload
 
 _NORMS = ("layer_norm", "rms_norm")
 _THREADS = (64, 96, 128, 192, 256, 320, 512, 640, 1024)
-_KEPT = (0, 1, 2, 3, 4, 5, 6, 7, 8)
 _CLUSTERS = (1, 2, 4, 8, 16)
-_HOPPER = 90
-_OTHER_REGISTERS = 32
+_KEPT = (0, 1, 2, 3, 4, 5, 6, 7, 8)
+_RESIDENT = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
+_OTHER_REGISTERS = 32  # of a thread
+_MOST_THREADS = 2048  # of a multiprocessor
+_BUSY = 1024  # threads with which one is
+_RATE = 80e9  # bytes a second that one moves at most
+_LONG = (16384, 1 << 30)  # columns
 
 
 class LongRows(Template):
@@ -38,48 +44,54 @@ class LongRows(Template):
         return workload.op in _NORMS or workload["axis"] == LAST
 
     def space(self, workload: Workload, target: Target) -> Space:
+        either = (False, True) if _factors(workload) else (False,)
         knobs = (
             Knob("threads", _THREADS),
-            Knob("cluster", _CLUSTERS if _has_clusters(target) else (1,)),
+            Knob("cluster", _clusters(target)),
             Knob("kept", _KEPT),
             Knob("depth", (0, 1, 2, 4)),
-            Knob("ahead", (False, True) if _factors(workload) else (False,)),
+            Knob("ahead", either),
             Knob("stream", (False, True)),
-            Knob("resident", (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)),
-            Knob("stays", (False, True) if _factors(workload) else (False,)),
+            Knob("resident", _RESIDENT),
+            Knob("stays", either),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
     def default(self, workload: Workload, target: Target) -> Config:
-        configs = [
-            Config.of(threads=threads, cluster=cluster, kept=kept, depth=depth, ahead=False, stream=True, resident=1, stays=False)
-            for threads in _THREADS
-            for cluster in (_CLUSTERS if _has_clusters(target) else (1,))
-            for kept in _KEPT
-            for depth in (0, 4)
-        ]
-        legal = [config for config in configs if is_legal(config, workload, target)]
+        """Return the fastest by estimate of those that keep whole rows, and of some that read them twice."""
+        aheads = (False, True) if _factors(workload) else (False,)
+        candidates = (
+            _config(threads=threads, cluster=cluster, kept=kept, depth=depth, ahead=ahead, resident=resident)
+            for threads, resident in product(_THREADS, _RESIDENT)
+            if threads * resident <= _BUSY
+            for cluster, kept, depth, ahead in product(_clusters(target), _KEPT, (0, 4), aheads)
+        )
+        legal = (config for config in candidates if is_legal(config, workload, target))
         return min(legal, key=lambda config: self.estimate(workload, target, config))
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        config = Config.of(threads=512, cluster=1, kept=0, depth=2, ahead=False, stream=False, resident=2, stays=False)
-        return [GenericKernel(ranges={}, config=config)]
+        many = GenericKernel(ranges={}, config=_config(threads=512, depth=2, resident=2))
+        if not _clusters(target)[1:]:
+            return [many]
+        few = _config(threads=256, cluster=8, kept=1, depth=2, resident=2)
+        return [GenericKernel(ranges={"rows": (1, target.cores // 2), "cols": _LONG}, config=few), many]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        """Guess the seconds."""
+        """Guess the seconds, as an H100 has them: of a block alone, of the bytes, of blocks that are late."""
         assert target.gpu is not None
-        tiles = tiles_of(config, target)
+        tiles, width = tiles_of(config, target), full_width(str(workload["dtype"]))
         rows, cols = known(workload, "rows"), known(workload, "cols")
-        size = bits_of(str(workload["dtype"])) // 8
         blocks = rows * tiles.cluster
-        side = max(1, min(2048 // tiles.threads, target.gpu.block_registers // (tiles.threads * _registers(workload, target, config))))
-        busy = min(blocks, side * target.cores)
-        waves = math.ceil(blocks / (side * target.cores))
-        rest = max(0.0, 1 - tiles.kept * tiles.team * full_width(str(workload["dtype"])) / cols)
-        flow = min(target.gpu.bandwidth, min(blocks, target.cores) * 60e9)
-        in_flight = busy * tiles.threads * 16 * (tiles.kept or tiles.depth)
-        rate = flow * min(1.0, in_flight / (target.gpu.bandwidth * 1.5e-6))
-        return (2 + 0.6 * rest) * rows * cols * size / rate + waves * 1e-7 * (1 + math.log2(tiles.team))
+        waves = blocks / (tiles.resident * target.cores)
+        steps = math.ceil(cols / (tiles.team * width))
+        rest = max(0.0, 1 - tiles.kept * tiles.team * width / cols)  # is read twice
+        nbytes = (2 + 0.6 * rest) * rows * cols * VECTOR_BYTES / width
+        rate = min(target.gpu.bandwidth * 0.9, min(blocks, target.cores) * _RATE)
+        busy = math.ceil(min(waves, 1.0) * tiles.resident) * tiles.threads / _BUSY
+        late = (math.ceil(waves) - waves) / waves**2 if waves > 1 and not tiles.stays else 0.0
+        alone = 1.3e-6 + 1.2e-9 * tiles.threads + 0.2e-6 * math.log2(tiles.cluster) + 0.1e-6 * steps
+        alone += 0.8e-6 * (rest > 0) - 0.1e-6 * tiles.ahead
+        return alone * (1 + 0.02 * waves) + nbytes / (rate * math.pow(min(1.0, busy), 0.4)) * (1 + late)
 
     def kernel_workload(self, workload: Workload) -> Workload:
         changes = {"rows": ANY}
@@ -92,25 +104,27 @@ class LongRows(Template):
 
 
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:
-    """Say whether `config` fits the machine; the only statement of the template's limits."""
+    """Say whether `config` fits the machine and the row; the only statement of the template's limits."""
     assert target.gpu is not None
     tiles, width = tiles_of(config, target), full_width(str(workload["dtype"]))
-    step = tiles.team * width
-    registers = tiles.resident * tiles.threads * _registers(workload, target, config)
-    if tiles.resident * tiles.threads > 2048 or registers > target.gpu.block_registers or (tiles.ahead and not tiles.kept):
+    threads = tiles.resident * tiles.threads
+    held = tiles.stays * _factors(workload) * tiles.kept * tiles.threads * VECTOR_BYTES
+    if (
+        threads > _MOST_THREADS
+        or threads * _registers(workload, tiles) > target.gpu.block_registers
+        or tiles.resident * (held + 2 * 1024) > target.gpu.shared_bytes
+        or (tiles.ahead and (not tiles.kept or tiles.stays))
+        or (tiles.stays and (tiles.cluster > 1 or tiles.depth > 0))
+    ):
         return False
     if workload["cols"] == ANY:
-        return tiles.depth > 0 and not tiles.stays
-    held = tiles.stays * _factors(workload) * tiles.kept * tiles.threads * VECTOR_BYTES
-    if tiles.resident * (held + 2048) > target.gpu.shared_bytes:
-        return False
-    if tiles.stays and (tiles.cluster > 1 or tiles.depth or tiles.ahead):
-        return False
+        return tiles.depth > 0
     (cols,) = workload.dims("cols")
     vectors = -(-cols // width) + (cols % width > 0)  # of a row that begins anywhere
-    all_kept = tiles.kept * tiles.team >= vectors
-    needed = (tiles.kept - 1) * tiles.team < vectors and (tiles.team == _THREADS[0] or step < 2 * cols + 2 * width)
-    return needed and all_kept == (tiles.depth == 0)
+    few_idle = tiles.team == _THREADS[0] or tiles.team < 2 * vectors
+    none_for_nothing = (tiles.kept - 1) * tiles.team < vectors
+    keeps_all = tiles.kept * tiles.team >= vectors
+    return few_idle and none_for_nothing and keeps_all == (tiles.depth == 0)
 
 
 def tiles_of(config: Config, target: Target) -> LongTiles:
@@ -127,17 +141,23 @@ def tiles_of(config: Config, target: Target) -> LongTiles:
     )
 
 
-def _has_clusters(target: Target) -> bool:
-    return target.gpu is not None and target.gpu.compute >= _HOPPER
+def _config(
+    threads: int, resident: int, cluster: int = 1, kept: int = 0, depth: int = 0, ahead: bool = False
+) -> Config:
+    knobs = {"threads": threads, "cluster": cluster, "kept": kept, "depth": depth, "ahead": ahead}
+    return Config.of(**knobs, stream=True, resident=resident, stays=False)
+
+
+def _clusters(target: Target) -> tuple[int, ...]:
+    return _CLUSTERS if target.gpu is not None and target.gpu.compute >= HOPPER else (1,)
 
 
 def _factors(workload: Workload) -> int:
     return int(bool(workload["weight"])) + int(bool(workload["bias"])) if workload.op in _NORMS else 0
 
 
-def _registers(workload: Workload, target: Target, config: Config) -> int:
+def _registers(workload: Workload, tiles: LongTiles) -> int:
     """Guess the registers of a thread; where they do not suffice, compiling says so."""
-    tiles = tiles_of(config, target)
     added = workload["mask_rows"] != 0 if workload.op == "softmax" else bool(workload["residual"])
-    raw = (tiles.kept * (1 + tiles.stays) + tiles.depth) * (1 + added) + (tiles.kept * _factors(workload) if tiles.ahead else 0)
-    return _OTHER_REGISTERS + PARTS * raw
+    vectors = (tiles.kept * (1 + tiles.stays) + tiles.depth) * (1 + added)
+    return _OTHER_REGISTERS + 12 * added + PARTS * (vectors + tiles.ahead * tiles.kept * _factors(workload))

@@ -27,6 +27,8 @@ _MOST_VALUES = 64  # of a row, in the registers of a thread
 _OTHER_REGISTERS = 26  # of a thread
 _WANTED_VALUES = 32  # enough reads in flight, and registers for several blocks side by side
 _WANTED_BLOCK = 128
+_LONG_BYTES = 32768  # of a row
+HOPPER = 90  # from here on blocks of a cluster reach each other's memory
 
 
 class CudaRows(Template):
@@ -37,7 +39,9 @@ class CudaRows(Template):
         if target.gpu is None or workload.op not in ("softmax", *_NORMS) or workload["cols"] == ANY:
             return False
         along_rows = workload.op in _NORMS or workload["axis"] == LAST
-        return along_rows and bool(_plain_configs(workload, target))
+        if not along_rows or _is_for_clusters(workload, target):
+            return False
+        return bool(_plain_configs(workload, target))
 
     def space(self, workload: Workload, target: Target) -> Space:
         factors = workload.op in _NORMS and bool(workload["weight"] or workload["bias"])
@@ -103,6 +107,15 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and max(tiles.resident, 1) * tiles.block * _registers(workload, config) <= target.gpu.block_registers
         and tiles.resident * tiles.block <= 2048
     )
+
+
+def _is_for_clusters(workload: Workload, target: Target) -> bool:
+    """Say whether rows are so few and long that several blocks had better share one."""
+    assert target.gpu is not None
+    if target.gpu.compute < HOPPER or workload["rows"] == ANY:
+        return False
+    rows, cols = workload.dims("rows", "cols")
+    return rows <= target.cores // 8 and cols * bits_of(str(workload["dtype"])) // 8 >= _LONG_BYTES
 
 
 def tiles_of(config: Config, target: Target) -> RowTiles:

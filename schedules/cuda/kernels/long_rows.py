@@ -114,7 +114,9 @@ class LongRowKernel:
 
     def _begin_of(self, row: Any) -> Any:
         """Return how many elements after an aligned place a row begins."""
-        return T.Cast("int32", T.truncmod(T.Cast("int64", row) * T.Cast("int64", self.cols), T.int64(self.width)))
+        return T.Cast(
+            "int32", T.truncmod(T.Cast("int64", row) * T.Cast("int64", self.cols), T.int64(self.width))
+        )
 
     def _bytes_ahead(self, begin: Any, shift: Any) -> Any:
         """Return how far after an aligned place vectors are of an array's row, where those of x are aligned."""
@@ -124,17 +126,23 @@ class LongRowKernel:
         t = self.tiles
         self.mask_ahead = 0
         if "mask" in self.arrays and not self.aligned:
-            self.mask_ahead = T.Bind(self._bytes_ahead(self._begin_of(T.truncmod(row, self.shape.mask_rows)), shift))
+            self.mask_ahead = T.Bind(
+                self._bytes_ahead(self._begin_of(T.truncmod(row, self.shape.mask_rows)), shift)
+            )
         self.stats = self._stats()
         kept = self._registers(self._names(False), t.kept)
         self._load(kept, range(t.kept), row, self._column, "__ldcs")
         self.factors = self._registers(self._names(True), t.kept if t.ahead else 0)
         self._load(self.factors, range(t.kept), row, self._column, "__ldg")
         self._absorb_kept(kept, row)
-        self._each_of_rest(row, "__ldg", lambda raw, step, column: self._absorb(raw, step, row, column, False))
+        self._each_of_rest(
+            row, "__ldg", lambda raw, step, column: self._absorb(raw, step, row, column, False)
+        )
         self._meet(0)
         self._finish_kept({**kept, **self.factors}, kept, row)
-        self._each_of_rest(row, "__ldcs", lambda raw, step, column: self._finish(raw, step, row, column, None))
+        self._each_of_rest(
+            row, "__ldcs", lambda raw, step, column: self._finish(raw, step, row, column, None)
+        )
 
     def _take_rows(self, first: Any) -> None:
         t, parity = self.tiles, Scalar(0)
@@ -143,7 +151,11 @@ class LongRowKernel:
         for name in self._names(True):
             for step in range(t.kept):
                 self._load_vector(name, self.factor, 0, first, self._column(step), "__ldg")
-                do(c_call("void", "keep_vector", self._place(name, step), self.factor.ptr_to([0]), source=_KEEP))
+                do(
+                    c_call(
+                        "void", "keep_vector", self._place(name, step), self.factor.ptr_to([0]), source=_KEEP
+                    )
+                )
         own = Scalar(first)
         with when(own() < self.shape.rows):
             self._load(kept, range(t.kept), first, self._column, "__ldcs")

@@ -77,7 +77,9 @@ class SoftmaxStats(RowStats):
         most, total = self.of
         top = across(_tree([share[0] for share in shares], tirx.max), tirx.max, lanes)
         base = Scalar(_finite(top), "float32")
-        total.set(across(_tree([share[1] * _power(share[0] - base()) for share in shares], _add), _add, lanes))
+        total.set(
+            across(_tree([share[1] * _power(share[0] - base()) for share in shares], _add), _add, lanes)
+        )
         most.set(top)
 
     def finish(self) -> None:

@@ -25,9 +25,7 @@ GUARD = 64  # elements
 Change = Callable[[list[Any]], None]  # of inputs
 
 
-def config(
-    threads: int, cluster: int = 1, kept: int = 0, depth: int = 0, **others: int
-) -> Config:
+def config(threads: int, cluster: int = 1, kept: int = 0, depth: int = 0, **others: int) -> Config:
     more = {"ahead": False, "stream": True, "resident": 1, "stays": False, **others}
     return Config.of(threads=threads, cluster=cluster, kept=kept, depth=depth, **more)
 

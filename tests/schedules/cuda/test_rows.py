@@ -39,8 +39,10 @@ def softmax(**changes: object) -> Workload:
         (softmax(), "nvidia-h200", True),
         (norm(dtype="float32"), "rtx-4090", True),
         (norm("rms_norm", dtype="float16", rows="*"), "cuda-sm75", True),
-        (softmax(cols=32768), "nvidia-h200", True),
+        (softmax(cols=32768, rows=64), "nvidia-h200", True),
         (softmax(cols=65536), "nvidia-h200", False),  # more than the registers of a block hold
+        (softmax(cols=32000), "nvidia-h200", False),  # few and long: blocks of a cluster share one
+        (softmax(cols=32000), "rtx-4090", True),  # which has none
         (softmax(axis="middle", inner=3), "nvidia-h200", False),
         (softmax(cols="*"), "nvidia-h200", False),
         (softmax(), "znver4", False),
@@ -51,7 +53,7 @@ def test_what_it_covers(work: Workload, machine: str, covered: bool) -> None:
 
 
 def test_no_template_for_cpus_takes_it() -> None:
-    assert [template.name for template in templates_for(norm(), H200)] == ["cuda.rows"]
+    assert [template.name for template in templates_for(norm(), H200)] == ["cuda.rows", "cuda.rows_long"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
