@@ -51,6 +51,7 @@ from tvmops.schedules.cuda.gemm_turned import TurnedGemm
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.cuda.long_rows import LongRows
 from tvmops.schedules.cuda.rows import CudaRows
+from tvmops.schedules.cuda.softmax_columns import SoftmaxColumns
 from tvmops.schedules.cuda.weight_only import WeightOnlyMma
 from tvmops.schedules.cuda.weight_only_stream import WeightOnlyStream
 from tvmops.schedules.sketch import Sketch
@@ -109,6 +110,7 @@ TEMPLATES: tuple[Template, ...] = (
     VarlenAttention(),
     CudaRows(),
     LongRows(),
+    SoftmaxColumns(),
     WeightOnlyStream(),
     WeightOnlyMma(),
     DepthwiseConv(),

@@ -59,12 +59,13 @@ class LongRows(Template):
 
     def default(self, workload: Workload, target: Target) -> Config:
         """Return the fastest by estimate of those that keep whole rows, and of some that read them twice."""
-        aheads = (False, True) if _factors(workload) else (False,)
+        either = (False, True) if _factors(workload) else (False,)
         candidates = (
-            _config(threads=threads, cluster=cluster, kept=kept, depth=depth, ahead=ahead, resident=resident)
+            _config(threads, resident, cluster, kept, depth, ahead, stays)
             for threads, resident in product(_THREADS, _RESIDENT)
             if threads * resident <= _BUSY
-            for cluster, kept, depth, ahead in product(_clusters(target), _KEPT, (0, 4), aheads)
+            for cluster, kept, depth in product(_clusters(target), _KEPT, (0, 4))
+            for ahead, stays in product(either, either)
         )
         legal = (config for config in candidates if is_legal(config, workload, target))
         return min(legal, key=lambda config: self.estimate(workload, target, config))
@@ -85,12 +86,15 @@ class LongRows(Template):
         waves = blocks / (tiles.resident * target.cores)
         steps = math.ceil(cols / (tiles.team * width))
         rest = max(0.0, 1 - tiles.kept * tiles.team * width / cols)  # is read twice
-        nbytes = (2 + 0.6 * rest) * rows * cols * VECTOR_BYTES / width
+        idle = steps * tiles.team * width / cols
+        nbytes = (2 + 0.6 * rest) * rows * cols * VECTOR_BYTES / width * math.pow(idle, 0.3)
         rate = min(target.gpu.bandwidth * 0.9, min(blocks, target.cores) * _RATE)
         busy = math.ceil(min(waves, 1.0) * tiles.resident) * tiles.threads / _BUSY
+        if _factors(workload) and cols % width and not tiles.stays:
+            nbytes *= 1.2  # instructions that shift weight and bias
         late = (math.ceil(waves) - waves) / waves**2 if waves > 1 and not tiles.stays else 0.0
         alone = 1.3e-6 + 1.2e-9 * tiles.threads + 0.2e-6 * math.log2(tiles.cluster) + 0.1e-6 * steps
-        alone += 0.8e-6 * (rest > 0) - 0.1e-6 * tiles.ahead
+        alone += 0.8e-6 * (rest > 0) - 0.1e-6 * tiles.ahead + 0.5e-6 * tiles.stays
         return alone * (1 + 0.02 * waves) + nbytes / (rate * math.pow(min(1.0, busy), 0.4)) * (1 + late)
 
     def kernel_workload(self, workload: Workload) -> Workload:
@@ -142,10 +146,16 @@ def tiles_of(config: Config, target: Target) -> LongTiles:
 
 
 def _config(
-    threads: int, resident: int, cluster: int = 1, kept: int = 0, depth: int = 0, ahead: bool = False
+    threads: int,
+    resident: int,
+    cluster: int = 1,
+    kept: int = 0,
+    depth: int = 0,
+    ahead: bool = False,
+    stays: bool = False,
 ) -> Config:
     knobs = {"threads": threads, "cluster": cluster, "kept": kept, "depth": depth, "ahead": ahead}
-    return Config.of(**knobs, stream=True, resident=resident, stays=False)
+    return Config.of(**knobs, stream=True, resident=resident, stays=stays)
 
 
 def _clusters(target: Target) -> tuple[int, ...]:

@@ -37,7 +37,7 @@ __forceinline__ __device__ void send_four(const void* place, const void* barrier
                "r"(remote), "f"(a), "f"(b), "f"(c), "f"(d), "r"(its) : "memory");
 }
 """
-_SEND_TWO = """
+SEND_TWO = """
 __forceinline__ __device__ void send_two(const void* place, const void* barrier, int rank, float a, float b) {
   unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(place)), remote;
   unsigned counter = static_cast<unsigned>(__cvta_generic_to_shared(barrier)), its;
@@ -165,7 +165,7 @@ class Meeting:
         do(c_call("void", "send_four", to, barrier, owner, *values, source=SEND_FOUR))
         with when(column == 0):
             to = kernel.received_scales.ptr_to([kernel.rank, place, 0])
-            do(c_call("void", "send_two", to, barrier, owner, most, total, source=_SEND_TWO))
+            do(c_call("void", "send_two", to, barrier, owner, most, total, source=SEND_TWO))
 
     def _finish_at(self, place: Any, column: Any) -> None:
         """Add up what all blocks have sent."""
