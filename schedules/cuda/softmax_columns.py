@@ -106,7 +106,11 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     """Say whether `config` fits the machine and the columns; the only statement of the template's limits."""
     assert target.gpu is not None
     tiles, lanes = tiles_of(config, workload), config.number("lanes")
-    raw = (tiles.kept + DEPTH) * parts_of(str(workload["dtype"]), tiles.width) * (1 + (workload["mask_rows"] != 0))
+    raw = (
+        (tiles.kept + DEPTH)
+        * parts_of(str(workload["dtype"]), tiles.width)
+        * (1 + (workload["mask_rows"] != 0))
+    )
     registers = _OTHER_REGISTERS + raw + tiles.width * (DEPTH + 2)
     threads = tiles.resident * tiles.threads
     shared = (tiles.groups + tiles.cluster) * tiles.columns * 8 + 1024
@@ -143,9 +147,7 @@ def tiles_of(config: Config, workload: Workload) -> ColumnTiles:
 
 
 def _config(threads: int, lanes: int, cluster: int, kept: int, resident: int) -> Config:
-    return Config.of(
-        threads=threads, lanes=lanes, cluster=cluster, kept=kept, resident=resident, stream=True
-    )
+    return Config.of(threads=threads, lanes=lanes, cluster=cluster, kept=kept, resident=resident, stream=True)
 
 
 def _clusters(target: Target) -> tuple[int, ...]:

@@ -10,7 +10,6 @@ import pytest
 
 from tests.schedules.cuda.compiled import compiled
 from tests.schedules.cuda.emulated import emulated, needs_emulator
-from tvmops.measure.cuda import Cubin
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.long_rows import LongRows, tiles_of
@@ -80,10 +79,9 @@ def arrays_of(work: Workload, change: Change | None) -> tuple[list[Any], list[An
         return inputs, list(op.reference(work, *(decode(array, dtype) for array in inputs)))
 
 
-def check(cubin: Cubin, work: Workload, knobs: Config, folder: Path, change: Change | None = None) -> None:
+def check(call: Callable[..., None], work: Workload, knobs: Config, change: Change | None = None) -> None:
     """Run the kernel here, amid guards, and compare."""
-    call, tiles = emulated(cubin, folder), tiles_of(knobs, H200)
-    op, dtype = op_of(work), str(work["dtype"])
+    tiles, op, dtype = tiles_of(knobs, H200), op_of(work), str(work["dtype"])
     inputs, right = arrays_of(work, change)
     arguments: dict[str, object] = dict(zip([spec.name for spec in op.inputs(work)], inputs))
     memories = []
@@ -125,7 +123,7 @@ class TestRunHere:
         assert knobs in TEMPLATE.space(work, H200)
         cubin = compiled(TEMPLATE, TEMPLATE.kernel_workload(work), H200, knobs)
         assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
-        check(cubin, work, knobs, tmp_path)
+        check(emulated(cubin, tmp_path), work, knobs)
 
 
 def unusual(drawn: list[Any]) -> None:
@@ -165,12 +163,15 @@ class TestOfAnyShape:
         self, form: Workload, shapes: list[tuple[int, int]], change: Change | None, tmp_path: Path
     ) -> None:
         pattern = form.generic()
-        for kernel in TEMPLATE.generic(pattern, H200):
+        for index, kernel in enumerate(TEMPLATE.generic(pattern, H200)):
             cubin = compiled(TEMPLATE, pattern, H200, kernel.config)
             assert cubin.report.spilled_bytes == 0
+            folder = tmp_path / str(index)
+            folder.mkdir()
+            call = emulated(cubin, folder)
             for rows, cols in shapes:
                 work = form.replace(rows=rows, cols=cols)
-                check(cubin, work, kernel.config, tmp_path, change if rows == 9 else None)
+                check(call, work, kernel.config, change if rows == 9 else None)
 
 
 @pytest.mark.parametrize("work", [softmax(cols=777, rows=9, dtype="float32"), norm("rms_norm", cols=3001)])
@@ -181,4 +182,5 @@ class TestRandomConfigs:
         knobs = TEMPLATE.space(work, H200).sample(random.Random(str(work)))
         assert knobs is not None
         change = unusual if work.op == "softmax" else None
-        check(compiled(TEMPLATE, TEMPLATE.kernel_workload(work), H200, knobs), work, knobs, tmp_path, change)
+        cubin = compiled(TEMPLATE, TEMPLATE.kernel_workload(work), H200, knobs)
+        check(emulated(cubin, tmp_path), work, knobs, change)

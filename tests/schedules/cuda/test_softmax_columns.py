@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import pytest
 
 from tests.schedules.cuda.compiled import compiled
 from tests.schedules.cuda.emulated import emulated, needs_emulator
-from tvmops.measure.cuda import Cubin
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.softmax_columns import SoftmaxColumns, tiles_of
@@ -24,9 +24,7 @@ GUARD = 64  # elements
 
 
 def config(threads: int, lanes: int, cluster: int = 1, kept: int = 0) -> Config:
-    return Config.of(
-        threads=threads, lanes=lanes, cluster=cluster, kept=kept, resident=1, stream=True
-    )
+    return Config.of(threads=threads, lanes=lanes, cluster=cluster, kept=kept, resident=1, stream=True)
 
 
 def softmax(rows: int, cols: int, inner: int, **changes: object) -> Workload:
@@ -47,16 +45,18 @@ def test_the_default_is_legal(machine: str) -> None:
             assert TEMPLATE.default(work, target(machine)) in TEMPLATE.space(work, target(machine))
 
 
-def check(cubin: Cubin, work: Workload, pattern: Workload, knobs: Config, folder: Path) -> None:
+def check(call: Callable[..., None], work: Workload, pattern: Workload, knobs: Config) -> None:
     """Run the kernel here, amid guards, with infinite elements, and compare."""
-    call, tiles, op, dtype = emulated(cubin, folder), tiles_of(knobs, pattern), op_of(work), str(work["dtype"])
+    tiles, op, dtype = tiles_of(knobs, pattern), op_of(work), str(work["dtype"])
     values: list[Any] = [decode(array, dtype).copy() for array in op.random_inputs(work, seed=1)]
     values[0][0, :, 0] = -np.inf
     values[0][-1, 0] = -np.inf
     inputs = [encode(array, dtype) for array in values]
     with np.errstate(invalid="ignore", divide="ignore"):
         (exact,) = op.reference(work, *(decode(array, dtype) for array in inputs))
-    memory = np.frombuffer(bytearray(b"\xff" * ((exact.size + 2 * GUARD) * inputs[0].itemsize)), inputs[0].dtype)
+    memory = np.frombuffer(
+        bytearray(b"\xff" * ((exact.size + 2 * GUARD) * inputs[0].itemsize)), inputs[0].dtype
+    )
     arguments: dict[str, object] = dict(zip([spec.name for spec in op.inputs(work)], inputs))
     sizes = dict(zip(("rows", "cols", "inner", "mask_rows"), work.dims("rows", "cols", "inner", "mask_rows")))
     scale = (op.scalars(work) or (0.0,))[0]
@@ -84,7 +84,7 @@ class TestRunHere:
         assert knobs in TEMPLATE.space(work, H200)
         cubin = compiled(TEMPLATE, TEMPLATE.kernel_workload(work), H200, knobs)
         assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
-        check(cubin, work, work, knobs, tmp_path)
+        check(emulated(cubin, tmp_path), work, work, knobs)
 
 
 class TestOfAnyShape:
@@ -93,13 +93,14 @@ class TestOfAnyShape:
     def test_a_generic_kernel_answers_it(self, tmp_path: Path) -> None:
         form = softmax(3, 5, 7, mask_rows=3)
         (kernel,) = TEMPLATE.generic(form.generic(), H200)
-        cubin = compiled(TEMPLATE, form.generic(), H200, kernel.config)
+        call = emulated(compiled(TEMPLATE, form.generic(), H200, kernel.config), tmp_path)
         for shape in ((3, 1, 1), (3, 50, 37), (6, 9, 64)):
             work = form.replace(**dict(zip(("rows", "cols", "inner"), shape)))
-            check(cubin, work, form.generic(), kernel.config, tmp_path)
+            check(call, work, form.generic(), kernel.config)
 
     def test_random_configs(self, tmp_path: Path) -> None:
         work, rng = softmax(2, 61, 40, dtype="float32"), random.Random(3)
         drawn = TEMPLATE.space(work, H200).sample(rng)
         assert drawn is not None
-        check(compiled(TEMPLATE, TEMPLATE.kernel_workload(work), H200, drawn), work, work, drawn, tmp_path)
+        cubin = compiled(TEMPLATE, TEMPLATE.kernel_workload(work), H200, drawn)
+        check(emulated(cubin, tmp_path), work, work, drawn)
