@@ -72,10 +72,9 @@ class SoftmaxColumns(Template):
         waves = blocks / (tiles.resident * target.cores)
         steps = math.ceil(cols / (tiles.groups * tiles.cluster))
         rest = max(0.0, 1 - tiles.kept / steps)  # is read twice
-        line = tiles.columns * _bytes(workload)
-        whole = tiles.columns >= inner  # rows of columns follow each other
-        idle = strips * tiles.columns / inner * math.pow(max(1.0, (1 if whole else _LINE / line)), 1.0)
-        nbytes = (2 + 0.6 * rest) * rows * cols * inner * _bytes(workload) * idle
+        short = 1.0 if strips == 1 else max(1.0, _LINE / (tiles.columns * _bytes(workload)))
+        moved = rows * cols * strips * tiles.columns * _bytes(workload)
+        nbytes = (2 + 0.6 * rest) * moved * short
         rate = min(target.gpu.bandwidth * 0.9, min(blocks, target.cores) * _RATE)
         busy = math.ceil(min(waves, 1.0) * tiles.resident) * tiles.threads / _BUSY
         late = (math.ceil(waves) - waves) / waves**2 if waves > 1 else 0.0

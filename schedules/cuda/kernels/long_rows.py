@@ -16,16 +16,15 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.lang.alloc_pool import SMEMPool
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cuda.kernels.attention_meeting import SEND_FOUR, await_all_here, say_here
+from tvmops.schedules.cuda.kernels.row_meeting import RowMeeting
 from tvmops.schedules.cuda.kernels.row_stats import NormStats, RowStats, SoftmaxStats, SquareStats
 from tvmops.schedules.cuda.kernels.row_values import WARP
 from tvmops.schedules.cuda.kernels.rows import RowShape
 from tvmops.schedules.cuda.loose_memory import full_width, load_loose, store_loose
 from tvmops.schedules.cuda.row_memory import VECTOR_BYTES, load_vector, unpack
-from tvmops.schedules.cuda.words import Barriers, Scalar, c_call, do, ptx, tie, when
+from tvmops.schedules.cuda.words import Scalar, c_call, do, tie, when
 
 PARTS = 4  # registers of a vector
-_SLOT = 4  # floats of a share, at most
 _KEEP = """
 __forceinline__ __device__ void keep_vector(void* place, const unsigned* vector) {
   *static_cast<uint4*>(place) = uint4{vector[0], vector[1], vector[2], vector[3]};
@@ -106,7 +105,8 @@ class LongRowKernel:
         self.ahead = 0 if self.aligned else T.Bind(self._bytes_ahead(0, shift))
         self.floats, self.more = (T.alloc_local((self.width,), "float32") for _ in range(2))
         self.factor = T.alloc_local((PARTS,), "uint32")
-        self._begin_to_meet()
+        self._shared_memory()
+        self.meeting.begin()
         if t.stays:
             self._take_rows(row)
         else:
@@ -138,7 +138,7 @@ class LongRowKernel:
         self._each_of_rest(
             row, "__ldg", lambda raw, step, column: self._absorb(raw, step, row, column, False)
         )
-        self._meet(0)
+        self.meeting.meet(self.stats, 0)
         self._finish_kept({**kept, **self.factors}, kept, row)
         self._each_of_rest(
             row, "__ldcs", lambda raw, step, column: self._finish(raw, step, row, column, None)
@@ -165,7 +165,7 @@ class LongRowKernel:
             self._absorb_kept(kept, row)
             with when(row + t.blocks < self.shape.rows):
                 self._load(coming, range(t.kept), row + t.blocks, self._column, "__ldcs")
-            self._meet(parity())
+            self.meeting.meet(self.stats, parity())
             self._finish_kept(kept, kept, row)
             for name, registers in kept.items():
                 for i in range(t.kept * PARTS):
@@ -300,62 +300,11 @@ class LongRowKernel:
         pointer = array.ptr_to([T.Cast("int64", row), 0])
         store_loose(pointer, column, self.cols, self.floats, 0, self.shape.dtype, self.tiles.stream)
 
-    # The meeting of all that share a row.
-
-    def _begin_to_meet(self) -> None:
+    def _shared_memory(self) -> None:
         t, pool = self.tiles, SMEMPool()
-        self.slots = pool.alloc((2, t.cluster * t.warps, _SLOT), "float32", align=16)
-        self.all_here = Barriers(pool, 1, 1)
+        self.meeting = RowMeeting(pool, t.warps, t.cluster, self.rank, self.warp, self.lane)
         self.held = {
             name: pool.alloc((t.kept * t.threads, PARTS), "uint32", align=16)
             for name in (self._names(True) if t.stays else ())
         }
         pool.commit()
-        if t.cluster > 1:
-            with when(self.thread == 0):
-                self.all_here.init()
-                ptx("fence.mbarrier_init.release.cluster")
-            do(T.cuda.warp_sync())
-            say_here()
-
-    def _meet(self, parity: Any) -> None:
-        """Make the statistics of this thread those of the row; rows that follow each other differ in `parity`."""
-        t, stats = self.tiles, self.stats
-        stats.join([[each() for each in stats.of]], WARP)
-        slots = t.cluster * t.warps
-        if slots > 1:
-            self._send(parity)
-            lanes = min(1 << (slots - 1).bit_length(), WARP)
-            stats.join([self._share(parity, self.lane % lanes + i) for i in range(0, slots, WARP)], lanes)
-        stats.finish()
-
-    def _share(self, parity: Any, place: Any) -> list[Any]:
-        """Return what a warp has sent, of the slots beyond the last nothing."""
-        t, stats = self.tiles, self.stats
-        slots = t.cluster * t.warps
-        own = self.slots
-        if slots & (slots - 1) == 0:
-            return [Scalar(own[parity, place, i], "float32")() for i in range(stats.floats)]
-        there = T.Bind(tirx.min(place, slots - 1))
-        return [
-            Scalar(tirx.Select(place < slots, own[parity, there, i], T.float32(nothing)), "float32")()
-            for i, nothing in enumerate(stats.nothing())
-        ]
-
-    def _send(self, parity: Any) -> None:
-        t, own = self.tiles, [each() for each in self.stats.of]
-        place = self.rank * t.warps + self.warp
-        if t.cluster == 1:
-            with when(self.lane == 0):
-                for i, value in enumerate(own):
-                    T.buffer_store(self.slots, value, [parity, place, i])
-            do(T.cuda.cta_sync())
-            return
-        await_all_here()  # memory of a block that has not begun is no place
-        with when(self.thread == 0):
-            self.all_here.expect(0, t.cluster * t.warps * _SLOT * 4)
-        with when(self.lane < t.cluster):
-            four = own + [T.float32(0)] * (_SLOT - len(own))
-            to, barrier = self.slots.ptr_to([parity, place, 0]), self.all_here.at(0)
-            do(c_call("void", "send_four", to, barrier, self.lane, *four, source=SEND_FOUR))
-        do(T.cuda.mbarrier_wait_acquire_cluster(self.all_here.at(0), 0))
