@@ -87,15 +87,19 @@ class LongRows(Template):
         steps = math.ceil(cols / (tiles.team * width))
         rest = max(0.0, 1 - tiles.kept * tiles.team * width / cols)  # is read twice
         idle = steps * tiles.team * width / cols
-        nbytes = (2 + 0.6 * rest) * rows * cols * VECTOR_BYTES / width * math.pow(idle, 0.3)
+        added = _added(workload)
+        written = 1 + (workload.op in _NORMS and added)
+        nbytes = (1 + added + written) * (1 + 0.3 * rest) * rows * cols * VECTOR_BYTES / width
+        nbytes *= math.pow(idle, 0.3)
         rate = min(target.gpu.bandwidth * 0.9, min(blocks, target.cores) * _RATE)
         busy = math.ceil(min(waves, 1.0) * tiles.resident) * tiles.threads / _BUSY
-        if _factors(workload) and cols % width and not tiles.stays:
+        if _factors(workload) and cols % width and width > 4 and not tiles.stays:
             nbytes *= 1.2  # instructions that shift weight and bias
         late = (math.ceil(waves) - waves) / waves**2 if waves > 1 and not tiles.stays else 0.0
         alone = 1.3e-6 + 1.2e-9 * tiles.threads + 0.2e-6 * math.log2(tiles.cluster) + 0.1e-6 * steps
         alone += 0.8e-6 * (rest > 0) - 0.1e-6 * tiles.ahead + 0.5e-6 * tiles.stays
-        return alone * (1 + 0.02 * waves) + nbytes / (rate * math.pow(min(1.0, busy), 0.4)) * (1 + late)
+        flow = nbytes / (rate * math.pow(min(1.0, busy), 0.4)) * (1 + late)
+        return flow + alone + 0.02 * alone * waves + 0.4 * max(0.0, 2 * alone * waves - flow)
 
     def kernel_workload(self, workload: Workload) -> Workload:
         changes = {"rows": ANY}
@@ -166,8 +170,13 @@ def _factors(workload: Workload) -> int:
     return int(bool(workload["weight"])) + int(bool(workload["bias"])) if workload.op in _NORMS else 0
 
 
+def _added(workload: Workload) -> bool:
+    """Say whether something of the size of x is added to it first."""
+    return workload["mask_rows"] != 0 if workload.op == "softmax" else bool(workload["residual"])
+
+
 def _registers(workload: Workload, tiles: LongTiles) -> int:
     """Guess the registers of a thread; where they do not suffice, compiling says so."""
-    added = workload["mask_rows"] != 0 if workload.op == "softmax" else bool(workload["residual"])
+    added = _added(workload)
     vectors = (tiles.kept * (1 + tiles.stays) + tiles.depth) * (1 + added)
     return _OTHER_REGISTERS + 12 * added + PARTS * (vectors + tiles.ahead * tiles.kept * _factors(workload))
