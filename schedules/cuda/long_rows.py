@@ -92,7 +92,7 @@ class LongRows(Template):
         nbytes = (1 + added + written) * (1 + 0.3 * rest) * rows * cols * VECTOR_BYTES / width
         nbytes *= math.pow(idle, 0.3)
         rate = min(target.gpu.bandwidth * 0.9, min(blocks, target.cores) * _RATE)
-        busy = math.ceil(min(waves, 1.0) * tiles.resident) * tiles.threads / _BUSY
+        busy = math.ceil(min(waves, 1.0) * tiles.resident) * tiles.threads * (1 + added) / _BUSY
         if _factors(workload) and cols % width and width > 4 and not tiles.stays:
             nbytes *= 1.2  # instructions that shift weight and bias
         late = (math.ceil(waves) - waves) / waves**2 if waves > 1 and not tiles.stays else 0.0
