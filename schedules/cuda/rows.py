@@ -27,7 +27,8 @@ _MOST_VALUES = 64  # of a row, in the registers of a thread
 _OTHER_REGISTERS = 26  # of a thread
 _WANTED_VALUES = 32  # enough reads in flight, and registers for several blocks side by side
 _WANTED_BLOCK = 128
-_LONG_BYTES = 32768  # of a row
+_SHARED_BYTES, _LOOSE_BYTES = 32768, 8192  # of a row, at least
+_MANY_ROWS = 1024
 HOPPER = 90  # from here on blocks of a cluster reach each other's memory
 
 
@@ -39,7 +40,7 @@ class CudaRows(Template):
         if target.gpu is None or workload.op not in ("softmax", *_NORMS) or workload["cols"] == ANY:
             return False
         along_rows = workload.op in _NORMS or workload["axis"] == LAST
-        if not along_rows or _is_for_clusters(workload, target):
+        if not along_rows or _is_for_long_rows(workload, target):
             return False
         return bool(_plain_configs(workload, target))
 
@@ -109,13 +110,16 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     )
 
 
-def _is_for_clusters(workload: Workload, target: Target) -> bool:
-    """Say whether rows are so few and long that several blocks had better share one."""
+def _is_for_long_rows(workload: Workload, target: Target) -> bool:
+    """Say whether rows are so few that blocks had better share one, or many long ones begin anywhere."""
     assert target.gpu is not None
     if target.gpu.compute < HOPPER or workload["rows"] == ANY:
         return False
     rows, cols = workload.dims("rows", "cols")
-    return rows <= target.cores // 8 and cols * bits_of(str(workload["dtype"])) // 8 >= _LONG_BYTES
+    nbytes = cols * bits_of(str(workload["dtype"])) // 8
+    if rows <= target.cores // 8:
+        return nbytes >= _SHARED_BYTES
+    return rows >= _MANY_ROWS and nbytes >= _LOOSE_BYTES and _width(workload) == 1
 
 
 def tiles_of(config: Config, target: Target) -> RowTiles:

@@ -43,6 +43,7 @@ def softmax(**changes: object) -> Workload:
         (softmax(cols=65536), "nvidia-h200", False),  # more than the registers of a block hold
         (softmax(cols=32000), "nvidia-h200", False),  # few and long: blocks of a cluster share one
         (softmax(cols=32000), "rtx-4090", True),  # which has none
+        (softmax(cols=4097, rows=4096), "nvidia-h200", False),  # many that begin anywhere
         (softmax(axis="middle", inner=3), "nvidia-h200", False),
         (softmax(cols="*"), "nvidia-h200", False),
         (softmax(), "znver4", False),
