@@ -78,7 +78,7 @@ class SoftmaxColumns(Template):
         rate = min(target.gpu.bandwidth * 0.9, min(blocks, target.cores) * _RATE)
         busy = math.ceil(min(waves, 1.0) * tiles.resident) * tiles.threads / _BUSY
         late = (math.ceil(waves) - waves) / waves**2 if waves > 1 else 0.0
-        alone = 1.5e-6 + 1.2e-9 * tiles.threads + 0.2e-6 * math.log2(tiles.cluster) + 0.05e-6 * steps
+        alone = 1.5e-6 + 1.2e-9 * tiles.threads + 0.8e-6 * math.log2(tiles.cluster) + 0.03e-6 * steps
         alone += 0.02e-6 * tiles.groups
         return alone * (1 + 0.02 * waves) + nbytes / (rate * math.pow(min(1.0, busy), 0.4)) * (1 + late)
 
