@@ -179,5 +179,6 @@ def _registers(workload: Workload, tiles: LongTiles) -> int:
     """Guess the registers of a thread; where they do not suffice, compiling says so."""
     added = _added(workload)
     vectors = (tiles.kept * (1 + tiles.stays) + tiles.depth) * (1 + added)
-    more = 8 * (workload.op == "softmax" and bool(workload["log"])) + 12 * added
-    return _OTHER_REGISTERS + more + PARTS * (vectors + tiles.ahead * tiles.kept * _factors(workload))
+    more = 8 * bool(workload["log"]) if workload.op == "softmax" else 4 + 16 * (tiles.stays and added)
+    vectors += tiles.ahead * tiles.kept * _factors(workload)
+    return _OTHER_REGISTERS + more + 12 * added + PARTS * vectors
