@@ -54,8 +54,9 @@ from tvmops.schedules.cuda.gemm_tf32 import Tf32Across, Tf32Few, Tf32Gemm, Tf32M
 from tvmops.schedules.cuda.gemm_tf32_padded import Tf32Padded
 from tvmops.schedules.cuda.gemm_turned import TurnedGemm
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
+from tvmops.schedules.cuda.long_rows import LongRows
 from tvmops.schedules.cuda.rows import CudaRows
-from tvmops.schedules.cuda.split_rows import SplitRows
+from tvmops.schedules.cuda.softmax_columns import SoftmaxColumns
 from tvmops.schedules.cuda.weight_only import WeightOnlyMma
 from tvmops.schedules.cuda.weight_only_expanded import WeightOnlyExpanded
 from tvmops.schedules.cuda.weight_only_stream import WeightOnlyStream
@@ -118,7 +119,8 @@ TEMPLATES: tuple[Template, ...] = (
     PoolAttention(),
     VarlenAttention(),
     CudaRows(),
-    SplitRows(),
+    LongRows(),
+    SoftmaxColumns(),
     WeightOnlyWgmma(),
     WeightOnlyStream(),
     WeightOnlyMma(),

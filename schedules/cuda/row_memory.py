@@ -11,18 +11,18 @@ from tvmops.schedules.cuda.words import c_call, do
 
 VECTOR_BYTES = 16
 _WORDS = {16: "uint4", 8: "uint2", 4: "unsigned", 2: "unsigned short"}
-_BITS = {"float32": "unsigned", "float16": "unsigned short", "bfloat16": "unsigned short"}
+BITS = {"float32": "unsigned", "float16": "unsigned short", "bfloat16": "unsigned short"}
 _TO_FLOAT = {
     "float32": "__uint_as_float(e)",
     "float16": "__half2float(__ushort_as_half(e))",
     "bfloat16": "__uint_as_float(static_cast<unsigned>(e) << 16)",
 }
-_FROM_FLOAT = {
+FROM_FLOAT = {
     "float32": "__float_as_uint(x)",
     "float16": "__half_as_ushort(__float2half_rn(x))",
     "bfloat16": "__bfloat16_as_ushort(__float2bfloat16_rn(x))",
 }
-_INCLUDE = "\n#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n"
+INCLUDE = "\n#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n"
 _LOAD = """
 __forceinline__ __device__ void {name}(unsigned* out, const void* memory) {{
   union {{ {word} word; unsigned parts[{parts}]; }} loaded;
@@ -33,7 +33,7 @@ __forceinline__ __device__ void {name}(unsigned* out, const void* memory) {{
 }}
 """
 _UNPACK = (
-    _INCLUDE
+    INCLUDE
     + """
 __forceinline__ __device__ void {name}(float* out, const unsigned* in) {{
 #pragma unroll
@@ -45,7 +45,7 @@ __forceinline__ __device__ void {name}(float* out, const unsigned* in) {{
 """
 )
 _STORE = (
-    _INCLUDE
+    INCLUDE
     + """
 __forceinline__ __device__ void {name}(void* memory, const float* in) {{
   union {{ {word} word; {bits} items[{width}]; }} stored;
@@ -88,7 +88,7 @@ def unpack(floats: Any, to: int, registers: Any, at: int, dtype: str, width: int
     """Turn what `load_vector` read into floats."""
     piece = "in[i]" if DataType(dtype).itemsize == 4 else "in[i / 2] >> 16 * (i % 2)"
     name = f"unpack_{dtype}_{width}"
-    source = _UNPACK.format(name=name, bits=_BITS[dtype], width=width, piece=piece, to_float=_TO_FLOAT[dtype])
+    source = _UNPACK.format(name=name, bits=BITS[dtype], width=width, piece=piece, to_float=_TO_FLOAT[dtype])
     do(c_call("void", name, T.address_of(floats[to]), T.address_of(registers[at]), source=source))
 
 
@@ -98,10 +98,10 @@ def store_vector(pointer: Any, registers: Any, at: int, dtype: str, width: int, 
     source = _STORE.format(
         name=name,
         word=_word(dtype, width),
-        bits=_BITS[dtype],
+        bits=BITS[dtype],
         width=width,
         store="__stcs" if once else "__stwb",
-        from_float=_FROM_FLOAT[dtype],
+        from_float=FROM_FLOAT[dtype],
     )
     do(c_call("void", name, pointer, T.address_of(registers[at]), source=source))
 

@@ -27,6 +27,9 @@ _MOST_VALUES = 64  # of a row, in the registers of a thread
 _OTHER_REGISTERS = 26  # of a thread
 _WANTED_VALUES = 32  # enough reads in flight, and registers for several blocks side by side
 _WANTED_BLOCK = 128
+_SHARED_BYTES, _LOOSE_BYTES = 32768, 8192  # of a row, at least
+_MANY_ROWS = 1024
+HOPPER = 90  # from here on blocks of a cluster reach each other's memory
 
 
 class CudaRows(Template):
@@ -34,15 +37,12 @@ class CudaRows(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        if target.gpu is None or not self.is_along_rows(workload):
+        if target.gpu is None or workload.op not in ("softmax", *_NORMS) or workload["cols"] == ANY:
+            return False
+        along_rows = workload.op in _NORMS or workload["axis"] == LAST
+        if not along_rows or _is_for_long_rows(workload, target):
             return False
         return bool(_plain_configs(workload, target))
-
-    def is_along_rows(self, workload: Workload) -> bool:
-        """Say whether `workload` is of rows of known length."""
-        if workload.op not in ("softmax", *_NORMS) or workload["cols"] == ANY:
-            return False
-        return workload.op in _NORMS or workload["axis"] == LAST
 
     def space(self, workload: Workload, target: Target) -> Space:
         factors = workload.op in _NORMS and bool(workload["weight"] or workload["bias"])
@@ -71,13 +71,13 @@ class CudaRows(Template):
         assert target.gpu is not None
         tiles, (cols,) = tiles_of(config, target), workload.dims("cols")
         rows = workload.dims("rows")[0] if workload["rows"] != ANY else 4096
-        blocks = math.ceil(rows / tiles.rows) * tiles.splits
+        blocks = math.ceil(rows / tiles.rows)
         side_by_side = tiles.resident or max(
             1, target.gpu.block_registers // (tiles.block * _registers(workload, config))
         )
         busy = min(blocks, side_by_side * target.cores)
         size = bits_of(str(workload["dtype"])) // 8
-        in_flight = busy * tiles.rows * cols / tiles.splits * size * (1.5 if tiles.stays else 1.0)
+        in_flight = busy * tiles.rows * cols * size * (1.5 if tiles.stays else 1.0)
         rate = min(1.0, in_flight / (target.gpu.bandwidth * 1.5e-6))
         waves = blocks / (math.ceil(blocks / busy) * busy) if tiles.stays else 1.0
         return 2 * rows * cols * size / (target.gpu.bandwidth * rate * waves)
@@ -89,7 +89,7 @@ class CudaRows(Template):
         return workload.replace(**changes)
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
-        return RowKernel(_shape(workload), tiles_of(config, target)).module()
+        return RowKernel(row_shape(workload), tiles_of(config, target)).module()
 
 
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:
@@ -97,17 +97,29 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     assert target.gpu is not None
     tiles, (cols,) = tiles_of(config, target), workload.dims("cols")
     width = _width(workload)
-    steps = -(-cols // (width * tiles.threads * tiles.splits))
+    steps = -(-cols // (width * tiles.threads))
     kept = tiles.keep * cols * bits_of(str(workload["dtype"])) // 8 * _factors(workload)
     return (
         tiles.block <= _MOST_THREADS
         and steps * width <= _MOST_VALUES
-        and (tiles.threads == WARP or tiles.threads * tiles.splits * width < 2 * cols)
+        and (tiles.threads == WARP or tiles.threads * width < 2 * cols)
         and tiles.stays >= tiles.keep
         and max(tiles.resident, 1) * (kept + 1024) <= target.gpu.shared_bytes
         and max(tiles.resident, 1) * tiles.block * _registers(workload, config) <= target.gpu.block_registers
         and tiles.resident * tiles.block <= 2048
     )
+
+
+def _is_for_long_rows(workload: Workload, target: Target) -> bool:
+    """Say whether rows are so few that blocks had better share one, or many long ones begin anywhere."""
+    assert target.gpu is not None
+    if target.gpu.compute < HOPPER or workload["rows"] == ANY:
+        return False
+    rows, cols = workload.dims("rows", "cols")
+    nbytes = cols * bits_of(str(workload["dtype"])) // 8
+    if rows <= target.cores // 8:
+        return nbytes >= _SHARED_BYTES
+    return rows >= _MANY_ROWS and nbytes >= _LOOSE_BYTES and _width(workload) == 1
 
 
 def tiles_of(config: Config, target: Target) -> RowTiles:
@@ -118,12 +130,7 @@ def tiles_of(config: Config, target: Target) -> RowTiles:
         resident=config.number("resident"),
         keep=bool(config["keep"]),
         multiprocessors=target.cores,
-        splits=splits_of(config),
     )
-
-
-def splits_of(config: Config) -> int:
-    return int(dict(config.items).get("splits", 1))
 
 
 def _plain_configs(workload: Workload, target: Target) -> list[Config]:
@@ -145,14 +152,14 @@ def _factors(workload: Workload) -> int:
 def _registers(workload: Workload, config: Config) -> int:
     """Guess the registers of a thread; where they do not suffice, compiling says so."""
     width = _width(workload)
-    steps = -(-workload.dims("cols")[0] // (width * config.number("threads") * splits_of(config)))
+    steps = -(-workload.dims("cols")[0] // (width * config.number("threads")))
     added = workload["mask_rows"] != 0 if workload.op == "softmax" else bool(workload["residual"])
     raw = steps * parts_of(str(workload["dtype"]), width) * (1 + added)
     values = steps * width
     return _OTHER_REGISTERS + values + (raw if config.number("resident") or added else 0)
 
 
-def _shape(workload: Workload) -> RowShape:
+def row_shape(workload: Workload) -> RowShape:
     flags: Mapping[str, bool]
     mask_rows: Extent = 0
     if workload.op == "softmax":
@@ -163,7 +170,7 @@ def _shape(workload: Workload) -> RowShape:
     return RowShape(
         op=workload.op,
         rows=extent(workload, "rows"),
-        cols=workload.dims("cols")[0],
+        cols=extent(workload, "cols"),
         dtype=str(workload["dtype"]),
         mask_rows=mask_rows,
         **flags,

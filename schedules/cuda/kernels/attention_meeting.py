@@ -27,7 +27,7 @@ __forceinline__ __device__ void add_scaled_four(float* sums, const void* from, f
 }
 """
 # To the same place of another block, whose barrier counts the bytes that come.
-_SEND_FOUR = """
+SEND_FOUR = """
 __forceinline__ __device__ void send_four(const void* place, const void* barrier, int rank,
                                           float a, float b, float c, float d) {
   unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(place)), remote;
@@ -38,7 +38,7 @@ __forceinline__ __device__ void send_four(const void* place, const void* barrier
                "r"(remote), "f"(a), "f"(b), "f"(c), "f"(d), "r"(its) : "memory");
 }
 """
-_SEND_TWO = """
+SEND_TWO = """
 __forceinline__ __device__ void send_two(const void* place, const void* barrier, int rank, float a, float b) {
   unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(place)), remote;
   unsigned counter = static_cast<unsigned>(__cvta_generic_to_shared(barrier)), its;
@@ -54,6 +54,16 @@ __forceinline__ __device__ void {name}() {{
 }}
 """
 _ARRIVE, _WAIT = "barrier.cluster.arrive.relaxed.aligned;", "barrier.cluster.wait.acquire.aligned;"
+
+
+def say_here() -> None:
+    """Tell the other blocks of the cluster that this one has begun."""
+    do(c_call("void", "say_here", source=_CLUSTER.format(name="say_here", instruction=_ARRIVE)))
+
+
+def await_all_here() -> None:
+    """Wait until all blocks of the cluster have said so; what each wrote before that may not be seen yet."""
+    do(c_call("void", "await_all_here", source=_CLUSTER.format(name="await_all_here", instruction=_WAIT)))
 
 
 class Meeting:
@@ -73,14 +83,14 @@ class Meeting:
             kernel.all_here.init()
             ptx("fence.mbarrier_init.release.cluster")
         do(T.cuda.warp_sync())
-        self._of_cluster("say_here", _ARRIVE)
+        say_here()
 
     def hold(self, chunk: Chunk) -> None:
         """Add up what the warps and blocks have in their registers, and write it."""
         self.held = chunk
         split = self.kernel.split
         if split.splits > 1:
-            self._of_cluster("await_all_here", _WAIT)  # memory of a block that has not begun is no place
+            await_all_here()  # memory of a block that has not begun is no place
             with when(self.kernel.thread == 0):
                 nbytes = split.splits * 4 * (self.kernel.sizes.head_dim + 2)  # of a head
                 self.kernel.all_here.expect(0, T.Cast("uint32", self.finishes * nbytes))
@@ -153,10 +163,10 @@ class Meeting:
         kernel, splits = self.kernel, self.kernel.split.splits
         owner, place = T.Bind(T.truncmod(head, splits)), T.Bind(T.truncdiv(head, splits))
         to, barrier = kernel.received.ptr_to([kernel.rank, place, column]), kernel.all_here.at(0)
-        do(c_call("void", "send_four", to, barrier, owner, *values, source=_SEND_FOUR))
+        do(c_call("void", "send_four", to, barrier, owner, *values, source=SEND_FOUR))
         with when(column == 0):
             to = kernel.received_scales.ptr_to([kernel.rank, place, 0])
-            do(c_call("void", "send_two", to, barrier, owner, most, total, source=_SEND_TWO))
+            do(c_call("void", "send_two", to, barrier, owner, most, total, source=SEND_TWO))
 
     def _finish_at(self, place: Any, column: Any) -> None:
         """Add up what all blocks have sent."""
@@ -167,9 +177,6 @@ class Meeting:
             [kernel.received.ptr_to([rank, place, column]) for rank in ranks],
         )
         self._write(place * kernel.split.splits + kernel.rank, column, most, total, values)
-
-    def _of_cluster(self, name: str, instruction: str) -> None:
-        do(c_call("void", name, source=_CLUSTER.format(name=name, instruction=instruction)))
 
     def _write(self, head: Any, column: Any, most: Any, total: Any, values: list[Any]) -> None:
         kernel = self.kernel

@@ -153,7 +153,7 @@ class Results:
         rows = [self._scale("a_scale", self.at.top + self.row_of(w, half), self.m) for w, half in ends]
         for j in range(self.bn // 8):
             for e in range(2):
-                column = self.at.tn * self.bn + j * 8 + self.at.lane % 4 * 2 + e
+                column = self.at.left + j * 8 + self.at.lane % 4 * 2 + e
                 factor = self._scale("b_scale", column, self.n)
                 for (w, half), row in zip(ends, rows):
                     at = w * self.sums + j * 4 + half * 2 + e

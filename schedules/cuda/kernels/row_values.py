@@ -7,7 +7,6 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cuda.kernels.column_sums import add_piece, zeros
 from tvmops.schedules.cuda.words import Scalar, do, shuffle_xor, when
 
 WARP = 32
@@ -18,36 +17,15 @@ class Meeting:
     """Exchange of floats among the `threads` of each row of a block, by shuffles and shared memory.
 
     `partial` has room for two exchanges of a row; rows that follow each other use its halves, by `parity`.
-    Where `splits` blocks of a cluster share a row, what each has goes through `across`, four floats an exchange.
     """
 
-    def __init__(
-        self, threads: int, warp: Any, lane: Any, partial: Any, parity: Any, splits: int, across: Any
-    ) -> None:
+    def __init__(self, threads: int, warp: Any, lane: Any, partial: Any, parity: Any) -> None:
         self.threads, self.warp, self.lane = threads, warp, lane
         self.partial, self.parity = partial, parity
-        self.splits, self.across = splits, across
-        self.rounds = self.exchanges = 0
+        self.rounds = 0
 
     def combined(self, value: Any, combine: Combine) -> Any:
         """Return what `combine` makes of the values of all threads of a row; each gets it."""
-        own = self._of_block(value, combine)
-        return own if self.splits == 1 else self._of_cluster(own, combine)
-
-    def _of_cluster(self, value: Any, combine: Combine) -> Any:
-        turn, self.exchanges = self.exchanges, self.exchanges + 1
-        with when((self.warp == 0) & (self.lane == 0)):
-            T.buffer_store(self.across, value, [turn, 0])
-        do(T.cuda.cluster_sync())
-        four = zeros(4)
-        address = T.Bind(T.cuda.cvta_generic_to_shared(self.across.ptr_to([turn, 0])))
-        add_piece(four, (address, self.lane % self.splits))
-        result = Scalar(four[0], "float32")
-        for distance in _halves(self.splits):
-            result.set(combine(result(), shuffle_xor(result(), distance)))
-        return result()
-
-    def _of_block(self, value: Any, combine: Combine) -> Any:
         result = Scalar(value, "float32")
         for distance in _halves(min(self.threads, WARP)):
             result.set(combine(result(), shuffle_xor(result(), distance)))

@@ -1,7 +1,7 @@
 """The kernels of `rows`: softmax, layer_norm and rms_norm, one read and one write of each element.
 
 A row lies in the registers of `threads` threads, as floats, from its only read to its only write;
-a block takes `rows` rows side by side, or blocks of a cluster share one. Sums and maxima go through shuffles within a warp, and
+a block takes `rows` rows side by side. Sums and maxima go through shuffles within a warp, and
 through shared memory between the warps of a row. Blocks may stay and take row after row: they
 then fetch the next while they work on one, and may keep weight and bias in shared memory.
 """
@@ -28,7 +28,7 @@ from tvmops.schedules.cuda.words import Scalar, do, when
 class RowShape:
     op: str
     rows: Extent
-    cols: int
+    cols: Extent
     dtype: str
     weight: bool = False
     bias: bool = False
@@ -46,7 +46,6 @@ class RowTiles:
     resident: int  # blocks that stay on a multiprocessor and take row after row; 0: none stays
     keep: bool  # weight and bias are kept in shared memory
     multiprocessors: int
-    splits: int = 1  # blocks of a cluster, which share a row
 
     @property
     def block(self) -> int:
@@ -63,8 +62,9 @@ class RowTiles:
 
 class RowKernel:
     def __init__(self, shape: RowShape, tiles: RowTiles) -> None:
-        self.shape, self.tiles = shape, tiles
-        self.width = vector_width(shape.dtype, shape.cols)
+        assert isinstance(shape.cols, int), "a row's registers must be counted"
+        self.shape, self.tiles, self.cols = shape, tiles, shape.cols
+        self.width = vector_width(shape.dtype, self.cols)
         self.parts = parts_of(shape.dtype, self.width)  # registers of a vector as it lies in memory
 
     def module(self) -> IRModule:
@@ -78,13 +78,13 @@ class RowKernel:
         return IRModule({"main": builder.get().with_attr("global_symbol", "main")})
 
     def _arguments(self) -> None:
-        shape, whole = self.shape, (self.shape.rows, self.shape.cols)
+        shape, whole = self.shape, (self.shape.rows, self.cols)
         inputs: dict[str, tuple[Extent, ...]] = {"x": whole}
-        inputs |= {name: (shape.cols,) for name in ("weight", "bias") if getattr(shape, name)}
+        inputs |= {name: (self.cols,) for name in ("weight", "bias") if getattr(shape, name)}
         if shape.residual:
             inputs["residual"] = whole
         if self.has_mask:
-            inputs["mask"] = (shape.mask_rows, shape.cols)
+            inputs["mask"] = (shape.mask_rows, self.cols)
         self.arrays = {name: self._array(name, size) for name, size in inputs.items()}
         norms = shape.op != "softmax"
         if norms or shape.scaled:
@@ -102,22 +102,19 @@ class RowKernel:
     def _body(self) -> None:
         tiles = self.tiles
         groups = ceildiv(self.shape.rows, tiles.rows)
-        block = T.cta_id([tiles.blocks if tiles.stays else groups * tiles.splits])
-        rank = T.cta_id_in_cluster([tiles.splits]) if tiles.splits > 1 else 0
+        block = T.cta_id([tiles.blocks if tiles.stays else groups])
         self.warp, self.lane = T.warp_id([tiles.block // WARP]), T.lane_id([WARP])
         self.thread = self.warp * WARP + self.lane
-        column = rank * tiles.threads + self.thread % tiles.threads
+        column = self.thread % tiles.threads
         self._shared_memory()
-        self.row = RowValues(self.shape.cols, self.width, tiles.threads * tiles.splits, column)
+        self.row = RowValues(self.cols, self.width, tiles.threads, column)
         length = self.row.steps * self.parts
         self.raw = {name: T.alloc_local((length,), "uint32") for name in self._read_once()}
-        self.group, self.parity = Scalar(T.truncdiv(block, tiles.splits)), Scalar(0)
+        self.group, self.parity = Scalar(block), Scalar(0)
         if not tiles.stays:
             self._fetch(self.group())
             self._unpack()
             self._finish()
-            if tiles.splits > 1:
-                do(T.cuda.cluster_sync())  # no block leaves while its memory is read
             return
         self._keep_factors()
         with when(self.group() < groups):
@@ -133,11 +130,10 @@ class RowKernel:
     def _shared_memory(self) -> None:
         pool = SMEMPool()
         self.partial = pool.alloc((2, 2, max(self.tiles.block // WARP, 1)), "float32", align=16)
-        self.across = pool.alloc((2, 4), "float32", align=16) if self.tiles.splits > 1 else None
         self.kept: dict[str, Any] = {}
         if self.tiles.stays and self.tiles.keep:
             for name in self._factors():
-                self.kept[name] = pool.alloc((self.shape.cols,), self.shape.dtype, align=16)
+                self.kept[name] = pool.alloc((self.cols,), self.shape.dtype, align=16)
         pool.commit()
 
     def _read_once(self) -> list[str]:
@@ -150,8 +146,7 @@ class RowKernel:
         shape, tiles = self.shape, self.tiles
         if self.sum is not None:
             self._write(self.sum)
-        parity, threads = self.parity(), tiles.threads
-        meeting = Meeting(threads, self.warp, self.lane, self.partial, parity, tiles.splits, self.across)
+        meeting = Meeting(tiles.threads, self.warp, self.lane, self.partial, self.parity())
         if shape.op == "softmax":
             softmax(self.row, meeting, shape.log)
         else:
@@ -214,9 +209,9 @@ class RowKernel:
         """Copy weight and bias to shared memory: they serve all rows of this block."""
         if not self.kept:
             return
-        with T.serial(ceildiv(self.shape.cols, self.tiles.block)) as step:
+        with T.serial(ceildiv(self.cols, self.tiles.block)) as step:
             at = step * self.tiles.block + self.thread
-            with when(at < self.shape.cols):
+            with when(at < self.cols):
                 for name, kept in self.kept.items():
                     T.buffer_store(kept, self.arrays[name][at], [at])
         do(T.cuda.cta_sync())

@@ -48,6 +48,7 @@ KERNELS = [
     ),
     ("cuda.gemm_simt", "matmul m=512 n=512 k=512 dtype=float32", ANY_GPU, {"FFMA"}),
     ("cuda.rows", "softmax rows=2048 cols=4096 dtype=float16", ANY_GPU, {"LDG", "MUFU", "STG"}),
+    ("cuda.rows_long", "softmax rows=8 cols=50257 dtype=float16", HOPPER, {"LDG", "MUFU", "STG", "STAS"}),
     (
         "cuda.gemm_wgmma",
         "matmul m=4096 n=4096 k=4096 dtype=bfloat16",

@@ -39,8 +39,11 @@ def softmax(**changes: object) -> Workload:
         (softmax(), "nvidia-h200", True),
         (norm(dtype="float32"), "rtx-4090", True),
         (norm("rms_norm", dtype="float16", rows="*"), "cuda-sm75", True),
-        (softmax(cols=32768), "nvidia-h200", True),
+        (softmax(cols=32768, rows=64), "nvidia-h200", True),
         (softmax(cols=65536), "nvidia-h200", False),  # more than the registers of a block hold
+        (softmax(cols=32000), "nvidia-h200", False),  # few and long: blocks of a cluster share one
+        (softmax(cols=32000), "rtx-4090", True),  # which has none
+        (softmax(cols=4097, rows=4096), "nvidia-h200", False),  # many that begin anywhere
         (softmax(axis="middle", inner=3), "nvidia-h200", False),
         (softmax(cols="*"), "nvidia-h200", False),
         (softmax(), "znver4", False),
@@ -51,7 +54,7 @@ def test_what_it_covers(work: Workload, machine: str, covered: bool) -> None:
 
 
 def test_no_template_for_cpus_takes_it() -> None:
-    assert [template.name for template in templates_for(norm(), H200)] == ["cuda.rows"]
+    assert [template.name for template in templates_for(norm(), H200)] == ["cuda.rows", "cuda.rows_long"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -71,35 +74,6 @@ def test_what_is_legal_covers_the_row() -> None:
             assert drawn is not None and tiles_of(drawn, H200).block <= 1024
 
 
-def check_here(template: CudaRows, work: Workload, knobs: Config, folder: Path) -> None:
-    """Assert that an emulated run amid guards is right."""
-    assert knobs in template.space(work, H200)
-    cubin = compiled(template, template.kernel_workload(work), H200, knobs)
-    assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
-    call, tiles = emulated(cubin, folder), tiles_of(knobs, H200)
-    op, dtype = op_of(work), str(work["dtype"])
-    inputs = op.random_inputs(work, seed=1)
-    right = op.reference(work, *(decode(array, dtype) for array in inputs))
-    names = [spec.name for spec in op.inputs(work)]
-    arguments: dict[str, object] = dict(zip(names, inputs))
-    memories = []
-    for spec, exact in zip(op.outputs(work), right):
-        nbytes = (exact.size + 2 * GUARD) * inputs[0].itemsize
-        memory = np.frombuffer(bytearray(b"\xff" * nbytes), inputs[0].dtype)  # NaN
-        memories.append(memory)
-        arguments[spec.name] = memory[GUARD:-GUARD].reshape(exact.shape)
-    (rows,) = work.dims("rows")
-    arguments |= {"rows": rows, "eps": 1e-5, "scale": (op.scalars(work) or (0.0,))[0]}
-    arguments["mask_rows"] = work.dims("mask_rows")[0] if work.op == "softmax" else 0
-    grid = tiles.blocks if tiles.stays else -(-rows // tiles.rows) * tiles.splits
-    call(grid, arguments, cluster=tiles.splits, shared_bytes=8192)
-    for memory, exact in zip(memories, right):
-        bits = memory.view(f"u{memory.itemsize}")
-        assert (~bits[:GUARD] == 0).all() and (~bits[-GUARD:] == 0).all()
-        found = decode(memory[GUARD:-GUARD].reshape(exact.shape), dtype).astype(np.float64)
-        assert np.abs(found - exact).max() <= op.tolerance(work)
-
-
 CASES = [
     (norm(bias=True), config(128)),
     (norm("rms_norm", residual=True, cols=1000, rows=7), config(64, rows=2)),  # a last, short group
@@ -115,4 +89,28 @@ class TestRunHere:
     pytestmark = needs_emulator
 
     def test_it_computes_the_op(self, work: Workload, knobs: Config, tmp_path: Path) -> None:
-        check_here(TEMPLATE, work, knobs, tmp_path)
+        assert knobs in TEMPLATE.space(work, H200)
+        cubin = compiled(TEMPLATE, TEMPLATE.kernel_workload(work), H200, knobs)
+        assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
+        call, tiles = emulated(cubin, tmp_path), tiles_of(knobs, H200)
+        op, dtype = op_of(work), str(work["dtype"])
+        inputs = op.random_inputs(work, seed=1)
+        right = op.reference(work, *(decode(array, dtype) for array in inputs))
+        names = [spec.name for spec in op.inputs(work)]
+        arguments: dict[str, object] = dict(zip(names, inputs))
+        memories = []
+        for spec, exact in zip(op.outputs(work), right):
+            nbytes = (exact.size + 2 * GUARD) * inputs[0].itemsize
+            memory = np.frombuffer(bytearray(b"\xff" * nbytes), inputs[0].dtype)  # NaN
+            memories.append(memory)
+            arguments[spec.name] = memory[GUARD:-GUARD].reshape(exact.shape)
+        (rows,) = work.dims("rows")
+        arguments |= {"rows": rows, "eps": 1e-5, "scale": (op.scalars(work) or (0.0,))[0]}
+        arguments["mask_rows"] = work.dims("mask_rows")[0] if work.op == "softmax" else 0
+        grid = tiles.blocks if tiles.stays else -(-rows // tiles.rows)
+        call(grid, arguments, shared_bytes=8192)
+        for memory, exact in zip(memories, right):
+            bits = memory.view(f"u{memory.itemsize}")
+            assert (~bits[:GUARD] == 0).all() and (~bits[-GUARD:] == 0).all()
+            found = decode(memory[GUARD:-GUARD].reshape(exact.shape), dtype).astype(np.float64)
+            assert np.abs(found - exact).max() <= op.tolerance(work)
