@@ -19,7 +19,7 @@ from tvmops.workloads import Workload
 from tvmops.workloads import workload as make_workload
 
 _ALIGNED = 8  # elements: TMA takes rows of a multiple of 16 bytes
-_FROM_SIZE = 129  # of m: for less, making the weights takes longer than multiplying them as they are
+_FROM_SIZE = 2048  # of m: for less, weights are multiplied as they are in the time that making them takes
 _LEAST_DEPTH = 256  # of k: of fewer products the bound leaves no room for weights that are rounded
 _ANY_SIZE = 1 << 30
 _MADE = 0.77  # of the bandwidth that the target states, when weights are made
@@ -52,12 +52,9 @@ class WeightOnlyExpanded(WgmmaGemm):
         return [launched_early(config) for config in super().choices(workload)]
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        (*_, some, many) = super().generic(_in_floats(workload), target)
+        many = super().generic(_in_floats(workload), target)[-1]
         aligned = dict.fromkeys(("n", "k"), _ALIGNED)
-        return [
-            GenericKernel({"m": (_FROM_SIZE, 1024)}, launched_early(some.config), aligned),
-            GenericKernel({"m": (1025, _ANY_SIZE)}, launched_early(many.config), aligned),
-        ]
+        return [GenericKernel({"m": (_FROM_SIZE, _ANY_SIZE)}, launched_early(many.config), aligned)]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Guess the seconds: those of the product, and of reading and writing the weights."""

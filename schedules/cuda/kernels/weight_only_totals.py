@@ -12,6 +12,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cuda.activation import activate
 from tvmops.schedules.cuda.kernels.column_sums import add_four
+from tvmops.schedules.cuda.kernels.gemm_mma import STORE_PAIR
 from tvmops.schedules.cuda.kernels.neighbours import FOUR, store_four
 from tvmops.schedules.cuda.kernels.weight_fragments import COLUMNS
 from tvmops.schedules.cuda.weight_only_product import WeightOnlyProduct
@@ -19,9 +20,6 @@ from tvmops.schedules.cuda.weight_only_tiles import WeightOnlyWgmmaTiles
 from tvmops.schedules.cuda.words import Scalar, c_call, do, pack, ptx, shared_address, when
 
 _ALL = 3  # the named barrier of all that multiply
-_STORE_PAIR = """
-__forceinline__ __device__ void store_pair(void* to, unsigned pair) { *static_cast<unsigned*>(to) = pair; }
-"""
 
 
 class Totals:
@@ -75,7 +73,7 @@ class Totals:
         with T.If(T.truncmod(self.n, 2) == 0):
             with T.Then():
                 to, pair = self.c.ptr_to([row, column]), pack(self.product.dtype, *values)
-                do(c_call("void", "store_pair", to, pair, source=_STORE_PAIR))
+                do(c_call("void", "store_pair", to, pair, source=STORE_PAIR))
             with T.Else():
                 for i, value in enumerate(values):
                     with when(column + i < self.n):

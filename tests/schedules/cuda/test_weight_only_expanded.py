@@ -35,29 +35,29 @@ def product(m: int, n: int, k: int, **fields: object) -> Workload:
 @pytest.mark.parametrize(
     "work, machine, covered",
     [
-        (product(500, 4096, 4096), "nvidia-h100", True),
-        (product(500, 4096, 4096, bits=8, group=40, zero_points=True), "nvidia-h200", True),
-        (product(500, 4096, 4096).generic(), "nvidia-h200", True),
+        (product(5000, 4096, 4096), "nvidia-h100", True),
+        (product(5000, 4096, 4096, bits=8, group=40, zero_points=True), "nvidia-h200", True),
+        (product(5000, 4096, 4096).generic(), "nvidia-h200", True),
         (product(64, 4096, 4096), "nvidia-h100", False),  # weights would take longer to make than to multiply
-        (product(500, 4096, 128), "nvidia-h100", False),  # too few products for rounded weights
-        (product(500, 4095, 4096), "nvidia-h100", False),
-        (product(500, 4096, 4096, dtype="float32"), "nvidia-h100", False),
-        (product(500, 4096, 4096), "nvidia-a100", False),  # no wgmma
+        (product(5000, 4096, 128), "nvidia-h100", False),  # too few products for rounded weights
+        (product(5000, 4095, 4096), "nvidia-h100", False),
+        (product(5000, 4096, 4096, dtype="float32"), "nvidia-h100", False),
+        (product(5000, 4096, 4096), "nvidia-a100", False),  # no wgmma
     ],
 )
 def test_what_it_covers(work: Workload, machine: str, covered: bool) -> None:
     assert TEMPLATE.covers(work, target(machine)) is covered
 
 
-@pytest.mark.parametrize("shape", [(129, 64, 256), (512, 4096, 4096), (8192, 28672, 8192)])
+@pytest.mark.parametrize("shape", [(2048, 64, 256), (5000, 4096, 4096), (8192, 28672, 8192)])
 def test_the_default_is_legal(shape: tuple[int, int, int]) -> None:
     work = product(*shape)
     assert TEMPLATE.default(work, H200) in TEMPLATE.space(work, H200)
 
 
 def test_others_take_few_rows() -> None:
-    names = {m: [t.name for t in templates_for(product(m, 4096, 4096), H200)] for m in (32, 512)}
-    assert TEMPLATE.name in names[512] and TEMPLATE.name not in names[32]
+    names = {m: [t.name for t in templates_for(product(m, 4096, 4096), H200)] for m in (32, 4096)}
+    assert TEMPLATE.name in names[4096] and TEMPLATE.name not in names[32]
 
 
 def test_the_workspace_holds_the_weights() -> None:
