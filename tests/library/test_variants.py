@@ -228,7 +228,8 @@ def test_what_one_of_several_targets_has_no_template_for_is_said(
         library = export([rows, points], [cpu, cuda], [log], tmp_path / "library")
     on_cpu, on_gpu = Manifest.read(library).variants
     assert [kernel.workload for kernel in on_cpu.kernels[:2]] == [str(rows), str(points)]
-    assert [kernel.workload for kernel in on_gpu.kernels] == [str(rows)]
+    assert on_gpu.kernels[0].workload == str(rows)
+    assert {Workload.parse(kernel.workload).op for kernel in on_gpu.kernels} == {rows.op}
     with pytest.raises(NoRecordError, match="no usable record for 'activation"):  # sketch search may make one
         export(points, cuda, [log], tmp_path / "none")
 
