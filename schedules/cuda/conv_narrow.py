@@ -23,6 +23,7 @@ _MOST_CHANNELS = 16  # of more, copies of 16 bytes are worth their while
 _MOST_INSTRUCTIONS = 1600  # of a tile's products, all unrolled
 _MOST_REGISTERS = 128  # of a thread's sums
 _OTHER_REGISTERS = 40
+_DEEP = 512  # of k: places of shared memory are no longer constants of instructions
 _MOST_FETCHED = 40  # registers of a thread for what the next tile sees
 _RESERVED = 1024  # bytes of shared memory that the system takes of each block
 _WANTED_WARPS = 16  # of a multiprocessor
@@ -104,13 +105,13 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     layout = NarrowLayout(ConvShape.of(workload), tiles)
     sums = tiles.parts * tiles.bn // 2
     unrolled = layout.depth // 16 * (tiles.parts * (4 + tiles.bn // 8) + tiles.bn // 16)
+    others = _OTHER_REGISTERS + 40 * bool(workload["residual"]) + 16 * (layout.depth > _DEEP)
     (co,) = workload.dims("co")
     return (
         tiles.bn < 2 * max(16, co)
         and sums <= _MOST_REGISTERS
         and layout.steps <= _MOST_FETCHED
-        and (sums + layout.steps + _OTHER_REGISTERS) * 32 * tiles.warps * tiles.beside
-        <= target.gpu.block_registers
+        and (sums + layout.steps + others) * 32 * tiles.warps * tiles.beside <= target.gpu.block_registers
         and (layout.shared_bytes(tiles) + _RESERVED) * tiles.beside <= target.gpu.shared_bytes + _RESERVED
         and unrolled <= _MOST_INSTRUCTIONS
     )

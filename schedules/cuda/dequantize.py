@@ -59,14 +59,19 @@ __forceinline__ __device__ void dequantize_bytes_float16(unsigned* out, unsigned
 }
 """
 _BYTES_BFLOAT16 = """
+__forceinline__ __device__ unsigned rounded_pair(float low, float high) {
+  unsigned pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
 __forceinline__ __device__ void dequantize_bytes_bfloat16(unsigned* out, unsigned word, float zero) {
   const unsigned magic = 0x4B000000u;
   const float a = __uint_as_float(__byte_perm(word, magic, 0x7440)) - zero;
   const float b = __uint_as_float(__byte_perm(word, magic, 0x7441)) - zero;
   const float c = __uint_as_float(__byte_perm(word, magic, 0x7442)) - zero;
   const float d = __uint_as_float(__byte_perm(word, magic, 0x7443)) - zero;
-  out[0] = pack_bfloat16(a, b);
-  out[1] = pack_bfloat16(c, d);
+  out[0] = rounded_pair(a, b);
+  out[1] = rounded_pair(c, d);
 }
 """
 # (k0, k1), (k2, k3), (k4, k5), (k6, k7) in the order of nibbles: see `dequantize`.

@@ -107,7 +107,10 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     """Say whether `config` fits the machine; the only statement of the template's limits."""
     assert target.gpu is not None
     tiles = tiles_of(config)
-    registers = tiles.registers + _OTHER_REGISTERS + _fetched(tiles, workload)
+    across = 16 * (
+        workload["trans_a"] is True and tiles.a_vector == 1
+    )  # addresses of what is copied by four bytes
+    registers = tiles.registers + _OTHER_REGISTERS + across + _fetched(tiles, workload)
     return (
         32 <= tiles.threads <= 512
         and tiles.grid is not None

@@ -36,7 +36,8 @@ class LatePaddedGemm(PaddedGemm):
             return False
         m, n, batch = workload.dims("m", "n", "batch")
         waves = math.ceil(m / 256) * math.ceil(n / 128) / target.cores
-        return batch == 1 and waves > 1 and waves > _FILLED * math.ceil(waves) and m * n > _LEAST * (m + n)
+        fills = waves > 1 and waves > _FILLED * math.ceil(waves)
+        return bool(pads_of(workload)) and batch == 1 and fills and m * n > _LEAST * (m + n)
 
     def space(self, workload: Workload, target: Target) -> Space:
         whole = super().space(workload, target)

@@ -179,6 +179,9 @@ def _registers(workload: Workload, tiles: LongTiles) -> int:
     """Guess the registers of a thread; where they do not suffice, compiling says so."""
     added = _added(workload)
     vectors = (tiles.kept * (1 + tiles.stays) + tiles.depth) * (1 + added)
-    more = 8 * bool(workload["log"]) if workload.op == "softmax" else 4 + 16 * (tiles.stays and added)
+    if workload.op == "softmax":
+        more = 8 * bool(workload["log"] or workload["scaled"])
+    else:  # what is kept, beside what is read twice, has both statistics to go through
+        more = 4 + 16 * (tiles.stays and added) + 24 * (tiles.kept > 0 and tiles.depth > 0)
     vectors += tiles.ahead * tiles.kept * _factors(workload)
     return _OTHER_REGISTERS + more + 12 * added + PARTS * vectors

@@ -14,7 +14,7 @@ from tvmops.schedules.cuda.kernels.weight_only import (
     WeightOnlyTiles,
     shared_bytes,
 )
-from tvmops.schedules.cuda.weight_only_product import BK, STEP, product_of
+from tvmops.schedules.cuda.weight_only_product import BK, STEP, WeightOnlyProduct, product_of
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
 from tvmops.space import Config, Knob, Space
@@ -25,6 +25,7 @@ _AMPERE = 80  # mma.sync of 16 bits with cp.async
 _MOST_WARPS = 16
 _MOST_REGISTERS = 65_536
 _OTHER_REGISTERS = 64  # of a thread
+_LARGE_GROUP = 128
 _BLOCK_RATE = 8e10  # bytes a second that one multiprocessor takes at most
 _IN_FLIGHT = 1.0e-6  # seconds until a copy from memory has come
 _SHARE = 0.45  # of the tensor cores' rate, with integers to convert
@@ -74,7 +75,7 @@ class WeightOnlyMma(Template):
         tiles, product, gpu = tiles_of(config), product_of(workload), target.gpu
         blocks = math.ceil(m / tiles.bm) * math.ceil(n / tiles.bn)
         by_memory = gpu.shared_bytes // (shared_bytes(product, tiles) + 1024)
-        by_registers = _MOST_REGISTERS // ((_OTHER_REGISTERS + tiles.registers) * 32 * tiles.warps)
+        by_registers = _MOST_REGISTERS // (_registers(product, tiles) * 32 * tiles.warps)
         beside = max(1, min(by_memory, by_registers))
         busy = min(blocks, beside * target.cores)
         layout = product.groups
@@ -95,16 +96,21 @@ class WeightOnlyMma(Template):
         return WeightOnlyKernel(product_of(self.kernel_workload(workload)), tiles_of(config)).module()
 
 
+def _registers(product: WeightOnlyProduct, tiles: WeightOnlyTiles) -> int:
+    """Guess the registers of a thread: the scales of small groups take some."""
+    return _OTHER_REGISTERS + tiles.registers + 48 * (product.groups.group < _LARGE_GROUP)
+
+
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     """Say whether `config` fits the machine; the only statement of the template's limits."""
     assert target.gpu is not None
     tiles = tiles_of(config)
     m, n, k = (known(workload, name) for name in "mnk")
-    registers = (_OTHER_REGISTERS + tiles.registers) * 32 * tiles.warps
+    registers = _registers(product_of(workload), tiles)
     return (
         tiles.warps <= _MOST_WARPS
-        and registers <= target.gpu.block_registers
-        and _OTHER_REGISTERS + tiles.registers <= 255
+        and registers * 32 * tiles.warps <= target.gpu.block_registers
+        and registers <= 255
         and shared_bytes(product_of(workload), tiles) <= target.gpu.shared_bytes
         and tiles.bm < 2 * max(ROWS, m)
         and tiles.bn < 2 * max(COLUMNS, n)

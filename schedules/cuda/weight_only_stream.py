@@ -35,6 +35,7 @@ class WeightOnlyStream(StreamTemplate):
             and (m == ANY or (isinstance(m, int) and m <= _MOST_ROWS))
             and isinstance(k, int)
             and k % PIECE == 0
+            and (m == ANY or next(iter(self.space(workload, target)), None) is not None)
         )
 
     def kernel_workload(self, workload: Workload) -> Workload:

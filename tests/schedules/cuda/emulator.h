@@ -176,6 +176,7 @@ static inline int __ffs(int x) { return __builtin_ffs(x); }
 
 static inline float exp2_approx(float x) { return exp2f(x); }
 static inline unsigned pack_bfloat16(float low, float high) { return to_bfloat16(low) | to_bfloat16(high) << 16; }
+static inline unsigned rounded_pair(float low, float high) { return pack_bfloat16(low, high); }
 static inline unsigned pack_float16(float low, float high) { return to_half(low) | to_half(high) << 16; }
 static inline float relu(float x) { return x < 0.0f ? 0.0f : x; }
 static inline unsigned pack_relu_bfloat16(float low, float high) { return pack_bfloat16(relu(low), relu(high)); }

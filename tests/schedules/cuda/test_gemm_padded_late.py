@@ -43,6 +43,7 @@ def matmul(m: int, n: int, k: int, **fields: object) -> Workload:
         (matmul(3000, 3002, 3004), False),  # the largest tiles leave much of the third wave
         (matmul(65_536, 101, 4099), False),  # multiplied in less time than copied
         (matmul(4096, 4096, 4096), False),  # nothing is copied
+        (matmul(4095, 4097, 512, trans_b=True), False),  # nor here: only results begin anywhere
         (matmul(4095, 4097, 4099, batch=2), False),
         (matmul(4095, 4097, 4099, trans_a=True, residual=True), False),  # has no registers left
         (matmul(4095, 4097, 4099).generic(), False),

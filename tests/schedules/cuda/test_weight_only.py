@@ -72,6 +72,7 @@ CASES = [
     (product(11, 84, 328, group=32, zero_points=True), config(2, 1, 2, 2, 2)),  # k ends within a group
     (product(5, 36, 192, bits=8, bias=True, activation="relu"), config(1, 1, 1, 2, 2)),
     (product(3, 44, 320, bits=8, dtype="bfloat16", zero_points=True, group=64), config(1, 1, 2, 1, 4)),
+    (product(3, 36, 256, bits=8, dtype="bfloat16", group=64), config(1, 1, 1, 1, 2)),
     (product(19, 132, 264, dtype="bfloat16", zero_points=True, bias=True), config(4, 2, 1, 2, 2)),
     (product(9, 40, 1000, group=256, activation="silu"), config(1, 1, 1, 4, 2)),
 ]
