@@ -14,7 +14,7 @@ from tvmops.schedules.cuda.extents import known
 from tvmops.schedules.cuda.kernels.long_rows import PARTS, LongRowKernel, LongTiles
 from tvmops.schedules.cuda.loose_memory import full_width
 from tvmops.schedules.cuda.row_memory import VECTOR_BYTES
-from tvmops.schedules.cuda.rows import HOPPER, row_shape
+from tvmops.schedules.cuda.rows import HOPPER, of_any_rows, row_shape
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
 from tvmops.signatures.softmax import LAST
@@ -102,10 +102,7 @@ class LongRows(Template):
         return flow + alone + 0.02 * alone * waves + 0.4 * max(0.0, 2 * alone * waves - flow)
 
     def kernel_workload(self, workload: Workload) -> Workload:
-        changes = {"rows": ANY}
-        if workload.op == "softmax" and workload["mask_rows"] != 0:
-            changes["mask_rows"] = ANY
-        return workload.replace(**changes)
+        return of_any_rows(workload)
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         return LongRowKernel(row_shape(workload), tiles_of(config, target)).module()

@@ -83,13 +83,16 @@ class CudaRows(Template):
         return 2 * rows * cols * size / (target.gpu.bandwidth * rate * waves)
 
     def kernel_workload(self, workload: Workload) -> Workload:
-        changes = {"rows": ANY}
-        if workload.op == "softmax" and workload["mask_rows"] != 0:
-            changes["mask_rows"] = ANY
-        return workload.replace(**changes)
+        return of_any_rows(workload)
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         return RowKernel(row_shape(workload), tiles_of(config, target)).module()
+
+
+def of_any_rows(workload: Workload) -> Workload:
+    """Return the workload with `*` for how many rows there are, and rows of a mask if it has one."""
+    masked = workload.op == "softmax" and workload["mask_rows"] != 0
+    return workload.replace(rows=ANY, **({"mask_rows": ANY} if masked else {}))
 
 
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:

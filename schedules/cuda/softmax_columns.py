@@ -10,7 +10,7 @@ from tvm import IRModule
 from tvmops.schedules.cuda.extents import extent, known
 from tvmops.schedules.cuda.kernels.softmax_columns import DEPTH, ColumnKernel, ColumnShape, ColumnTiles
 from tvmops.schedules.cuda.row_memory import parts_of, vector_width
-from tvmops.schedules.cuda.rows import HOPPER
+from tvmops.schedules.cuda.rows import HOPPER, of_any_rows
 from tvmops.schedules.template import GenericKernel, Template
 from tvmops.signatures import ANY
 from tvmops.signatures.softmax import MIDDLE
@@ -83,10 +83,7 @@ class SoftmaxColumns(Template):
         return alone * (1 + 0.02 * waves) + nbytes / (rate * math.pow(min(1.0, busy), 0.4)) * (1 + late)
 
     def kernel_workload(self, workload: Workload) -> Workload:
-        changes = {"rows": ANY}
-        if workload["mask_rows"] != 0:
-            changes["mask_rows"] = ANY
-        return workload.replace(**changes)
+        return of_any_rows(workload)
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         shape = ColumnShape(

@@ -41,7 +41,6 @@ _FLAGS = (
     "-U__CUDA_NO_HALF_CONVERSIONS__",
     "-U__CUDA_NO_BFLOAT16_OPERATORS__",
     "-U__CUDA_NO_BFLOAT16_CONVERSIONS__",
-    "-diag-suppress=177",  # variables that nothing reads: TVM leaves some of common subexpressions
 )
 _TOOLKIT = Path("/usr/local/cuda/bin")
 _CUDART = "libcudart.so.13"  # what TVM's CUDA runtime was linked with
