@@ -1,4 +1,4 @@
-"""Matrix products of one wave of tiles whose rows begin anywhere; `kernels.spare_copies` says how they are copied."""
+"""Matrix products of one wave whose rows begin anywhere, copied in part beside it: `kernels.spare_copies`."""
 
 from __future__ import annotations
 
@@ -29,35 +29,40 @@ class SparePaddedGemm(PaddedGemm):
         if workload.is_generic or workload.ranges or not super().covers(workload, target):
             return False
         (batch,) = workload.dims("batch")
-        return bool(pads_of(workload)) and batch == 1 and bool(self._choices(workload, target))
+        return bool(pads_of(workload)) and batch == 1 and bool(self._plain_choices(workload, target))
 
     def space(self, workload: Workload, target: Target) -> Space:
         whole = super().space(workload, target)
-        knobs = (Knob(knob.name, _CHOICES.get(knob.name, knob.values)) for knob in whole.knobs)
-        return Space(
-            self.name,
-            (*knobs, Knob("share", _SHARES)),
-            lambda config: (
-                self._spare(config, workload, target) >= FEWEST_SPARE and whole.is_legal(_without_share(config))
-            ),
-        )
+        plain = (Knob(knob.name, _CHOICES.get(knob.name, knob.values)) for knob in whole.knobs)
+        knobs = (*plain, Knob("share", _SHARES))
+
+        def is_legal(config: Config) -> bool:
+            spare = self._spare(config, workload, target)
+            return spare >= FEWEST_SPARE and whole.is_legal(_without_share(config))
+
+        return Space(self.name, knobs, is_legal)
 
     def default(self, workload: Workload, target: Target) -> Config:
-        choices = self._choices(workload, target)
+        plain = self._plain_choices(workload, target)
+        choices = [Config.of(**config.as_dict(), share=share) for config in plain for share in _SHARES]
         return min(choices, key=lambda config: self.estimate(workload, target, config))
 
-    def _choices(self, workload: Workload, target: Target) -> list[Config]:
-        space = self.space(workload, target)
-        shared = [
-            Config.of(**config.as_dict(), share=share) for config in self.choices(workload) for share in _SHARES
+    def _plain_choices(self, workload: Workload, target: Target) -> list[Config]:
+        """Return what the default is chosen from, but for the share."""
+        whole = super().space(workload, target)
+        return [
+            config
+            for config in self.choices(workload)
+            if config["split_k"] == config["beside"] == 1
+            and self._spare(config, workload, target) >= FEWEST_SPARE
+            and config in whole
         ]
-        return [config for config in shared if config in space]
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         return []
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        """Guess the seconds: of a share of the copies, and of the product or of the other copies beside it."""
+        """Guess the seconds: of a share of the copies, then of the product or of the others beside it."""
         assert target.gpu is not None
         plain = _without_share(config)
         m, n, k = workload.dims("m", "n", "k")

@@ -99,7 +99,7 @@ __forceinline__ __device__ int tasks_of_both(Window of_a, Window of_b) {{
 }}
 """
 _SPARE_COPIES = """
-__forceinline__ __device__ void copy_first(void* workspace, const void* a, const void* b, int m, int n, int k,
+__forceinline__ __device__ void copy_first_share(void* workspace, const void* a, const void* b, int m, int n, int k,
                                            int warp, int warps, int lane) {{
   if (warp == 0)
     for (int i = lane; i < {counted} / 4; i += 32) static_cast<unsigned*>(workspace)[i] = 0;
@@ -109,7 +109,7 @@ __forceinline__ __device__ void copy_first(void* workspace, const void* a, const
 #pragma unroll 1
   for (int task = warp; task < all; task += warps) copy_task(of_a, of_b, task, lane);
 }}
-__forceinline__ __device__ void copy_rest(void* workspace, const void* a, const void* b, int m, int n, int k,
+__forceinline__ __device__ void copy_stretches(void* workspace, const void* a, const void* b, int m, int n, int k,
                                           int lane) {{
   unsigned* words = static_cast<unsigned*>(workspace);
   const Stretches s = stretches_of(m, n, k);
@@ -133,8 +133,8 @@ __forceinline__ __device__ void await_step(void* workspace, int at, int m, int n
 // One function for all: TVM emits the text of each.
 __forceinline__ __device__ void spare_copies(int what, void* workspace, const void* a, const void* b, int m, int n,
                                              int k, int x, int y, int lane) {{
-  if (what == 0) copy_first(workspace, a, b, m, n, k, x, y, lane);
-  if (what == 1) copy_rest(workspace, a, b, m, n, k, lane);
+  if (what == 0) copy_first_share(workspace, a, b, m, n, k, x, y, lane);
+  if (what == 1) copy_stretches(workspace, a, b, m, n, k, lane);
   if (what == 2) await_step(workspace, x, m, n, k);
 }}
 """

@@ -1,4 +1,4 @@
-"""Products whose operands are copied in part beside them, run by emulation: copies first, then the product."""
+"""Products whose operands are copied in part beside them, emulated: first copies, then the product."""
 
 from __future__ import annotations
 

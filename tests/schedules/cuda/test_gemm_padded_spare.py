@@ -16,6 +16,7 @@ from tvmops.workloads import Workload, workload
 TEMPLATE = SparePaddedGemm()
 H200 = target("nvidia-h200")
 ONE = dict.fromkeys(("consumers", "cluster", "split_k", "group", "beside", "chained"), 1)
+SMALL = {**ONE, "bm": 64, "bn": 64, "bk": 64, "share": 40}
 
 
 def matmul(m: int, n: int, k: int, **fields: object) -> Workload:
@@ -50,8 +51,8 @@ def test_untuned_it_is_what_answers() -> None:
 class TestRunHere:
     pytestmark = needs_emulator
 
-    # Two stretches come late, the last one shorter, of both operands; next to an aligned one; for clusters, of
-    # rows across k; of pairs of blocks. Where few blocks have no tile, or none, nothing does.
+    # Two stretches come late, the last one shorter, of both operands; next to an aligned one; for
+    # clusters, of rows across k; of pairs of blocks. Where few blocks have no tile, or none, nothing does.
     @pytest.mark.parametrize(
         "work, knobs, blocks, late",
         [
@@ -66,7 +67,7 @@ class TestRunHere:
     def test_it_computes_the_product(
         self, work: Workload, knobs: dict[str, int], blocks: int, late: bool, tmp_path: Path
     ) -> None:
-        config = TEMPLATE.space(work, H200).config({**ONE, "bm": 64, "bn": 64, "bk": 64, "share": 40, **knobs})
+        config = TEMPLATE.space(work, H200).config({**SMALL, **knobs})
         run_beside(TEMPLATE, work, config, blocks, tmp_path, late)
 
 
