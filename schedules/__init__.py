@@ -43,6 +43,7 @@ from tvmops.schedules.cuda.gemm_loose import LooseGemm
 from tvmops.schedules.cuda.gemm_mma import MmaGemm
 from tvmops.schedules.cuda.gemm_padded import PaddedGemm
 from tvmops.schedules.cuda.gemm_padded_late import LatePaddedGemm
+from tvmops.schedules.cuda.gemm_padded_spare import SparePaddedGemm
 from tvmops.schedules.cuda.gemm_simt import SimtGemm
 from tvmops.schedules.cuda.gemm_small import SmallGemm
 from tvmops.schedules.cuda.gemm_stream import StreamGemm
@@ -99,6 +100,7 @@ TEMPLATES: tuple[Template, ...] = (
     SummedGemm(),
     StreamKGemm(),
     LatePaddedGemm(),
+    SparePaddedGemm(),
     PaddedGemm(),
     Fp8Gemm(),
     MmaGemm(),

@@ -10,6 +10,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import Extent
+from tvmops.schedules.cuda.own_names import owned
 
 FULL_WARP = 0xFFFFFFFF
 
@@ -46,6 +47,7 @@ def ptx(instruction: str, *operands: Any) -> None:
 
 def c_call(result: str, name: str, *arguments: Any, source: str) -> Any:
     """Return a call of the device function `name`, whose text is `source`."""
+    name, source = owned(name, source)
     return T.cuda.func_call(name, *arguments, source_code=source, return_type=result)
 
 

@@ -12,6 +12,7 @@ from tvm import IRModule, tirx
 from tvmops.manifest import KernelEntry
 from tvmops.measure.blocks import has_blocks
 from tvmops.schedules import Template
+from tvmops.schedules.cuda.own_names import own_names
 from tvmops.space import Config
 from tvmops.targets import Target
 from tvmops.workloads import Workload
@@ -29,10 +30,9 @@ def build_kernel(
     entry: KernelEntry, template: Template, workload: Workload, target: Target, config: Config
 ) -> Kernel:
     """Return the function that `config` becomes for `workload`, under the name that `entry` has."""
-    functions = {
-        name.replace("main", entry.function): function
-        for name, function in _named(template.build(workload, target, config))
-    }
+    with own_names():  # of several kernels in one module
+        built = template.build(workload, target, config)
+    functions = {name.replace("main", entry.function): function for name, function in _named(built)}
     parallel = _is_parallel(functions[entry.function])
     named = {name: function.with_attr("global_symbol", name) for name, function in functions.items()}
     return Kernel(dataclasses.replace(entry, parallel=parallel), IRModule(named))

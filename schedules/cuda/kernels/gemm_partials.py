@@ -89,7 +89,7 @@ class PartialSums:
                 for i in T.unroll(8):
                     total[i] = tirx.const(0, self.dtype)
                 for source in T.unroll(self.tiles.split_k):
-                    T.cuda.func_call("tvmops_add_partial", T.address_of(total[0]), self.memory.ptr_to([r, column]), source, source_code=_READ_PARTIAL.format(**_KINDS[self.dtype]))
+                    do(c_call("void", "tvmops_add_partial", T.address_of(total[0]), self.memory.ptr_to([r, column]), source, source=_READ_PARTIAL.format(**_KINDS[self.dtype])))
                 if self.form.finishes or self.form.scales != "":
                     for e in T.unroll(8):
                         self.results.finish(total, e, self.at.item * self.m + target, T.min(self.left + column + e, self.n - 1))
