@@ -1,0 +1,191 @@
+"""Convolutions of few channels of 16-bit types on Hopper, NHWC; `kernels.conv_halo` says how."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from functools import lru_cache
+
+from tvm import IRModule
+
+from tvmops.ops import op_of
+from tvmops.schedules.cpu.conv2d import ConvShape
+from tvmops.schedules.cuda.conv_wgmma import depths_of
+from tvmops.schedules.cuda.extents import known
+from tvmops.schedules.cuda.halo_tiles import ROWS, SIDE, HaloLayout, HaloTiles
+from tvmops.schedules.cuda.kernels.conv_halo import HaloKernel
+from tvmops.schedules.template import GenericKernel, Template
+from tvmops.signatures import ANY
+from tvmops.signatures.layouts import PLAIN
+from tvmops.signatures.windows import output_size, windows
+from tvmops.space import Config, Knob, Space
+from tvmops.targets import Target
+from tvmops.workloads import Workload
+
+_ALIGNED = 8  # channels: TMA takes rows of a multiple of 16 bytes
+_MOST_STRIDE = 8  # that TMA takes
+_MOST_BOX = 256
+_MOST_PRODUCTS = 320  # of a warpgroup and a tile, all unrolled
+_MOST_WEIGHTS = 180 * 1024  # bytes
+_OTHER_REGISTERS = 72
+_MOST_PATCHES = 12  # of a tile
+_KEPT = 3  # tiles of as many patches that are tried: those that fit the image best
+_COPIED = 0.2  # what a pixel that is copied costs, in pixels that are multiplied
+_CLOCK = 1.75e9
+_ROW_SECONDS, _TAKEN = 7.3e-10, 2.9e11  # of a row that a multiprocessor copies, and its bytes a second
+_STORED = 8e10  # bytes a second of results that one multiprocessor finishes
+_FILL_SECONDS = 3.5e-6
+
+
+class HaloConv(Template):
+    name = "cuda.conv_halo"
+    version = 1
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        if workload.op != "conv2d" or target.gpu is None or target.gpu.code != "sm_90a":
+            return False
+        groups, strides = workload["groups"], workload["stride"]
+        kh, kw = workload.dims("kh", "kw")
+        assert isinstance(groups, int) and isinstance(strides, tuple)
+        return (
+            workload["dtype"] in ("float16", "bfloat16")
+            and workload["layout"] == "NHWC"
+            and workload["packed"] == PLAIN
+            and kh * kw > 1
+            and max(strides) <= _MOST_STRIDE
+            and all(_is_aligned(workload[channels], groups) for channels in ("ci", "co"))
+            and bool(self.choices(workload, target))
+        )
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        heights, widths = (tuple(sorted({tile[axis] for tile in tiles_for(workload)})) for axis in range(2))
+        knobs = (
+            Knob("tile_h", heights),
+            Knob("tile_w", widths),
+            Knob("consumers", (1, 2, 3, 4)),
+            Knob("alternate", (0, 1)),
+            Knob("bn", (16, 32, 48, 64, 96, 128)),
+            Knob("depth", depths_of(workload)),
+            Knob("beside", (1, 2, 3, 4)),
+        )
+        return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        choices = self.choices(workload, target)
+        return min(choices, key=lambda config: self.estimate(workload, target, config))
+
+    def choices(self, workload: Workload, target: Target) -> list[Config]:
+        """Return what the default is chosen from, by the estimate."""
+        found = []
+        for (tile_h, tile_w), (consumers, alternate, beside), bn, depth in itertools.product(
+            tiles_for(workload), _WAYS, _WIDTHS, depths_of(workload)
+        ):
+            config = Config.of(
+                tile_h=tile_h,
+                tile_w=tile_w,
+                consumers=consumers,
+                alternate=alternate,
+                bn=bn,
+                depth=depth,
+                beside=beside,
+            )
+            if is_legal(config, workload, target):
+                found.append(config)
+        return found
+
+    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        return []  # channels decide on what is unrolled, and on what there is room for
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        """Guess the seconds: of the busiest multiprocessor, what it multiplies and copies."""
+        assert target.gpu is not None
+        tiles = tiles_of(config, target)
+        layout = HaloLayout(ConvShape.of(workload), tiles)
+        (oh, ow), n = _output(workload), known(workload, "n")
+        count = layout.count(n, oh, ow) * layout.jobs
+        rounds = math.ceil(count / (layout.blocks * tiles.beside)) * tiles.beside
+        cycles = max(tiles.bn / 2, 16 + tiles.bn / 4) * layout.products * tiles.sharers
+        load = layout.loaded_bytes / tiles.row_bytes * _ROW_SECONDS + layout.loaded_bytes / _TAKEN
+        end = layout.patches * tiles.sharers * ROWS * tiles.bn * 2 / _STORED
+        fewest = op_of(workload).nbytes(workload) / (0.92 * target.gpu.bandwidth)
+        weights = layout.weight_bytes / _TAKEN
+        return max(rounds * (max(cycles / _CLOCK, load) + end), fewest) + weights + _FILL_SECONDS
+
+    def kernel_workload(self, workload: Workload) -> Workload:
+        return workload.replace(**dict.fromkeys(("n", "h", "w"), ANY))
+
+    def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
+        shape = ConvShape.of(self.kernel_workload(workload))
+        return HaloKernel(shape, str(workload["dtype"]), tiles_of(config, target)).module()
+
+
+_WIDTHS = (16, 32, 48, 64, 96, 128)
+# Of warpgroups, whether they take tiles in turn, and blocks side by side.
+_WAYS = ((1, 0, 2), (1, 0, 3), (2, 0, 1), (2, 1, 1), (2, 0, 2), (2, 1, 2), (3, 1, 1), (4, 1, 1))
+
+
+def is_legal(config: Config, workload: Workload, target: Target) -> bool:
+    """Say whether `config` fits the machine; the only statement of the template's limits."""
+    tiles = tiles_of(config, target)
+    ci, co, groups = workload.dims("ci", "co", "groups")
+    if (tiles.tile_h, tiles.tile_w) not in tiles_for(workload) or tiles.bn >= co // groups + 16:
+        return False
+    if tiles.alternate and tiles.consumers == 1:
+        return False
+    layout = HaloLayout(ConvShape.of(workload), tiles)
+    strides = layout.down.stride, layout.across.stride
+    return (
+        layout.products <= _MOST_PRODUCTS
+        and layout.patches * tiles.bn // 2 <= tiles.consumer_registers - _OTHER_REGISTERS
+        and max(layout.h * strides[0], layout.w * strides[1]) <= _MOST_BOX
+        and layout.weight_bytes <= _MOST_WEIGHTS
+        and layout.stages >= (tiles.consumers if tiles.alternate else 1)
+    )
+
+
+def tiles_of(config: Config, target: Target) -> HaloTiles:
+    return HaloTiles.of(config, target)
+
+
+Tile = tuple[int, int]  # rows, columns
+
+
+@lru_cache(maxsize=64)
+def tiles_for(workload: Workload) -> tuple[Tile, ...]:
+    """Return tiles of the output that leave the fewest products and copies unused, of each number of patches."""
+    down, across = windows(workload)
+    oh, ow = _output(workload)
+    found: dict[int, dict[Tile, float]] = {}
+    for height, width in {*_squares(oh, ow), *_runs(oh, ow)}:
+        boxed = height % SIDE == width % SIDE == 0
+        line = width + (across.reach - 1) // across.stride
+        patches = math.ceil((height * width if boxed else (height - 1) * line + width) / ROWS)
+        copied = (height + (down.reach - 1) // down.stride) * line * down.stride * across.stride
+        count = math.ceil(oh / height) * math.ceil(ow / width)
+        if patches <= _MOST_PATCHES:
+            found.setdefault(patches, {})[height, width] = count * (patches * ROWS + _COPIED * copied)
+    kept = [sorted(tiles, key=lambda tile: (tiles[tile], tile))[:_KEPT] for tiles in found.values()]
+    return tuple(tile for tiles in kept for tile in tiles)
+
+
+def _squares(oh: int, ow: int) -> list[Tile]:
+    """Return tiles of 8 x 8 pixels."""
+    sides = range(SIDE, SIDE * _MOST_PATCHES + 1, SIDE)
+    return [(h, w) for h in sides for w in sides if h < oh + SIDE and w < ow + SIDE]
+
+
+def _runs(oh: int, ow: int) -> list[Tile]:
+    """Return tiles of equal parts of the output's rows and columns."""
+    widths = {math.ceil(ow / parts) for parts in range(1, ow + 1)}
+    return [(h, w) for h in range(1, min(oh, ROWS) + 1) for w in widths if w <= 2 * ROWS]
+
+
+def _output(workload: Workload) -> tuple[int, int]:
+    """Return the height and the width of the output, large ones where they are not known."""
+    sizes = {name: known(workload, name) for name in ("h", "w")}
+    return output_size(workload.replace(**sizes))
+
+
+def _is_aligned(channels: object, groups: int) -> bool:
+    """Say whether a group's channels are known, and whole pieces of 16 bytes."""
+    return isinstance(channels, int) and channels // groups % _ALIGNED == 0

@@ -1,0 +1,247 @@
+"""The kernel of `HaloConv`, for Hopper GPUs: what a tile sees of the image is copied once for all taps.
+
+Weights stay in shared memory, all of them; a block stays, too, and takes tile after tile. One thread of
+a producer warpgroup lets the copy engine (TMA) bring what the next tiles see, with zeros for what lies
+outside of the image; rows and columns that a stride skips lie apart. Warpgroups multiply with wgmma,
+which takes a factor that begins at any row of swizzled memory: each tap of the kernel is the same
+pixels, some rows further. So a pixel is copied once where `conv_wgmma` copies it once a tap, and nobody
+waits within a tile.
+
+A wgmma multiplies 64 pixels, 8 times 8 neighbours: a square, or a run, in which what lies between two
+rows of the tile is multiplied in vain. Its results are stored by the threads that hold them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import IRModule, tirx
+from tvm.tirx.lang.alloc_pool import SMEMPool
+from tvm.tirx.script.builder import ir as T
+
+from tvmops.schedules.cpu.conv2d import ConvShape
+from tvmops.schedules.cpu.emit import Extent
+from tvmops.schedules.cuda.halo_tiles import ROWS, SIDE, HaloLayout, HaloTiles
+from tvmops.schedules.cuda.kernels.conv_arrays import conv_module
+from tvmops.schedules.cuda.kernels.conv_halo_results import Results
+from tvmops.schedules.cuda.kernels.conv_producer import LOAD
+from tvmops.schedules.cuda.words import (
+    PTX_TYPES,
+    Barriers,
+    Position,
+    Ring,
+    Scalar,
+    do,
+    ptx,
+    shared_address,
+    tensor_map,
+    tie,
+    when,
+)
+
+
+class HaloKernel:
+    """`main(x, w, [bias], [residual], y)`, all NHWC; channels are known."""
+
+    def __init__(self, shape: ConvShape, dtype: str, tiles: HaloTiles) -> None:
+        self.shape, self.dtype, self.tiles = shape, dtype, tiles
+        self.layout = HaloLayout(shape, tiles)
+        self.grouped = shape.groups > 1
+
+    def module(self) -> IRModule:
+        return conv_module(self.shape, self.dtype, self._begin, self._body, self.tiles.beside)
+
+    def _begin(self, arrays: dict[str, Any]) -> None:
+        s, t, layout = self.shape, self.tiles, self.layout
+        self.arrays = arrays
+        groups = [s.groups] if self.grouped else []
+        ones, strides = [1] * len(groups), (s.across.stride, s.down.stride)
+        self.x = tensor_map(
+            arrays["x"],
+            self.dtype,
+            [s.ci_each, *groups, s.w, s.h, s.n],
+            [t.depth, *ones, layout.w * strides[0], layout.h * strides[1], 1],
+            [1, *ones, *strides, 1],
+        )
+        self.w = tensor_map(
+            arrays["w"], self.dtype, [s.ci_each, len(layout.taps), s.co], [t.depth, 1, t.bn]
+        )
+
+    def _body(self) -> None:
+        s, t, layout = self.shape, self.tiles, self.layout
+        block = T.cta_id([layout.blocks])
+        self.warpgroup = T.warpgroup_id([t.consumers + 1])
+        self.warp, self.lane = T.warp_id_in_wg([4]), T.lane_id([32])
+        self._shared_memory()
+        with when((self.warpgroup == 0) & (self.warp == 0) & (self.lane == 0)):
+            for each in (self.x, self.w):
+                ptx("prefetch.tensormap", T.address_of(each))
+            self.ring.init()
+            self.ready.init()
+            ptx("fence.mbarrier_init.release.cluster")
+        do(T.cuda.cta_sync())
+        self.across, self.down = _over(s.ow, t.tile_w), _over(s.oh, t.tile_h)
+        self.count = Scalar(self.across * self.down * s.n)()
+        self.first, self.stride = Scalar(T.truncdiv(block, layout.jobs))(), layout.blocks // layout.jobs
+        job = Scalar(T.truncmod(block, layout.jobs))()
+        self.group = Scalar(T.truncdiv(job, layout.columns))()
+        self.channel = Scalar((job - self.group * layout.columns) * t.bn)()
+        with T.If(self.warpgroup == t.consumers):
+            with T.Then():
+                ptx("setmaxnreg.dec.sync.aligned.u32", t.producer_registers)
+                with when(self.warp == 0), when(T.cuda.elect_sync()):
+                    self._produce()
+            with T.Else():
+                ptx("setmaxnreg.inc.sync.aligned.u32", t.consumer_registers)
+                _Consumer(self).run()
+
+    def _shared_memory(self) -> None:
+        """Divide it: a run of pixels may reach beyond the last stage, into the weights."""
+        t, layout = self.tiles, self.layout
+        pool = SMEMPool()
+        self.images = pool.alloc((layout.stages, layout.stage_bytes // 2), self.dtype, align=1024)
+        self.weights = pool.alloc((layout.weight_bytes // 2,), self.dtype, align=1024)
+        rows = layout.patches * ROWS
+        self.results = pool.alloc((t.consumers, rows, layout.result_pitch), self.dtype, align=16)
+        self.ring = Ring(pool, layout.stages, t.sharers)
+        self.ready = Barriers(pool, 1, 1)  # weights
+        pool.commit()
+
+    def locate(self, index: Any) -> tuple[Any, Any, Any]:
+        """Return the first column and row of a tile, and its image."""
+        row = Scalar(T.truncdiv(index, self.across))()
+        image = Scalar(T.truncdiv(row, self.down))()
+        x, y = (index - row * self.across) * self.tiles.tile_w, (row - image * self.down) * self.tiles.tile_h
+        return Scalar(x)(), Scalar(y)(), image
+
+    def _produce(self) -> None:
+        layout = self.layout
+        at, index = Position(layout.stages), Scalar(self.first)
+        self._load_weights()
+        with T.While(index() < self.count):
+            self.ring.empty.wait(at.stage, at.phase ^ 1)
+            self.ring.full.expect(at.stage, layout.loaded_bytes)
+            self._load_image(at.stage, *self.locate(index()))
+            at.advance()
+            index.set(index() + self.stride)
+
+    def _load_weights(self) -> None:
+        s, t, layout = self.shape, self.tiles, self.layout
+        self.ready.expect(0, layout.weight_bytes)
+        first = self.group * s.co_each + self.channel
+        for tap in range(len(layout.taps)):
+            for chunk in range(layout.chunks):
+                to = self.weights.ptr_to([(tap * layout.chunks + chunk) * t.bn * t.depth])
+                place = (chunk * t.depth, tap, first)
+                ptx(LOAD.format(rank=3), to, T.address_of(self.w), *place, self.ready.at(0))
+
+    def _load_image(self, stage: Any, x: Any, y: Any, image: Any) -> None:
+        s, t, layout = self.shape, self.tiles, self.layout
+        left = Scalar(x * s.across.stride - s.across.before)()
+        top = Scalar(y * s.down.stride - s.down.before)()
+        groups = (self.group,) if self.grouped else ()
+        for chunk in range(layout.chunks):
+            for plane, (row, column) in enumerate(layout.phases):
+                begin = (chunk * len(layout.phases) + plane) * layout.plane_bytes // 2
+                place = (chunk * t.depth, *groups, left + column, top + row, image)
+                ptx(
+                    LOAD.format(rank=len(place)),
+                    self.images.ptr_to([stage, begin]), T.address_of(self.x), *place, self.ring.full.at(stage),
+                )  # fmt: skip
+
+
+class _Consumer:
+    """One warpgroup: its patches of a tile."""
+
+    def __init__(self, kernel: HaloKernel) -> None:
+        t, layout = kernel.tiles, kernel.layout
+        self.kernel, self.at = kernel, Position(layout.stages)
+        self.each = t.bn // 2  # sums of a patch
+        self.sums = T.alloc_local((layout.patches * self.each,), "float32")
+        self.own = 0 if t.alternate else kernel.warpgroup * layout.patches  # its first patch
+        base = shared_address(kernel.images, 0, 0)
+        self.starts = [
+            Scalar(base + T.Cast("uint32", self._start(self.own + i) * t.row_bytes), "uint32")()
+            for i in range(layout.patches)
+        ]
+        self.b_at = Scalar(
+            _view(shared_address(kernel.weights, 0), t.row_bytes, SIDE * t.row_bytes), "uint64"
+        )()
+        self.results = Results(kernel, self.sums, self.own)
+
+    def _start(self, patch: Any) -> Any:
+        """Return the pixel of a plane with which a patch begins."""
+        t, layout = self.kernel.tiles, self.kernel.layout
+        if not t.is_boxed:
+            return patch * ROWS
+        abreast = t.tile_w // SIDE
+        row = patch // abreast if isinstance(patch, int) else T.truncdiv(patch, abreast)
+        return (row * layout.w + patch - row * abreast) * SIDE
+
+    def run(self) -> None:
+        kernel, t = self.kernel, self.kernel.tiles
+        index = Scalar(kernel.first)
+        if t.alternate:
+            index.set(index() + kernel.warpgroup * kernel.stride)
+            self.at.skip(kernel.warpgroup)
+        with when(index() < kernel.count):
+            kernel.ready.wait(0, 0)
+        with T.While(index() < kernel.count):
+            corner = kernel.locate(index())
+            self.results.fetch_residual(*corner)
+            kernel.ring.full.wait(self.at.stage, self.at.phase)
+            self._multiply()
+            with when((kernel.warp == 0) & (kernel.lane == 0)):
+                kernel.ring.empty.arrive(self.at.stage)
+            self.results.store(*corner)
+            index.set(index() + kernel.stride * (t.consumers if t.alternate else 1))
+            self.at.skip(t.consumers) if t.alternate else self.at.advance()
+
+    def _multiply(self) -> None:
+        kernel, t, layout = self.kernel, self.kernel.tiles, self.kernel.layout
+        kind = PTX_TYPES[kernel.dtype]
+        product = f"wgmma.mma_async.sync.aligned.m64n{t.bn}k16.f32.{kind}.{kind}"
+        stage = T.Cast("uint32", self.at.stage * layout.stage_bytes)
+        views = [
+            Scalar(_view(start + stage, t.row_bytes, layout.groups_apart * t.row_bytes), "uint64")()
+            for start in self.starts
+        ]
+        ptx("wgmma.fence.sync.aligned")
+        for step, (a, b) in enumerate(self._steps()):
+            for patch, view in enumerate(views):
+                ptx(
+                    product, *(self.sums[patch * self.each + i] for i in range(self.each)),
+                    view + T.uint64(a >> 4), self.b_at + T.uint64(b >> 4),
+                    tirx.const(step > 0, "bool"), 1, 1, 0, 0,
+                )  # fmt: skip
+        ptx("wgmma.commit_group.sync.aligned")
+        ptx("wgmma.wait_group.sync.aligned", 0)
+        tie(self.sums, layout.patches * self.each)
+
+    def _steps(self) -> list[tuple[int, int]]:
+        """Return where the factors of each product lie, in bytes from the begin of a stage and of the weights."""
+        t, layout = self.kernel.tiles, self.kernel.layout
+        found = []
+        for number, tap in enumerate(layout.taps):
+            for chunk in range(layout.chunks):
+                plane = (chunk * len(layout.phases) + tap.plane) * layout.plane_bytes
+                a = plane + (tap.row * layout.w + tap.column) * t.row_bytes
+                b = (number * layout.chunks + chunk) * t.bn * t.row_bytes
+                found += [(a + part * 32, b + part * 32) for part in range(t.depth // 16)]
+        return found
+
+
+def _view(address: Any, row_bytes: int, apart: int) -> Any:
+    """Return wgmma's view of rows that are swizzled by their bytes, 8 of them `apart` from the next 8.
+
+    It swizzles by addresses, as the copy engine does, so the first row may be any.
+    """
+    swizzle = {128: 1, 64: 2, 32: 3}[row_bytes]
+    fixed = T.uint64(swizzle << 30 | apart >> 4) << T.uint64(32) | T.uint64(1 << 16)  # of 63 bits are literals
+    return fixed | T.Cast("uint64", (address >> T.uint32(4)) & T.uint32(0x3FFF))
+
+
+def _over(extent: Extent, size: int) -> Any:
+    if isinstance(extent, int):
+        return -(-extent // size)
+    return T.truncdiv(extent + (size - 1), size)
