@@ -8,6 +8,7 @@ from functools import cached_property
 
 from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cuda.conv_tiles import registers_of
+from tvmops.schedules.cuda.gemm_tiles import PARTIAL_PAD
 from tvmops.space import Config
 from tvmops.targets import Target
 
@@ -16,9 +17,10 @@ SIDE = 8  # of those, neighbours that lie side by side
 PAD = 8  # elements behind a row of results, so that rows start in different banks
 _ATOM = 1024  # bytes: where a box that the copy engine swizzles may begin
 _MOST_STAGES = 8
+_MOST_WEIGHT_STAGES = 12
 _RESERVED = 1024  # bytes of shared memory that the system takes of each block
 _BARRIERS = 1024  # bytes, and what alignment takes
-_PRODUCER_REGISTERS = 56
+_PRODUCER_REGISTERS = 32
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,23 @@ class HaloLayout:
         whole = t.tile_h * t.tile_w if t.is_boxed else (t.tile_h - 1) * self.w + t.tile_w
         self.patches = -(-whole // (ROWS * t.sharers))  # of a warpgroup
         self.plane_bytes = -(-self.h * self.w * t.row_bytes // _ATOM) * _ATOM
-        self.loaded_bytes = self.chunks * len(self.phases) * self.h * self.w * t.row_bytes
-        self.stage_bytes = self.chunks * len(self.phases) * self.plane_bytes
+        planes = self.chunks_at_once * len(self.phases)  # of a stage
+        self.loaded_bytes = planes * self.h * self.w * t.row_bytes
+        self.stage_bytes = planes * self.plane_bytes
         self.weight_bytes = len(self.taps) * self.chunks * t.bn * t.row_bytes
         self.result_pitch = t.bn + PAD
         self.result_bytes = 2 * t.consumers * self.patches * ROWS * self.result_pitch
+
+    @property
+    def chunks_at_once(self) -> int:
+        """Parts of the channels that a stage has."""
+        return self.chunks
+
+    @property
+    def room(self) -> int:
+        """Bytes of shared memory that a block may divide."""
+        t = self.tiles
+        return (t.shared_bytes + _RESERVED) // t.beside - _RESERVED - _BARRIERS
 
     @cached_property
     def phases(self) -> list[tuple[int, int]]:
@@ -113,6 +127,10 @@ class HaloLayout:
                 found.append(Tap(plane, y // self.down.stride, x // self.across.stride))
         return found
 
+    def seen_by(self, tap: Tap) -> int:
+        """Return how far from a stage's begin, in bytes, lies what a tap sees of the first pixel."""
+        return tap.plane * self.plane_bytes + (tap.row * self.w + tap.column) * self.tiles.row_bytes
+
     @property
     def groups_apart(self) -> int:
         """Pixels from 8 neighbours of a patch to the next 8."""
@@ -121,10 +139,7 @@ class HaloLayout:
     @property
     def stages(self) -> int:
         """Tiles of the image in shared memory: as many as there is room for."""
-        t = self.tiles
-        room = (t.shared_bytes + _RESERVED) // t.beside - _RESERVED
-        fixed = self.weight_bytes + self.result_bytes + _BARRIERS
-        return min((room - fixed) // self.stage_bytes, _MOST_STAGES)
+        return min((self.room - self.weight_bytes - self.result_bytes) // self.stage_bytes, _MOST_STAGES)
 
     @property
     def products(self) -> int:
@@ -134,3 +149,45 @@ class HaloLayout:
     def count(self, n: int, oh: int, ow: int) -> int:
         """Count the tiles of images of which the output is `oh` x `ow`."""
         return n * math.ceil(oh / self.tiles.tile_h) * math.ceil(ow / self.tiles.tile_w)
+
+
+@dataclass(frozen=True)
+class StreamedTiles(HaloTiles):
+    split_k: int  # blocks that share the sum of a tile
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that stay on the machine."""
+        return self.multiprocessors * self.beside
+
+
+class StreamedLayout(HaloLayout):
+    """The same of weights that are no longer there: a stage has what a tile sees of some channels."""
+
+    tiles: StreamedTiles
+    @property
+    def stages(self) -> int:
+        return 2
+
+    def __init__(self, shape: ConvShape, tiles: StreamedTiles) -> None:
+        super().__init__(shape, tiles)
+        self.weight_stage_bytes = tiles.bn * tiles.row_bytes
+        self.all_patches = self.patches * tiles.sharers
+        self.partial_bytes = 0
+        if tiles.split_k > 1:  # they take the place of what is copied
+            self.result_bytes = 0
+            self.partial_bytes = 4 * (tiles.bn + PARTIAL_PAD) * ROWS * self.all_patches
+
+    @property
+    def chunks_at_once(self) -> int:
+        return 1
+
+    @property
+    def weight_stages(self) -> int:
+        """Taps whose weights are in shared memory: as many as there is room for."""
+        room = self.room - self.result_bytes - self.stages * self.stage_bytes
+        return min(room // self.weight_stage_bytes, _MOST_WEIGHT_STAGES)
+
+    @property
+    def ring_bytes(self) -> int:
+        return self.stages * self.stage_bytes + self.weight_stages * self.weight_stage_bytes

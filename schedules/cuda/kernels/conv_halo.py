@@ -15,16 +15,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import IRModule, tirx
+from tvm import tirx
 from tvm.tirx.lang.alloc_pool import SMEMPool
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.conv2d import ConvShape
-from tvmops.schedules.cpu.emit import Extent
 from tvmops.schedules.cuda.halo_tiles import ROWS, SIDE, HaloLayout, HaloTiles
-from tvmops.schedules.cuda.kernels.conv_arrays import conv_module
 from tvmops.schedules.cuda.kernels.conv_halo_results import Results
 from tvmops.schedules.cuda.kernels.conv_producer import LOAD
+from tvmops.schedules.cuda.kernels.halo_image import HaloImage, view
 from tvmops.schedules.cuda.words import (
     PTX_TYPES,
     Barriers,
@@ -34,41 +33,19 @@ from tvmops.schedules.cuda.words import (
     do,
     ptx,
     shared_address,
-    tensor_map,
     tie,
     when,
 )
 
 
-class HaloKernel:
+class HaloKernel(HaloImage):
     """`main(x, w, [bias], [residual], y)`, all NHWC; channels are known."""
 
     def __init__(self, shape: ConvShape, dtype: str, tiles: HaloTiles) -> None:
-        self.shape, self.dtype, self.tiles = shape, dtype, tiles
-        self.layout = HaloLayout(shape, tiles)
-        self.grouped = shape.groups > 1
-
-    def module(self) -> IRModule:
-        return conv_module(self.shape, self.dtype, self._begin, self._body, self.tiles.beside)
-
-    def _begin(self, arrays: dict[str, Any]) -> None:
-        s, t, layout = self.shape, self.tiles, self.layout
-        self.arrays = arrays
-        groups = [s.groups] if self.grouped else []
-        ones, strides = [1] * len(groups), (s.across.stride, s.down.stride)
-        self.x = tensor_map(
-            arrays["x"],
-            self.dtype,
-            [s.ci_each, *groups, s.w, s.h, s.n],
-            [t.depth, *ones, layout.w * strides[0], layout.h * strides[1], 1],
-            [1, *ones, *strides, 1],
-        )
-        self.w = tensor_map(
-            arrays["w"], self.dtype, [s.ci_each, len(layout.taps), s.co], [t.depth, 1, t.bn]
-        )
+        super().__init__(shape, dtype, tiles, HaloLayout(shape, tiles))
 
     def _body(self) -> None:
-        s, t, layout = self.shape, self.tiles, self.layout
+        t, layout = self.tiles, self.layout
         block = T.cta_id([layout.blocks])
         self.warpgroup = T.warpgroup_id([t.consumers + 1])
         self.warp, self.lane = T.warp_id_in_wg([4]), T.lane_id([32])
@@ -80,8 +57,7 @@ class HaloKernel:
             self.ready.init()
             ptx("fence.mbarrier_init.release.cluster")
         do(T.cuda.cta_sync())
-        self.across, self.down = _over(s.ow, t.tile_w), _over(s.oh, t.tile_h)
-        self.count = Scalar(self.across * self.down * s.n)()
+        self.count_tiles()
         self.first, self.stride = Scalar(T.truncdiv(block, layout.jobs))(), layout.blocks // layout.jobs
         job = Scalar(T.truncmod(block, layout.jobs))()
         self.group = Scalar(T.truncdiv(job, layout.columns))()
@@ -107,13 +83,6 @@ class HaloKernel:
         self.ready = Barriers(pool, 1, 1)  # weights
         pool.commit()
 
-    def locate(self, index: Any) -> tuple[Any, Any, Any]:
-        """Return the first column and row of a tile, and its image."""
-        row = Scalar(T.truncdiv(index, self.across))()
-        image = Scalar(T.truncdiv(row, self.down))()
-        x, y = (index - row * self.across) * self.tiles.tile_w, (row - image * self.down) * self.tiles.tile_h
-        return Scalar(x)(), Scalar(y)(), image
-
     def _produce(self) -> None:
         layout = self.layout
         at, index = Position(layout.stages), Scalar(self.first)
@@ -121,7 +90,9 @@ class HaloKernel:
         with T.While(index() < self.count):
             self.ring.empty.wait(at.stage, at.phase ^ 1)
             self.ring.full.expect(at.stage, layout.loaded_bytes)
-            self._load_image(at.stage, *self.locate(index()))
+            seen = self.seen(*self.locate(index()))
+            for chunk in range(layout.chunks):
+                self.load_planes(at.stage, chunk * len(layout.phases) * layout.plane_bytes, chunk, seen)
             at.advance()
             index.set(index() + self.stride)
 
@@ -135,20 +106,6 @@ class HaloKernel:
                 place = (chunk * t.depth, tap, first)
                 ptx(LOAD.format(rank=3), to, T.address_of(self.w), *place, self.ready.at(0))
 
-    def _load_image(self, stage: Any, x: Any, y: Any, image: Any) -> None:
-        s, t, layout = self.shape, self.tiles, self.layout
-        left = Scalar(x * s.across.stride - s.across.before)()
-        top = Scalar(y * s.down.stride - s.down.before)()
-        groups = (self.group,) if self.grouped else ()
-        for chunk in range(layout.chunks):
-            for plane, (row, column) in enumerate(layout.phases):
-                begin = (chunk * len(layout.phases) + plane) * layout.plane_bytes // 2
-                place = (chunk * t.depth, *groups, left + column, top + row, image)
-                ptx(
-                    LOAD.format(rank=len(place)),
-                    self.images.ptr_to([stage, begin]), T.address_of(self.x), *place, self.ring.full.at(stage),
-                )  # fmt: skip
-
 
 class _Consumer:
     """One warpgroup: its patches of a tile."""
@@ -158,25 +115,12 @@ class _Consumer:
         self.kernel, self.at = kernel, Position(layout.stages)
         self.each = t.bn // 2  # sums of a patch
         self.sums = T.alloc_local((layout.patches * self.each,), "float32")
-        self.own = 0 if t.alternate else kernel.warpgroup * layout.patches  # its first patch
-        base = shared_address(kernel.images, 0, 0)
-        self.starts = [
-            Scalar(base + T.Cast("uint32", self._start(self.own + i) * t.row_bytes), "uint32")()
-            for i in range(layout.patches)
-        ]
-        self.b_at = Scalar(
-            _view(shared_address(kernel.weights, 0), t.row_bytes, SIDE * t.row_bytes), "uint64"
-        )()
-        self.results = Results(kernel, self.sums, self.own)
-
-    def _start(self, patch: Any) -> Any:
-        """Return the pixel of a plane with which a patch begins."""
-        t, layout = self.kernel.tiles, self.kernel.layout
-        if not t.is_boxed:
-            return patch * ROWS
-        abreast = t.tile_w // SIDE
-        row = patch // abreast if isinstance(patch, int) else T.truncdiv(patch, abreast)
-        return (row * layout.w + patch - row * abreast) * SIDE
+        own = 0 if t.alternate else kernel.warpgroup * layout.patches  # its first patch
+        self.starts = kernel.starts(own)
+        weights = shared_address(kernel.weights, 0)
+        self.b_at = Scalar(view(weights, t.row_bytes, SIDE * t.row_bytes), "uint64")()
+        self.results = Results(kernel, self.sums, own)
+        self.results.begin(kernel.group, kernel.channel)
 
     def run(self) -> None:
         kernel, t = self.kernel, self.kernel.tiles
@@ -195,23 +139,22 @@ class _Consumer:
                 kernel.ring.empty.arrive(self.at.stage)
             self.results.store(*corner)
             index.set(index() + kernel.stride * (t.consumers if t.alternate else 1))
-            self.at.skip(t.consumers) if t.alternate else self.at.advance()
+            if t.alternate:
+                self.at.skip(t.consumers)
+            else:
+                self.at.advance()
 
     def _multiply(self) -> None:
         kernel, t, layout = self.kernel, self.kernel.tiles, self.kernel.layout
         kind = PTX_TYPES[kernel.dtype]
         product = f"wgmma.mma_async.sync.aligned.m64n{t.bn}k16.f32.{kind}.{kind}"
-        stage = T.Cast("uint32", self.at.stage * layout.stage_bytes)
-        views = [
-            Scalar(_view(start + stage, t.row_bytes, layout.groups_apart * t.row_bytes), "uint64")()
-            for start in self.starts
-        ]
+        views = kernel.views(self.starts, self.at.stage)
         ptx("wgmma.fence.sync.aligned")
         for step, (a, b) in enumerate(self._steps()):
-            for patch, view in enumerate(views):
+            for patch, pixels in enumerate(views):
                 ptx(
                     product, *(self.sums[patch * self.each + i] for i in range(self.each)),
-                    view + T.uint64(a >> 4), self.b_at + T.uint64(b >> 4),
+                    pixels + T.uint64(a >> 4), self.b_at + T.uint64(b >> 4),
                     tirx.const(step > 0, "bool"), 1, 1, 0, 0,
                 )  # fmt: skip
         ptx("wgmma.commit_group.sync.aligned")
@@ -224,24 +167,7 @@ class _Consumer:
         found = []
         for number, tap in enumerate(layout.taps):
             for chunk in range(layout.chunks):
-                plane = (chunk * len(layout.phases) + tap.plane) * layout.plane_bytes
-                a = plane + (tap.row * layout.w + tap.column) * t.row_bytes
+                a = chunk * len(layout.phases) * layout.plane_bytes + layout.seen_by(tap)
                 b = (number * layout.chunks + chunk) * t.bn * t.row_bytes
                 found += [(a + part * 32, b + part * 32) for part in range(t.depth // 16)]
         return found
-
-
-def _view(address: Any, row_bytes: int, apart: int) -> Any:
-    """Return wgmma's view of rows that are swizzled by their bytes, 8 of them `apart` from the next 8.
-
-    It swizzles by addresses, as the copy engine does, so the first row may be any.
-    """
-    swizzle = {128: 1, 64: 2, 32: 3}[row_bytes]
-    fixed = T.uint64(swizzle << 30 | apart >> 4) << T.uint64(32) | T.uint64(1 << 16)  # of 63 bits are literals
-    return fixed | T.Cast("uint64", (address >> T.uint32(4)) & T.uint32(0x3FFF))
-
-
-def _over(extent: Extent, size: int) -> Any:
-    if isinstance(extent, int):
-        return -(-extent // size)
-    return T.truncdiv(extent + (size - 1), size)

@@ -9,7 +9,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cuda.activation import activate
-from tvmops.schedules.cuda.halo_tiles import ROWS, SIDE
+from tvmops.schedules.cuda.halo_tiles import ROWS, SIDE, HaloLayout, HaloTiles
 from tvmops.schedules.cuda.kernels.conv_narrow_results import MOVE_PIECE
 from tvmops.schedules.cuda.pairs import element_at, high_of, load_pair, low_of
 from tvmops.schedules.cuda.pieces import PIECE, copy_piece
@@ -17,6 +17,7 @@ from tvmops.schedules.cuda.words import Scalar, c_call, do, pack, ptx, shared_ad
 
 if TYPE_CHECKING:
     from tvmops.schedules.cuda.kernels.conv_halo import HaloKernel
+    from tvmops.schedules.cuda.kernels.conv_halo_streamed import StreamedKernel
 
 _MATRICES = "sync.aligned.m8n8.x4.shared.b16"
 
@@ -24,15 +25,21 @@ _MATRICES = "sync.aligned.m8n8.x4.shared.b16"
 class Results:
     """The results of one warpgroup, whose sums a thread holds as wgmma leaves them."""
 
-    def __init__(self, kernel: HaloKernel, sums: Any, first_patch: Any) -> None:
+    def __init__(self, kernel: HaloKernel | StreamedKernel, sums: Any, first_patch: Any) -> None:
         self.kernel, self.sums, self.first_patch = kernel, sums, first_patch
         self.packed = T.alloc_local((4,), "uint32")
         self.added = T.alloc_local((4,), "uint32")
-        self.channel = Scalar(kernel.group * kernel.shape.co_each + kernel.channel)()
+        self.inside, self.channel = Scalar(0), Scalar(0)  # of a group's output channels, and of all, the first
+        self.bias = T.alloc_local((kernel.tiles.bn // 8,), "uint32")
+
+    def begin(self, group: Any, channel: Any) -> None:
+        """Say of which output channels the results are, from `channel` of `group` on."""
+        kernel = self.kernel
+        self.inside.set(channel)
+        self.channel.set(group * kernel.shape.co_each + channel)
         if "bias" in kernel.arrays:
-            self.bias = T.alloc_local((kernel.tiles.bn // 8,), "uint32")
             for j in range(kernel.tiles.bn // 8):
-                column = tirx.min(self.channel + j * 8 + kernel.lane % 4 * 2, kernel.shape.co - 2)
+                column = tirx.min(self.channel() + j * 8 + kernel.lane % 4 * 2, kernel.shape.co - 2)
                 T.buffer_store(self.bias, load_pair(element_at(kernel.arrays["bias"], column)), [j])
 
     def fetch_residual(self, x: Any, y: Any, image: Any) -> None:
@@ -105,20 +112,20 @@ class Results:
                 number = at + kernel.lane
                 inside = Scalar(kernel.warp * 16 + T.truncdiv(number, pieces))()
                 piece = Scalar(T.truncmod(number, pieces) * PIECE)()
-                row, column = self._pixel(self.first_patch + patch, inside)
+                row, column = pixel_of(t, layout, self.first_patch + patch, inside)
                 own = (y + row < s.oh, row < t.tile_h, x + column < s.ow, column < t.tile_w)
-                within = tirx.all(*own, kernel.channel + piece < s.co_each)
+                within = tirx.all(*own, self.inside() + piece < s.co_each)
                 pixel = (image * s.oh + y + row) * s.ow + x + column
-                do_piece(within, pixel, self.channel + piece, patch * ROWS + inside, piece)
+                do_piece(within, pixel, self.channel() + piece, patch * ROWS + inside, piece)
 
-    def _pixel(self, patch: Any, inside: Any) -> tuple[Any, Any]:
-        """Return the row and the column of a pixel of a patch in the tile."""
-        t, width = self.kernel.tiles, self.kernel.layout.w
-        if not t.is_boxed:
-            place = Scalar(patch * ROWS + inside)()
-            row = Scalar(T.truncdiv(place, width))()
-            return row, Scalar(place - row * width)()
-        abreast = t.tile_w // SIDE
-        first = patch // abreast if isinstance(patch, int) else Scalar(T.truncdiv(patch, abreast))()
-        row, column = T.truncdiv(inside, SIDE), T.truncmod(inside, SIDE)
-        return Scalar(first * SIDE + row)(), Scalar((patch - first * abreast) * SIDE + column)()
+
+def pixel_of(tiles: HaloTiles, layout: HaloLayout, patch: Any, inside: Any) -> tuple[Any, Any]:
+    """Return the row and the column of a pixel of a patch in the tile."""
+    if not tiles.is_boxed:
+        place = Scalar(patch * ROWS + inside)()
+        row = Scalar(T.truncdiv(place, layout.w))()
+        return row, Scalar(place - row * layout.w)()
+    abreast = tiles.tile_w // SIDE
+    first = patch // abreast if isinstance(patch, int) else Scalar(T.truncdiv(patch, abreast))()
+    row, column = T.truncdiv(inside, SIDE), T.truncmod(inside, SIDE)
+    return Scalar(first * SIDE + row)(), Scalar((patch - first * abreast) * SIDE + column)()
