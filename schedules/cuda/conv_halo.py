@@ -24,7 +24,7 @@ from tvmops.workloads import Workload
 
 _ALIGNED = 8  # channels: TMA takes rows of a multiple of 16 bytes
 _MOST_STRIDE = 8  # that TMA takes
-_MOST_BOX = 256
+MOST_BOX = 256
 _MOST_PRODUCTS = 320  # of a warpgroup and a tile, all unrolled
 _MOST_WEIGHTS = 180 * 1024  # bytes
 _OTHER_REGISTERS = 72
@@ -101,7 +101,7 @@ class HaloConv(Template):
         assert target.gpu is not None
         tiles = tiles_of(config, target)
         layout = HaloLayout(ConvShape.of(workload), tiles)
-        (oh, ow), n = _output(workload), known(workload, "n")
+        (oh, ow), n = output_of(workload), known(workload, "n")
         count = layout.count(n, oh, ow) * layout.jobs
         rounds = math.ceil(count / (layout.blocks * tiles.beside)) * tiles.beside
         cycles = max(tiles.bn / 2, 16 + tiles.bn / 4) * layout.products * tiles.sharers
@@ -137,7 +137,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     return (
         layout.products <= _MOST_PRODUCTS
         and layout.patches * tiles.bn // 2 <= tiles.consumer_registers - _OTHER_REGISTERS
-        and max(layout.h * strides[0], layout.w * strides[1]) <= _MOST_BOX
+        and max(layout.h * strides[0], layout.w * strides[1]) <= MOST_BOX
         and layout.weight_bytes <= _MOST_WEIGHTS
         and layout.stages >= (tiles.consumers if tiles.alternate else 1)
     )
@@ -154,7 +154,7 @@ Tile = tuple[int, int]  # rows, columns
 def tiles_for(workload: Workload) -> tuple[Tile, ...]:
     """Return tiles of the output that leave the fewest products and copies unused, of each number of patches."""
     down, across = windows(workload)
-    oh, ow = _output(workload)
+    oh, ow = output_of(workload)
     found: dict[int, dict[Tile, float]] = {}
     for height, width in {*_squares(oh, ow), *_runs(oh, ow)}:
         boxed = height % SIDE == width % SIDE == 0
@@ -180,7 +180,7 @@ def _runs(oh: int, ow: int) -> list[Tile]:
     return [(h, w) for h in range(1, min(oh, ROWS) + 1) for w in widths if w <= 2 * ROWS]
 
 
-def _output(workload: Workload) -> tuple[int, int]:
+def output_of(workload: Workload) -> tuple[int, int]:
     """Return the height and the width of the output, large ones where they are not known."""
     sizes = {name: known(workload, name) for name in ("h", "w")}
     return output_size(workload.replace(**sizes))

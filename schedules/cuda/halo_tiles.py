@@ -155,6 +155,14 @@ class HaloLayout:
 class StreamedTiles(HaloTiles):
     split_k: int  # blocks that share the sum of a tile
 
+    @classmethod
+    def of(cls, config: Config, target: Target) -> StreamedTiles:
+        assert target.gpu is not None
+        knobs = {name: int(value) for name, value in config.items}
+        return cls(
+            **knobs, alternate=0, multiprocessors=target.cores, shared_bytes=target.gpu.shared_bytes
+        )
+
     @property
     def blocks(self) -> int:
         """Blocks that stay on the machine."""

@@ -37,6 +37,7 @@ class HaloImage:
         """Describe the arrays to the copy engine."""
         s, t, layout = self.shape, self.tiles, self.layout
         self.arrays = arrays
+        self.bias, self.residual, self.y = (arrays.get(name) for name in ("bias", "residual", "y"))
         groups = [s.groups] if self.grouped else []
         ones, strides = [1] * len(groups), (s.across.stride, s.down.stride)
         self.x = tensor_map(

@@ -14,8 +14,10 @@ from tests.schedules.cuda.emulated import TensorMap, emulated, needs_emulator
 from tvmops.measure import cuda
 from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cuda.conv_halo import HaloConv, is_legal, tiles_of
-from tvmops.schedules.cuda.halo_tiles import HaloLayout, HaloTiles
+from tvmops.schedules.cuda.halo_tiles import HaloLayout, HaloTiles, StreamedTiles
 from tvmops.schedules.cuda.kernels.conv_halo import HaloKernel
+from tvmops.schedules.cuda.kernels.conv_halo_streamed import StreamedKernel
+from tvmops.signatures.windows import output_size
 from tvmops.space import Config
 from tvmops.targets import target
 from tvmops.workloads import Workload
@@ -75,4 +77,40 @@ class TestRunHere:
         run = Run.of(work)
         arguments = {**run.arrays, **boxes(work, tiles, run.arrays)}
         emulated(cubin, tmp_path)(kernel.layout.blocks, arguments, shared_bytes=H100.gpu.shared_bytes)
+        run.check()
+
+
+STREAMED = [
+    # runs that warpgroups share; more tiles than blocks, channels and outputs that nothing divides
+    ("n=3 h=7 w=9 ci=136 co=72 kh=3 kw=3 padding=1 dtype=float16 bias=true residual=true activation=relu",
+     (7, 9, 2, 64, 64, 1), 3),
+    # squares, groups, strides
+    ("n=1 h=15 w=17 ci=96 co=128 kh=3 kw=2 padding=1 stride=2x1 groups=2 dtype=bfloat16 bias=true",
+     (8, 16, 1, 64, 16, 1), 2),
+    # sums that three blocks share, not evenly, with everything that follows
+    ("n=1 h=6 w=5 ci=256 co=96 kh=3 kw=3 padding=1 dtype=bfloat16 bias=true residual=true activation=silu",
+     (6, 5, 1, 96, 64, 3), 1),
+    ("n=2 h=8 w=9 ci=72 co=64 kh=2 kw=2 dtype=float16", (8, 8, 1, 64, 64, 2), 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text, knobs, blocks", STREAMED)
+class TestStreamedHere:
+    pytestmark = needs_emulator
+
+    def test_it_computes_the_convolution(
+        self, text: str, knobs: tuple[int, ...], blocks: int, tmp_path: Path
+    ) -> None:
+        work = conv(text)
+        names = ("tile_h", "tile_w", "consumers", "bn", "depth", "split_k")
+        tiles = StreamedTiles.of(Config.of(**dict(zip(names, knobs)), beside=1), H100)
+        tiles = replace(tiles, multiprocessors=blocks)
+        kernel = StreamedKernel(ConvShape.of(work), str(work["dtype"]), tiles)
+        _, (cubin,) = cuda.compile_module(kernel.module(), H100)
+        assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
+        run, layout = Run.of(work), kernel.layout
+        arguments = {**run.arrays, **boxes(work, tiles, run.arrays)}
+        count = layout.count(int(run.work["n"]), *output_size(work)) * layout.jobs
+        grid = count * tiles.split_k if tiles.split_k > 1 else blocks
+        emulated(cubin, tmp_path)(grid, arguments, tiles.split_k, shared_bytes=H100.gpu.shared_bytes)
         run.check()
