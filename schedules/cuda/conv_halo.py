@@ -67,6 +67,7 @@ class HaloConv(Template):
             Knob("bn", (16, 32, 48, 64, 96, 128)),
             Knob("depth", depths_of(workload)),
             Knob("beside", (1, 2, 3, 4)),
+            Knob("early", (0, 1)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
@@ -88,6 +89,7 @@ class HaloConv(Template):
                 bn=bn,
                 depth=depth,
                 beside=beside,
+                early=1,
             )
             if is_legal(config, workload, target):
                 found.append(config)

@@ -43,6 +43,7 @@ class StreamedHaloConv(HaloConv):
             Knob("bn", _WIDTHS),
             Knob("depth", depths_of(workload)),
             Knob("beside", (1, 2)),
+            Knob("early", (0, 1)),
             Knob("split_k", (1, 2, 3, 4, 5, 6, 8)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
@@ -53,7 +54,7 @@ class StreamedHaloConv(HaloConv):
             tiles_for(workload), (1, 2), _WIDTHS, depths_of(workload), (1, 2, 3, 4, 5, 6, 8)
         ):
             config = Config.of(
-                tile_h=tile_h, tile_w=tile_w, consumers=consumers, bn=bn, depth=depth, beside=1, split_k=split_k
+                tile_h=tile_h, tile_w=tile_w, consumers=consumers, bn=bn, depth=depth, beside=1, early=1, split_k=split_k
             )
             if is_legal(config, workload, target):
                 found.append(config)

@@ -32,6 +32,7 @@ class HaloTiles:
     bn: int  # output channels
     depth: int  # channels that lie together
     beside: int  # blocks that share a multiprocessor
+    early: int  # whether blocks are launched while the last kernel ends
     multiprocessors: int
     shared_bytes: int  # of a multiprocessor, for one block
 

@@ -34,6 +34,7 @@ from tvmops.schedules.cuda.words import (
     ptx,
     shared_address,
     tie,
+    wait_for_kernels_before,
     when,
 )
 
@@ -57,6 +58,8 @@ class HaloKernel(HaloImage):
             self.ready.init()
             ptx("fence.mbarrier_init.release.cluster")
         do(T.cuda.cta_sync())
+        if t.early:
+            wait_for_kernels_before()
         self.count_tiles()
         self.first, self.stride = Scalar(T.truncdiv(block, layout.jobs))(), layout.blocks // layout.jobs
         job = Scalar(T.truncmod(block, layout.jobs))()

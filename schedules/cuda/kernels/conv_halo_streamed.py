@@ -21,7 +21,18 @@ from tvmops.schedules.cuda.kernels.conv_halo_partials import HaloSum, leave_sums
 from tvmops.schedules.cuda.kernels.conv_halo_results import Results
 from tvmops.schedules.cuda.kernels.conv_producer import LOAD
 from tvmops.schedules.cuda.kernels.halo_image import HaloImage, view
-from tvmops.schedules.cuda.words import PTX_TYPES, Position, Ring, Scalar, do, ptx, shared_address, tie, when
+from tvmops.schedules.cuda.words import (
+    PTX_TYPES,
+    Position,
+    Ring,
+    Scalar,
+    do,
+    ptx,
+    shared_address,
+    tie,
+    wait_for_kernels_before,
+    when,
+)
 
 
 class StreamedKernel(HaloImage):
@@ -50,6 +61,8 @@ class StreamedKernel(HaloImage):
             self.weight_ring.init()
             ptx("fence.mbarrier_init.release.cluster")
         do(T.cuda.cluster_sync() if split else T.cuda.cta_sync())
+        if t.early:
+            wait_for_kernels_before()
         self.tile_count = Scalar(count)()
         self.first = Scalar(T.truncdiv(layout.chunks * self.cluster_rank, t.split_k))() if split else 0
         last = T.truncdiv(layout.chunks * (self.cluster_rank + 1), t.split_k) if split else layout.chunks

@@ -12,7 +12,7 @@ from tvmops.schedules.cpu.emit import Extent
 from tvmops.schedules.cuda.halo_tiles import ROWS, SIDE, HaloLayout, HaloTiles
 from tvmops.schedules.cuda.kernels.conv_arrays import conv_module
 from tvmops.schedules.cuda.kernels.conv_producer import LOAD
-from tvmops.schedules.cuda.words import Ring, Scalar, ptx, shared_address, tensor_map
+from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH, Ring, Scalar, ptx, shared_address, tensor_map
 
 
 class HaloImage:
@@ -28,7 +28,10 @@ class HaloImage:
         self.epilogue = shape.epilogue
 
     def module(self) -> IRModule:
-        return conv_module(self.shape, self.dtype, self._begin, self._body, self.tiles.beside)
+        module = conv_module(self.shape, self.dtype, self._begin, self._body, self.tiles.beside)
+        if self.tiles.early:
+            module["main"] = module["main"].with_attr(*PROGRAMMATIC_LAUNCH)
+        return module
 
     def _body(self) -> None:
         raise NotImplementedError

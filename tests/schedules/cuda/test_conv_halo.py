@@ -24,7 +24,7 @@ from tvmops.workloads import Workload
 
 TEMPLATE = HaloConv()
 YOLO = "n=16 h=160 w=160 ci=32 co=32 kh=3 kw=3 padding=1 dtype=float16 bias=true activation=relu"
-_KNOBS = ("tile_h", "tile_w", "consumers", "alternate", "bn", "depth", "beside")
+_KNOBS = ("tile_h", "tile_w", "consumers", "alternate", "bn", "depth", "beside", "early")
 
 
 def conv(text: str) -> Workload:
@@ -70,7 +70,7 @@ class TestRunHere:
         self, text: str, knobs: tuple[int, ...], blocks: int, tmp_path: Path
     ) -> None:
         work = conv(text)
-        tiles = replace(tiles_of(Config.of(**dict(zip(_KNOBS, (*knobs, 1)))), H100), multiprocessors=blocks)
+        tiles = replace(tiles_of(Config.of(**dict(zip(_KNOBS, (*knobs, 1, len(text) % 2)))), H100), multiprocessors=blocks)
         kernel = HaloKernel(ConvShape.of(work), str(work["dtype"]), tiles)
         _, (cubin,) = cuda.compile_module(kernel.module(), H100)
         assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
@@ -103,7 +103,7 @@ class TestStreamedHere:
     ) -> None:
         work = conv(text)
         names = ("tile_h", "tile_w", "consumers", "bn", "depth", "split_k")
-        tiles = StreamedTiles.of(Config.of(**dict(zip(names, knobs)), beside=1), H100)
+        tiles = StreamedTiles.of(Config.of(**dict(zip(names, knobs)), beside=1, early=len(text) % 2), H100)
         tiles = replace(tiles, multiprocessors=blocks)
         kernel = StreamedKernel(ConvShape.of(work), str(work["dtype"]), tiles)
         _, (cubin,) = cuda.compile_module(kernel.module(), H100)
