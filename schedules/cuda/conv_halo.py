@@ -141,7 +141,7 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
         and layout.patches * tiles.bn // 2 <= tiles.consumer_registers - _OTHER_REGISTERS
         and max(layout.h * strides[0], layout.w * strides[1]) <= MOST_BOX
         and layout.weight_bytes <= _MOST_WEIGHTS
-        and layout.stages >= (tiles.consumers if tiles.alternate else 1)
+        and layout.stages > 0
     )
 
 

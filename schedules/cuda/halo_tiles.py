@@ -139,8 +139,14 @@ class HaloLayout:
 
     @property
     def stages(self) -> int:
-        """Tiles of the image in shared memory: as many as there is room for."""
-        return min((self.room - self.weight_bytes - self.result_bytes) // self.stage_bytes, _MOST_STAGES)
+        """Tiles of the image in shared memory: as many as there is room for.
+
+        Warpgroups that take tiles in turn must meet their own stages alone: copies may come out of order,
+        and a barrier tells a round from the next, but not from the one after it.
+        """
+        room = self.room - self.weight_bytes - self.result_bytes
+        most, own = min(room // self.stage_bytes, _MOST_STAGES), self.tiles.consumers // self.tiles.sharers
+        return most // own * own
 
     @property
     def products(self) -> int:
