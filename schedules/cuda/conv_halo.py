@@ -28,8 +28,8 @@ MOST_BOX = 256
 _MOST_PRODUCTS = 320  # of a warpgroup and a tile, all unrolled
 _MOST_WEIGHTS = 180 * 1024  # bytes
 _OTHER_REGISTERS = 72
-_MOST_PATCHES = 12  # of a tile
-_KEPT = 3  # tiles of as many patches that are tried: those that fit the image best
+_MOST_PATCHES = 6  # of a tile
+_KEPT = 2  # tiles of as many patches that are tried: those that fit the image best
 _COPIED = 0.2  # what a pixel that is copied costs, in pixels that are multiplied
 _CLOCK = 1.75e9
 _ROW_SECONDS, _TAKEN = 7.3e-10, 2.9e11  # of a row that a multiprocessor copies, and its bytes a second
@@ -155,19 +155,26 @@ Tile = tuple[int, int]  # rows, columns
 @lru_cache(maxsize=64)
 def tiles_for(workload: Workload) -> tuple[Tile, ...]:
     """Return tiles of the output that leave the fewest products and copies unused, of each number of patches."""
-    down, across = windows(workload)
     oh, ow = output_of(workload)
-    found: dict[int, dict[Tile, float]] = {}
+    found: dict[tuple[int, bool], dict[Tile, float]] = {}
     for height, width in {*_squares(oh, ow), *_runs(oh, ow)}:
-        boxed = height % SIDE == width % SIDE == 0
-        line = width + (across.reach - 1) // across.stride
-        patches = math.ceil((height * width if boxed else (height - 1) * line + width) / ROWS)
-        copied = (height + (down.reach - 1) // down.stride) * line * down.stride * across.stride
-        count = math.ceil(oh / height) * math.ceil(ow / width)
+        patches, cost = _cost(workload, height, width)
         if patches <= _MOST_PATCHES:
-            found.setdefault(patches, {})[height, width] = count * (patches * ROWS + _COPIED * copied)
-    kept = [sorted(tiles, key=lambda tile: (tiles[tile], tile))[:_KEPT] for tiles in found.values()]
+            count = math.ceil(oh / height) * math.ceil(ow / width)
+            boxed = height % SIDE == width % SIDE == 0
+            found.setdefault((patches, boxed), {})[height, width] = count * cost
+    kept = [sorted(found[key], key=lambda tile: (found[key][tile], tile))[:_KEPT] for key in sorted(found)]
     return tuple(tile for tiles in kept for tile in tiles)
+
+
+def _cost(workload: Workload, height: int, width: int) -> tuple[int, float]:
+    """Return the patches of a tile, and the pixels that are multiplied, with what copies cost."""
+    down, across = windows(workload)
+    line = width + (across.reach - 1) // across.stride
+    boxed = height % SIDE == width % SIDE == 0
+    patches = math.ceil((height * width if boxed else (height - 1) * line + width) / ROWS)
+    copied = (height + (down.reach - 1) // down.stride) * line * down.stride * across.stride
+    return patches, patches * ROWS + _COPIED * copied
 
 
 def _squares(oh: int, ow: int) -> list[Tile]:
