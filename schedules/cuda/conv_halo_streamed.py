@@ -9,7 +9,14 @@ from tvm import IRModule
 
 from tvmops.ops import op_of
 from tvmops.schedules.cpu.conv2d import ConvShape
-from tvmops.schedules.cuda.conv_halo import MOST_BOX, HaloConv, output_of, tiles_for
+from tvmops.schedules.cuda.conv_halo import (
+    MOST_BOX,
+    HaloConv,
+    output_of,
+    seconds,
+    seconds_without,
+    tiles_for,
+)
 from tvmops.schedules.cuda.conv_wgmma import depths_of
 from tvmops.schedules.cuda.extents import known
 from tvmops.schedules.cuda.halo_tiles import ROWS, StreamedLayout, StreamedTiles
@@ -20,19 +27,28 @@ from tvmops.workloads import Workload
 
 _WIDTHS = (64, 96, 128, 160, 192, 256)
 _MOST_TAPS = 25  # whose products are unrolled
-_OTHER_REGISTERS = 64
+_OTHER_REGISTERS, _END_REGISTERS = 88, 32  # the latter for what comes after a sum
 _CLOCK = 1.75e9
 _WAITING = 48  # cycles of a tap in which a warpgroup does not multiply
 _ROW_SECONDS, _TAKEN = 7.3e-10, 2.9e11  # of a row that a multiprocessor copies, and its bytes a second
+_PLACES = 0.85  # of the machine: large clusters don't find room everywhere
 _L2 = 7.8e12  # bytes a second that the L2 answers
 _STORED = 3.4e10  # bytes a second of results that one multiprocessor finishes
 _FILL_SECONDS = 2.9e-6
 _MEETING = 1.4e-6  # of the blocks of a cluster
+_RESIDENT = HaloConv()
 
 
 class StreamedHaloConv(HaloConv):
     name = "cuda.conv_halo_streamed"
     version = 1
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        """Say whether it can schedule `workload`, and is better than the others by what all guess."""
+        own = seconds(self, workload, target)
+        return own < min(math.inf, seconds(_RESIDENT, workload, target)) and own < seconds_without(
+            workload, target
+        )
 
     def space(self, workload: Workload, target: Target) -> Space:
         heights, widths = (tuple(sorted({tile[axis] for tile in tiles_for(workload)})) for axis in range(2))
@@ -43,7 +59,6 @@ class StreamedHaloConv(HaloConv):
             Knob("bn", _WIDTHS),
             Knob("depth", depths_of(workload)),
             Knob("beside", (1, 2)),
-            Knob("early", (0, 1)),
             Knob("split_k", (1, 2, 3, 4, 5, 6, 8)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
@@ -51,10 +66,16 @@ class StreamedHaloConv(HaloConv):
     def choices(self, workload: Workload, target: Target) -> list[Config]:
         found = []
         for (tile_h, tile_w), consumers, bn, depth, split_k in itertools.product(
-            tiles_for(workload), (1, 2), _WIDTHS, depths_of(workload), (1, 2, 3, 4, 5, 6, 8)
+            tiles_for(workload), (2, 1), _WIDTHS, depths_of(workload), (1, 2, 3, 4, 5, 6, 8)
         ):
             config = Config.of(
-                tile_h=tile_h, tile_w=tile_w, consumers=consumers, bn=bn, depth=depth, beside=1, early=1, split_k=split_k
+                tile_h=tile_h,
+                tile_w=tile_w,
+                consumers=consumers,
+                bn=bn,
+                depth=depth,
+                beside=1,
+                split_k=split_k,
             )
             if is_legal(config, workload, target):
                 found.append(config)
@@ -67,7 +88,7 @@ class StreamedHaloConv(HaloConv):
         layout = StreamedLayout(ConvShape.of(workload), tiles)
         (oh, ow), n = output_of(workload), known(workload, "n")
         count = layout.count(n, oh, ow) * layout.jobs * tiles.split_k
-        waves = math.ceil(count / tiles.blocks)
+        waves = math.ceil(count / (tiles.blocks * (_PLACES if tiles.split_k > 2 else 1.0)))
         taps, chunks = len(layout.taps), math.ceil(layout.chunks / tiles.split_k)
         patch = 2 * tiles.bn * tiles.depth / 64  # cycles of a tap's products
         multiply = taps * max(patch * layout.patches + _WAITING, patch * layout.all_patches) / _CLOCK
@@ -94,13 +115,16 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     layout = StreamedLayout(ConvShape.of(workload), tiles)
     (oh, ow), n = output_of(workload), known(workload, "n")
     count = layout.count(n, oh, ow) * layout.jobs
+    plain = not workload["residual"] and workload["activation"] in ("none", "relu", "relu6")
+    others = _OTHER_REGISTERS + (0 if plain else _END_REGISTERS)
     return (
         len(layout.taps) <= _MOST_TAPS
-        and layout.patches * tiles.bn // 2 <= tiles.consumer_registers - _OTHER_REGISTERS
+        and layout.patches * tiles.bn // 2 <= tiles.consumer_registers - others
         and max(layout.h * layout.down.stride, layout.w * layout.across.stride) <= MOST_BOX
         and layout.weight_stages >= 3
         and layout.partial_bytes <= layout.ring_bytes
         and tiles.split_k <= layout.chunks
+        and (tiles.split_k <= 5 or layout.patches * tiles.bn <= 192)  # of others' sums a thread holds 8 each
         and (tiles.split_k == 1 or (tiles.beside == 1 and count * tiles.split_k <= 2 * tiles.blocks))
     )
 

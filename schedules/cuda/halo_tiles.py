@@ -20,7 +20,7 @@ _MOST_STAGES = 8
 _MOST_WEIGHT_STAGES = 12
 _RESERVED = 1024  # bytes of shared memory that the system takes of each block
 _BARRIERS = 1024  # bytes, and what alignment takes
-_PRODUCER_REGISTERS = 32
+_PRODUCER_REGISTERS, _FEWER_REGISTERS = 56, 32  # where there is room for them, and elsewhere
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,6 @@ class HaloTiles:
     bn: int  # output channels
     depth: int  # channels that lie together
     beside: int  # blocks that share a multiprocessor
-    early: int  # whether blocks are launched while the last kernel ends
     multiprocessors: int
     shared_bytes: int  # of a multiprocessor, for one block
 
@@ -49,7 +48,7 @@ class HaloTiles:
 
     @property
     def producer_registers(self) -> int:
-        return _PRODUCER_REGISTERS
+        return _PRODUCER_REGISTERS if self.beside * self.consumers < 3 else _FEWER_REGISTERS
 
     @property
     def consumer_registers(self) -> int:
@@ -166,9 +165,7 @@ class StreamedTiles(HaloTiles):
     def of(cls, config: Config, target: Target) -> StreamedTiles:
         assert target.gpu is not None
         knobs = {name: int(value) for name, value in config.items}
-        return cls(
-            **knobs, alternate=0, multiprocessors=target.cores, shared_bytes=target.gpu.shared_bytes
-        )
+        return cls(**knobs, alternate=0, multiprocessors=target.cores, shared_bytes=target.gpu.shared_bytes)
 
     @property
     def blocks(self) -> int:
@@ -180,6 +177,7 @@ class StreamedLayout(HaloLayout):
     """The same of weights that are no longer there: a stage has what a tile sees of some channels."""
 
     tiles: StreamedTiles
+
     @property
     def stages(self) -> int:
         return 2

@@ -13,17 +13,15 @@ rows of the tile is multiplied in vain. Its results are stored by the threads th
 
 from __future__ import annotations
 
-from typing import Any
-
 from tvm import tirx
 from tvm.tirx.lang.alloc_pool import SMEMPool
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.conv2d import ConvShape
-from tvmops.schedules.cuda.halo_tiles import ROWS, SIDE, HaloLayout, HaloTiles
+from tvmops.schedules.cuda.halo_tiles import ROWS, SIDE, HaloLayout, HaloTiles, Tap
 from tvmops.schedules.cuda.kernels.conv_halo_results import Results
 from tvmops.schedules.cuda.kernels.conv_producer import LOAD
-from tvmops.schedules.cuda.kernels.halo_image import HaloImage, view
+from tvmops.schedules.cuda.kernels.halo_image import HaloImage, of_now, view
 from tvmops.schedules.cuda.words import (
     PTX_TYPES,
     Barriers,
@@ -58,8 +56,7 @@ class HaloKernel(HaloImage):
             self.ready.init()
             ptx("fence.mbarrier_init.release.cluster")
         do(T.cuda.cta_sync())
-        if t.early:
-            wait_for_kernels_before()
+        wait_for_kernels_before()
         self.count_tiles()
         self.first, self.stride = Scalar(T.truncdiv(block, layout.jobs))(), layout.blocks // layout.jobs
         job = Scalar(T.truncmod(block, layout.jobs))()
@@ -151,26 +148,25 @@ class _Consumer:
         kernel, t, layout = self.kernel, self.kernel.tiles, self.kernel.layout
         kind = PTX_TYPES[kernel.dtype]
         product = f"wgmma.mma_async.sync.aligned.m64n{t.bn}k16.f32.{kind}.{kind}"
-        views = kernel.views(self.starts, self.at.stage)
+        views, b_at = kernel.views(self.starts, self.at.stage), self.b_at
         ptx("wgmma.fence.sync.aligned")
-        for step, (a, b) in enumerate(self._steps()):
-            for patch, pixels in enumerate(views):
-                ptx(
-                    product, *(self.sums[patch * self.each + i] for i in range(self.each)),
-                    pixels + T.uint64(a >> 4), self.b_at + T.uint64(b >> 4),
-                    tirx.const(step > 0, "bool"), 1, 1, 0, 0,
-                )  # fmt: skip
+        for number, tap in enumerate(layout.taps):
+            views, b_at = [of_now(each) for each in views], of_now(b_at)
+            for step, (a, b) in enumerate(self._steps(number, tap)):
+                for patch, pixels in enumerate(views):
+                    ptx(
+                        product, *(self.sums[patch * self.each + i] for i in range(self.each)),
+                        pixels + T.uint64(a >> 4), b_at + T.uint64(b >> 4),
+                        tirx.const(number + step > 0, "bool"), 1, 1, 0, 0,
+                    )  # fmt: skip
         ptx("wgmma.commit_group.sync.aligned")
         ptx("wgmma.wait_group.sync.aligned", 0)
         tie(self.sums, layout.patches * self.each)
 
-    def _steps(self) -> list[tuple[int, int]]:
-        """Return where the factors of each product lie, in bytes from the begin of a stage and of the weights."""
+    def _steps(self, number: int, tap: Tap) -> Iterator[tuple[int, int]]:
+        """Yield where the factors of a tap's products lie, in bytes from the begin of a stage and of the weights."""
         t, layout = self.kernel.tiles, self.kernel.layout
-        found = []
-        for number, tap in enumerate(layout.taps):
-            for chunk in range(layout.chunks):
-                a = chunk * len(layout.phases) * layout.plane_bytes + layout.seen_by(tap)
-                b = (number * layout.chunks + chunk) * t.bn * t.row_bytes
-                found += [(a + part * 32, b + part * 32) for part in range(t.depth // 16)]
-        return found
+        for chunk in range(layout.chunks):
+            a = chunk * len(layout.phases) * layout.plane_bytes + layout.seen_by(tap)
+            b = (number * layout.chunks + chunk) * t.bn * t.row_bytes
+            yield from ((a + part * 32, b + part * 32) for part in range(t.depth // 16))

@@ -35,6 +35,9 @@ class HaloSum(ClusterSum):
 
     kernel: StreamedKernel  # type: ignore[assignment]
 
+    def __init__(self, kernel: StreamedKernel) -> None:
+        super().__init__(kernel)  # type: ignore[arg-type]
+
     def run(self) -> None:
         kernel, t, layout = self.kernel, self.kernel.tiles, self.kernel.layout
         corner, group, channel = kernel.tile(kernel.first_tile())
@@ -50,7 +53,9 @@ class HaloSum(ClusterSum):
     def _finish_run(self, corner: Any, group: Any, channel: Any, row: Any, column: Any) -> None:
         kernel, s, t = self.kernel, self.kernel.shape, self.kernel.tiles
         x, y, image = corner
-        down, across = pixel_of(t, kernel.layout, Scalar(T.truncdiv(row, ROWS))(), Scalar(T.truncmod(row, ROWS))())
+        down, across = pixel_of(
+            t, kernel.layout, Scalar(T.truncdiv(row, ROWS))(), Scalar(T.truncmod(row, ROWS))()
+        )
         own = (y + down < s.oh, down < t.tile_h, x + across < s.ow, across < t.tile_w)
         with when(tirx.all(*own, channel + column < s.co_each)):
             add_partials(self.sums, kernel.partial.ptr_to([row, column]), t.split_k)

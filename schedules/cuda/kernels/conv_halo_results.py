@@ -13,7 +13,7 @@ from tvmops.schedules.cuda.halo_tiles import ROWS, SIDE, HaloLayout, HaloTiles
 from tvmops.schedules.cuda.kernels.conv_narrow_results import MOVE_PIECE
 from tvmops.schedules.cuda.pairs import element_at, high_of, load_pair, low_of
 from tvmops.schedules.cuda.pieces import PIECE, copy_piece
-from tvmops.schedules.cuda.words import Scalar, c_call, do, pack, ptx, shared_address, when
+from tvmops.schedules.cuda.words import Scalar, c_call, do, of_now, pack, ptx, shared_address, when
 
 if TYPE_CHECKING:
     from tvmops.schedules.cuda.kernels.conv_halo import HaloKernel
@@ -29,7 +29,10 @@ class Results:
         self.kernel, self.sums, self.first_patch = kernel, sums, first_patch
         self.packed = T.alloc_local((4,), "uint32")
         self.added = T.alloc_local((4,), "uint32")
-        self.inside, self.channel = Scalar(0), Scalar(0)  # of a group's output channels, and of all, the first
+        self.inside, self.channel = (
+            Scalar(0),
+            Scalar(0),
+        )  # of a group's output channels, and of all, the first
         self.bias = T.alloc_local((kernel.tiles.bn // 8,), "uint32")
 
     def begin(self, group: Any, channel: Any) -> None:
@@ -109,7 +112,7 @@ class Results:
         pieces = t.bn // PIECE
         for patch in range(layout.patches):
             for at in range(0, 16 * pieces, 32):
-                number = at + kernel.lane
+                number = at + of_now(kernel.lane)
                 inside = Scalar(kernel.warp * 16 + T.truncdiv(number, pieces))()
                 piece = Scalar(T.truncmod(number, pieces) * PIECE)()
                 row, column = pixel_of(t, layout, self.first_patch + patch, inside)

@@ -20,7 +20,7 @@ from tvmops.schedules.cuda.halo_tiles import ROWS, SIDE, StreamedLayout, Streame
 from tvmops.schedules.cuda.kernels.conv_halo_partials import HaloSum, leave_sums
 from tvmops.schedules.cuda.kernels.conv_halo_results import Results
 from tvmops.schedules.cuda.kernels.conv_producer import LOAD
-from tvmops.schedules.cuda.kernels.halo_image import HaloImage, view
+from tvmops.schedules.cuda.kernels.halo_image import HaloImage, of_now, view
 from tvmops.schedules.cuda.words import (
     PTX_TYPES,
     Position,
@@ -61,8 +61,7 @@ class StreamedKernel(HaloImage):
             self.weight_ring.init()
             ptx("fence.mbarrier_init.release.cluster")
         do(T.cuda.cluster_sync() if split else T.cuda.cta_sync())
-        if t.early:
-            wait_for_kernels_before()
+        wait_for_kernels_before()
         self.tile_count = Scalar(count)()
         self.first = Scalar(T.truncdiv(layout.chunks * self.cluster_rank, t.split_k))() if split else 0
         last = T.truncdiv(layout.chunks * (self.cluster_rank + 1), t.split_k) if split else layout.chunks
@@ -201,6 +200,7 @@ class _Consumer:
         product = f"wgmma.mma_async.sync.aligned.m64n{t.bn}k16.f32.{kind}.{kind}"
         stage = T.Cast("uint64", self.weights.stage * (layout.weight_stage_bytes // 16))
         weights = Scalar(self.b_at + stage, "uint64")()
+        views = [of_now(each) for each in views]
         for part in range(t.depth // 16):
             for patch, pixels in enumerate(views):
                 ptx(

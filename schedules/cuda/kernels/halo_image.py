@@ -12,7 +12,22 @@ from tvmops.schedules.cpu.emit import Extent
 from tvmops.schedules.cuda.halo_tiles import ROWS, SIDE, HaloLayout, HaloTiles
 from tvmops.schedules.cuda.kernels.conv_arrays import conv_module
 from tvmops.schedules.cuda.kernels.conv_producer import LOAD
-from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH, Ring, Scalar, ptx, shared_address, tensor_map
+from tvmops.schedules.cuda.words import (
+    PROGRAMMATIC_LAUNCH,
+    Ring,
+    Scalar,
+    c_call,
+    ptx,
+    shared_address,
+    tensor_map,
+)
+
+_VIEW_OF_NOW = """
+__forceinline__ __device__ unsigned long long view_of_now(unsigned long long view) {
+  asm volatile("" : "+l"(view));
+  return view;
+}
+"""
 
 
 class HaloImage:
@@ -29,8 +44,7 @@ class HaloImage:
 
     def module(self) -> IRModule:
         module = conv_module(self.shape, self.dtype, self._begin, self._body, self.tiles.beside)
-        if self.tiles.early:
-            module["main"] = module["main"].with_attr(*PROGRAMMATIC_LAUNCH)
+        module["main"] = module["main"].with_attr(*PROGRAMMATIC_LAUNCH)
         return module
 
     def _body(self) -> None:
@@ -50,9 +64,7 @@ class HaloImage:
             [t.depth, *ones, layout.w * strides[0], layout.h * strides[1], 1],
             [1, *ones, *strides, 1],
         )
-        self.w = tensor_map(
-            arrays["w"], self.dtype, [s.ci_each, len(layout.taps), s.co], [t.depth, 1, t.bn]
-        )
+        self.w = tensor_map(arrays["w"], self.dtype, [s.ci_each, len(layout.taps), s.co], [t.depth, 1, t.bn])
 
     def count_tiles(self) -> None:
         s, t = self.shape, self.tiles
@@ -111,8 +123,15 @@ def view(address: Any, row_bytes: int, apart: int) -> Any:
     It swizzles by addresses, as the copy engine does, so the first row may be any.
     """
     swizzle = {128: 1, 64: 2, 32: 3}[row_bytes]
-    fixed = T.uint64(swizzle << 30 | apart >> 4) << T.uint64(32) | T.uint64(1 << 16)  # of 63 bits are literals
+    fixed = T.uint64(swizzle << 30 | apart >> 4) << T.uint64(32) | T.uint64(
+        1 << 16
+    )  # of 63 bits are literals
     return fixed | T.Cast("uint64", (address >> T.uint32(4)) & T.uint32(0x3FFF))
+
+
+def of_now(view: Any) -> Any:
+    """Return a view; what is computed of it takes no registers before, nor from tile to tile."""
+    return Scalar(c_call("uint64", "view_of_now", view, source=_VIEW_OF_NOW), "uint64")()
 
 
 def _over(extent: Extent, size: int) -> Any:
