@@ -27,7 +27,7 @@ from tvmops.workloads import Workload
 
 _WIDTHS = (64, 96, 128, 160, 192, 256)
 _MOST_TAPS = 25  # whose products are unrolled
-_OTHER_REGISTERS, _END_REGISTERS = 88, 32  # the latter for what comes after a sum
+_OTHER_REGISTERS, _END_REGISTERS = 88, 64  # the latter for what comes after a sum
 _CLOCK = 1.75e9
 _WAITING = 48  # cycles of a tap in which a warpgroup does not multiply
 _ROW_SECONDS, _TAKEN = 7.3e-10, 2.9e11  # of a row that a multiprocessor copies, and its bytes a second
@@ -59,14 +59,14 @@ class StreamedHaloConv(HaloConv):
             Knob("bn", _WIDTHS),
             Knob("depth", depths_of(workload)),
             Knob("beside", (1, 2)),
-            Knob("split_k", (1, 2, 3, 4, 5, 6, 8)),
+            Knob("split_k", (1, 2, 3, 4, 5, 6)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
     def choices(self, workload: Workload, target: Target) -> list[Config]:
         found = []
         for (tile_h, tile_w), consumers, bn, depth, split_k in itertools.product(
-            tiles_for(workload), (2, 1), _WIDTHS, depths_of(workload), (1, 2, 3, 4, 5, 6, 8)
+            tiles_for(workload), (2, 1), _WIDTHS, depths_of(workload), (1, 2, 3, 4, 5, 6)
         ):
             config = Config.of(
                 tile_h=tile_h,

@@ -13,6 +13,8 @@ rows of the tile is multiplied in vain. Its results are stored by the threads th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from tvm import tirx
 from tvm.tirx.lang.alloc_pool import SMEMPool
 from tvm.tirx.script.builder import ir as T
