@@ -46,9 +46,7 @@ class StreamedHaloConv(HaloConv):
     def covers(self, workload: Workload, target: Target) -> bool:
         """Say whether it can schedule `workload`, and is better than the others by what all guess."""
         own = seconds(self, workload, target)
-        return own < min(math.inf, seconds(_RESIDENT, workload, target)) and own < seconds_without(
-            workload, target
-        )
+        return own < seconds(_RESIDENT, workload, target) and own < seconds_without(workload, target)
 
     def space(self, workload: Workload, target: Target) -> Space:
         heights, widths = (tuple(sorted({tile[axis] for tile in tiles_for(workload)})) for axis in range(2))
