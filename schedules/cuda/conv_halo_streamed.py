@@ -12,12 +12,12 @@ from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cuda.conv_halo import (
     MOST_BOX,
     HaloConv,
+    depths_for,
     output_of,
     seconds,
     seconds_without,
     tiles_for,
 )
-from tvmops.schedules.cuda.conv_wgmma import depths_of
 from tvmops.schedules.cuda.extents import known
 from tvmops.schedules.cuda.halo_tiles import ROWS, StreamedLayout, StreamedTiles
 from tvmops.schedules.cuda.kernels.conv_halo_streamed import StreamedKernel
@@ -36,6 +36,7 @@ _L2 = 7.8e12  # bytes a second that the L2 answers
 _STORED = 3.4e10  # bytes a second of results that one multiprocessor finishes
 _FILL_SECONDS = 2.9e-6
 _MEETING = 1.4e-6  # of the blocks of a cluster
+_BETTER = 0.96
 _RESIDENT = HaloConv()
 
 
@@ -44,9 +45,13 @@ class StreamedHaloConv(HaloConv):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        """Say whether it can schedule `workload`, and is better than the others by what all guess."""
+        """Say whether it can, weights are too many for `conv_halo`, and it beats `conv_wgmma` by what both guess."""
         own = seconds(self, workload, target)
-        return own < seconds(_RESIDENT, workload, target) and own < seconds_without(workload, target)
+        return (
+            own < seconds(_RESIDENT, workload, target) == math.inf
+            and workload["stride"] == (1, 1)
+            and own < _BETTER * seconds_without(workload, target)
+        )
 
     def space(self, workload: Workload, target: Target) -> Space:
         heights, widths = (tuple(sorted({tile[axis] for tile in tiles_for(workload)})) for axis in range(2))
@@ -55,7 +60,7 @@ class StreamedHaloConv(HaloConv):
             Knob("tile_w", widths),
             Knob("consumers", (1, 2, 3)),
             Knob("bn", _WIDTHS),
-            Knob("depth", depths_of(workload)),
+            Knob("depth", depths_for(workload)),
             Knob("beside", (1, 2)),
             Knob("split_k", (1, 2, 3, 4, 5, 6)),
         )
@@ -64,7 +69,7 @@ class StreamedHaloConv(HaloConv):
     def choices(self, workload: Workload, target: Target) -> list[Config]:
         found = []
         for (tile_h, tile_w), consumers, bn, depth, split_k in itertools.product(
-            tiles_for(workload), (2, 1), _WIDTHS, depths_of(workload), (1, 2, 3, 4, 5, 6)
+            tiles_for(workload), (2, 1), _WIDTHS, depths_for(workload), (1, 2)
         ):
             config = Config.of(
                 tile_h=tile_h,
@@ -96,7 +101,7 @@ class StreamedHaloConv(HaloConv):
         results = 2 * ROWS * layout.all_patches * tiles.bn
         end = results / _STORED
         meeting = _MEETING + results / _STORED if tiles.split_k > 1 else 0.0
-        fewest = op_of(workload).nbytes(workload) / (0.92 * target.gpu.bandwidth)
+        fewest = op_of(workload).nbytes(workload) / (0.79 * target.gpu.bandwidth)
         return max(waves * (chunks * max(multiply, load, asked) + end), fewest) + meeting + _FILL_SECONDS
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:

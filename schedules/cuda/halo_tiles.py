@@ -20,7 +20,7 @@ _MOST_STAGES = 8
 _MOST_WEIGHT_STAGES = 12
 _RESERVED = 1024  # bytes of shared memory that the system takes of each block
 _BARRIERS = 1024  # bytes, and what alignment takes
-_PRODUCER_REGISTERS, _FEWER_REGISTERS = 56, 32  # where there is room for them, and elsewhere
+_PRODUCER_REGISTERS = 32
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class HaloTiles:
 
     @property
     def producer_registers(self) -> int:
-        return _PRODUCER_REGISTERS if self.beside * self.consumers < 3 else _FEWER_REGISTERS
+        return _PRODUCER_REGISTERS
 
     @property
     def consumer_registers(self) -> int:
