@@ -45,7 +45,7 @@ class StreamedHaloConv(HaloConv):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        """Say whether it can, weights are too many for `conv_halo`, and it beats `conv_wgmma` by what both guess."""
+        """Say whether it can, has more weights than `conv_halo` takes, and beats `conv_wgmma` by a guess."""
         own = seconds(self, workload, target)
         return (
             own < seconds(_RESIDENT, workload, target) == math.inf

@@ -20,7 +20,7 @@ _MOST_STAGES = 8
 _MOST_WEIGHT_STAGES = 12
 _RESERVED = 1024  # bytes of shared memory that the system takes of each block
 _BARRIERS = 1024  # bytes, and what alignment takes
-_PRODUCER_REGISTERS = 32
+_PRODUCER_REGISTERS, _MEETING_REGISTERS = 32, 56
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,11 @@ class StreamedTiles(HaloTiles):
         assert target.gpu is not None
         knobs = {name: int(value) for name, value in config.items}
         return cls(**knobs, alternate=0, multiprocessors=target.cores, shared_bytes=target.gpu.shared_bytes)
+
+    @property
+    def producer_registers(self) -> int:
+        """More where all threads meet once more when the sums are there."""
+        return _PRODUCER_REGISTERS if self.split_k == 1 else _MEETING_REGISTERS
 
     @property
     def blocks(self) -> int:
