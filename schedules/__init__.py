@@ -28,6 +28,8 @@ from tvmops.schedules.cuda.attention_wgmma import WgmmaAttention
 from tvmops.schedules.cuda.conv_depthwise import DepthwiseConv
 from tvmops.schedules.cuda.conv_grouped import GroupedConv
 from tvmops.schedules.cuda.conv_grouped_planes import GroupedPlanes
+from tvmops.schedules.cuda.conv_halo import HaloConv
+from tvmops.schedules.cuda.conv_halo_streamed import StreamedHaloConv
 from tvmops.schedules.cuda.conv_mma import MmaConv
 from tvmops.schedules.cuda.conv_narrow import NarrowConv
 from tvmops.schedules.cuda.conv_planes import PlanesConv
@@ -129,6 +131,8 @@ TEMPLATES: tuple[Template, ...] = (
     WeightOnlyExpanded(),
     GroupedConv(),
     DepthwiseConv(),
+    StreamedHaloConv(),
+    HaloConv(),
     WgmmaConv(),
     NarrowConv(),
     GroupedPlanes(),

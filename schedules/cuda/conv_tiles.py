@@ -79,9 +79,7 @@ class ConvTiles:
     @property
     def consumer_registers(self) -> int:
         """Registers of a thread, when the producers have given theirs away."""
-        threads = 128 * (self.consumers + 1)
-        pool = _REGISTERS // self.beside // threads // 8 * 8 * threads
-        return min((pool - 128 * self.producer_registers) // (128 * self.consumers) // 8 * 8, _MOST_REGISTERS)
+        return registers_of(self.consumers, self.beside, self.producer_registers)
 
     @property
     def partial_bytes(self) -> int:
@@ -103,3 +101,10 @@ class ConvTiles:
         fixed = self.consumers * self.store_buffers * _BUFFER + _BARRIERS
         room = (self.shared_bytes + _RESERVED) // self.beside - _RESERVED
         return min((room - fixed) // self.stage_bytes, _MOST_STAGES)
+
+
+def registers_of(consumers: int, beside: int, producer_registers: int) -> int:
+    """Return the registers of a thread that multiplies, when the producers have given theirs away."""
+    threads = 128 * (consumers + 1)
+    pool = _REGISTERS // beside // threads // 8 * 8 * threads
+    return min((pool - 128 * producer_registers) // (128 * consumers) // 8 * 8, _MOST_REGISTERS)

@@ -120,6 +120,19 @@ __forceinline__ __device__ void tie_{count}({"float" if kind == "f" else "unsign
     do(c_call("void", f"tie_{count}", T.address_of(registers[0]), source=source))
 
 
+_OF_NOW = """
+__forceinline__ __device__ int of_now(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+"""
+
+
+def of_now(x: Any) -> Any:
+    """Return `x`; what is computed of it is not kept from one round of a loop to the next."""
+    return Scalar(c_call("int32", "of_now", x, source=_OF_NOW))()
+
+
 PROGRAMMATIC_LAUNCH = ("tirx.kernel_launch_params", ["tirx.use_programtic_dependent_launch"])
 
 

@@ -63,7 +63,7 @@ def test_convolutions_of_any_shape_are_answered(tmp_path: Path) -> None:
     folder = export(layer, H200, [write_log(tmp_path / "log.jsonl", record)], tmp_path / "lib")
     (variant,) = Manifest.read(folder).variants
     tuned, *generic = sorted(variant.kernels, key=lambda entry: entry.seconds is None)
-    assert tuned.template.startswith("cuda.conv_wgmma")
+    assert tuned.template.startswith("cuda.conv_halo")
     templates = [entry.template.split("@")[0] for entry in generic]
     assert templates == ["cuda.conv_wgmma", "cuda.conv_mma", "cuda.conv_mma"]
     assert [entry.multiples for entry in generic] == [{"ci": 8, "co": 8}, {"ci": 8}, {}]

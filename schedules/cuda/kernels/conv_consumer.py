@@ -23,9 +23,9 @@ from tvmops.schedules.cuda.words import (
 if TYPE_CHECKING:
     from tvmops.schedules.cuda.kernels.conv_wgmma import WgmmaConvKernel
 
-_CONSUMERS = 8  # the named barrier of all that multiply
+CONSUMERS = 8  # the named barrier of all that multiply
 
-_STORE_TWO = """
+STORE_TWO = """
 __forceinline__ __device__ void store_floats_at(void* to, float x, float y) {
   *static_cast<float2*>(to) = make_float2(x, y);
 }
@@ -134,14 +134,14 @@ class Consumer:
                 for i in range(t.patches * self.each):
                     T.buffer_store(self.sums, T.float32(0), [i])
         # Others may still read the ring, whose place these sums take.
-        ptx("bar.sync", T.uint32(_CONSUMERS), T.uint32(128 * t.consumers))
+        ptx("bar.sync", T.uint32(CONSUMERS), T.uint32(128 * t.consumers))
         for patch in range(t.patches):
             own = (kernel.warpgroup * t.patches + patch) * ROWS
             row = own + kernel.warp * 16 + T.truncdiv(kernel.lane, 4)
             for i in range(0, self.each, 2):
                 place = kernel.partial.ptr_to([row + i // 2 % 2 * 8, i // 4 * 8 + kernel.lane % 4 * 2])
                 low, high = (self.sums[patch * self.each + i + e] for e in range(2))
-                do(c_call("void", "store_floats_at", place, low, high, source=_STORE_TWO))
+                do(c_call("void", "store_floats_at", place, low, high, source=STORE_TWO))
 
 
 def _swizzled(address: Any, row_bytes: int) -> Any:

@@ -33,21 +33,13 @@ from tvmops.schedules.cuda.words import (
     PROGRAMMATIC_LAUNCH,
     PTX_TYPES,
     Scalar,
-    c_call,
     do,
+    of_now,
     ptx,
     shared_address,
     wait_for_kernels_before,
     when,
 )
-
-# What is computed of it is not kept from tile to tile, where registers are scarce.
-_OF_NOW = """
-__forceinline__ __device__ int of_now(int x) {
-  asm volatile("" : "+r"(x));
-  return x;
-}
-"""
 
 
 class GroupedKernel:
@@ -152,7 +144,7 @@ class GroupedKernel:
     def each_line(self, lines: int, do_line: Callable[[Any, Any], None]) -> None:
         """Do something for each line of a tile, of which a warp has its share, and for this lane."""
         warps = self.tiles.warps
-        lane = Scalar(c_call("int32", "of_now", self.lane, source=_OF_NOW))()
+        lane = of_now(self.lane)
         with T.serial(-(-lines // warps)) as step:
             line = Scalar(step * warps + self.warp)()
             with when(line < lines):

@@ -44,6 +44,12 @@ __forceinline__ __device__ void add_partials_{count}(float* sums, const void* mi
 """
 
 
+def add_partials(sums: Any, mine: Any, count: int) -> None:
+    """Add up 8 sums, each of which `count` blocks hold a part of at the same place."""
+    source = _ADD_PARTIALS.format(count=count)
+    do(c_call("void", f"add_partials_{count}", T.address_of(sums[0]), mine, source=source))
+
+
 class ClusterSum:
     """The threads of a cluster's consumers: each adds up runs of 8 sums, always in the same order."""
 
@@ -70,8 +76,7 @@ class ClusterSum:
         x, y, image = kernel.moved(corner, inside)
         within = (tile.channel + column < s.co_each) & (x < s.ow) & (y < s.oh) & (image < s.n)
         with when(tirx.all(inside < t.pixels, within)):
-            mine, source = kernel.partial.ptr_to([row, column]), _ADD_PARTIALS.format(count=t.split_k)
-            do(c_call("void", f"add_partials_{t.split_k}", T.address_of(self.sums[0]), mine, source=source))
+            add_partials(self.sums, kernel.partial.ptr_to([row, column]), t.split_k)
             channel = Scalar(tile.group * s.co_each + tile.channel + column)()
             self._end(x, y, image, channel)
 
