@@ -21,6 +21,7 @@ from tvmops.schedules.cpu.softmax_columns import CpuSoftmaxColumns
 from tvmops.schedules.cpu.weight_only import WeightOnly
 from tvmops.schedules.cpu.winograd import Winograd2, Winograd4, Winograd6
 from tvmops.schedules.cuda.attention_decode import DecodeAttention
+from tvmops.schedules.cuda.attention_few import FewAttention
 from tvmops.schedules.cuda.attention_pool import PoolAttention
 from tvmops.schedules.cuda.attention_spread import SpreadAttention
 from tvmops.schedules.cuda.attention_varlen import VarlenAttention
@@ -115,6 +116,7 @@ TEMPLATES: tuple[Template, ...] = (
     SimtGemm(),
     SpreadAttention(),
     DecodeAttention(),
+    FewAttention(),
     WgmmaAttention(),
     PoolAttention(),
     VarlenAttention(),

@@ -31,7 +31,7 @@ __forceinline__ __device__ void leave_two(const void* row, int column, float a, 
 _ADD_PARTS = """
 __forceinline__ __device__ void add_{parts}_parts(float* sums, const void* row, int pitch, int column) {{
   const float* from = static_cast<const float*>(row);
-  float most = __int_as_float(0xff800000);
+  float most = __uint_as_float(0xff800000u);
   for (int i = 0; i < 5; ++i) sums[i] = 0.0f;
 #pragma unroll 1
   for (int first = 0; first < {parts}; first += {at_once}) {{

@@ -1,0 +1,97 @@
+"""Attention of few queries a sequence against many keys, on Hopper; `kernels.attention_few` says how."""
+
+from __future__ import annotations
+
+import math
+
+from tvm import IRModule
+
+from tvmops.schedules.cuda.attention_sizes import gpu_of, is_plain, sizes_of
+from tvmops.schedules.cuda.attention_wgmma import ALIGNED
+from tvmops.schedules.cuda.kernels.attention_few import FewKernel
+from tvmops.schedules.cuda.kernels.attention_tiles import IN_PAIRS, Tiles, shared_bytes
+from tvmops.schedules.template import GenericKernel, Template
+from tvmops.signatures.attention import BHLD, NO_MASK
+from tvmops.space import Config, Knob, Space
+from tvmops.targets import Target
+from tvmops.workloads import Workload
+
+_ACCUMULATORS = {1: 208, 2: 196, 3: 128}  # registers of a thread for scores, weights and out, by consumers
+_MOST_QUERIES = 512  # beyond, tiles of one head's queries fill a GPU by themselves
+_SPLITS = (*range(1, 13), 14, 16, 18, 20, 24, 28, 32, 40, 48, 64)
+_RESERVED = 1024  # bytes of shared memory that a block takes besides
+
+
+class FewAttention(Template):
+    """For a cache of keys that is longer than the queries are many: drafts, and prompts in chunks."""
+
+    name = "cuda.attention_few"
+    version = 1
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        if target.gpu is None or target.gpu.code != "sm_90a" or not is_plain(workload, ALIGNED):
+            return False
+        if workload["layout"] != BHLD or workload["page_size"] != 0 or workload["mask"] != NO_MASK:
+            return False
+        q_len, kv_len = workload["q_len"], workload["kv_len"]
+        if not isinstance(q_len, int) or not 1 < q_len <= _MOST_QUERIES:
+            return False
+        return not isinstance(kv_len, int) or q_len < kv_len
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        knobs = (
+            Knob("consumers", (1, 2, 3)),
+            Knob("bn", (32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192)),
+            Knob("stages", (2, 3, 4)),
+            Knob("splits", _SPLITS),
+        )
+        return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
+
+    def default(self, workload: Workload, target: Target) -> Config:
+        space = self.space(workload, target)
+        choices = (
+            Config.of(consumers=consumers, bn=bn, stages=stages, splits=splits)
+            for consumers, bn, stages in _DEFAULTS
+            for splits in _SPLITS
+        )
+        legal = [config for config in choices if config in space]
+        return min(legal, key=lambda config: self.estimate(workload, target, config))
+
+    def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
+        return []  # `cuda.attention_wgmma` answers every shape
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        """Guess the seconds."""
+        if workload.is_generic:
+            return 0.0
+        return 1.0
+
+    def kernel_workload(self, workload: Workload) -> Workload:
+        return workload.generic()
+
+    def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
+        sizes = sizes_of(self.kernel_workload(workload))
+        return FewKernel(sizes, tiles_of(config), config.number("splits")).module()
+
+
+def is_legal(config: Config, workload: Workload, target: Target) -> bool:
+    """Say whether `config` fits the machine; the only statement of the template's limits."""
+    tiles, (head_dim,) = tiles_of(config), workload.dims("head_dim")
+    accumulators = tiles.bn // 2 + tiles.bn // 4 + -(-head_dim // 16) * 16 // 2
+    return (
+        accumulators <= _ACCUMULATORS[tiles.consumers]
+        and shared_bytes(head_dim, tiles) <= gpu_of(target).shared_bytes
+    )
+
+
+def tiles_of(config: Config) -> Tiles:
+    consumers = config.number("consumers")
+    return Tiles(
+        consumers=consumers,
+        bn=config.number("bn"),
+        stages=config.number("stages"),
+        take_turns=consumers > 1,
+        own_out=False,
+        together=IN_PAIRS,
+        blocks=0,  # as many as there are tiles and shares
+    )

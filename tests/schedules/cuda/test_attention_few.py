@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.schedules.cuda.emulated import TensorMap, emulated, needs_emulator
+from tvmops.measure.cuda import compile_module
+from tvmops.ops import op_of
+from tvmops.schedules.cuda.attention_sizes import sizes_of
+from tvmops.schedules.cuda.kernels.attention_few import FewKernel
+from tvmops.schedules.cuda.kernels.attention_shares import PAD
+from tvmops.schedules.cuda.kernels.attention_tiles import IN_PAIRS, Tiles, shared_bytes
+from tvmops.signatures.dtypes import decode
+from tvmops.targets import target
+from tvmops.workloads import Workload, workload
+
+H200 = target("nvidia-h200")
+GUARD = 64  # elements
+
+
+def attention(**changes: object) -> Workload:
+    fields = {"batch": 16, "heads": 32, "kv_heads": 8, "q_len": 4, "kv_len": 4096, "head_dim": 128}
+    return workload("attention", **{**fields, "dtype": "bfloat16", **changes})
+
+
+def tiles(consumers: int, bn: int, stages: int = 2) -> Tiles:
+    return Tiles(consumers, bn, stages, consumers > 1, own_out=False, together=IN_PAIRS, blocks=0)
+
+
+def run(work: Workload, shape: Tiles, splits: int, folder: Path) -> None:
+    """Compute all of a small workload here, amid guards, and compare."""
+    op, dtype = op_of(work), str(work["dtype"])
+    inputs = op.random_inputs(work, seed=1)
+    q, k, v, *_ = inputs
+    batch, kv_heads, head_dim = work.dims("batch", "kv_heads", "head_dim")
+    memory = np.full(q.size + 2 * GUARD, 0xFFFF, np.uint16)
+    out = memory[GUARD:-GUARD].reshape(q.shape)
+    parts = np.full((q.size // head_dim, splits, head_dim + PAD), np.nan, np.float32)
+    kernel = FewKernel(sizes_of(work), shape, splits)
+    _, (cubin,) = compile_module(kernel.module(), H200)
+    assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
+
+    def described(array: np.ndarray, box: int) -> TensorMap:
+        rows = array.view(np.uint16).reshape(batch * kv_heads, -1, head_dim)
+        return TensorMap.of(rows, [head_dim, rows.shape[1], len(rows)], [64, box, 1])
+
+    maps = [described(k, shape.bn), *([described(out, 64)] if splits == 1 else [])]
+    maps += [described(q, 64), described(v, shape.bn)]
+    arguments = dict(zip(("v", "v_1", "v_2", "v_3"), maps))
+    arguments |= {"workspace": parts, "out": out, "scale": op.scalars(work)[0]}
+    arguments |= {spec.name: array for spec, array in zip(op.inputs(work)[3:], inputs[3:])}
+    rows = q.size // head_dim // batch // kv_heads
+    grid = batch * kv_heads * -(-rows // shape.bm) * splits
+    emulated(cubin, folder)(grid, arguments, shared_bytes=shared_bytes(head_dim, shape) + 1024)
+    if splits > 1:
+        assert not np.isnan(parts[..., : head_dim + 2]).any()
+        emulated(cubin, folder, 1)(-(-len(parts) // (128 // (head_dim // 4))), arguments)
+    (right,) = op.reference(work, *(decode(array, dtype) for array in (q, k, v)), *inputs[3:])
+    assert (memory[:GUARD] == 0xFFFF).all() and (memory[-GUARD:] == 0xFFFF).all()
+    found = decode(out.view(q.dtype), dtype)
+    np.testing.assert_allclose(found, right, rtol=0, atol=op.tolerance(work))
+
+
+@pytest.mark.parametrize(
+    "fields, shape, splits",
+    [
+        ({"q_len": 3, "kv_len": 300, "causal": True}, tiles(1, 64), 3),  # 6 rows of a tile; the last keys ragged
+        ({"q_len": 50, "kv_len": 333, "causal": True, "head_dim": 64}, tiles(1, 48, 3), 9),  # rows of several heads
+        ({"q_len": 90, "kv_len": 60, "causal": True, "dtype": "float16"}, tiles(2, 64), 2),  # some see nothing
+        ({"q_len": 5, "kv_len": 200, "head_dim": 56}, tiles(1, 64), 1),  # one share: no second kernel
+        ({"q_len": 7, "kv_len": 100, "head_dim": 56, "lengths": True, "causal": True}, tiles(1, 64), 4),  # shares of nothing
+    ],
+    ids=["few", "many rows", "nothing seen", "one share", "lengths"],
+)
+class TestEmulated:
+    pytestmark = needs_emulator
+
+    def test_it_computes_attention(
+        self, fields: dict[str, object], shape: Tiles, splits: int, tmp_path: Path
+    ) -> None:
+        run(attention(**{"batch": 2, "heads": 4, "kv_heads": 2, **fields}), shape, splits, tmp_path)
