@@ -16,9 +16,16 @@ from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-_ACCUMULATORS = {1: 208, 2: 196, 3: 128}  # registers of a thread for scores, weights and out, by consumers
+_ACCUMULATORS = {1: 188, 2: 196, 3: 128}  # registers of a thread for scores, weights and out, by consumers
+_MOST_COLUMNS_ALONE = 192  # of out: a product has no more registers than a thread at launch, half of the most
 _MOST_QUERIES = 512  # beyond, tiles of one head's queries fill a GPU by themselves
 _SPLITS = (*range(1, 13), 14, 16, 18, 20, 24, 28, 32, 40, 48, 64)
+_PRODUCTS, _EXPONENTIALS = 4096 * 0.85, 16 * 0.5  # a cycle of a multiprocessor
+_STEP = 800  # cycles of a step beside
+_CLOCK = 1.6e9
+_L2_RATE = 5e12  # bytes a second
+_BLOCK = 2e-6  # seconds of a block beside its steps
+_SECOND_KERNEL = 1.5e-6
 _RESERVED = 1024  # bytes of shared memory that a block takes besides
 
 
@@ -61,10 +68,28 @@ class FewAttention(Template):
         return []  # `cuda.attention_wgmma` answers every shape
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        """Guess the seconds."""
+        """Guess the seconds: waves of blocks, each as long as what it has least of lets it be."""
         if workload.is_generic:
             return 0.0
-        return 1.0
+        tiles, splits, gpu = tiles_of(config), config.number("splits"), gpu_of(target)
+        batch, heads, kv_heads, q_len = workload.dims("batch", "heads", "kv_heads", "q_len")
+        kv_len, head_dim = workload.dims("kv_len", "head_dim")
+        q_tiles = -(-(q_len * heads // kv_heads) // tiles.bm)
+        blocks = batch * kv_heads * q_tiles * splits
+        beside = min(_resident(head_dim, tiles, target), math.ceil(blocks / target.cores))
+        waves = math.ceil(blocks / (beside * target.cores))
+        steps = math.ceil(math.ceil(kv_len / tiles.bn) / splits)
+        products = 4 * tiles.bm * tiles.bn * (-(-head_dim // 16) * 16) / _PRODUCTS
+        exponentials = tiles.bm * tiles.bn / _EXPONENTIALS
+        alone = products + exponentials + _STEP
+        busy = beside * max(products, exponentials)
+        nbytes = min(beside * target.cores, blocks) * 4 * tiles.bn * head_dim
+        memory = max(nbytes / q_tiles / gpu.bandwidth, nbytes / _L2_RATE)
+        seconds = waves * (steps * max(alone / _CLOCK, busy / _CLOCK, memory) + _BLOCK)
+        if splits > 1:
+            parts = batch * heads * q_len * splits * 4 * head_dim
+            seconds += _SECOND_KERNEL + 2 * parts / _L2_RATE
+        return seconds
 
     def kernel_workload(self, workload: Workload) -> Workload:
         return workload.generic()
@@ -74,12 +99,20 @@ class FewAttention(Template):
         return FewKernel(sizes, tiles_of(config), config.number("splits")).module()
 
 
+def _resident(head_dim: int, tiles: Tiles, target: Target) -> int:
+    """Count the blocks for which a multiprocessor has room."""
+    if tiles.consumers > 1:
+        return 1
+    return min(2, target.l1_bytes // (shared_bytes(head_dim, tiles) + 2 * _RESERVED))
+
+
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     """Say whether `config` fits the machine; the only statement of the template's limits."""
     tiles, (head_dim,) = tiles_of(config), workload.dims("head_dim")
     accumulators = tiles.bn // 2 + tiles.bn // 4 + -(-head_dim // 16) * 16 // 2
     return (
         accumulators <= _ACCUMULATORS[tiles.consumers]
+        and (tiles.consumers > 1 or head_dim <= _MOST_COLUMNS_ALONE)
         and shared_bytes(head_dim, tiles) <= gpu_of(target).shared_bytes
     )
 
@@ -95,3 +128,7 @@ def tiles_of(config: Config) -> Tiles:
         together=IN_PAIRS,
         blocks=0,  # as many as there are tiles and shares
     )
+
+
+# What `default` chooses from: consumers, bn, stages.
+_DEFAULTS = ((1, 64, 3), (2, 128, 2), (1, 64, 2), (2, 64, 2), (1, 32, 2))
