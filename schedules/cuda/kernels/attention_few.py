@@ -32,6 +32,7 @@ from tvmops.schedules.cuda.kernels.attention_walk import Walk
 from tvmops.schedules.cuda.words import (
     PROGRAMMATIC_LAUNCH,
     Scalar,
+    ask_for_box,
     let_next_kernel_begin,
     ptx,
     tensor_map,
@@ -103,13 +104,25 @@ class FewKernel(FlashKernel):
 
     def _produce(self) -> None:
         with when(self.warp == 0), when(T.cuda.elect_sync()):
-            ptx("griddepcontrol.wait")
-            ShareProducer(self, ShareWalk(self)).run()
+            walk = self._walk()
+            producer = ShareProducer(self, walk)
+            if not self.given.lengths:
+                producer.ask_ahead()
+                ptx("griddepcontrol.wait")
+            producer.run()
 
     def _consume(self) -> None:
         let_next_kernel_begin()
-        ptx("griddepcontrol.wait")
-        ShareConsumer(self, ShareWalk(self)).run()
+        walk = self._walk()
+        if not self.given.lengths:
+            ptx("griddepcontrol.wait")
+        ShareConsumer(self, walk).run()
+
+    def _walk(self) -> ShareWalk:
+        """Find this block's share; kernels before must be done where lengths are read for it."""
+        if self.given.lengths:
+            ptx("griddepcontrol.wait")
+        return ShareWalk(self)
 
 
 def folded(sizes: Heads) -> Heads:
@@ -180,7 +193,17 @@ class ShareProducer(Producer):
     walk: ShareWalk
 
     def _keys(self, row: Any) -> tuple[Any, ...]:
-        return self.walk.first_key + row, self.kv_pair
+        return self.walk.first_key + row, self.walk.pair
+
+    def ask_ahead(self) -> None:
+        """Have what fills the rings at first brought to the L2, while kernels before may still run."""
+        tiles = self.kernel.tiles
+        for step in range(tiles.stages):
+            with when(step < self.walk.count):
+                place = self._keys((self.walk.count - 1 - step) * tiles.bn)
+                for block in range(self.kernel.blocks_of_columns):
+                    for name in "kv":
+                        ask_for_box(self.kernel.maps[name], block * COLUMNS, *place)
 
 
 class ShareConsumer(Consumer):

@@ -46,9 +46,10 @@ def run(work: Workload, shape: Tiles, splits: int, folder: Path) -> None:
         rows = array.view(np.uint16).reshape(batch * kv_heads, -1, head_dim)
         return TensorMap.of(rows, [head_dim, rows.shape[1], len(rows)], [64, box, 1])
 
-    maps = [described(k, shape.bn), *([described(out, 64)] if splits == 1 else [])]
-    maps += [described(q, 64), described(v, shape.bn)]
-    arguments = dict(zip(("v", "v_1", "v_2", "v_3"), maps))
+    maps = {"k": described(k, shape.bn), "q": described(q, 64), "v": described(v, shape.bn)}
+    maps["out"] = described(out, 64)
+    order = "kqv" if work["lengths"] else "kvq"  # of their first use
+    arguments = dict(zip(("v", "v_1", "v_2", "v_3"), (maps[name] for name in (*order, "out"))))
     arguments |= {"workspace": parts, "out": out, "scale": op.scalars(work)[0]}
     arguments |= {spec.name: array for spec, array in zip(op.inputs(work)[3:], inputs[3:])}
     rows = q.size // head_dim // batch // kv_heads
