@@ -16,7 +16,7 @@ from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-_ACCUMULATORS = {1: 188, 2: 196, 3: 128}  # registers of a thread for scores, weights and out, by consumers
+_ACCUMULATORS = {1: 172, 2: 188, 3: 128}  # registers of a thread for scores, weights and out, by consumers
 _MOST_COLUMNS_ALONE = 192  # of out: a product has no more registers than a thread at launch, half of the most
 _MOST_QUERIES = 512  # beyond, tiles of one head's queries fill a GPU by themselves
 _SPLITS = (*range(1, 13), 14, 16, 18, 20, 24, 28, 32, 40, 48, 64)
@@ -26,6 +26,8 @@ _CLOCK = 1.6e9
 _L2_RATE = 5e12  # bytes a second
 _BLOCK = 2e-6  # seconds of a block beside its steps
 _SECOND_KERNEL = 1.5e-6
+_MOST_CLUSTER = 16
+_BARRIER = 8  # bytes of one, of a cluster
 _RESERVED = 1024  # bytes of shared memory that a block takes besides
 
 
@@ -51,13 +53,14 @@ class FewAttention(Template):
             Knob("bn", (32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192)),
             Knob("stages", (2, 3, 4)),
             Knob("splits", _SPLITS),
+            Knob("cluster", (False, True)),
         )
         return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
 
     def default(self, workload: Workload, target: Target) -> Config:
         space = self.space(workload, target)
         choices = (
-            Config.of(consumers=consumers, bn=bn, stages=stages, splits=splits)
+            Config.of(consumers=consumers, bn=bn, stages=stages, splits=splits, cluster=False)
             for consumers, bn, stages in _DEFAULTS
             for splits in _SPLITS
         )
@@ -96,7 +99,7 @@ class FewAttention(Template):
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         sizes = sizes_of(self.kernel_workload(workload))
-        return FewKernel(sizes, tiles_of(config), config.number("splits")).module()
+        return FewKernel(sizes, tiles_of(config), config.number("splits"), bool(config["cluster"])).module()
 
 
 def _resident(head_dim: int, tiles: Tiles, target: Target) -> int:
@@ -113,7 +116,8 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     return (
         accumulators <= _ACCUMULATORS[tiles.consumers]
         and (tiles.consumers > 1 or head_dim <= _MOST_COLUMNS_ALONE)
-        and shared_bytes(head_dim, tiles) <= gpu_of(target).shared_bytes
+        and (not config["cluster"] or 1 < config.number("splits") <= _MOST_CLUSTER)
+        and shared_bytes(head_dim, tiles) + _BARRIER <= gpu_of(target).shared_bytes
     )
 
 

@@ -2,10 +2,11 @@
 
 Rows of a tile are the queries of all heads that share keys, one head after the other: in memory
 they follow each other, so that to the copy engine they are `group * q_len` queries of one head.
-`splits` blocks share the keys of a tile of rows (T. Dao et al., Flash-Decoding, 2023). Each leaves
-what it has, unscaled, with its maximum and total, in a workspace (`attention_few_parts`), where a
-second kernel adds the parts in a fixed order. Blocks of neighbouring tiles of rows read the same
-keys at a time, so that the L2 answers all but the first.
+`splits` blocks share the keys of a tile of rows (T. Dao et al., Flash-Decoding, 2023). What each has,
+unscaled, with its maximum and total, is added in a fixed order: in a cluster's shared memory, row
+by row by one of its blocks (`attention_few_meeting`), or it is left in a workspace, which a second
+kernel reads (`attention_few_parts`). Blocks of neighbouring tiles of rows read the same keys at a
+time, so that the L2 answers all but the first.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cpu.emit import Extent, ceildiv, minimum
 from tvmops.schedules.cuda.kernels.attention_consumer import Consumer
+from tvmops.schedules.cuda.kernels.attention_few_meeting import RowsMeeting
 from tvmops.schedules.cuda.kernels.attention_few_parts import (
     add_parts,
     leave_part,
@@ -31,8 +33,11 @@ from tvmops.schedules.cuda.kernels.attention_tiles import COLUMNS, ROWS, Heads, 
 from tvmops.schedules.cuda.kernels.attention_walk import Walk
 from tvmops.schedules.cuda.words import (
     PROGRAMMATIC_LAUNCH,
+    Barriers,
+    Ring,
     Scalar,
     ask_for_box,
+    do,
     let_next_kernel_begin,
     ptx,
     tensor_map,
@@ -43,8 +48,9 @@ from tvmops.schedules.cuda.words import (
 class FewKernel(FlashKernel):
     """`main(q, k, v, [lengths], scale, out, [workspace])`."""
 
-    def __init__(self, sizes: Heads, tiles: Tiles, splits: int) -> None:
+    def __init__(self, sizes: Heads, tiles: Tiles, splits: int, cluster: bool) -> None:
         self.given, self.splits = sizes, splits
+        self.cluster = cluster  # of the blocks that share keys
         self.q_len = sizes.q_len
         self.resident = 2 if tiles.consumers == 1 else 1
         super().__init__(folded(sizes), tiles)
@@ -52,7 +58,7 @@ class FewKernel(FlashKernel):
     @property
     def parts_meet(self) -> bool:
         """True if there are parts, which meet in a workspace."""
-        return self.splits > 1
+        return self.splits > 1 and not self.cluster
 
     def grid(self) -> Extent:
         return self.pairs * self.q_tiles * self.splits
@@ -102,6 +108,25 @@ class FewKernel(FlashKernel):
             for name, (count, box) in rows.items()
         }
 
+    def _body(self) -> None:
+        if self.cluster:
+            T.cta_id_in_cluster([self.splits])
+        super()._body()
+
+    def _shared_memory(self, pool: Any) -> None:
+        if self.cluster:
+            self.meeting = RowsMeeting(self, pool)
+        super()._shared_memory(pool)
+        if self.cluster:
+            self.all_here = self.meeting.barrier(pool)
+
+    def barriers(self) -> tuple[Barriers | Ring, ...]:
+        return (*super().barriers(), *([self.all_here] if self.cluster else []))
+
+    def registers(self) -> tuple[int, int]:
+        """Finding a share takes more than copying does."""
+        return {1: (40, 216), 2: (40, 232), 3: (32, 160)}[self.tiles.consumers]
+
     def _produce(self) -> None:
         with when(self.warp == 0), when(T.cuda.elect_sync()):
             walk = self._walk()
@@ -110,6 +135,9 @@ class FewKernel(FlashKernel):
                 producer.ask_ahead()
                 ptx("griddepcontrol.wait")
             producer.run()
+        if self.cluster:
+            do(T.cuda.warp_sync())
+            self.meeting.meet()
 
     def _consume(self) -> None:
         let_next_kernel_begin()
@@ -139,9 +167,13 @@ class ShareWalk(Walk):
     def __init__(self, kernel: FewKernel) -> None:
         self.kernel = kernel
         sizes, tiles, splits = kernel.sizes, kernel.tiles, kernel.splits
-        rest = T.Bind(T.truncdiv(kernel.block, kernel.q_tiles))
-        self._q_tile = Scalar(T.truncmod(kernel.block, kernel.q_tiles))
-        self._pair, self.part = Scalar(T.truncdiv(rest, splits)), T.Bind(T.truncmod(rest, splits))
+        block = T.Bind(T.truncdiv(kernel.block, splits)) if kernel.cluster else kernel.block
+        rest = T.Bind(T.truncdiv(block, kernel.q_tiles))
+        self._q_tile = Scalar(T.truncmod(block, kernel.q_tiles))
+        if kernel.cluster:
+            self._pair, self.part = Scalar(rest), T.Bind(T.truncmod(kernel.block, splits))
+        else:
+            self._pair, self.part = Scalar(T.truncdiv(rest, splits)), T.Bind(T.truncmod(rest, splits))
         if sizes.lengths:
             self._length = Scalar(0)
             self._find_length()
@@ -212,22 +244,24 @@ class ShareConsumer(Consumer):
 
     def run(self) -> None:
         super().run()
-        if self.kernel.parts_meet:
-            with when(self.walk.count == 0):
-                self.softmax.clear()
-                self._leave()
+        if self.kernel.splits == 1:
+            return
+        with when(self.walk.count == 0):
+            self.softmax.clear()
+        if self.kernel.cluster:
+            self.kernel.meeting.join(self.held, self.walk)
+        else:
+            leave_part(self.kernel, self.held, self.walk)
 
     def _add_totals(self) -> None:
-        if not self.kernel.parts_meet:
+        if self.kernel.splits == 1:
             super()._add_totals()
             return
         for row in range(2):
             self.softmax.add_total(row)
 
     def _leave(self) -> None:
-        if self.kernel.parts_meet:
-            leave_part(self.kernel, self.held, self.walk)
-        else:
+        if self.kernel.splits == 1:
             super()._leave()
 
 

@@ -93,7 +93,7 @@ class FlashKernel:
         self._shared_memory(pool)
         pool.commit()
         with when((self.group == 0) & (self.warp == 0) & (self.lane == 0)):
-            for barriers in (self.q_full, self.q_empty, self.k_ring, self.v_ring):
+            for barriers in self.barriers():
                 barriers.init()
             ptx("fence.mbarrier_init.release.cluster")
         do(T.cuda.cta_sync())
@@ -105,6 +105,9 @@ class FlashKernel:
             with T.Else():
                 ptx("setmaxnreg.inc.sync.aligned.u32", consumes)
                 self._consume()
+
+    def barriers(self) -> tuple[Barriers | Ring, ...]:
+        return self.q_full, self.q_empty, self.k_ring, self.v_ring
 
     def grid(self) -> Extent:
         """Count the blocks."""

@@ -62,7 +62,7 @@ class Tiles:
     @property
     def registers(self) -> tuple[int, int]:
         """Registers of a thread of the producer, and of a consumer."""
-        return {1: (24, 232), 2: (24, 240), 3: (32, 160)}[self.consumers]
+        return {2: (24, 240), 3: (32, 160)}[self.consumers]
 
 
 def shared_bytes(head_dim: int, tiles: Tiles, packed: bool = False) -> int:

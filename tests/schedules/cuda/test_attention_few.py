@@ -29,7 +29,7 @@ def tiles(consumers: int, bn: int, stages: int = 2) -> Tiles:
     return Tiles(consumers, bn, stages, consumers > 1, own_out=False, together=IN_PAIRS, blocks=0)
 
 
-def run(work: Workload, shape: Tiles, splits: int, folder: Path) -> None:
+def run(work: Workload, shape: Tiles, splits: int, cluster: bool, folder: Path) -> None:
     """Compute all of a small workload here, amid guards, and compare."""
     op, dtype = op_of(work), str(work["dtype"])
     inputs = op.random_inputs(work, seed=1)
@@ -38,7 +38,7 @@ def run(work: Workload, shape: Tiles, splits: int, folder: Path) -> None:
     memory = np.full(q.size + 2 * GUARD, 0xFFFF, np.uint16)
     out = memory[GUARD:-GUARD].reshape(q.shape)
     parts = np.full((q.size // head_dim, splits, head_dim + PAD), np.nan, np.float32)
-    kernel = FewKernel(sizes_of(work), shape, splits)
+    kernel = FewKernel(sizes_of(work), shape, splits, cluster)
     _, (cubin,) = compile_module(kernel.module(), H200)
     assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
 
@@ -54,8 +54,9 @@ def run(work: Workload, shape: Tiles, splits: int, folder: Path) -> None:
     arguments |= {spec.name: array for spec, array in zip(op.inputs(work)[3:], inputs[3:])}
     rows = q.size // head_dim // batch // kv_heads
     grid = batch * kv_heads * -(-rows // shape.bm) * splits
-    emulated(cubin, folder)(grid, arguments, shared_bytes=shared_bytes(head_dim, shape) + 1024)
-    if splits > 1:
+    blocks = {"cluster": splits if cluster else 1, "shared_bytes": shared_bytes(head_dim, shape) + 1024}
+    emulated(cubin, folder)(grid, arguments, **blocks)
+    if splits > 1 and not cluster:
         assert not np.isnan(parts[..., : head_dim + 2]).any()
         emulated(cubin, folder, 1)(-(-len(parts) // (128 // (head_dim // 4))), arguments)
     (right,) = op.reference(work, *(decode(array, dtype) for array in (q, k, v)), *inputs[3:])
@@ -65,20 +66,22 @@ def run(work: Workload, shape: Tiles, splits: int, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields, shape, splits",
+    "fields, shape, splits, cluster",
     [
-        ({"q_len": 3, "kv_len": 300, "causal": True}, tiles(1, 64), 3),  # 6 rows of a tile; the last keys ragged
-        ({"q_len": 50, "kv_len": 333, "causal": True, "head_dim": 64}, tiles(1, 48, 3), 9),  # rows of several heads
-        ({"q_len": 90, "kv_len": 60, "causal": True, "dtype": "float16"}, tiles(2, 64), 2),  # some see nothing
-        ({"q_len": 5, "kv_len": 200, "head_dim": 56}, tiles(1, 64), 1),  # one share: no second kernel
-        ({"q_len": 7, "kv_len": 100, "head_dim": 56, "lengths": True, "causal": True}, tiles(1, 64), 4),  # shares of nothing
+        ({"q_len": 3, "kv_len": 300, "causal": True}, tiles(1, 64), 3, False),  # 6 rows of a tile; the last keys ragged
+        ({"q_len": 50, "kv_len": 333, "causal": True, "head_dim": 64}, tiles(2, 64), 3, True),  # 100 rows in shares of 34
+        ({"q_len": 50, "kv_len": 333, "causal": True, "head_dim": 64}, tiles(1, 48, 3), 9, False),  # rows of several heads
+        ({"q_len": 90, "kv_len": 60, "causal": True, "dtype": "float16"}, tiles(2, 64), 2, False),  # some see nothing
+        ({"q_len": 5, "kv_len": 200, "head_dim": 56}, tiles(1, 64), 1, False),  # one share: no second kernel
+        ({"q_len": 7, "kv_len": 100, "head_dim": 56, "lengths": True, "causal": True}, tiles(1, 64), 4, True),
+        ({"q_len": 7, "kv_len": 100, "head_dim": 56, "lengths": True, "causal": True}, tiles(1, 64), 4, False),  # shares of nothing
     ],
-    ids=["few", "many rows", "nothing seen", "one share", "lengths"],
+    ids=["few", "clusters", "many rows", "nothing seen", "one share", "lengths, clusters", "lengths"],
 )
 class TestEmulated:
     pytestmark = needs_emulator
 
     def test_it_computes_attention(
-        self, fields: dict[str, object], shape: Tiles, splits: int, tmp_path: Path
+        self, fields: dict[str, object], shape: Tiles, splits: int, cluster: bool, tmp_path: Path
     ) -> None:
-        run(attention(**{"batch": 2, "heads": 4, "kv_heads": 2, **fields}), shape, splits, tmp_path)
+        run(attention(**{"batch": 2, "heads": 4, "kv_heads": 2, **fields}), shape, splits, cluster, tmp_path)
