@@ -16,7 +16,7 @@ from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-_ACCUMULATORS = {1: 172, 2: 188, 3: 128}  # registers of a thread for scores, weights and out, by consumers
+_ACCUMULATORS = {1: 172, 2: 188, 3: 120}  # registers of a thread for scores, weights and out, by consumers
 _MOST_COLUMNS_ALONE = 192  # of out: a product has no more registers than a thread at launch, half of the most
 _MOST_QUERIES = 512  # beyond, tiles of one head's queries fill a GPU by themselves
 _SPLITS = (*range(1, 13), 14, 16, 18, 20, 24, 28, 32, 40, 48, 64)

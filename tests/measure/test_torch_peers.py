@@ -58,6 +58,4 @@ def test_the_last_query_sees_all_keys() -> None:
     inputs = op.random_inputs(work, seed=0)
     (peer,) = PEERS[work.op](torch, work).values()
     (found,) = peer(*map(torch.from_numpy, inputs), *op.scalars(work), torch.empty(0))
-    np.testing.assert_allclose(
-        found.numpy(), op.reference(work, *inputs)[0], rtol=0, atol=op.tolerance(work)
-    )
+    np.testing.assert_allclose(found.numpy(), op.reference(work, *inputs)[0], rtol=0, atol=op.tolerance(work))

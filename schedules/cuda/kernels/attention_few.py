@@ -177,7 +177,7 @@ class ShareWalk(Walk):
         if sizes.lengths:
             self._length = Scalar(0)
             self._find_length()
-        length = Walk.length.fget(self)
+        length = self._length() if sizes.lengths else sizes.kv_len
         offset = kernel.given.offset(length)
         seen = length
         self._near = T.Bind(self.query(self.first_row)) if sizes.causal else 0  # the first row's query

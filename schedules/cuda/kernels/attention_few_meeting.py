@@ -54,9 +54,7 @@ class RowsMeeting:
             nbytes = splits * 4 * (kernel.sizes.head_dim + 2)  # of a row
             self.all_here.expect(0, T.Cast("uint32", self.finishes * nbytes))
         for row in range(2):
-            own = T.Bind(
-                kernel.group * ROWS + kernel.warp * 16 + T.truncdiv(kernel.lane, 4) + row * 8
-            )
+            own = T.Bind(kernel.group * ROWS + kernel.warp * 16 + T.truncdiv(kernel.lane, 4) + row * 8)
             with when(own < rows):
                 self._send(held, walk, own, row)
         do(T.cuda.mbarrier_wait_acquire_cluster(self.all_here.at(0), 0))

@@ -65,19 +65,39 @@ def run(work: Workload, shape: Tiles, splits: int, cluster: bool, folder: Path) 
     np.testing.assert_allclose(found, right, rtol=0, atol=op.tolerance(work))
 
 
-@pytest.mark.parametrize(
-    "fields, shape, splits, cluster",
-    [
-        ({"q_len": 3, "kv_len": 300, "causal": True}, tiles(1, 64), 3, False),  # 6 rows of a tile; the last keys ragged
-        ({"q_len": 50, "kv_len": 333, "causal": True, "head_dim": 64}, tiles(2, 64), 3, True),  # 100 rows in shares of 34
-        ({"q_len": 50, "kv_len": 333, "causal": True, "head_dim": 64}, tiles(1, 48, 3), 9, False),  # rows of several heads
-        ({"q_len": 90, "kv_len": 60, "causal": True, "dtype": "float16"}, tiles(2, 64), 2, False),  # some see nothing
-        ({"q_len": 5, "kv_len": 200, "head_dim": 56}, tiles(1, 64), 1, False),  # one share: no second kernel
-        ({"q_len": 7, "kv_len": 100, "head_dim": 56, "lengths": True, "causal": True}, tiles(1, 64), 4, True),
-        ({"q_len": 7, "kv_len": 100, "head_dim": 56, "lengths": True, "causal": True}, tiles(1, 64), 4, False),  # shares of nothing
-    ],
-    ids=["few", "clusters", "many rows", "nothing seen", "one share", "lengths, clusters", "lengths"],
-)
+CAUSAL = {"causal": True}
+FORMS = {
+    "few": ({"q_len": 3, "kv_len": 300, **CAUSAL}, tiles(1, 64), 3, False),  # 6 rows; the last keys ragged
+    "rows of several heads": (
+        {"q_len": 50, "kv_len": 333, **CAUSAL, "head_dim": 64},
+        tiles(1, 48, 3),
+        9,
+        False,
+    ),
+    "clusters": (
+        {"q_len": 50, "kv_len": 333, **CAUSAL, "head_dim": 64},
+        tiles(2, 64),
+        3,
+        True,
+    ),  # 34 rows each
+    "nothing seen": ({"q_len": 90, "kv_len": 60, **CAUSAL, "dtype": "float16"}, tiles(2, 64), 2, False),
+    "one share": ({"q_len": 5, "kv_len": 200, "head_dim": 56}, tiles(1, 64), 1, False),  # no second kernel
+    "lengths": (
+        {"q_len": 7, "kv_len": 100, "head_dim": 56, "lengths": True, **CAUSAL},
+        tiles(1, 64),
+        4,
+        False,
+    ),
+    "lengths, clusters": (
+        {"q_len": 7, "kv_len": 100, "head_dim": 56, "lengths": True, **CAUSAL},
+        tiles(1, 64),
+        4,  # some shares are of nothing
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("fields, shape, splits, cluster", FORMS.values(), ids=FORMS)
 class TestEmulated:
     pytestmark = needs_emulator
 
