@@ -1,21 +1,26 @@
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.schedules.cuda.compiled import compiled, needs_nvcc
 from tests.schedules.cuda.emulated import TensorMap, emulated, needs_emulator
 from tvmops.measure.cuda import compile_module
 from tvmops.ops import op_of
+from tvmops.schedules.cuda.attention_few import FewAttention, tiles_of
 from tvmops.schedules.cuda.attention_sizes import sizes_of
 from tvmops.schedules.cuda.kernels.attention_few import FewKernel
 from tvmops.schedules.cuda.kernels.attention_shares import PAD
 from tvmops.schedules.cuda.kernels.attention_tiles import IN_PAIRS, Tiles, shared_bytes
 from tvmops.signatures.dtypes import decode
+from tvmops.space import Config
 from tvmops.targets import target
 from tvmops.workloads import Workload, workload
 
+TEMPLATE = FewAttention()
 H200 = target("nvidia-h200")
 GUARD = 64  # elements
 
@@ -23,6 +28,34 @@ GUARD = 64  # elements
 def attention(**changes: object) -> Workload:
     fields = {"batch": 16, "heads": 32, "kv_heads": 8, "q_len": 4, "kv_len": 4096, "head_dim": 128}
     return workload("attention", **{**fields, "dtype": "bfloat16", **changes})
+
+
+@pytest.mark.parametrize(
+    "work, machine, covered",
+    [
+        (attention(), "nvidia-h200", True),
+        (attention(causal=True, lengths=True, head_dim=72, dtype="float16"), "nvidia-h100", True),
+        (attention(kv_len="*", batch="*"), "nvidia-h200", True),
+        (attention(q_len=1), "nvidia-h200", False),
+        (attention(q_len=4096), "nvidia-h200", False),  # its queries fill the machine
+        (attention(q_len="*"), "nvidia-h200", False),
+        (attention(mask="bool"), "nvidia-h200", False),
+        (attention(layout="blhd"), "nvidia-h200", False),
+        (attention(lengths=True, pages=512, page_size=16), "nvidia-h200", False),
+        (attention(head_dim=100), "nvidia-h200", False),
+        (attention(dtype="float32"), "nvidia-h200", False),
+        (attention(), "nvidia-a100", False),
+    ],
+)
+def test_what_it_covers(work: Workload, machine: str, covered: bool) -> None:
+    assert TEMPLATE.covers(work, target(machine)) is covered
+
+
+@pytest.mark.parametrize("head_dim", [8, 64, 128, 192, 256])
+@pytest.mark.parametrize("batch", [1, "*"])
+def test_the_default_is_legal(head_dim: int, batch: object) -> None:
+    work = attention(batch=batch, head_dim=head_dim, q_len=40)
+    assert TEMPLATE.default(work, H200) in TEMPLATE.space(work, H200)
 
 
 def tiles(consumers: int, bn: int, stages: int = 2) -> Tiles:
@@ -105,3 +138,36 @@ class TestEmulated:
         self, fields: dict[str, object], shape: Tiles, splits: int, cluster: bool, tmp_path: Path
     ) -> None:
         run(attention(**{"batch": 2, "heads": 4, "kv_heads": 2, **fields}), shape, splits, cluster, tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(2))
+class TestAnyConfigHere:
+    pytestmark = needs_emulator
+
+    def test_it_computes_attention(self, seed: int, tmp_path: Path) -> None:
+        rng = random.Random(seed)
+        q_len, kv_heads, group = rng.randint(2, 50), rng.choice((1, 2)), rng.choice((1, 3, 8))
+        work = attention(
+            batch=2, heads=kv_heads * group, kv_heads=kv_heads,
+            q_len=q_len, kv_len=q_len + rng.randint(1, 300),
+            head_dim=rng.choice((56, 64, 120, 128)), dtype=rng.choice(("float16", "bfloat16")),
+            causal=rng.random() < 0.5, lengths=seed == 1,
+        )  # fmt: skip
+        config = TEMPLATE.space(work, H200).sample(rng)
+        assert isinstance(config, Config)
+        run(work, tiles_of(config), config.number("splits"), bool(config["cluster"]), tmp_path)
+
+
+@needs_nvcc
+@pytest.mark.parametrize("cluster", [False, True])
+@pytest.mark.parametrize("fields", [{"causal": True, "q_len": 64}, {"head_dim": 256, "lengths": True}])
+def test_the_code_is_what_was_meant(fields: dict[str, object], cluster: bool) -> None:
+    """Of the largest tiles, which leave the fewest registers."""
+    work = attention(**fields)
+    config = Config.of(consumers=2, bn=160 if "causal" in fields else 80, stages=2, splits=4, cluster=cluster)
+    assert config in TEMPLATE.space(work, H200)
+    cubin = compiled(TEMPLATE, work, H200, config)
+    assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
+    assert ("st.async" in cubin.source) is cluster
+    names = {name.name_hint for name in TEMPLATE.build(work, H200, config).functions}
+    assert names == ({"main"} if cluster else {"main", "main_workspace"})
