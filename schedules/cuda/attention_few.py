@@ -19,6 +19,7 @@ from tvmops.workloads import Workload
 _ACCUMULATORS = {1: 172, 2: 188, 3: 120}  # registers of a thread for scores, weights and out, by consumers
 _MOST_COLUMNS_ALONE = 192  # of out: a product has no more registers than a thread at launch, half of the most
 _MOST_QUERIES = 512  # beyond, tiles of one head's queries fill a GPU by themselves
+_FEW_QUERIES, _LONG, _ANY_SIZE = 64, 1024, 1 << 30  # where a generic kernel gains
 _SPLITS = (*range(1, 13), 14, 16, 18, 20, 24, 28, 32, 40, 48, 64)
 _PRODUCTS, _EXPONENTIALS = 4096 * 0.85, 16 * 0.5  # a cycle of a multiprocessor
 _STEP = 800  # cycles of a step beside
@@ -43,9 +44,9 @@ class FewAttention(Template):
         if workload["layout"] != BHLD or workload["page_size"] != 0 or workload["mask"] != NO_MASK:
             return False
         q_len, kv_len = workload["q_len"], workload["kv_len"]
-        if not isinstance(q_len, int) or not 1 < q_len <= _MOST_QUERIES:
-            return False
-        return not isinstance(kv_len, int) or q_len < kv_len
+        if not isinstance(q_len, int):
+            return True
+        return 1 < q_len <= _MOST_QUERIES and (not isinstance(kv_len, int) or q_len < kv_len)
 
     def space(self, workload: Workload, target: Target) -> Space:
         knobs = (
@@ -60,15 +61,22 @@ class FewAttention(Template):
     def default(self, workload: Workload, target: Target) -> Config:
         space = self.space(workload, target)
         choices = (
-            Config.of(consumers=consumers, bn=bn, stages=stages, splits=splits, cluster=False)
-            for consumers, bn, stages in _DEFAULTS
+            _config(*tiles, splits, False)
+            for tiles in _DEFAULTS
             for splits in _SPLITS
         )
         legal = [config for config in choices if config in space]
         return min(legal, key=lambda config: self.estimate(workload, target, config))
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        return []  # `cuda.attention_wgmma` answers every shape
+        """Return kernels of few queries and many keys; `cuda.attention_wgmma` answers the other shapes."""
+        space = self.space(workload, target)
+        tiles = next(tiles for tiles in _DEFAULTS if _config(*tiles, 1, False) in space)
+        few, long = (2, _FEW_QUERIES), (_LONG, _ANY_SIZE)
+        return [
+            GenericKernel({"batch": (1, 2), "q_len": few, "kv_len": long}, _config(*tiles, 8, True)),
+            GenericKernel({"batch": (3, _ANY_SIZE), "q_len": few, "kv_len": long}, _config(*tiles, 2, True)),
+        ]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Guess the seconds: waves of blocks, each as long as what it has least of lets it be."""
@@ -100,6 +108,10 @@ class FewAttention(Template):
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         sizes = sizes_of(self.kernel_workload(workload))
         return FewKernel(sizes, tiles_of(config), config.number("splits"), bool(config["cluster"])).module()
+
+
+def _config(consumers: int, bn: int, stages: int, splits: int, cluster: bool) -> Config:
+    return Config.of(consumers=consumers, bn=bn, stages=stages, splits=splits, cluster=cluster)
 
 
 def _resident(head_dim: int, tiles: Tiles, target: Target) -> int:

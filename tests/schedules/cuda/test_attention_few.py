@@ -38,7 +38,8 @@ def attention(**changes: object) -> Workload:
         (attention(kv_len="*", batch="*"), "nvidia-h200", True),
         (attention(q_len=1), "nvidia-h200", False),
         (attention(q_len=4096), "nvidia-h200", False),  # its queries fill the machine
-        (attention(q_len="*"), "nvidia-h200", False),
+        (attention(q_len="*"), "nvidia-h200", True),
+        (attention(q_len=500, kv_len=500), "nvidia-h200", False),
         (attention(mask="bool"), "nvidia-h200", False),
         (attention(layout="blhd"), "nvidia-h200", False),
         (attention(lengths=True, pages=512, page_size=16), "nvidia-h200", False),
