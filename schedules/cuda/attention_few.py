@@ -20,7 +20,7 @@ _ACCUMULATORS = {1: 172, 2: 188, 3: 120}  # registers of a thread for scores, we
 _MOST_COLUMNS_ALONE = 192  # of out: a product has no more registers than a thread at launch, half of the most
 _MOST_QUERIES = 512  # beyond, tiles of one head's queries fill a GPU by themselves
 _FEW_QUERIES, _LONG, _ANY_SIZE = 64, 1024, 1 << 30  # where a generic kernel gains
-_SPLITS = (*range(1, 13), 14, 16, 18, 20, 24, 28, 32, 40, 48, 64)
+_SPLITS = (*range(1, 13), 14, 16, 18, 20, 24, 28, 32, 40, 48, 64, 96, 128)
 _PRODUCTS, _EXPONENTIALS = 4096 * 0.85, 16 * 0.5  # a cycle of a multiprocessor
 _STEP = 800  # cycles of a step beside
 _CLOCK = 1.6e9
@@ -60,11 +60,7 @@ class FewAttention(Template):
 
     def default(self, workload: Workload, target: Target) -> Config:
         space = self.space(workload, target)
-        choices = (
-            _config(*tiles, splits, False)
-            for tiles in _DEFAULTS
-            for splits in _SPLITS
-        )
+        choices = (_config(*tiles, splits, False) for tiles in _DEFAULTS for splits in _SPLITS)
         legal = [config for config in choices if config in space]
         return min(legal, key=lambda config: self.estimate(workload, target, config))
 

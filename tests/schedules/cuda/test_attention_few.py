@@ -92,7 +92,9 @@ def run(work: Workload, shape: Tiles, splits: int, cluster: bool, folder: Path) 
     emulated(cubin, folder)(grid, arguments, **blocks)
     if splits > 1 and not cluster:
         assert not np.isnan(parts[..., : head_dim + 2]).any()
-        emulated(cubin, folder, 1)(-(-len(parts) // (128 // (head_dim // 4))), arguments)
+        slots = 128 // (head_dim // 4)
+        rows = slots // min(slots, -(-splits // 8))  # of a block
+        emulated(cubin, folder, 1)(-(-len(parts) // rows), arguments, shared_bytes=8192)
     (right,) = op.reference(work, *(decode(array, dtype) for array in (q, k, v)), *inputs[3:])
     assert (memory[:GUARD] == 0xFFFF).all() and (memory[-GUARD:] == 0xFFFF).all()
     found = decode(out.view(q.dtype), dtype)
