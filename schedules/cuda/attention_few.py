@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from tvm import IRModule
 
+from tvmops.schedules.cuda.attention_few_guess import seconds
 from tvmops.schedules.cuda.attention_sizes import gpu_of, is_plain, sizes_of
 from tvmops.schedules.cuda.attention_wgmma import ALIGNED
 from tvmops.schedules.cuda.kernels.attention_few import FewKernel
@@ -18,18 +17,12 @@ from tvmops.workloads import Workload
 
 _ACCUMULATORS = {1: 172, 2: 188, 3: 120}  # registers of a thread for scores, weights and out, by consumers
 _MOST_COLUMNS_ALONE = 192  # of out: a product has no more registers than a thread at launch, half of the most
-_MOST_QUERIES = 512  # beyond, tiles of one head's queries fill a GPU by themselves
+_TILE = 128  # queries of a head that `cuda.attention_wgmma` takes at a time
+_IDLE = 0.15  # of the machine, that its tiles leave idle before sharing keys is worth it
 _FEW_QUERIES, _LONG, _ANY_SIZE = 64, 1024, 1 << 30  # where a generic kernel gains
 _SPLITS = (*range(1, 13), 14, 16, 18, 20, 24, 28, 32, 40, 48, 64, 96, 128)
-_PRODUCTS, _EXPONENTIALS = 4096 * 0.85, 16 * 0.5  # a cycle of a multiprocessor
-_STEP = 800  # cycles of a step beside
-_CLOCK = 1.6e9
-_L2_RATE = 5e12  # bytes a second
-_BLOCK = 2e-6  # seconds of a block beside its steps
-_SECOND_KERNEL = 1.5e-6
 _MOST_CLUSTER = 16
 _BARRIER = 8  # bytes of one, of a cluster
-_RESERVED = 1024  # bytes of shared memory that a block takes besides
 
 
 class FewAttention(Template):
@@ -46,7 +39,9 @@ class FewAttention(Template):
         q_len, kv_len = workload["q_len"], workload["kv_len"]
         if not isinstance(q_len, int):
             return True
-        return 1 < q_len <= _MOST_QUERIES and (not isinstance(kv_len, int) or q_len < kv_len)
+        if q_len == 1 or (isinstance(kv_len, int) and q_len >= kv_len):
+            return False
+        return q_len < _TILE or _leaves_idle(workload, target)
 
     def space(self, workload: Workload, target: Target) -> Space:
         knobs = (
@@ -75,28 +70,10 @@ class FewAttention(Template):
         ]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
-        """Guess the seconds: waves of blocks, each as long as what it has least of lets it be."""
         if workload.is_generic:
             return 0.0
-        tiles, splits, gpu = tiles_of(config), config.number("splits"), gpu_of(target)
-        batch, heads, kv_heads, q_len = workload.dims("batch", "heads", "kv_heads", "q_len")
-        kv_len, head_dim = workload.dims("kv_len", "head_dim")
-        q_tiles = -(-(q_len * heads // kv_heads) // tiles.bm)
-        blocks = batch * kv_heads * q_tiles * splits
-        beside = min(_resident(head_dim, tiles, target), math.ceil(blocks / target.cores))
-        waves = math.ceil(blocks / (beside * target.cores))
-        steps = math.ceil(math.ceil(kv_len / tiles.bn) / splits)
-        products = 4 * tiles.bm * tiles.bn * (-(-head_dim // 16) * 16) / _PRODUCTS
-        exponentials = tiles.bm * tiles.bn / _EXPONENTIALS
-        alone = products + exponentials + _STEP
-        busy = beside * max(products, exponentials)
-        nbytes = min(beside * target.cores, blocks) * 4 * tiles.bn * head_dim
-        memory = max(nbytes / q_tiles / gpu.bandwidth, nbytes / _L2_RATE)
-        seconds = waves * (steps * max(alone / _CLOCK, busy / _CLOCK, memory) + _BLOCK)
-        if splits > 1:
-            parts = batch * heads * q_len * splits * 4 * head_dim
-            seconds += _SECOND_KERNEL + 2 * parts / _L2_RATE
-        return seconds
+        splits, cluster = config.number("splits"), bool(config["cluster"])
+        return seconds(workload, target, tiles_of(config), splits, cluster)
 
     def kernel_workload(self, workload: Workload) -> Workload:
         return workload.generic()
@@ -106,15 +83,17 @@ class FewAttention(Template):
         return FewKernel(sizes, tiles_of(config), config.number("splits"), bool(config["cluster"])).module()
 
 
+def _leaves_idle(workload: Workload, target: Target) -> bool:
+    """Say whether tiles of one head's queries, with all of its keys, leave much of the machine idle."""
+    if workload.is_generic:
+        return True
+    batch, heads, q_len = workload.dims("batch", "heads", "q_len")
+    tiles = batch * heads * -(-q_len // _TILE)
+    return -(-tiles // target.cores) * target.cores > tiles / (1 - _IDLE)
+
+
 def _config(consumers: int, bn: int, stages: int, splits: int, cluster: bool) -> Config:
     return Config.of(consumers=consumers, bn=bn, stages=stages, splits=splits, cluster=cluster)
-
-
-def _resident(head_dim: int, tiles: Tiles, target: Target) -> int:
-    """Count the blocks for which a multiprocessor has room."""
-    if tiles.consumers > 1:
-        return 1
-    return min(2, target.l1_bytes // (shared_bytes(head_dim, tiles) + 2 * _RESERVED))
 
 
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:

@@ -37,7 +37,9 @@ def attention(**changes: object) -> Workload:
         (attention(causal=True, lengths=True, head_dim=72, dtype="float16"), "nvidia-h100", True),
         (attention(kv_len="*", batch="*"), "nvidia-h200", True),
         (attention(q_len=1), "nvidia-h200", False),
-        (attention(q_len=4096), "nvidia-h200", False),  # its queries fill the machine
+        (attention(q_len=512), "nvidia-h200", False),  # 2048 tiles fill the machine
+        (attention(q_len=512, batch=1), "nvidia-h200", False),  # 128 tiles do, as well
+        (attention(q_len=256, batch=1), "nvidia-h200", True),
         (attention(q_len="*"), "nvidia-h200", True),
         (attention(q_len=500, kv_len=500), "nvidia-h200", False),
         (attention(mask="bool"), "nvidia-h200", False),
