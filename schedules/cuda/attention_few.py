@@ -15,7 +15,7 @@ from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-_ACCUMULATORS = {1: 172, 2: 188, 3: 120}  # registers of a thread for scores, weights and out, by consumers
+_ACCUMULATORS = {1: 172, 2: 188, 3: 112}  # registers of a thread for scores, weights and out, by consumers
 _MOST_COLUMNS_ALONE = 192  # of out: a product has no more registers than a thread at launch, half of the most
 _TILE = 128  # queries of a head that `cuda.attention_wgmma` takes at a time
 _IDLE = 0.15  # of the machine, that its tiles leave idle before sharing keys is worth it
