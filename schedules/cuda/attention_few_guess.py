@@ -10,17 +10,17 @@ from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 _CLOCK = 1.6e9
-_PRODUCTS, _EXPONENTIALS = 4096 * 0.97, 16 * 0.93  # a cycle of a multiprocessor
-_EXPOSED = 0.53  # of the shorter of the two, what the longer does not hide
-_STEP = {1: 408, 2: 96, 3: 96}  # cycles of a tile of keys beside, by consumers
-_BANDWIDTH = 0.86  # of a copy's, which reads and writes as much
-_LATENCY = 1.2e-6  # seconds until a copy from memory has come
-_BLOCK_RATE = 1e11  # bytes a second that one multiprocessor takes at most
-_L2_RATE = 8e12
-_OVERLAP = 0.12  # of the shorter of computing and reading, what the longer does not hide
-_BLOCK = 2.3e-6  # seconds of a block beside its tiles of keys
-_SECOND_KERNEL, _PARTS_RATE = 1.7e-6, 4.3e12
-_MEETING, _CLUSTER_RATE = 1.5e-6, 1.1e12
+_PRODUCTS, _EXPONENTIALS = 4096 * 1.36, 16 * 0.9  # a cycle of a multiprocessor; the first as the fit has it
+_EXPOSED = 0.61  # of the shorter of the two, what the longer does not hide
+_STEP = {1: 327, 2: 267}  # cycles of a tile of keys beside, by consumers
+_BANDWIDTH = 0.72  # of the memory's
+_LATENCY = 1.38e-6  # seconds until a copy from memory has come
+_BLOCK_RATE = 5e10  # bytes a second of one multiprocessor, where half of them take all that memory gives
+_L2_RATE = 7.7e12
+_OVERLAP = 0.053  # of the shorter of computing and reading, what the longer does not hide
+_BLOCK = 2.06e-6  # seconds of a block beside its tiles of keys
+_SECOND_KERNEL, _PARTS_RATE = 1.33e-6, 4.2e12
+_MEETING, _EACH, _CLUSTER_RATE = 1.29e-6, 7.5e-8, 2.15e12  # of a cluster, and for each of its blocks
 _RESERVED = 1024  # bytes of shared memory that a block takes besides
 
 
@@ -40,7 +40,9 @@ def seconds(workload: Workload, target: Target, tiles: Tiles, splits: int, clust
     parts = 4 * batch * heads * q_len * splits * head_dim
     if splits == 1:
         return both
-    return both + (_MEETING + parts / _CLUSTER_RATE if cluster else _SECOND_KERNEL + 2 * parts / _PARTS_RATE)
+    if cluster:
+        return both + _MEETING + _EACH * splits + parts / _CLUSTER_RATE
+    return both + _SECOND_KERNEL + 2 * parts / _PARTS_RATE
 
 
 def resident(head_dim: int, tiles: Tiles, target: Target) -> int:

@@ -125,7 +125,7 @@ class FewKernel(FlashKernel):
 
     def registers(self) -> tuple[int, int]:
         """Finding a share takes more than copying does."""
-        return {1: (40, 216), 2: (40, 232), 3: (56, 152)}[self.tiles.consumers]
+        return {1: (40, 216), 2: (40, 232)}[self.tiles.consumers]
 
     def _produce(self) -> None:
         with when(self.warp == 0), when(T.cuda.elect_sync()):

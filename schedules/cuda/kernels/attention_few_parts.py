@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tvm.tirx.lang.alloc_pool import SMEMPool
 from tvm.tirx.script.builder import ir as T
 
-from tvmops.schedules.cuda.kernels.attention_meeting import joined
 from tvmops.schedules.cuda.kernels.attention_parts import store_share
 from tvmops.schedules.cuda.kernels.attention_shares import PAD
 from tvmops.schedules.cuda.kernels.attention_softmax import Registers
@@ -31,19 +29,18 @@ __forceinline__ __device__ void leave_two(const void* row, int column, float a, 
 }
 """
 _ADD_PARTS = """
-__forceinline__ __device__ void add_{parts}_parts(float* sums, const void* row, int pitch, int column,
-                                                  int first) {{
+__forceinline__ __device__ void add_{parts}_parts(float* sums, const void* row, int pitch, int column) {{
   const float* from = static_cast<const float*>(row);
   float most = __uint_as_float(0xff800000u);
   for (int i = 0; i < 5; ++i) sums[i] = 0.0f;
 #pragma unroll 1
-  for (; first < {parts}; first += {at_once} * {step}) {{
+  for (int first = 0; first < {parts}; first += {at_once}) {{
     float4 part[{at_once}];
     float2 scale[{at_once}];
     float highest = most;
 #pragma unroll
     for (int i = 0; i < {at_once}; ++i) {{
-      const float* at = from + min(first + i * {step}, {parts} - 1) * pitch;
+      const float* at = from + min(first + i, {parts} - 1) * pitch;
       part[i] = __ldcg(reinterpret_cast<const float4*>(at + column));
       scale[i] = __ldcg(reinterpret_cast<const float2*>(at + pitch - {pad}));
     }}
@@ -55,7 +52,7 @@ __forceinline__ __device__ void add_{parts}_parts(float* sums, const void* row, 
     for (int i = 0; i < 5; ++i) sums[i] *= before;
 #pragma unroll
     for (int i = 0; i < {at_once}; ++i) {{
-      if (first + i * {step} >= {parts}) break;
+      if (first + i >= {parts}) break;
       const float worth = exp2f(scale[i].x - base);
       sums[0] += part[i].x * worth;
       sums[1] += part[i].y * worth;
@@ -65,10 +62,8 @@ __forceinline__ __device__ void add_{parts}_parts(float* sums, const void* row, 
     }}
     most = highest;
   }}
-  sums[5] = most;
 }}
 """
-_TOTAL, _MOST = 4, 5  # places in what a thread has, behind its four sums
 
 
 def workspace_bytes(kernel: FewKernel) -> Any:
@@ -97,49 +92,25 @@ def leave_part(kernel: FewKernel, held: Registers, walk: ShareWalk) -> None:
 
 
 def add_parts(kernel: FewKernel) -> None:
-    """Emit the second kernel: a block finishes some rows, a thread four columns of some parts of one."""
+    """Emit the second kernel: a block finishes some rows, a thread four columns of one."""
     s, parts = kernel.given, kernel.splits
     fours = s.head_dim // FOUR
-    sharing = min(_THREADS // fours, -(-parts // _AT_ONCE))  # threads that share four columns
-    rows, count = _THREADS // fours // sharing, s.batch * s.heads * s.q_len
+    rows, count = _THREADS // fours, s.batch * s.heads * s.q_len
     with T.attr(0, "tirx.device_entry", True):
         block = T.cta_id([T.truncdiv(count + (rows - 1), rows)])
         warp, lane = T.warp_id([_THREADS // 32]), T.lane_id([32])
         thread = T.Bind(warp * 32 + lane)
-        row = T.Bind(block * rows + T.truncdiv(thread, fours * sharing))
-        turn, four = T.Bind(T.truncmod(T.truncdiv(thread, fours), sharing)), T.Bind(T.truncmod(thread, fours))
-        sums = T.alloc_local((FOUR + 2,), "float32")
-        is_needed = (thread < rows * sharing * fours) & (row < count)
+        row = T.Bind(block * rows + T.truncdiv(thread, fours))
+        column = T.Bind(T.truncmod(thread, fours) * FOUR)
+        sums = T.alloc_local((FOUR + 1,), "float32")
         wait_and_let_next_begin()
-        with when(is_needed):
-            source = _ADD_PARTS.format(parts=parts, at_once=min(parts, _AT_ONCE), step=sharing, pad=PAD)
+        with when((thread < rows * fours) & (row < count)):
+            source = _ADD_PARTS.format(parts=parts, at_once=min(parts, _AT_ONCE), pad=PAD)
             of_row = slice_of(kernel.workspace.data, row, parts, _pitch(s), 4)
             name, to = f"add_{parts}_parts", T.address_of(sums[0])
-            do(c_call("void", name, to, of_row, _pitch(s), four * FOUR, turn, source=source))
-        if sharing > 1:
-            shared = _shown(sums, thread)
-        with when(is_needed & (turn == 0)):
-            total, values = sums[_TOTAL], [sums[i] for i in range(FOUR)]
-            if sharing > 1:
-                threads = [thread + other * fours for other in range(sharing)]
-                _, total, values = joined(
-                    [shared[other, _MOST] for other in threads],
-                    [shared[other, _TOTAL] for other in threads],
-                    [shared.ptr_to([other, 0]) for other in threads],
-                )
-            at = kernel.arrays["out"].ptr_to([0, 0, 0, row * s.head_dim + four * FOUR])
-            store_share(s.dtype, at, total, values)
-
-
-def _shown(sums: Any, thread: Any) -> Any:
-    """Show the threads of a block what each has."""
-    pool = SMEMPool()
-    shared = pool.alloc((_THREADS, 2 * FOUR), "float32", align=16)
-    pool.commit()
-    for i in range(FOUR + 2):
-        T.buffer_store(shared, sums[i], [thread, i])
-    do(T.cuda.cta_sync())
-    return shared
+            do(c_call("void", name, to, of_row, _pitch(s), column, source=source))
+            at = kernel.arrays["out"].ptr_to([0, 0, 0, row * s.head_dim + column])
+            store_share(s.dtype, at, sums[FOUR], [sums[i] for i in range(FOUR)])
 
 
 def _pitch(sizes: Heads) -> int:

@@ -10,6 +10,7 @@ from tests.schedules.cuda.compiled import compiled, needs_nvcc
 from tests.schedules.cuda.emulated import TensorMap, emulated, needs_emulator
 from tvmops.measure.cuda import compile_module
 from tvmops.ops import op_of
+from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.attention_few import FewAttention, tiles_of
 from tvmops.schedules.cuda.attention_sizes import sizes_of
 from tvmops.schedules.cuda.kernels.attention_few import FewKernel
@@ -34,14 +35,22 @@ def attention(**changes: object) -> Workload:
     "work, machine, covered",
     [
         (attention(), "nvidia-h200", True),
-        (attention(causal=True, lengths=True, head_dim=72, dtype="float16"), "nvidia-h100", True),
+        (attention(causal=True, head_dim=72, dtype="float16"), "nvidia-h100", True),
+        (attention(lengths=True), "nvidia-h200", False),  # the other template is the usual one
         (attention(kv_len="*", batch="*"), "nvidia-h200", True),
         (attention(q_len=1), "nvidia-h200", False),
         (attention(q_len=512), "nvidia-h200", False),  # 2048 tiles fill the machine
         (attention(q_len=512, batch=1), "nvidia-h200", False),  # 128 tiles do, as well
         (attention(q_len=256, batch=1), "nvidia-h200", True),
+        (
+            attention(q_len=65, kv_heads=32, batch=1),
+            "nvidia-h200",
+            False,
+        ),  # nothing shares keys: tiles are as full
         (attention(q_len="*"), "nvidia-h200", True),
-        (attention(q_len=500, kv_len=500), "nvidia-h200", False),
+        (attention(q_len=2000, kv_len=2000), "nvidia-h200", False),
+        (attention(kv_len=1000), "nvidia-h200", False),  # never measured
+        (attention(q_len=1, batch="*"), "nvidia-h200", False),
         (attention(mask="bool"), "nvidia-h200", False),
         (attention(layout="blhd"), "nvidia-h200", False),
         (attention(lengths=True, pages=512, page_size=16), "nvidia-h200", False),
@@ -52,6 +61,36 @@ def attention(**changes: object) -> Workload:
 )
 def test_what_it_covers(work: Workload, machine: str, covered: bool) -> None:
     assert TEMPLATE.covers(work, target(machine)) is covered
+
+
+@pytest.mark.parametrize("fields", [{"lengths": True}, {"kv_heads": 32}, {"kv_len": 1000}])
+def test_what_is_not_known_to_gain_is_tried(fields: dict[str, object]) -> None:
+    names = [template.name for template in templates_for(attention(**fields), H200)]
+    assert names == ["cuda.attention_wgmma", "cuda.attention_few_tried"]
+    names = [template.name for template in templates_for(attention(), H200)]
+    assert names == ["cuda.attention_few", "cuda.attention_wgmma"]
+
+
+@pytest.mark.parametrize(
+    "fields, splits, cluster",
+    [
+        ({}, 1, False),  # 128 tiles of rows, each read by a block
+        ({"batch": 1, "q_len": 128}, 4, False),  # 32 tiles
+        ({"batch": 1, "heads": 64, "q_len": 128}, 2, False),
+        ({"batch": 4, "kv_len": 8192}, 4, False),
+    ],
+)
+def test_the_default_shares_keys_until_memory_is_busy(
+    fields: dict[str, object], splits: int, cluster: bool
+) -> None:
+    config = TEMPLATE.default(attention(**fields), H200)
+    assert (config["splits"], config["cluster"]) == (splits, cluster)
+
+
+def test_generic_kernels_answer_few_queries() -> None:
+    for kernel in TEMPLATE.generic(attention().generic(), H200):
+        assert kernel.ranges["q_len"] == (2, 64) and kernel.config in TEMPLATE.space(attention(), H200)
+    assert TEMPLATE.generic(attention(head_dim=64).generic(), H200) == []
 
 
 @pytest.mark.parametrize("head_dim", [8, 64, 128, 192, 256])
@@ -94,9 +133,7 @@ def run(work: Workload, shape: Tiles, splits: int, cluster: bool, folder: Path) 
     emulated(cubin, folder)(grid, arguments, **blocks)
     if splits > 1 and not cluster:
         assert not np.isnan(parts[..., : head_dim + 2]).any()
-        slots = 128 // (head_dim // 4)
-        rows = slots // min(slots, -(-splits // 8))  # of a block
-        emulated(cubin, folder, 1)(-(-len(parts) // rows), arguments, shared_bytes=8192)
+        emulated(cubin, folder, 1)(-(-len(parts) // (128 // (head_dim // 4))), arguments)
     (right,) = op.reference(work, *(decode(array, dtype) for array in (q, k, v)), *inputs[3:])
     assert (memory[:GUARD] == 0xFFFF).all() and (memory[-GUARD:] == 0xFFFF).all()
     found = decode(out.view(q.dtype), dtype)
