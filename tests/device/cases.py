@@ -27,12 +27,17 @@ NAMES = (
     "rms_norm",
     "attention",
     "attention decode",
+    "attention of few queries",
     "attention of packed sequences",
     "conv2d NHWC",
     "conv2d NCHW",
     "pool2d",
 )
-HAS_WORKSPACE = ("matmul of ragged rows", "conv2d NCHW")  # allocate, from PyTorch's own allocator
+HAS_WORKSPACE = (
+    "matmul of ragged rows",
+    "attention of few queries",
+    "conv2d NCHW",
+)  # allocate, from PyTorch's own allocator
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,9 @@ def make_case(name: str, lib: Library, device: str = "cuda") -> Case:
         "attention": lambda: attention(*(rand(2, 4, 256, 128) for _ in range(3))),
         "attention decode": lambda: attention(
             rand(2, 4, 1, 64, dtype=torch.float16), *(rand(2, 2, 256, 64, dtype=torch.float16) for _ in "kv")
+        ),
+        "attention of few queries": lambda: attention(
+            rand(2, 4, 5, 64, dtype=torch.float16), *(rand(2, 2, 1100, 64, dtype=torch.float16) for _ in "kv")
         ),
         "attention of packed sequences": packed_attention,
         "conv2d NHWC": conv2d_nhwc,

@@ -27,6 +27,7 @@ ON_GPUS = (
     "layer_norm rows=64 cols=304 residual=true dtype=bfloat16",
     "attention batch=2 heads=4 kv_heads=4 q_len=256 kv_len=256 head_dim=128 dtype=bfloat16",
     "attention batch=2 heads=4 kv_heads=2 q_len=1 kv_len=256 head_dim=64 dtype=float16",
+    "attention batch=2 heads=4 kv_heads=2 q_len=5 kv_len=1100 head_dim=64 dtype=float16",
     "attention batch=4 heads=4 kv_heads=2 q_len=200 kv_len=200 head_dim=64 causal=true layout=thd "
     "total_q=337 total_k=337 dtype=float16",
     "conv2d n=2 h=14 w=14 ci=64 co=64 kh=3 kw=3 padding=1 layout=NHWC dtype=float16 "

@@ -50,3 +50,12 @@ def test_what_they_compute(text: str) -> None:
 def test_what_pytorch_has_not(text: str) -> None:
     work = Workload.parse(text)
     assert PEERS[work.op](torch, work) == {}
+
+
+def test_the_last_query_sees_all_keys() -> None:
+    work = Workload.parse("attention batch=2 heads=4 kv_heads=2 q_len=3 kv_len=8 head_dim=8 causal=true")
+    op = op_of(work)
+    inputs = op.random_inputs(work, seed=0)
+    (peer,) = PEERS[work.op](torch, work).values()
+    (found,) = peer(*map(torch.from_numpy, inputs), *op.scalars(work), torch.empty(0))
+    np.testing.assert_allclose(found.numpy(), op.reference(work, *inputs)[0], rtol=0, atol=op.tolerance(work))

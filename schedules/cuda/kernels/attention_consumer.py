@@ -121,12 +121,18 @@ class Consumer:
         kernel.v_ring.full.wait(self.v.stage, self.v.phase)
         ptx("wgmma.fence.sync.aligned")
         self.products.multiply_weights_v(self.v.stage)
-        self.softmax.invert_totals()
+        self._add_totals()
         ptx("wgmma.wait_group.sync.aligned", 0)
         tie(self.held.out, kernel.depth // 2)
         self._release(kernel.v_ring.empty, self.v)
-        write_out(kernel, self.held, self.walk)
+        self._leave()
         self.q_phase.set(self.q_phase() ^ 1)
+
+    def _add_totals(self) -> None:
+        self.softmax.invert_totals()
+
+    def _leave(self) -> None:
+        write_out(self.kernel, self.held, self.walk)
 
     def _divides(self) -> bool:
         sizes = self.kernel.sizes

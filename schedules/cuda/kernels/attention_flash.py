@@ -34,6 +34,8 @@ from tvmops.schedules.cuda.words import Barriers, Ring, do, ptx, tensor_map, whe
 
 
 class FlashKernel:
+    resident = 1  # blocks for which a multiprocessor is to have registers
+
     def __init__(self, sizes: Heads, tiles: Tiles) -> None:
         self.sizes, self.tiles = sizes, tiles
         self.blocks_of_columns = -(-sizes.head_dim // COLUMNS)
@@ -46,7 +48,7 @@ class FlashKernel:
             T.func_name("main")
             self._arguments()
             T.device_entry()
-            with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
+            with T.attr({"tirx.launch_bounds_min_blocks_per_sm": self.resident}):
                 self._body()
         return IRModule({"main": builder.get().with_attr("global_symbol", "main")})
 
@@ -83,7 +85,7 @@ class FlashKernel:
 
     def _body(self) -> None:
         tiles = self.tiles
-        self.block = T.cta_id([tiles.blocks])
+        self.block = T.cta_id([self.grid()])
         self.group = T.warpgroup_id([tiles.consumers + 1])
         self.warp = T.warp_id_in_wg([4])
         self.lane = T.lane_id([32])
@@ -91,7 +93,7 @@ class FlashKernel:
         self._shared_memory(pool)
         pool.commit()
         with when((self.group == 0) & (self.warp == 0) & (self.lane == 0)):
-            for barriers in (self.q_full, self.q_empty, self.k_ring, self.v_ring):
+            for barriers in self.barriers():
                 barriers.init()
             ptx("fence.mbarrier_init.release.cluster")
         do(T.cuda.cta_sync())
@@ -103,6 +105,13 @@ class FlashKernel:
             with T.Else():
                 ptx("setmaxnreg.inc.sync.aligned.u32", consumes)
                 self._consume()
+
+    def barriers(self) -> tuple[Barriers | Ring, ...]:
+        return self.q_full, self.q_empty, self.k_ring, self.v_ring
+
+    def grid(self) -> Extent:
+        """Count the blocks."""
+        return self.tiles.blocks
 
     def registers(self) -> tuple[int, int]:
         """Count the registers of a thread of the producer, and of a consumer."""

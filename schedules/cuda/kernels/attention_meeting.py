@@ -141,7 +141,7 @@ class Meeting:
 
     def _add_warps_at(self, head: Any, column: Any) -> None:
         kernel, warps = self.kernel, range(self.kernel.split.warps)
-        most, total, values = _joined(
+        most, total, values = joined(
             [kernel.mosts[w, head] for w in warps],
             [kernel.totals[w, head] for w in warps],
             [kernel.sums.ptr_to([w, self._at(head, column)]) for w in warps],
@@ -171,7 +171,7 @@ class Meeting:
     def _finish_at(self, place: Any, column: Any) -> None:
         """Add up what all blocks have sent."""
         kernel, ranks = self.kernel, range(self.kernel.split.splits)
-        most, total, values = _joined(
+        most, total, values = joined(
             [kernel.received_scales[rank, place, 0] for rank in ranks],
             [kernel.received_scales[rank, place, 1] for rank in ranks],
             [kernel.received.ptr_to([rank, place, column]) for rank in ranks],
@@ -187,7 +187,7 @@ class Meeting:
             finish(kernel, kernel.sequence, own, column, total, values)
 
 
-def _joined(mosts: list[Any], totals: list[Any], places: list[Any]) -> tuple[Any, Any, list[Any]]:
+def joined(mosts: list[Any], totals: list[Any], places: list[Any]) -> tuple[Any, Any, list[Any]]:
     """Return the common maximum of several sums, their total, and the sums of four values at `places`."""
     most = Scalar(mosts[0], "float32")
     for other in mosts[1:]:

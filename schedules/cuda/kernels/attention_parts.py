@@ -95,9 +95,13 @@ def add_parts(kernel: SplitKernel) -> None:
 
 def finish(kernel: SplitKernel, sequence: Any, head: Any, column: Any, total: Any, values: list[Any]) -> None:
     """Divide four sums by the total of their weights, and store them."""
+    store_share(kernel.sizes.dtype, kernel.out.ptr_to([sequence, head, 0, column]), total, values)
+
+
+def store_share(dtype: str, at: Any, total: Any, values: list[Any]) -> None:
+    """Divide four sums by the total of their weights, and store them at an address."""
     share = Scalar(tirx.Select(total == 0, T.float32(0), T.float32(1) / total), "float32")
-    halves = [pack(kernel.sizes.dtype, *(value * share() for value in values[i : i + 2])) for i in (0, 2)]
-    at = kernel.out.ptr_to([sequence, head, 0, column])
+    halves = [pack(dtype, *(value * share() for value in values[i : i + 2])) for i in (0, 2)]
     do(c_call("void", "store_four", at, *halves, source=STORE_FOUR))
 
 

@@ -64,7 +64,7 @@ class Softmax:
         limits = []
         for row in range(2):
             own = kernel.group * ROWS + kernel.warp * 16 + T.truncdiv(kernel.lane, 4) + row * 8
-            last = self.walk.first_row + own + self.walk.offset
+            last = self.walk.query(self.walk.first_row + own) + self.walk.offset
             seen = minimum(last + 1, self.walk.length) if sizes.causal else self.walk.length
             limits.append(Scalar(seen - column)())
         for i in range(kernel.tiles.bn // 2):
@@ -114,9 +114,13 @@ class Softmax:
     def invert_totals(self) -> None:
         """Turn this thread's totals to the factors that divide out by the rows' totals."""
         for row in range(2):
-            for mask in (1, 2):
-                T.buffer_store(
-                    self.held.total, self.held.total[row] + shuffle_xor(self.held.total[row], mask), [row]
-                )
+            self.add_total(row)
             factor = tirx.Select(self.held.total[row] == 0, T.float32(0), T.float32(1) / self.held.total[row])
             T.buffer_store(self.held.total, factor, [row])
+
+    def add_total(self, row: int) -> None:
+        """Turn this thread's total to that of all its row."""
+        for mask in (1, 2):
+            T.buffer_store(
+                self.held.total, self.held.total[row] + shuffle_xor(self.held.total[row], mask), [row]
+            )

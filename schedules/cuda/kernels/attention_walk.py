@@ -65,6 +65,10 @@ class Walk:
     def first_row(self) -> Any:
         return self._q_tile() * self.kernel.tiles.bm
 
+    def query(self, row: Any) -> Any:
+        """Return which query of its sequence `row` is."""
+        return row
+
     @property
     def count(self) -> Any:
         """How many tiles of keys these queries see; at least one is walked."""

@@ -76,8 +76,11 @@ def _attention(torch: Any, workload: Workload) -> dict[str, Call]:
     causal = bool(workload["causal"]) and q_len > 1
     if workload["layout"] == THD:
         return _packed_attention(torch, workload)
-    if workload["mask"] != NO_MASK or workload["lengths"] or (causal and q_len != kv_len):
+    if workload["mask"] != NO_MASK or workload["lengths"]:
         return {}
+    if causal and q_len != kv_len:
+        aligned = workload["align"] == "bottom-right" and q_len < kv_len
+        return _lower_right_attention(torch, workload) if aligned else {}
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     attend = torch.nn.functional.scaled_dot_product_attention
@@ -93,9 +96,23 @@ def _attention(torch: Any, workload: Workload) -> dict[str, Call]:
         return call
 
     calls = {name: through(backend, False) for name, backend in backends.items()}
-    if q_len == 1 and heads != kv_heads:
+    if not causal and q_len < kv_len and heads != kv_heads:
         calls |= {f"{name}, heads folded": through(backend, True) for name, backend in backends.items()}
     return {f"torch {torch.__version__} {name}": call for name, call in calls.items()}
+
+
+def _lower_right_attention(torch: Any, workload: Workload) -> dict[str, Call]:
+    """FlashAttention, which PyTorch calls where a mask says by its type that the last query sees all keys."""
+    from torch.nn.attention.bias import causal_lower_right
+
+    mask = causal_lower_right(*workload.dims("q_len", "kv_len"))
+    grouped = workload["heads"] != workload["kv_heads"]
+
+    def flash(q: Any, k: Any, v: Any, scale: float, out: Any) -> tuple[Any]:
+        attend = torch.nn.functional.scaled_dot_product_attention
+        return (attend(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped),)
+
+    return {f"torch {torch.__version__} flash, lower right": flash}
 
 
 def _packed_attention(torch: Any, workload: Workload) -> dict[str, Call]:
