@@ -34,6 +34,7 @@ from tvmops.schedules.cuda.conv_planes import PlanesConv
 from tvmops.schedules.cuda.conv_wgmma import WgmmaConv
 from tvmops.schedules.cuda.float32_stream import Float32Stream
 from tvmops.schedules.cuda.gemm_abreast import AbreastGemm
+from tvmops.schedules.cuda.gemm_aside import AsideGemm
 from tvmops.schedules.cuda.gemm_chained import ChainedGemm, ChainedMma
 from tvmops.schedules.cuda.gemm_float32 import Float32Gemm
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
@@ -96,6 +97,7 @@ TEMPLATES: tuple[Template, ...] = (
     ChainedGemm(),
     TurnedGemm(),
     AbreastGemm(),
+    AsideGemm(),
     SummedGemm(),
     StreamKGemm(),
     LatePaddedGemm(),

@@ -32,6 +32,7 @@ class Tiles:
     parts: int = 1  # blocks anywhere that do, whose sums a second kernel adds up
     streams: int = 0  # 1: blocks share the last tiles evenly (stream-K); more: as many share each tile
     abreast: int = 1  # blocks, side by side, that share a tile of a
+    aside: int = 0  # 1: consumers lie side by side, not one above the other: each takes a part of the columns
     # 1: launched while the kernel before it ends, for whose results it waits by itself; more: until then the
     # L2 is asked for as many stages of b.
     chained: int = 0
@@ -65,7 +66,17 @@ class Tiles:
     @property
     def blocks_a_group(self) -> int:
         """Blocks of 64 rows that one consumer multiplies."""
-        return self.bm // (64 * self.consumers)
+        return self.bm // (64 if self.aside else 64 * self.consumers)
+
+    @property
+    def columns_a_group(self) -> int:
+        """Columns that one consumer multiplies."""
+        return self.bn // self.consumers if self.aside else self.bn
+
+    @property
+    def sums(self) -> int:
+        """Sums of a thread that multiplies."""
+        return self.blocks_a_group * self.columns_a_group // 2
 
     @property
     def consumer_registers(self) -> int:

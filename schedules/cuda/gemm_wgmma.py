@@ -131,7 +131,12 @@ class WgmmaGemm(Template):
             * tiles.beside
             * _bent(
                 2 * tiles.bm * tiles.bn * depth * narrow / _RATE,
-                2 * tiles.bm / 64 * (64 + tiles.bn) * depth / _READ,
+                2
+                * tiles.bm
+                / 64
+                * ((64 * tiles.consumers if tiles.aside else 64) + tiles.bn)
+                * depth
+                / _READ,
                 2 * (rows + columns) * depth / _TAKEN,
                 2 * asked * depth * busy / _FROM_L2,
             )
@@ -208,10 +213,9 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     tiles = Tiles.of(config, target)
     m, k = workload.dims("m", "k")
     rows = math.ceil(m / tiles.bm)
-    accumulators = tiles.blocks_a_group * tiles.bn // 2
     return (
-        tiles.bm % (64 * tiles.consumers) == 0
-        and accumulators <= _most_sums(tiles, workload)
+        tiles.bm % (64 if tiles.aside else 64 * tiles.consumers) == 0
+        and tiles.sums <= _most_sums(tiles, workload)
         and tiles.stages >= 3
         and (tiles.beside == 1 or tiles.consumers == tiles.sharers == 1)
         and tiles.partial_bytes <= tiles.stages * tiles.stage_bytes

@@ -11,6 +11,7 @@ from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
 from tvmops.schedules.cuda.words import ask_for_box, c_call, do, swizzled
 
+_MOST_BOX_ROWS = 256  # of a copy
 PANEL, ROW_BYTES = 32, 128  # floats of a row of the 128-byte swizzle
 _LOAD = "cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes"
 _MULTICAST = _LOAD + ".multicast::cluster"
@@ -44,11 +45,12 @@ class Operand:
         columns, rows = (self.bk // 64, size) if by_k else (-(-size // 64), self.bk)
         # This block loads whole columns, where there is one for each; else its rows of all.
         self.by_columns = not by_k and columns % sharers == 0
-        self.loads = columns // sharers if self.by_columns else columns
+        self.heights = -(-size // (_MOST_BOX_ROWS * sharers)) if by_k else 1  # boxes, one above the other
+        self.loads = columns // sharers if self.by_columns else columns * self.heights
         self.shape = (tiles.stages, columns, rows, 64)
-        self.box: tuple[int, Any] = (64, rows if self.by_columns else rows // sharers)
+        self.box: tuple[int, Any] = (64, rows if self.by_columns else rows // sharers // self.heights)
         # Zeros take long to load: where c has fewer rows than a tile, what lies there is multiplied in vain.
-        self.clips = by_k and sharers == 1 and arrays_of.form.item == 2
+        self.clips = by_k and sharers == self.heights == 1 and arrays_of.form.item == 2
         if self.clips:
             self.box = (64, T.min(arrays_of.matrices[name][0], rows))
 
@@ -79,6 +81,11 @@ class Operand:
             if self.by_columns
             else (i, part * self.box[1] if self.sharers > 1 else 0)
         )
+        if self.heights > 1:
+            column, row = (
+                T.truncdiv(i, self.heights),
+                (part * self.heights + T.truncmod(i, self.heights)) * self.box[1],
+            )
         along = (k + column * 64, first + row) if self.by_k else (first + column * 64, k + row)
         return (stage, column, row, 0), along
 
@@ -100,6 +107,10 @@ class Operand:
         if self.by_k:
             return (step // 4) * (self.size * 128) + block * 8192 + (step % 4) * 32
         return block * (self.bk * 128) + step * 2048
+
+    def columns_bytes(self, columns: int) -> int:
+        """Return the bytes from the first of `columns` columns of c to what follows the last."""
+        return columns * 128 if self.by_k else columns // 64 * (self.bk * 128)
 
     def group_bytes(self, blocks: int) -> int:
         """Return the bytes from the first of `blocks` blocks of 64 rows to what follows the last."""

@@ -66,12 +66,11 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
     DT = arrays_of.dtype
     BM, BN, BK, STAGES = tiles.bm, tiles.bn, tiles.bk, tiles.stages
     CONSUMERS, WM, BUFFERS = tiles.consumers, tiles.blocks_a_group, tiles.store_buffers
-    SHARE, SPLIT = tiles.sharers, tiles.split_k
+    SHARE, SPLIT, ASIDE = tiles.sharers, tiles.split_k, bool(tiles.aside)
     CLUSTER, CHAINED, PARTS = SHARE * SPLIT, bool(tiles.chained), form.parts
     sums_form = form if PARTS == 1 else form.sums
     BY_TMA = sums_form.turns_back or sums_form.stores_by_tma and not form.turned and BN % 64 == 0
     HEIGHT = BN if form.turned else BM  # of a tile of c
-    NACC = BN // 2
     a_of = (
         AcrossFloats(arrays_of, "a", BM, tiles)
         if form.across
@@ -175,19 +174,21 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
                     meet_in_cluster()
             else:
                 T.ptx.setmaxnreg.inc.sync.aligned.u32(tiles.consumer_registers)
-                acc = T.alloc_local((WM * NACC,), arrays_of.sums)
+                acc = T.alloc_local((tiles.sums,), arrays_of.sums)
                 packed = T.alloc_local((4,), "uint32")
                 factor = T.alloc_local((1,), "float32")
                 if sums_form.has_factor:
                     factor[0] = factor_of(arrays)
-                a_base: T.uint32 = T.cuda.cvta_generic_to_shared(As.ptr_to([0, 0, 0, 0])) + T.Cast("uint32", group * a_of.group_bytes(WM))
+                a_base: T.uint32 = T.cuda.cvta_generic_to_shared(As.ptr_to([0, 0, 0, 0])) + T.Cast("uint32", 0 if ASIDE else group * a_of.group_bytes(WM))
                 b_base: T.uint32 = T.cuda.cvta_generic_to_shared(Bs.ptr_to([0, 0, 0, 0]))
+                if ASIDE:
+                    b_base = b_base + T.Cast("uint32", group * b_of.columns_bytes(tiles.columns_a_group))
                 e_base: T.uint32 = T.cuda.cvta_generic_to_shared(empty.ptr_to([0]))
                 if SHARE > 1:
                     # warp i of each consumer releases stages in block i of the cluster
                     T.ptx.mapa.shared__cluster.u32(e_base, T.cuda.cvta_generic_to_shared(empty.ptr_to([0])), T.Cast("uint32", warp % SHARE))
                 row: T.let = warp * 16 + lane % 16
-                consumer = T.meta_var(Consumer(group, warp, lane, walk.top, walk.left, walk.item, row, acc, packed, factor if sums_form.has_factor else None))
+                consumer = T.meta_var(Consumer(group, warp, lane, walk.top, walk.left + group * tiles.columns_a_group if ASIDE else walk.left, walk.item, row, acc, packed, factor if sums_form.has_factor else None))
                 products = T.meta_var(Products(form, tiles, walk, consumer, (Factor(a_of, a_base), Factor(b_of, b_base)), RingBarriers(full, empty, e_base)))
                 results = T.meta_var(IntegerResults(arrays_of, arrays, tiles, consumer, zeros, columns) if isinstance(arrays_of, IntegerArrays) else (TurnedResults if form.turned else Results)(sums_form, arrays_of, arrays, tiles, consumer))
                 partials = T.meta_var(PartialSums(results, tiles, partial, rank))

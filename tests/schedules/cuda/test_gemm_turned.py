@@ -13,6 +13,7 @@ from tvmops.measure import cuda
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.gemm_abreast import AbreastGemm
+from tvmops.schedules.cuda.gemm_aside import AsideGemm
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.gemm_turned import TurnedGemm
 from tvmops.schedules.cuda.kernels.gemm_arrays import BOX_ROWS
@@ -22,7 +23,7 @@ from tvmops.space import Config
 from tvmops.targets import target
 from tvmops.workloads import Workload, workload
 
-TEMPLATE, ABREAST = TurnedGemm(), AbreastGemm()
+TEMPLATE, ABREAST, ASIDE = TurnedGemm(), AbreastGemm(), AsideGemm()
 H200 = target("nvidia-h200")
 GUARD = 512  # elements around the result that nothing may write
 
@@ -36,6 +37,10 @@ def knobs(bm: int, bn: int, **more: int) -> Config:
     return Config.of(**{"bm": bm, "bn": bn, **plain, **more})
 
 
+def side_by_side(bm: int, bn: int, **more: int) -> Config:
+    return knobs(bm, bn, **{"consumers": 2, "abreast": 1, "aside": 1, **more})
+
+
 CASES = [
     (matmul(72, 136, 200), knobs(64, 80), 4),  # rows and columns beyond, the last box of each
     (matmul(120, 264, 136), knobs(128, 48, consumers=2, cluster=2), 2),  # blocks of a cluster beyond columns
@@ -46,6 +51,11 @@ CASES = [
     (matmul(200, 136, 136), knobs(128, 80, consumers=2, abreast=2), 4),
     (matmul(152, 136, 200, trans_b=True, residual=True), knobs(64, 48, abreast=4), 4),
     (matmul(168, 64, 72, trans_a=True, bias=True), knobs(64, 64, abreast=2), 2),
+    # Warpgroups side by side: columns of b in two boxes one above the other, in a part for each of a cluster, or
+    # across k; a wgmma of 48 rows of a, and a warpgroup whose rows are all beyond the last.
+    (matmul(136, 392, 136, trans_b=True), side_by_side(320, 128), 2),
+    (matmul(104, 336, 200, trans_b=True, dtype="float16"), side_by_side(320, 64, abreast=2), 4),
+    (matmul(90, 200, 136, residual=True), side_by_side(192, 96, cluster=2), 2),
 ]
 
 
@@ -53,7 +63,12 @@ CASES = [
 @needs_emulator[1]
 @pytest.mark.parametrize("work, config, blocks", CASES)
 def test_it_computes_the_product(work: Workload, config: Config, blocks: int, tmp_path: Path) -> None:
-    template = ABREAST if "abreast" in config.as_dict() else TEMPLATE
+    kinds = [
+        template
+        for name, template in {"aside": ASIDE, "abreast": ABREAST}.items()
+        if name in config.as_dict()
+    ]
+    template = [*kinds, TEMPLATE][0]
     assert config in template.space(work, H200)
     tiles = replace(Tiles.of(config, H200), multiprocessors=blocks)
     _, (cubin,) = cuda.compile_module(IRModule({"main": gemm(TEMPLATE.form_of(work, config), tiles)}), H200)
@@ -66,7 +81,8 @@ def test_it_computes_the_product(work: Workload, config: Config, blocks: int, tm
     arrays["c"] = memory[GUARD:-GUARD].reshape(right.shape)
     m, n = work.dims("m", "n")
     depth = tiles.bk // (1 if tiles.bm // 64 % tiles.abreast == 0 else tiles.abreast)
-    b_rows = min(tiles.bm // tiles.abreast, n) if work["trans_b"] else depth
+    heights = -(-tiles.bm // (256 * tiles.abreast))
+    b_rows = min(tiles.bm // tiles.abreast // heights, n) if work["trans_b"] else depth
     a_rows = tiles.bk if work["trans_a"] else min(tiles.bn // tiles.cluster, m)
     boxes = {"v": ("b", b_rows), "v_1": ("a", a_rows), "v_2": ("c", BOX_ROWS)}
     maps = {
