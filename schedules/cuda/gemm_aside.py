@@ -1,4 +1,4 @@
-"""Products of 16 bits on Hopper, made as c^T = b^T a^T by warpgroups side by side; `kernels.gemm_wgmma` says how."""
+"""Products of 16 bits on Hopper, c^T = b^T a^T by warpgroups side by side; `kernels.gemm_wgmma` says how."""
 
 from __future__ import annotations
 

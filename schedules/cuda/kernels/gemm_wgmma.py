@@ -28,6 +28,9 @@ multiplied, and stored as c. So are products of few rows, whose columns then fil
 and those of 16 bits whose tiles shall have other rows than multiples of 64: what becomes rows of c is
 turned on its way to shared memory (`gemm_turned_results`).
 
+Warpgroups that multiply lie one above the other, or side by side (`aside`): each then takes all rows of a
+tile, an odd number of 64 among them, and a part of its columns.
+
 TMA leaves out what lies beyond an array when it stores, and reads zeros there: no shape needs
 to divide. But zeros take longer than what is there: the last tiles begin where they are whole if what
 they share with others is the same in both, and boxes are no higher than an operand that lies along k.

@@ -51,7 +51,7 @@ CASES = [
     (matmul(200, 136, 136), knobs(128, 80, consumers=2, abreast=2), 4),
     (matmul(152, 136, 200, trans_b=True, residual=True), knobs(64, 48, abreast=4), 4),
     (matmul(168, 64, 72, trans_a=True, bias=True), knobs(64, 64, abreast=2), 2),
-    # Warpgroups side by side: columns of b in two boxes one above the other, in a part for each of a cluster, or
+    # Warpgroups side by side: columns of b in two boxes one above the other, a part for each of a cluster, or
     # across k; a wgmma of 48 rows of a, and a warpgroup whose rows are all beyond the last.
     (matmul(136, 392, 136, trans_b=True), side_by_side(320, 128), 2),
     (matmul(104, 336, 200, trans_b=True, dtype="float16"), side_by_side(320, 64, abreast=2), 4),
