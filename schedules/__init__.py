@@ -46,6 +46,7 @@ from tvmops.schedules.cuda.gemm_padded import PaddedGemm
 from tvmops.schedules.cuda.gemm_padded_late import LatePaddedGemm
 from tvmops.schedules.cuda.gemm_simt import SimtGemm
 from tvmops.schedules.cuda.gemm_small import SmallGemm
+from tvmops.schedules.cuda.gemm_split import SplitGemm
 from tvmops.schedules.cuda.gemm_stream import StreamGemm
 from tvmops.schedules.cuda.gemm_stream_k import StreamKGemm
 from tvmops.schedules.cuda.gemm_stream_loose import LooseStreamGemm
@@ -98,6 +99,7 @@ TEMPLATES: tuple[Template, ...] = (
     TurnedGemm(),
     AbreastGemm(),
     AsideGemm(),
+    SplitGemm(),
     SummedGemm(),
     StreamKGemm(),
     LatePaddedGemm(),

@@ -54,12 +54,13 @@ from tvmops.schedules.cuda.kernels.gemm_partials import PartialSums
 from tvmops.schedules.cuda.kernels.gemm_products import Factor, Products, RingBarriers
 from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results, factor_of
 from tvmops.schedules.cuda.kernels.gemm_stream_k import SharedSums
+from tvmops.schedules.cuda.kernels.gemm_stretches import Stretches
 from tvmops.schedules.cuda.kernels.gemm_sums import add_up
 from tvmops.schedules.cuda.kernels.gemm_turned_results import TurnedResults
 from tvmops.schedules.cuda.kernels.gemm_walk import Walk, blocks_for
 from tvmops.schedules.cuda.kernels.gemm_zero_points import ZeroPoints
 from tvmops.schedules.cuda.kernels.late_copies import LateCopies
-from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH, meet_in_cluster
+from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH, Barriers, meet_in_cluster
 
 
 def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.PrimFunc:
@@ -69,7 +70,7 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
     DT = arrays_of.dtype
     BM, BN, BK, STAGES = tiles.bm, tiles.bn, tiles.bk, tiles.stages
     CONSUMERS, WM, BUFFERS = tiles.consumers, tiles.blocks_a_group, tiles.store_buffers
-    SHARE, SPLIT, ASIDE = tiles.sharers, tiles.split_k, bool(tiles.aside)
+    SHARE, SPLIT, ASIDE, SENDS = tiles.sharers, tiles.split_k, bool(tiles.aside), bool(tiles.sends)
     CLUSTER, CHAINED, PARTS = SHARE * SPLIT, bool(tiles.chained), form.parts
     sums_form = form if PARTS == 1 else form.sums
     BY_TMA = sums_form.turns_back or sums_form.stores_by_tma and not form.turned and BN % 64 == 0
@@ -103,21 +104,24 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
             lane = T.lane_id([32])
 
             pool = T.SMEMPool()
-            partial = pool.alloc((HEIGHT if SPLIT > 1 else 1, BM + BN - HEIGHT + PARTIAL_PAD), arrays_of.sums, align=16)
+            partial = pool.alloc((SPLIT - 1, CONSUMERS, 2 * tiles.most_units, 512) if SENDS else (HEIGHT if SPLIT > 1 else 1, BM + BN - HEIGHT + PARTIAL_PAD), arrays_of.sums, align=16)
             pool.move_base_to(0)  # it takes the place of the ring, when that has been read
             As = pool.alloc(a_of.shape, DT, align=1024)
             Bs = pool.alloc(b_of.shape, DT, align=1024)
-            Cs = pool.alloc((CONSUMERS, BUFFERS, 64, 64) if SPLIT == PARTS == 1 and not form.stores_directly else (1, 1, 1, 8), DT, align=1024)
+            Cs = pool.alloc((CONSUMERS, BUFFERS, 64, 64) if (SPLIT == 1 or SENDS) and PARTS == 1 and not form.stores_directly else (1, 1, 1, 8), DT, align=1024)
             zeros = T.meta_var(ZeroPoints(form, arrays, tiles, pool) if isinstance(form, Int8Form) else None)
             columns = T.meta_var(Columns(form, arrays, tiles, pool) if isinstance(form, Int8Form) else None)
             full = pool.alloc((STAGES,), "uint64", align=8)
             empty = pool.alloc((STAGES,), "uint64", align=8)
+            here = T.meta_var(Barriers(pool, CONSUMERS, 1) if SENDS else None)
             pool.commit()
 
             if (group == 0) & (warp == 0) & (lane == 0):
                 for i in T.unroll(STAGES):
                     T.ptx.mbarrier.init.shared.b64(full.ptr_to([i]), T.uint32(1))
                     T.ptx.mbarrier.init.shared.b64(empty.ptr_to([i]), zeros.arrivals(CONSUMERS * SHARE) if integers else T.uint32(CONSUMERS * SHARE))
+                if SENDS:
+                    here.init()
                 if integers:
                     zeros.init()
                 if CHAINED:
@@ -173,7 +177,8 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
                             zeros.publish()
                             walk.go_on()
                 if SPLIT > 1:  # until partial sums are there, and until they are read
-                    T.cuda.cluster_sync()
+                    if not SENDS:
+                        T.cuda.cluster_sync()
                     meet_in_cluster()
             else:
                 T.ptx.setmaxnreg.inc.sync.aligned.u32(tiles.consumer_registers)
@@ -195,6 +200,7 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
                 products = T.meta_var(Products(form, tiles, walk, consumer, (Factor(a_of, a_base), Factor(b_of, b_base)), RingBarriers(full, empty, e_base)))
                 results = T.meta_var(IntegerResults(arrays_of, arrays, tiles, consumer, zeros, columns) if isinstance(arrays_of, IntegerArrays) else (TurnedResults if form.turned else Results)(sums_form, arrays_of, arrays, tiles, consumer))
                 partials = T.meta_var(PartialSums(results, tiles, partial, rank))
+                stretches = T.meta_var(Stretches(tiles, consumer, partial, here, rank) if SENDS else None)
                 shared = T.meta_var(SharedSums(arrays, tiles, consumer, rank) if tiles.streams > 0 else None)
 
                 @T.inline
@@ -206,7 +212,18 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
                     elif not sums_form.stores_directly:
                         results.store_by_warps(Cs)
 
-                if SPLIT > 1:
+                if SENDS:
+                    walk.locate()
+                    products.multiply()
+                    meet_in_cluster()  # others may still read their rings
+                    stretches.send()
+                    stretches.add()
+                    if sums_form.finishes:
+                        results.finish_all()
+                    stretches.store(results, Cs, c_map)
+                    if (warp == 0) & (lane == 0):
+                        T.ptx.cp.async_.bulk.wait_group(0)
+                elif SPLIT > 1:
                     walk.locate()
                     if integers:
                         results.begin()

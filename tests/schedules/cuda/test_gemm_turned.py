@@ -14,6 +14,7 @@ from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.gemm_abreast import AbreastGemm
 from tvmops.schedules.cuda.gemm_aside import AsideGemm
+from tvmops.schedules.cuda.gemm_split import SplitGemm
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.gemm_turned import TurnedGemm
 from tvmops.schedules.cuda.kernels.gemm_arrays import BOX_ROWS
@@ -23,7 +24,7 @@ from tvmops.space import Config
 from tvmops.targets import target
 from tvmops.workloads import Workload, workload
 
-TEMPLATE, ABREAST, ASIDE = TurnedGemm(), AbreastGemm(), AsideGemm()
+TEMPLATE, ABREAST, ASIDE, SPLIT = TurnedGemm(), AbreastGemm(), AsideGemm(), SplitGemm()
 H200 = target("nvidia-h200")
 GUARD = 512  # elements around the result that nothing may write
 
@@ -35,6 +36,10 @@ def matmul(m: int, n: int, k: int, **fields: object) -> Workload:
 def knobs(bm: int, bn: int, **more: int) -> Config:
     plain = {"bk": 64, "consumers": 1, "cluster": 1, "split_k": 1, "group": 1, "beside": 1, "chained": 1}
     return Config.of(**{"bm": bm, "bn": bn, **plain, **more})
+
+
+def split(bm: int, bn: int, parts: int, **more: int) -> Config:
+    return knobs(bm, bn, **{"split_k": parts, "sends": 1, **more})
 
 
 def side_by_side(bm: int, bn: int, **more: int) -> Config:
@@ -56,6 +61,10 @@ CASES = [
     (matmul(136, 392, 136, trans_b=True), side_by_side(320, 128), 2),
     (matmul(104, 336, 200, trans_b=True, dtype="float16"), side_by_side(320, 64, abreast=2), 4),
     (matmul(90, 200, 136, residual=True), side_by_side(192, 96, cluster=2), 2),
+    # k split: stretches of several buffers, of unequal length, and of less than one.
+    (matmul(120, 200, 520, trans_b=True), split(128, 128, 2, consumers=2), 4),
+    (matmul(70, 136, 456, bias=True, activation="relu"), split(64, 80, 3), 9),
+    (matmul(90, 136, 520, dtype="float16", residual=True), split(128, 48, 4), 16),
 ]
 
 
@@ -65,7 +74,7 @@ CASES = [
 def test_it_computes_the_product(work: Workload, config: Config, blocks: int, tmp_path: Path) -> None:
     kinds = [
         template
-        for name, template in {"aside": ASIDE, "abreast": ABREAST}.items()
+        for name, template in {"sends": SPLIT, "aside": ASIDE, "abreast": ABREAST}.items()
         if name in config.as_dict()
     ]
     template = [*kinds, TEMPLATE][0]
@@ -90,10 +99,9 @@ def test_it_computes_the_product(work: Workload, config: Config, blocks: int, tm
         for name, (each, rows) in boxes.items()
     }
     sizes = dict(zip("mnk", work.dims("m", "n", "k")))
-    grid = blocks // tiles.sharers * tiles.sharers
-    emulated(cubin, tmp_path)(
-        grid, {**arrays, **sizes, **maps}, tiles.sharers, shared_bytes=tiles.shared_bytes
-    )
+    together = tiles.sharers * tiles.split_k
+    grid = blocks // together * together
+    emulated(cubin, tmp_path)(grid, {**arrays, **sizes, **maps}, together, shared_bytes=tiles.shared_bytes)
     assert (memory[:GUARD].view(np.uint16) == 0xFFFF).all() and (
         memory[-GUARD:].view(np.uint16) == 0xFFFF
     ).all()

@@ -1,0 +1,62 @@
+"""Products of 16 bits on Hopper, c^T = b^T a^T by clusters that share k; see `kernels.gemm_stretches`."""
+
+from __future__ import annotations
+
+import itertools
+
+from tvmops.schedules.cuda.gemm_tiles import Tiles
+from tvmops.schedules.cuda.gemm_turned import TurnedGemm
+from tvmops.space import Config, Knob, Space
+from tvmops.targets import Target
+from tvmops.workloads import Workload
+
+_WIDTHS = tuple(range(48, 257, 16))
+
+
+class SplitGemm(TurnedGemm):
+    """`TurnedGemm` whose k the blocks of a cluster share, each of which finishes a stretch of the tile.
+
+    A multiprocessor takes less of larger tiles with less of k each: of s blocks a tile, a part of sqrt(s).
+    """
+
+    name = "cuda.gemm_split"
+    version = 1
+
+    def covers(self, workload: Workload, target: Target) -> bool:
+        if not super().covers(workload, target):
+            return False
+        space = self.space(workload, target)
+        return any(config in space for config in self.choices(workload))
+
+    def space(self, workload: Workload, target: Target) -> Space:
+        whole = super().space(workload, target)
+        own = {
+            "cluster": Knob("cluster", (1,)),
+            "split_k": Knob("split_k", (2, 3, 4, 5, 6, 8)),
+            "beside": Knob("beside", (1,)),
+        }
+        knobs = (*(own.get(knob.name, knob) for knob in whole.knobs), Knob("sends", (1,)))
+
+        def is_legal(config: Config) -> bool:
+            return whole.is_legal(config) and Tiles.of(config, target).units >= config.number("split_k")
+
+        return Space(self.name, knobs, is_legal)
+
+    def choices(self, workload: Workload) -> list[Config]:
+        return [
+            Config.of(
+                bm=bm,
+                bn=bn,
+                bk=64,
+                consumers=consumers,
+                cluster=1,
+                split_k=parts,
+                group=group,
+                beside=1,
+                chained=1,
+                sends=1,
+            )
+            for (bm, consumers), bn, parts, group in itertools.product(
+                ((64, 1), (128, 1), (128, 2), (192, 3), (256, 2)), _WIDTHS, (2, 3, 4, 5, 6, 8), (1, 2)
+            )
+        ]
