@@ -232,7 +232,8 @@ def _most_sums(tiles: Tiles, workload: Workload) -> int:
     plain = _is_plain(workload)
     if tiles.consumers > 2:
         return tiles.consumer_registers - (56 if plain else 104)
-    return tiles.consumer_registers - 72 if plain else min(tiles.consumer_registers - 72, 128)
+    room = tiles.consumer_registers - (64 if tiles.tight else 72)
+    return room if plain else min(room, 128)
 
 
 def is_ragged(workload: Workload, dim: str) -> bool:

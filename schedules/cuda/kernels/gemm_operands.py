@@ -48,7 +48,10 @@ class Operand:
         self.heights = -(-size // (_MOST_BOX_ROWS * sharers)) if by_k else 1  # boxes, one above the other
         self.loads = columns // sharers if self.by_columns else columns * self.heights
         self.shape = (tiles.stages, columns, rows, 64)
-        self.box: tuple[int, Any] = (64, rows if self.by_columns else rows // sharers // self.heights)
+        # Parts begin at multiples of 8 rows, where the swizzle begins anew; if they don't divide, two have some rows.
+        self.even = self.by_columns or rows % (8 * sharers * self.heights) == 0
+        height = rows // sharers // self.heights if self.even else -(-rows // (8 * sharers)) * 8
+        self.box: tuple[int, Any] = (64, rows if self.by_columns else height)
         # Zeros take long to load: where c has fewer rows than a tile, what lies there is multiplied in vain.
         self.clips = by_k and sharers == self.heights == 1 and arrays_of.form.item == 2
         if self.clips:
@@ -60,6 +63,8 @@ class Operand:
 
     def loaded_bytes(self, rows: Any) -> Any:
         """Return the bytes of a stage that are loaded, by this block and others, of as many rows in all."""
+        if not self.even:
+            return self.box[1] * self.sharers * self.bk * 2
         return T.min(rows, self.size) * (self.bk * 2) if self.clips else self.stage_bytes
 
     @T.inline
@@ -81,6 +86,8 @@ class Operand:
             if self.by_columns
             else (i, part * self.box[1] if self.sharers > 1 else 0)
         )
+        if not self.even:
+            row = T.min(row, self.size - self.box[1])
         if self.heights > 1:
             column, row = (
                 T.truncdiv(i, self.heights),
