@@ -54,6 +54,7 @@ from tvmops.schedules.cuda.gemm_swapped import SwappedGemm
 from tvmops.schedules.cuda.gemm_tf32 import Tf32Across, Tf32Few, Tf32Gemm, Tf32Mma
 from tvmops.schedules.cuda.gemm_tf32_padded import Tf32Padded
 from tvmops.schedules.cuda.gemm_tight import TightGemm
+from tvmops.schedules.cuda.gemm_tight_rows import TightRowsGemm
 from tvmops.schedules.cuda.gemm_turned import TurnedGemm
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.cuda.long_rows import LongRows
@@ -99,6 +100,7 @@ TEMPLATES: tuple[Template, ...] = (
     TurnedGemm(),
     AbreastGemm(),
     TightGemm(),
+    TightRowsGemm(),
     SplitGemm(),
     SummedGemm(),
     StreamKGemm(),

@@ -22,8 +22,7 @@ _STACKS = (
     (320, 2, 1),
 )
 _WIDTHS = tuple(range(48, 257, 16))
-_SHARERS = ((1, 1), (2, 1), (4, 1), (1, 2))  # blocks of a cluster that share rows of a, and columns of b
-_MOST_SHARERS = 4  # each warp releases the stages of one
+SHARERS = ((1, 1), (2, 1), (4, 1), (1, 2))  # blocks of a cluster that share rows of a, and columns of b
 
 
 class TightGemm(TurnedGemm):
@@ -60,10 +59,8 @@ class TightGemm(TurnedGemm):
             tiles = Tiles.of(config, target)
             return (
                 whole.is_legal(config)
-                and (
-                    not tiles.aside or (tiles.consumers == 2 and tiles.bm % 128 == 64 and tiles.bn % 32 == 0)
-                )
-                and tiles.sharers <= _MOST_SHARERS
+                and (not tiles.aside or (tiles.consumers, tiles.bm % 128, tiles.bn % 32) == (2, 64, 0))
+                and shares_one(tiles)
                 and (tiles.abreast == 1 or tiles.abreast <= math.ceil(m / tiles.bn))
             )
 
@@ -87,6 +84,11 @@ class TightGemm(TurnedGemm):
                 tight=1,
             )
             for (bm, consumers, aside), bn, (cluster, abreast), group in itertools.product(
-                _STACKS, _WIDTHS, _SHARERS, (1, 2)
+                _STACKS, _WIDTHS, SHARERS, (1, 2)
             )
         ]
+
+
+def shares_one(tiles: Tiles) -> bool:
+    """Say whether blocks of a cluster share one factor at most."""
+    return min(tiles.cluster, tiles.abreast) == 1

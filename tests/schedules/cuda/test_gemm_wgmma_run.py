@@ -47,7 +47,8 @@ CASES = [
     ("m=136 n=456 k=72 dtype=bfloat16 trans_b=true", knobs(64, 224, cluster=2), 2),
     ("m=320 n=200 k=136 dtype=bfloat16", knobs(64, 160, group=5), 4),
     # Each loads half of the rows of a; one has no columns of its own.
-    ("m=200 n=200 k=136 dtype=bfloat16 trans_b=true", knobs(128, 80, consumers=2, abreast=2), 4),
+    ("m=200 n=200 k=136 dtype=bfloat16 trans_b=true", knobs(128, 80, consumers=2, abreast=2), 2),
+    ("m=136 n=264 k=200 dtype=float16 trans_b=true", knobs(128, 48, abreast=4, tight=1), 4),
     ("m=72 n=136 k=712 dtype=bfloat16 bias=true activation=relu", knobs(64, 64, split_k=4), 1),
     (
         "m=72 n=264 k=200 dtype=bfloat16 residual=true bias=true activation=relu",
