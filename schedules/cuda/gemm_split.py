@@ -10,6 +10,7 @@ from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
+_PARTS = (2, 4)  # blocks of a cluster: of three, or of five, no 40 find room, or 24
 _WIDTHS = tuple(range(48, 257, 16))
 
 
@@ -23,7 +24,7 @@ class SplitGemm(TurnedGemm):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        if not super().covers(workload, target):
+        if not super().covers(workload, target) or workload["trans_a"]:
             return False
         space = self.space(workload, target)
         return any(config in space for config in self.choices(workload))
@@ -32,10 +33,15 @@ class SplitGemm(TurnedGemm):
         whole = super().space(workload, target)
         own = {
             "cluster": Knob("cluster", (1,)),
-            "split_k": Knob("split_k", (2, 3, 4, 5, 6, 8)),
+            "split_k": Knob("split_k", _PARTS),
             "beside": Knob("beside", (1,)),
         }
-        knobs = (*(own.get(knob.name, knob) for knob in whole.knobs), Knob("sends", (1,)))
+        knobs = (
+            *(own.get(knob.name, knob) for knob in whole.knobs),
+            Knob("sends", (1,)),
+            Knob("store_buffers", (1, 2)),
+            Knob("tight", (1,)),
+        )
 
         def is_legal(config: Config) -> bool:
             return whole.is_legal(config) and Tiles.of(config, target).units >= config.number("split_k")
@@ -55,8 +61,10 @@ class SplitGemm(TurnedGemm):
                 beside=1,
                 chained=1,
                 sends=1,
+                store_buffers=1,
+                tight=1,
             )
             for (bm, consumers), bn, parts, group in itertools.product(
-                ((64, 1), (128, 1), (128, 2), (192, 3), (256, 2)), _WIDTHS, (2, 3, 4, 5, 6, 8), (1, 2)
+                ((64, 1), (128, 1), (128, 2), (192, 3), (256, 2)), _WIDTHS, _PARTS, (1, 2)
             )
         ]

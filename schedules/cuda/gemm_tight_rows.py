@@ -23,7 +23,7 @@ _WIDTHS = tuple(range(48, 257, 16))
 
 
 class TightRowsGemm(ChainedGemm):
-    """`ChainedGemm` as `TightGemm` is `TurnedGemm`: tiles of any multiple of 16 columns of b stored (n, k)."""
+    """`ChainedGemm` as `TightGemm` is `TurnedGemm`: any multiple of 16 columns of a b stored (n, k)."""
 
     name = "cuda.gemm_tight_rows"
     version = 1

@@ -39,7 +39,7 @@ def knobs(bm: int, bn: int, **more: int) -> Config:
 
 
 def split(bm: int, bn: int, parts: int, **more: int) -> Config:
-    return knobs(bm, bn, **{"split_k": parts, "sends": 1, **more})
+    return knobs(bm, bn, **{"split_k": parts, "sends": 1, "store_buffers": 1, "tight": 1, **more})
 
 
 def tight(bm: int, bn: int, **more: int) -> Config:
@@ -70,8 +70,8 @@ CASES = [
     (matmul(90, 200, 136, residual=True), tight(192, 96, consumers=2, aside=1, cluster=2), 2),
     # k split: stretches of several buffers, of unequal length, and of less than one.
     (matmul(120, 200, 520, trans_b=True), split(128, 128, 2, consumers=2), 4),
-    (matmul(70, 136, 456, bias=True, activation="relu"), split(64, 80, 3), 9),
-    (matmul(90, 136, 520, dtype="float16", residual=True), split(128, 48, 4), 16),
+    (matmul(70, 136, 520, bias=True, activation="relu"), split(64, 80, 4), 12),
+    (matmul(90, 136, 520, dtype="float16", residual=True), split(128, 48, 4, store_buffers=2), 16),
 ]
 
 
