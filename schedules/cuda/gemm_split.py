@@ -10,6 +10,8 @@ from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
+# Of the guess: of the blocks of a cluster, each; of 128 x 128 sums that are sent.
+_MEETING_SECONDS, _EXCHANGE_SECONDS = 0.3e-6, 1.4e-6
 _PARTS = (2, 4)  # blocks of a cluster: of three, or of five, no 40 find room, or 24
 _WIDTHS = tuple(range(48, 257, 16))
 
@@ -47,6 +49,10 @@ class SplitGemm(TurnedGemm):
             return whole.is_legal(config) and Tiles.of(config, target).units >= config.number("split_k")
 
         return Space(self.name, knobs, is_legal)
+
+    def meeting(self, tiles: Tiles) -> float:
+        sent = tiles.bm * tiles.bn * (1 - 1 / tiles.split_k)
+        return _MEETING_SECONDS * tiles.split_k + _EXCHANGE_SECONDS * sent / 128**2
 
     def choices(self, workload: Workload) -> list[Config]:
         return [
