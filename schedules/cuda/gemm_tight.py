@@ -46,6 +46,7 @@ class TightGemm(TurnedGemm):
             "bm": Knob("bm", tuple(sorted({bm for bm, *_ in _STACKS}))),
             "cluster": Knob("cluster", (1, 2, 4)),
             "beside": Knob("beside", (1,)),
+            "chained": Knob("chained", (1, 4)),
         }
         knobs = (
             *(own.get(knob.name, knob) for knob in whole.knobs),

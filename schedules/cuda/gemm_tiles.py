@@ -35,9 +35,7 @@ class Tiles:
     abreast: int = 1  # blocks, side by side, that share a tile of a
     aside: int = 0  # 1: consumers lie side by side, not one above the other: each takes a part of the columns
     sends: int = 0  # 1: blocks of `split_k` send each other sums to finish; else they leave all to be read
-    tight: int = (
-        0  # 1: stages leave no gaps, else they are as large as if columns came by 64; so there are more
-    )
+    tight: int = 0  # 1: stages leave no gaps; else each takes as much room as if columns came by 64
     # 1: launched while the kernel before it ends, for whose results it waits by itself; more: until then the
     # L2 is asked for as many stages of b.
     chained: int = 0

@@ -67,7 +67,7 @@ CASES = [
         tight(320, 64, consumers=2, aside=1, abreast=2),
         4,
     ),
-    (matmul(90, 200, 136, residual=True), tight(192, 96, consumers=2, aside=1, cluster=2), 2),
+    (matmul(90, 200, 136, residual=True), tight(192, 96, consumers=2, aside=1, cluster=2, chained=4), 2),
     # k split: stretches of several buffers, of unequal length, and of less than one.
     (matmul(120, 200, 520, trans_b=True), split(128, 128, 2, consumers=2), 4),
     (matmul(70, 136, 520, bias=True, activation="relu"), split(64, 80, 4), 12),
