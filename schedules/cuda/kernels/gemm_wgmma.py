@@ -11,7 +11,8 @@ A cluster of blocks serves one of two ends. With `cluster` > 1 its blocks, one a
 other, each load a part of their common tile of b for all; with `abreast` > 1, side by side, of a.
 With `split_k` > 1 its blocks add up one tile, each a stretch of k; the partial sums are exchanged
 through the cluster's shared memory and added in a fixed order, so that no workspace is needed and
-results repeat. They take the place of the ring. Large clusters leave a part of the machine idle: with `parts` > 1 blocks anywhere
+results repeat. They take the place of the ring; or (`sends`) each block finishes a stretch of the tile, which the
+others send it theirs of (`gemm_stretches`). Large clusters leave a part of the machine idle: with `parts` > 1 blocks anywhere
 leave float32 sums of a stretch of k in a workspace, and a second kernel adds those (`gemm_sums`).
 With `streams` blocks share the tiles that fill no wave: they leave sums in a workspace for each other,
 tell so by flags, and add them up themselves (`gemm_stream_k`).
