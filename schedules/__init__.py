@@ -34,6 +34,7 @@ from tvmops.schedules.cuda.conv_planes import PlanesConv
 from tvmops.schedules.cuda.conv_wgmma import WgmmaConv
 from tvmops.schedules.cuda.float32_stream import Float32Stream
 from tvmops.schedules.cuda.gemm_abreast import AbreastGemm
+from tvmops.schedules.cuda.gemm_aside import AsideGemm
 from tvmops.schedules.cuda.gemm_chained import ChainedGemm, ChainedMma
 from tvmops.schedules.cuda.gemm_float32 import Float32Gemm
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
@@ -53,8 +54,6 @@ from tvmops.schedules.cuda.gemm_summed import SummedGemm
 from tvmops.schedules.cuda.gemm_swapped import SwappedGemm
 from tvmops.schedules.cuda.gemm_tf32 import Tf32Across, Tf32Few, Tf32Gemm, Tf32Mma
 from tvmops.schedules.cuda.gemm_tf32_padded import Tf32Padded
-from tvmops.schedules.cuda.gemm_tight import TightGemm
-from tvmops.schedules.cuda.gemm_tight_rows import TightRowsGemm
 from tvmops.schedules.cuda.gemm_turned import TurnedGemm
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
 from tvmops.schedules.cuda.long_rows import LongRows
@@ -99,8 +98,7 @@ TEMPLATES: tuple[Template, ...] = (
     ChainedGemm(),
     TurnedGemm(),
     AbreastGemm(),
-    TightGemm(),
-    TightRowsGemm(),
+    AsideGemm(),
     SplitGemm(),
     SummedGemm(),
     StreamKGemm(),

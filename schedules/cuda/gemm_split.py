@@ -38,12 +38,7 @@ class SplitGemm(TurnedGemm):
             "split_k": Knob("split_k", _PARTS),
             "beside": Knob("beside", (1,)),
         }
-        knobs = (
-            *(own.get(knob.name, knob) for knob in whole.knobs),
-            Knob("sends", (1,)),
-            Knob("store_buffers", (1, 2)),
-            Knob("tight", (1,)),
-        )
+        knobs = (*(own.get(knob.name, knob) for knob in whole.knobs), Knob("sends", (1,)))
 
         def is_legal(config: Config) -> bool:
             return whole.is_legal(config) and Tiles.of(config, target).units >= config.number("split_k")
@@ -62,15 +57,13 @@ class SplitGemm(TurnedGemm):
                 bk=64,
                 consumers=consumers,
                 cluster=1,
-                split_k=parts,
+                split_k=_PARTS[0],
                 group=group,
                 beside=1,
                 chained=1,
                 sends=1,
-                store_buffers=1,
-                tight=1,
             )
-            for (bm, consumers), bn, parts, group in itertools.product(
-                ((64, 1), (128, 1), (128, 2), (192, 3), (256, 2)), _WIDTHS, _PARTS, (1, 2)
+            for (bm, consumers), bn, group in itertools.product(
+                ((64, 1), (128, 1), (128, 2), (192, 3), (256, 2)), _WIDTHS, (1, 2)
             )
         ]

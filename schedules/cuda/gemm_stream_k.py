@@ -16,8 +16,8 @@ from tvmops.workloads import Workload
 _LEAST_STEPS = 8  # of k, of each block
 _LEAVING_SECONDS = 1.2e-6  # for sums to be left and found
 # Times as long, if all blocks share tiles, and if those reach beyond c: zeros take long to load.
-_EVENLY, _BEYOND = 1.11, 1.48
-_LEAVING_RATE = 1.2e10  # bytes a second of those, of one multiprocessor
+_EVENLY, _BEYOND = 1.08, 1.46
+_LEAVING_RATE = 1.1e10  # bytes a second of those, of one multiprocessor
 
 
 class StreamKGemm(LongKGemm):

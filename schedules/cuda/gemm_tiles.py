@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tvmops.space import Config
 from tvmops.targets import Target
 
-_MOST_STAGES, _MOST_TIGHT_STAGES = 12, 16
+_MOST_STAGES = 12  # more hide nothing that these do not
 _REGISTERS = 65_536  # of a multiprocessor
 _MOST_REGISTERS = 232  # of a thread that multiplies
 _FEWEST_REGISTERS = 32  # of a thread
@@ -35,7 +35,6 @@ class Tiles:
     abreast: int = 1  # blocks, side by side, that share a tile of a
     aside: int = 0  # 1: consumers lie side by side, not one above the other: each takes a part of the columns
     sends: int = 0  # 1: blocks of `split_k` send each other sums to finish; else they leave all to be read
-    tight: int = 0  # 1: stages leave no gaps; else each takes as much room as if columns came by 64
     # 1: launched while the kernel before it ends, for whose results it waits by itself; more: until then the
     # L2 is asked for as many stages of b.
     chained: int = 0
@@ -94,13 +93,11 @@ class Tiles:
         has_stores = self.parts == 1 and (self.split_k == 1 or self.sends)
         stores = self.consumers * self.store_buffers * 64 * 64 * 2 if has_stores else 0
         room = (self.shared_bytes + _RESERVED) // self.beside - _RESERVED
-        most = _MOST_TIGHT_STAGES if self.tight else _MOST_STAGES
-        return min((room - stores - 1024) // (self.stage_bytes + 16), most)
+        return min((room - stores - 1024) // (self.stage_bytes + 16), _MOST_STAGES)
 
     @property
     def stage_bytes(self) -> int:
-        columns = self.bn if self.tight else -(-self.bn // 64) * 64
-        return (self.bm + columns) * self.bk * 2
+        return (self.bm + -(-self.bn // 64) * 64) * self.bk * 2
 
     @property
     def flags(self) -> int:

@@ -15,7 +15,7 @@ from tvmops.targets import Target
 from tvmops.workloads import Workload
 
 _LEAST_ROWS = 33  # of a: fewer are streamed
-_APART = 1.29  # times as long memory takes, if tiles that read the same of b do so far from each other
+_APART = 1.27  # times as long memory takes, if tiles that read the same of b do so far from each other
 _WIDTHS = tuple(range(48, 257, 16))
 
 

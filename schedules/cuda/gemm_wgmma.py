@@ -24,28 +24,27 @@ _WIDTHS = tuple(range(64, 257, 16))  # of tiles
 # Rows of tiles, and the warpgroups that multiply them.
 _STACKS = ((64, 1), (128, 1), (128, 2), (192, 3), (256, 2))
 
-# Of the guess, fitted to what an H100 and an H200 took for 1524 configs of 158 shapes.
-_RATE = 7.04e12  # operations a second of one multiprocessor, of tiles of 256 columns
-_NARROW = 0.007  # longer, for each time that a tile is narrower
-# Bytes a second of one multiprocessor: what its shared memory takes, and wgmma reads there (all columns for
-# each 64 rows); and those that the L2 has for it.
-_PORT, _FROM_L2 = 2.92e11, 1.33e11
-_LATENCY_SECONDS = 0.86e-6  # until what a stage asks for is there, while all ask
-_JOINED = 0.35  # of what neighbours both ask for, that the L2 is asked for: it answers them at once
-_TWO_LINES = 2.43  # more, for boxes of a b that lies across k where they begin within a line of 128 bytes
-_THREE, _LOW = 1.04, 1.10  # times as long, if three warpgroups multiply, or one 64 rows
+# Of the guess, fitted to what an H100 and an H200 took for 1309 configs of 169 shapes.
+_RATE = 6.82e12  # operations a second of one multiprocessor, of tiles of 256 columns
+_NARROW = 0.016  # longer, for each time that a tile is narrower
+# Bytes a second of one multiprocessor: those it takes, and those that the L2 has for it.
+_TAKEN, _FROM_L2 = 1.20e11, 1.12e11
+_JOINED = 0.39  # of what neighbours both ask for, that the L2 is asked for: it answers them at once
+_TWO_LINES = 1.13  # more, for boxes of a b that lies across k where they begin within a line of 128 bytes
+_READ = 3.2e11  # bytes a second of shared memory that wgmma reads: all columns for each 64 rows
+_THREE = 1.03  # times as long, if three warpgroups multiply
 _SHARPNESS = 4  # of the bend where one limit takes over from another
 _BANDWIDTH = 0.93  # of that which the target states
 # Bytes that the L2 keeps of operands; the part of larger ones that each wave loads again.
-_KEPT, _AGAIN = 3e7, 0.97
-_APART = 1.21  # times as long memory takes, if tiles that read the same of b do so far from each other
-_FINISH_SECONDS = 1.01e-6  # of 128 x 128 results of one warpgroup
-_WAVE_SECONDS = 1.26e-6
-_START_SECONDS = 2.31e-6  # until the first stage is there, and for what follows the last
+_KEPT, _AGAIN = 3e7, 0.92
+_APART = 1.13  # times as long memory takes, if tiles that read the same of b do so far from each other
+_FINISH_SECONDS = 0.67e-6  # of 128 x 128 results of one warpgroup
+_WAVE_SECONDS = 0.72e-6
+_START_SECONDS = 2.36e-6  # until the first stage is there, and for what follows the last
 # Gained by an early launch; lost by one where blocks share sums.
-_CHAINED_SECONDS, _LATE_SECONDS = 0.39e-6, 0.17e-6
+_CHAINED_SECONDS, _LATE_SECONDS = 0.47e-6, 0.23e-6
 _PLACES = 0.91  # of the machine: clusters of four blocks and more don't find room everywhere
-_MEETING_SECONDS, _EXCHANGE_SECONDS = 1.02e-6, 1.79e-6  # of the blocks of a cluster, each; of 128 x 128 sums
+_MEETING_SECONDS, _EXCHANGE_SECONDS = 0.58e-6, 1.44e-6  # of the blocks of a cluster, each; of 128 x 128 sums
 
 
 class WgmmaGemm(Template):
@@ -130,15 +129,18 @@ class WgmmaGemm(Template):
         asked += columns * (_JOINED if join_columns else 1 / tiles.cluster)
         busy = min(1.0, clusters_of(workload, tiles) * tiles.sharers * tiles.split_k / tiles.blocks)
         narrow = 1 + _NARROW * (256 / tiles.bn - 1)
-        slow = _THREE if tiles.consumers > 2 else _LOW if tiles.bm == 64 else 1.0
+        slow = _THREE if tiles.consumers > 2 else 1.0
         reads = tiles.bm / 64 * ((64 * tiles.consumers if tiles.aside else 64) + tiles.bn)
-        limits = (
-            2 * tiles.bm * tiles.bn * depth * narrow / _RATE,
-            2 * (reads + rows + columns) * depth / _PORT,
-            depth / tiles.bk / tiles.stages / tiles.beside * _LATENCY_SECONDS,
-            2 * asked * depth * busy / _FROM_L2,
+        return (
+            slow
+            * tiles.beside
+            * _bent(
+                2 * tiles.bm * tiles.bn * depth * narrow / _RATE,
+                2 * reads * depth / _READ,
+                2 * (rows + columns) * depth / _TAKEN,
+                2 * asked * depth * busy / _FROM_L2,
+            )
         )
-        return slow * tiles.beside * _bent(*limits)
 
     def _bytes(self, workload: Workload, tiles: Tiles, waves: float) -> float:
         """Return the bytes of all arrays, or what waves load of operands that the L2 does not keep."""
@@ -230,8 +232,7 @@ def _most_sums(tiles: Tiles, workload: Workload) -> int:
     plain = _is_plain(workload)
     if tiles.consumers > 2:
         return tiles.consumer_registers - (56 if plain else 104)
-    room = tiles.consumer_registers - (64 if tiles.tight else 72)
-    return room if plain else min(room, 128)
+    return tiles.consumer_registers - 72 if plain else min(tiles.consumer_registers - 72, 128)
 
 
 def is_ragged(workload: Workload, dim: str) -> bool:

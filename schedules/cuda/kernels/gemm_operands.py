@@ -11,7 +11,6 @@ from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form
 from tvmops.schedules.cuda.words import ask_for_box, c_call, do, swizzled
 
-_MOST_BOX_ROWS = 256  # of a copy
 PANEL, ROW_BYTES = 32, 128  # floats of a row of the 128-byte swizzle
 _LOAD = "cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes"
 _MULTICAST = _LOAD + ".multicast::cluster"
@@ -45,15 +44,11 @@ class Operand:
         columns, rows = (self.bk // 64, size) if by_k else (-(-size // 64), self.bk)
         # This block loads whole columns, where there is one for each; else its rows of all.
         self.by_columns = not by_k and columns % sharers == 0
-        self.heights = -(-size // (_MOST_BOX_ROWS * sharers)) if by_k else 1  # boxes, one above the other
-        self.loads = columns // sharers if self.by_columns else columns * self.heights
+        self.loads = columns // sharers if self.by_columns else columns
         self.shape = (tiles.stages, columns, rows, 64)
-        # Parts begin at multiples of 8 rows, where the swizzle begins anew; if they don't divide, two have some rows.
-        self.even = self.by_columns or rows % (8 * sharers * self.heights) == 0
-        height = rows // sharers // self.heights if self.even else -(-rows // (8 * sharers)) * 8
-        self.box: tuple[int, Any] = (64, rows if self.by_columns else height)
+        self.box: tuple[int, Any] = (64, rows if self.by_columns else rows // sharers)
         # Zeros take long to load: where c has fewer rows than a tile, what lies there is multiplied in vain.
-        self.clips = by_k and sharers == self.heights == 1 and arrays_of.form.item == 2
+        self.clips = by_k and sharers == 1 and arrays_of.form.item == 2
         if self.clips:
             self.box = (64, T.min(arrays_of.matrices[name][0], rows))
 
@@ -63,8 +58,6 @@ class Operand:
 
     def loaded_bytes(self, rows: Any) -> Any:
         """Return the bytes of a stage that are loaded, by this block and others, of as many rows in all."""
-        if not self.even:
-            return self.box[1] * self.sharers * self.bk * 2
         return T.min(rows, self.size) * (self.bk * 2) if self.clips else self.stage_bytes
 
     @T.inline
@@ -86,13 +79,6 @@ class Operand:
             if self.by_columns
             else (i, part * self.box[1] if self.sharers > 1 else 0)
         )
-        if not self.even:
-            row = T.min(row, self.size - self.box[1])
-        if self.heights > 1:
-            column, row = (
-                T.truncdiv(i, self.heights),
-                (part * self.heights + T.truncmod(i, self.heights)) * self.box[1],
-            )
         along = (k + column * 64, first + row) if self.by_k else (first + column * 64, k + row)
         return (stage, column, row, 0), along
 
@@ -116,8 +102,8 @@ class Operand:
         return block * (self.bk * 128) + step * 2048
 
     def columns_bytes(self, columns: int) -> int:
-        """Return the bytes from the first of `columns` columns of c to what follows the last."""
-        return columns * 128 if self.by_k else columns // 64 * (self.bk * 128)
+        """Return the bytes from the first of `columns` rows that lie along k to what follows the last."""
+        return columns * 128
 
     def group_bytes(self, blocks: int) -> int:
         """Return the bytes from the first of `blocks` blocks of 64 rows to what follows the last."""

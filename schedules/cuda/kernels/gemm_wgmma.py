@@ -141,10 +141,7 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
                     if T.cuda.elect_sync():
                         walk.locate()
                         for kt in T.serial(T.min(walk.steps, tiles.chained)):
-                            if form.turns_back:  # the caller's b is what is multiplied by
-                                a_of.ask(a_map, walk.top, (walk.first + kt) * BK, part if tiles.abreast > 1 else 0, walk.item)
-                            else:
-                                b_of.ask(b_map, walk.left, (walk.first + kt) * BK, part if tiles.cluster > 1 else 0, walk.item)
+                            b_of.ask(b_map, walk.left, (walk.first + kt) * BK, part if tiles.cluster > 1 else 0, walk.item)
             if CHAINED:
                 T.ptx.griddepcontrol.launch_dependents()
                 T.ptx.griddepcontrol.wait()

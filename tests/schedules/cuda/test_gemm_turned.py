@@ -13,8 +13,8 @@ from tvmops.measure import cuda
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.gemm_abreast import AbreastGemm
+from tvmops.schedules.cuda.gemm_aside import AsideGemm
 from tvmops.schedules.cuda.gemm_split import SplitGemm
-from tvmops.schedules.cuda.gemm_tight import TightGemm
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.gemm_turned import TurnedGemm
 from tvmops.schedules.cuda.kernels.gemm_arrays import BOX_ROWS
@@ -24,7 +24,7 @@ from tvmops.space import Config
 from tvmops.targets import target
 from tvmops.workloads import Workload, workload
 
-TEMPLATE, ABREAST, TIGHT, SPLIT = TurnedGemm(), AbreastGemm(), TightGemm(), SplitGemm()
+TEMPLATE, ABREAST, ASIDE, SPLIT = TurnedGemm(), AbreastGemm(), AsideGemm(), SplitGemm()
 H200 = target("nvidia-h200")
 GUARD = 512  # elements around the result that nothing may write
 
@@ -39,11 +39,11 @@ def knobs(bm: int, bn: int, **more: int) -> Config:
 
 
 def split(bm: int, bn: int, parts: int, **more: int) -> Config:
-    return knobs(bm, bn, **{"split_k": parts, "sends": 1, "store_buffers": 1, "tight": 1, **more})
+    return knobs(bm, bn, **{"split_k": parts, "sends": 1, **more})
 
 
-def tight(bm: int, bn: int, **more: int) -> Config:
-    return knobs(bm, bn, **{"abreast": 1, "aside": 0, "store_buffers": 1, "tight": 1, **more})
+def side_by_side(bn: int, **more: int) -> Config:
+    return knobs(192, bn, **{"consumers": 2, "abreast": 1, "aside": 1, **more})
 
 
 CASES = [
@@ -56,22 +56,14 @@ CASES = [
     (matmul(200, 136, 136), knobs(128, 80, consumers=2, abreast=2), 4),
     (matmul(152, 136, 200, trans_b=True, residual=True), knobs(64, 48, abreast=4), 4),
     (matmul(168, 64, 72, trans_a=True, bias=True), knobs(64, 64, abreast=2), 2),
-    # Four load parts of 48 rows that don't divide: the last two some of the same.
-    (matmul(72, 264, 136), tight(64, 48, cluster=4), 4),
-    (matmul(152, 200, 136, trans_b=True, bias=True), tight(192, 80, abreast=2, store_buffers=2), 2),
-    # Warpgroups side by side: columns of b in two boxes one above the other, a part for each of a cluster, or
-    # across k; a wgmma of 48 rows of a, and a warpgroup whose rows are all beyond the last.
-    (matmul(136, 392, 136, trans_b=True), tight(320, 128, consumers=2, aside=1), 2),
-    (
-        matmul(104, 336, 200, trans_b=True, dtype="float16"),
-        tight(320, 64, consumers=2, aside=1, abreast=2),
-        4,
-    ),
-    (matmul(90, 200, 136, residual=True), tight(192, 96, consumers=2, aside=1, cluster=2, chained=4), 2),
+    # Warpgroups side by side: a wgmma of 48 rows of a, and a warpgroup whose rows are all beyond the last.
+    (matmul(136, 392, 136, trans_b=True), side_by_side(128), 2),
+    (matmul(104, 336, 200, dtype="float16"), side_by_side(64, abreast=2), 4),
+    (matmul(90, 200, 136, residual=True), side_by_side(96, cluster=2), 2),
     # k split: stretches of several buffers, of unequal length, and of less than one.
     (matmul(120, 200, 520, trans_b=True), split(128, 128, 2, consumers=2), 4),
     (matmul(70, 136, 520, bias=True, activation="relu"), split(64, 80, 4), 12),
-    (matmul(90, 136, 520, dtype="float16", residual=True), split(128, 48, 4, store_buffers=2), 16),
+    (matmul(90, 136, 520, dtype="float16", residual=True), split(128, 48, 4), 16),
 ]
 
 
@@ -79,12 +71,8 @@ CASES = [
 @needs_emulator[1]
 @pytest.mark.parametrize("work, config, blocks", CASES)
 def test_it_computes_the_product(work: Workload, config: Config, blocks: int, tmp_path: Path) -> None:
-    kinds = [
-        template
-        for name, template in {"sends": SPLIT, "tight": TIGHT, "abreast": ABREAST}.items()
-        if name in config.as_dict()
-    ]
-    template = [*kinds, TEMPLATE][0]
+    kinds = {"sends": SPLIT, "aside": ASIDE, "abreast": ABREAST}
+    template = next((kinds[name] for name in kinds if name in config.as_dict()), TEMPLATE)
     assert config in template.space(work, H200)
     tiles = replace(Tiles.of(config, H200), multiprocessors=blocks)
     _, (cubin,) = cuda.compile_module(IRModule({"main": gemm(TEMPLATE.form_of(work, config), tiles)}), H200)
@@ -97,10 +85,8 @@ def test_it_computes_the_product(work: Workload, config: Config, blocks: int, tm
     arrays["c"] = memory[GUARD:-GUARD].reshape(right.shape)
     m, n = work.dims("m", "n")
     depth = tiles.bk // (1 if tiles.bm // 64 % tiles.abreast == 0 else tiles.abreast)
-    heights = -(-tiles.bm // (256 * tiles.abreast))
-    b_rows = min(tiles.bm // tiles.abreast // heights, n) if work["trans_b"] else depth
-    part = -(-tiles.bn // (8 * tiles.cluster)) * 8
-    a_rows = tiles.bk if work["trans_a"] else part if tiles.cluster > 1 else min(part, m)
+    b_rows = min(tiles.bm // tiles.abreast, n) if work["trans_b"] else depth
+    a_rows = tiles.bk if work["trans_a"] else min(tiles.bn // tiles.cluster, m)
     boxes = {"v": ("b", b_rows), "v_1": ("a", a_rows), "v_2": ("c", BOX_ROWS)}
     maps = {
         name: TensorMap.of(arrays[each], arrays[each].shape[::-1], (64, rows))

@@ -46,9 +46,6 @@ CASES = [
     ("m=136 n=200 k=200 dtype=bfloat16", knobs(64, 64, cluster=2), 4),  # each loads half of the rows of b
     ("m=136 n=456 k=72 dtype=bfloat16 trans_b=true", knobs(64, 224, cluster=2), 2),
     ("m=320 n=200 k=136 dtype=bfloat16", knobs(64, 160, group=5), 4),
-    # Each loads half of the rows of a; one has no columns of its own.
-    ("m=200 n=200 k=136 dtype=bfloat16 trans_b=true", knobs(128, 80, consumers=2, abreast=2), 2),
-    ("m=136 n=264 k=200 dtype=float16 trans_b=true", knobs(128, 48, abreast=4, tight=1), 4),
     ("m=72 n=136 k=712 dtype=bfloat16 bias=true activation=relu", knobs(64, 64, split_k=4), 1),
     (
         "m=72 n=264 k=200 dtype=bfloat16 residual=true bias=true activation=relu",
@@ -84,8 +81,6 @@ def boxes(form: Form, tiles: Tiles, work: Workload, arrays: dict[str, NDArray[An
     items = [batch] if form.batched else []
     ones = [1] * len(items)
     a_box = tiles.bk if form.trans_a else min(tiles.bm, m)
-    if tiles.abreast > 1:
-        a_box = Operand(Arrays(form), "a", not form.trans_a, tiles.bm, tiles, sharers=tiles.abreast).box[1]
     b_box = Operand(Arrays(form), "b", form.trans_b, tiles.bn, tiles, sharers=tiles.cluster).box[1]
     b_box = min(tiles.bn, n) if form.trans_b and tiles.cluster == 1 else b_box
     described = [
@@ -115,9 +110,9 @@ def test_it_computes_the_product(text: str, chosen: dict[str, int], blocks: int,
     arrays["c"] = memory[GUARD:-GUARD].reshape(right.shape)
     m, n, k, batch = work.dims("m", "n", "k", "batch")
     sizes = {"m": m, "n": n, "k": k, "batch": batch}
-    cluster = tiles.sharers * tiles.split_k
-    tile_count = -(-m // (tiles.bm * tiles.cluster)) * -(-n // (tiles.bn * tiles.abreast)) * batch
-    grid = (tile_count if tiles.split_k > 1 else blocks // tiles.sharers) * cluster
+    cluster = tiles.cluster * tiles.split_k
+    tile_count = -(-m // (tiles.bm * tiles.cluster)) * -(-n // tiles.bn) * batch
+    grid = (tile_count if tiles.split_k > 1 else blocks // tiles.cluster) * cluster
     arrays["workspace"] = np.full(max(tiles.parts * m * n * 4, tiles.workspace_bytes), 0xFF, np.uint8)
     arguments = {**arrays, **sizes, **boxes(form, tiles, work, arrays)}
     if tiles.streams > 1:  # those that share tiles are there together, and no others
