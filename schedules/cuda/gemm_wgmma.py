@@ -232,7 +232,9 @@ def _most_sums(tiles: Tiles, workload: Workload) -> int:
     plain = _is_plain(workload)
     if tiles.consumers > 2:
         return tiles.consumer_registers - (56 if plain else 104)
-    return tiles.consumer_registers - 72 if plain else min(tiles.consumer_registers - 72, 128)
+    one_of_abreast = tiles.consumers == 1 and tiles.abreast > 1  # others spill so many
+    room = tiles.consumer_registers - (64 if one_of_abreast else 72)
+    return room if plain else min(room, 128)
 
 
 def is_ragged(workload: Workload, dim: str) -> bool:

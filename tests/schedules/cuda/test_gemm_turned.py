@@ -56,6 +56,7 @@ CASES = [
     (matmul(200, 136, 136), knobs(128, 80, consumers=2, abreast=2), 4),
     (matmul(152, 136, 200, trans_b=True, residual=True), knobs(64, 48, abreast=4), 4),
     (matmul(168, 64, 72, trans_a=True, bias=True), knobs(64, 64, abreast=2), 2),
+    (matmul(72, 200, 136, trans_b=True), knobs(192, 48), 2),  # one warpgroup multiplies three blocks
     # Warpgroups side by side: a wgmma of 48 rows of a, and a warpgroup whose rows are all beyond the last.
     (matmul(136, 392, 136, trans_b=True), side_by_side(128), 2),
     (matmul(104, 336, 200, dtype="float16"), side_by_side(64, abreast=2), 4),
@@ -131,9 +132,10 @@ def test_it_covers_rows_enough(work: Workload, covered: bool) -> None:
 
 
 @needs_nvcc
-def test_the_default_of_a_full_wave_fits_the_registers() -> None:
-    work = matmul(384, 4096, 4096)
+@pytest.mark.parametrize("m, n, k", [(384, 4096, 4096), (400, 6144, 4096)])
+def test_the_default_of_a_full_wave_fits_the_registers(m: int, n: int, k: int) -> None:
+    work = matmul(m, n, k)
     config = TEMPLATE.default(work, H200)
     tiles = Tiles.of(config, H200)
-    assert -(-4096 // tiles.bm) * -(-384 // tiles.bn) <= H200.cores
+    assert -(-n // tiles.bm) * -(-m // tiles.bn) <= H200.cores
     assert compiled(TEMPLATE, work, H200, config).report.spilled_bytes == 0
