@@ -37,6 +37,7 @@ from tvmops.schedules.cuda.conv_planes import PlanesConv
 from tvmops.schedules.cuda.conv_wgmma import WgmmaConv
 from tvmops.schedules.cuda.float32_stream import Float32Stream
 from tvmops.schedules.cuda.gemm_abreast import AbreastGemm
+from tvmops.schedules.cuda.gemm_aside import AsideGemm
 from tvmops.schedules.cuda.gemm_chained import ChainedGemm, ChainedMma
 from tvmops.schedules.cuda.gemm_float32 import Float32Gemm
 from tvmops.schedules.cuda.gemm_fp8 import Fp8Gemm
@@ -49,6 +50,7 @@ from tvmops.schedules.cuda.gemm_padded_late import LatePaddedGemm
 from tvmops.schedules.cuda.gemm_padded_spare import SparePaddedGemm
 from tvmops.schedules.cuda.gemm_simt import SimtGemm
 from tvmops.schedules.cuda.gemm_small import SmallGemm
+from tvmops.schedules.cuda.gemm_split import SplitGemm
 from tvmops.schedules.cuda.gemm_stream import StreamGemm
 from tvmops.schedules.cuda.gemm_stream_k import StreamKGemm
 from tvmops.schedules.cuda.gemm_stream_loose import LooseStreamGemm
@@ -100,6 +102,8 @@ TEMPLATES: tuple[Template, ...] = (
     ChainedGemm(),
     TurnedGemm(),
     AbreastGemm(),
+    AsideGemm(),
+    SplitGemm(),
     SummedGemm(),
     StreamKGemm(),
     LatePaddedGemm(),

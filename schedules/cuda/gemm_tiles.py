@@ -12,6 +12,7 @@ _REGISTERS = 65_536  # of a multiprocessor
 _MOST_REGISTERS = 232  # of a thread that multiplies
 _FEWEST_REGISTERS = 32  # of a thread
 _RESERVED = 1024  # bytes of shared memory that the system takes of each block
+STRETCH_COLUMNS = 16  # of 64 rows, of which a stretch of sums has a multiple
 PARTIAL_PAD = 8  # floats behind each row of a partial sum, so that rows start in different banks
 
 
@@ -32,6 +33,8 @@ class Tiles:
     parts: int = 1  # blocks anywhere that do, whose sums a second kernel adds up
     streams: int = 0  # 1: blocks share the last tiles evenly (stream-K); more: as many share each tile
     abreast: int = 1  # blocks, side by side, that share a tile of a
+    aside: int = 0  # 1: consumers lie side by side, not one above the other: each takes a part of the columns
+    sends: int = 0  # 1: blocks of `split_k` send each other sums to finish; else they leave all to be read
     # 1: launched while the kernel before it ends, for whose results it waits by itself; more: until then the
     # L2 is asked for as many stages of b.
     chained: int = 0
@@ -65,7 +68,17 @@ class Tiles:
     @property
     def blocks_a_group(self) -> int:
         """Blocks of 64 rows that one consumer multiplies."""
-        return self.bm // (64 * self.consumers)
+        return self.bm // (64 if self.aside else 64 * self.consumers)
+
+    @property
+    def columns_a_group(self) -> int:
+        """Columns that one consumer multiplies."""
+        return self.bn // self.consumers if self.aside else self.bn
+
+    @property
+    def sums(self) -> int:
+        """Sums of a thread that multiplies."""
+        return self.blocks_a_group * self.columns_a_group // 2
 
     @property
     def consumer_registers(self) -> int:
@@ -77,7 +90,8 @@ class Tiles:
     @property
     def stages(self) -> int:
         """Stages of the ring: as many as there is room for."""
-        stores = self.consumers * self.store_buffers * 64 * 64 * 2 if self.split_k == self.parts == 1 else 0
+        has_stores = self.parts == 1 and (self.split_k == 1 or self.sends)
+        stores = self.consumers * self.store_buffers * 64 * 64 * 2 if has_stores else 0
         room = (self.shared_bytes + _RESERVED) // self.beside - _RESERVED
         return min((room - stores - 1024) // (self.stage_bytes + 16), _MOST_STAGES)
 
@@ -102,7 +116,19 @@ class Tiles:
     @property
     def partial_bytes(self) -> int:
         """Bytes of a block's share of a sum: it takes the place of the ring, when that has been read."""
+        if self.sends:
+            return 4 * (self.split_k - 1) * self.consumers * self.most_units * 64 * STRETCH_COLUMNS
         return 4 * (self.bn + PARTIAL_PAD) * self.bm if self.split_k > 1 else 0
+
+    @property
+    def units(self) -> int:
+        """Pieces of a consumer's sums of which stretches have whole ones, where blocks send them."""
+        return self.blocks_a_group * self.columns_a_group // STRETCH_COLUMNS
+
+    @property
+    def most_units(self) -> int:
+        """Those of the longest stretch."""
+        return -(-self.units // self.split_k)
 
 
 FEWER_SUMS = 96  # of a thread: what leaves room for more than a plain epilogue

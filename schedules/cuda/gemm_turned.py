@@ -94,6 +94,6 @@ _CHOICES = tuple(
         chained=1,
     )
     for (bm, consumers), bn, cluster, group in itertools.product(
-        ((64, 1), (128, 1), (128, 2), (192, 3), (256, 2)), _WIDTHS, (1, 2), (1, 2, 8)
+        ((64, 1), (128, 1), (128, 2), (192, 1), (192, 3), (256, 2)), _WIDTHS, (1, 2), (1, 2, 8)
     )
 )

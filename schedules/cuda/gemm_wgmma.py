@@ -101,15 +101,19 @@ class WgmmaGemm(Template):
         stream = self._bytes(workload, tiles, waves) / (_BANDWIDTH * _gpu(target).bandwidth)
         start = _START_SECONDS
         if tiles.split_k > 1:
-            start += _MEETING_SECONDS * tiles.split_k + _EXCHANGE_SECONDS * tiles.bm * tiles.bn / 128**2
+            start += self.meeting(tiles)
         if tiles.chained:
-            start += _LATE_SECONDS if tiles.split_k > 1 else -_CHAINED_SECONDS
+            start += _LATE_SECONDS if tiles.split_k > 1 and not tiles.sends else -_CHAINED_SECONDS
         return _bent(blocks, stream) + start
 
     def waves(self, workload: Workload, tiles: Tiles) -> float:
         """Return how many tiles the busiest block takes, for the estimate."""
         places = tiles.blocks * (_PLACES if tiles.split_k > 2 or tiles.sharers > 2 else 1.0)
         return math.ceil(clusters_of(workload, tiles) * tiles.sharers * tiles.split_k / places)
+
+    def meeting(self, tiles: Tiles) -> float:
+        """Guess the seconds until the blocks of a cluster have added up a sum."""
+        return _MEETING_SECONDS * tiles.split_k + _EXCHANGE_SECONDS * tiles.bm * tiles.bn / 128**2
 
     def _tile(self, workload: Workload, tiles: Tiles) -> float:
         """Guess the seconds of a block's share of a tile."""
@@ -126,12 +130,13 @@ class WgmmaGemm(Template):
         busy = min(1.0, clusters_of(workload, tiles) * tiles.sharers * tiles.split_k / tiles.blocks)
         narrow = 1 + _NARROW * (256 / tiles.bn - 1)
         slow = _THREE if tiles.consumers > 2 else 1.0
+        reads = tiles.bm / 64 * ((64 * tiles.consumers if tiles.aside else 64) + tiles.bn)
         return (
             slow
             * tiles.beside
             * _bent(
                 2 * tiles.bm * tiles.bn * depth * narrow / _RATE,
-                2 * tiles.bm / 64 * (64 + tiles.bn) * depth / _READ,
+                2 * reads * depth / _READ,
                 2 * (rows + columns) * depth / _TAKEN,
                 2 * asked * depth * busy / _FROM_L2,
             )
@@ -208,10 +213,9 @@ def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     tiles = Tiles.of(config, target)
     m, k = workload.dims("m", "k")
     rows = math.ceil(m / tiles.bm)
-    accumulators = tiles.blocks_a_group * tiles.bn // 2
     return (
-        tiles.bm % (64 * tiles.consumers) == 0
-        and accumulators <= _most_sums(tiles, workload)
+        tiles.bm % (64 if tiles.aside else 64 * tiles.consumers) == 0
+        and tiles.sums <= _most_sums(tiles, workload)
         and tiles.stages >= 3
         and (tiles.beside == 1 or tiles.consumers == tiles.sharers == 1)
         and tiles.partial_bytes <= tiles.stages * tiles.stage_bytes
@@ -228,7 +232,9 @@ def _most_sums(tiles: Tiles, workload: Workload) -> int:
     plain = _is_plain(workload)
     if tiles.consumers > 2:
         return tiles.consumer_registers - (56 if plain else 104)
-    return tiles.consumer_registers - 72 if plain else min(tiles.consumer_registers - 72, 128)
+    one_of_abreast = tiles.consumers == 1 and tiles.abreast > 1  # others spill so many
+    room = tiles.consumer_registers - (64 if one_of_abreast else 72)
+    return room if plain else min(room, 128)
 
 
 def is_ragged(workload: Workload, dim: str) -> bool:

@@ -101,6 +101,10 @@ class Operand:
             return (step // 4) * (self.size * 128) + block * 8192 + (step % 4) * 32
         return block * (self.bk * 128) + step * 2048
 
+    def columns_bytes(self, columns: int) -> int:
+        """Return the bytes from the first of `columns` rows that lie along k to what follows the last."""
+        return columns * 128
+
     def group_bytes(self, blocks: int) -> int:
         """Return the bytes from the first of `blocks` blocks of 64 rows to what follows the last."""
         return blocks * 8192 if self.by_k else blocks * self.bk * 128

@@ -69,7 +69,7 @@ class Products:
             T.ptx.wgmma.fence.sync.aligned()
             for step in T.unroll(self.tiles.bk // 16):
                 for w in T.unroll(self.tiles.blocks_a_group):
-                    multiply(self.form, self.tiles.bn, self.at.acc, w * (self.tiles.bn // 2), self.a.view(self.walk.stage, step, w), self.b.view(self.walk.stage, step), T.Not((kt == 0) & (step == 0)))
+                    multiply(self.form, self.tiles.columns_a_group, self.at.acc, w * (self.tiles.columns_a_group // 2), self.a.view(self.walk.stage, step, w), self.b.view(self.walk.stage, step), T.Not((kt == 0) & (step == 0)))
             T.ptx.wgmma.commit_group.sync.aligned()
             T.ptx.wgmma.wait_group.sync.aligned(1)
             if kt > 0:

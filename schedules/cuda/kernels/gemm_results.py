@@ -134,10 +134,11 @@ class Results:
         self.form, self.m, self.n = form, arrays_of.m, arrays_of.n
         self.arrays, self.at = arrays, at
         self.c = arrays["workspace" if arrays_of.form.parts > 1 else "c"]
-        self.bn, self.buffers = tiles.bn, tiles.store_buffers
+        self.bn, self.buffers = tiles.columns_a_group, tiles.store_buffers
         self.blocks = tiles.blocks_a_group  # of 64 rows
-        self.parts = -(-tiles.bn // 64)  # of up to 64 columns
-        self.sums = tiles.bn // 2  # of a thread, for 64 rows
+        self.first_row = 0 if tiles.aside else at.group * (64 * self.blocks)  # of a tile, of this warpgroup
+        self.parts = -(-self.bn // 64)  # of up to 64 columns
+        self.sums = self.bn // 2  # of a thread, for 64 rows
         # Stores that may still read: none if the next tile begins with the buffer that this one ends with.
         self.unread = self.buffers - 1 if self.blocks * self.parts % self.buffers == 0 else 0
         self.rounding = rounding_of(self.form.result)
@@ -200,7 +201,7 @@ class Results:
                 T.ptx.fence.proxy.async_.shared__cta()
                 T.cuda.warpgroup_sync(self.at.group + 1)
                 if (self.at.warp == 0) & (self.at.lane == 0):
-                    self._store_box(tile, (w * self.parts + s) % self.buffers, view, self.at.top + self.at.group * (64 * self.blocks) + w * 64, s)
+                    self._store_box(tile, (w * self.parts + s) % self.buffers, view, self.at.top + self.first_row + w * 64, s)
                     T.ptx.cp.async_.bulk.commit_group()
 
     @T.inline
@@ -215,7 +216,7 @@ class Results:
             for s in T.unroll(self.parts):
                 self._round_to(tile, (w * self.parts + s) % self.buffers, w, s)
                 T.cuda.warp_sync()
-                store_rows(self.c.data, self.at.item * self.m + self.at.top + self.at.group * (64 * self.blocks) + w * 64, self.m - (self.at.top + self.at.group * (64 * self.blocks) + w * 64), self.n, self._columns(s), tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, 0, 0]), self.at.warp, self.at.lane, not self.form.loose)
+                store_rows(self.c.data, self.at.item * self.m + self.at.top + self.first_row + w * 64, self.m - (self.at.top + self.first_row + w * 64), self.n, self._columns(s), tile.ptr_to([self.at.group, (w * self.parts + s) % self.buffers, 0, 0]), self.at.warp, self.at.lane, not self.form.loose)
                 T.cuda.warp_sync()
 
     @T.inline
@@ -234,7 +235,7 @@ class Results:
 
     def row_of(self, block: Any, half: Any) -> Any:
         """Return the row of the tile that one of a thread's two rows in a block of 64 is."""
-        first = self.at.group * (64 * self.blocks) + block * 64
+        first = self.first_row + block * 64
         if self.form.across:
             return first + first_across(self.at.warp, self.at.lane) + half
         return first + self.at.warp * 16 + half * 8 + T.truncdiv(self.at.lane, 4)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from tvm.script import tirx as T
 
 from tvmops.schedules.cuda.kernels.gemm_arrays import BOX_ROWS
 from tvmops.schedules.cuda.kernels.gemm_results import STORE, Results, finished
-from tvmops.schedules.cuda.words import c_call, do
+from tvmops.schedules.cuda.words import c_call, do, when
 
 _STORE_ONE = """
 __forceinline__ __device__ void store_one(void* array, int row, int pitch, int column, float x) {
@@ -46,6 +47,38 @@ class TurnedResults(Results):
                             for half in T.unroll(2):
                                 self.store_where(self.at.top + self.row_of(w, half), 1, r, w * self.sums + j * 4 + half * 2 + e)
     # fmt: on
+
+    def store_stretch(self, tile: Any, view: Any, stretch: range) -> None:
+        """Store a stretch of the sums, counted by boxes: 16 rows of c, of 64 columns."""
+        boxes = self.bn // BOX_ROWS  # of a block
+        alone = (self.at.warp == 0) & (self.at.lane == 0)
+        for w, s in itertools.product(range(self.blocks), range(self.parts)):
+            own = [p for p in range(4) if s * 4 + p < boxes and w * boxes + s * 4 + p in stretch]
+            if not own:
+                continue
+            buffer = (w * self.parts + s) % self.buffers
+            with when(alone):
+                do(T.ptx.cp.async_.bulk.wait_group.read(self.buffers - 1))
+            do(T.cuda.warpgroup_sync(self.at.group + 1))
+            for p in own:
+                self._round_box(tile, buffer, w, s, p)
+            do(T.ptx.fence.proxy.async_.shared__cta())
+            do(T.cuda.warpgroup_sync(self.at.group + 1))
+            with when(alone):
+                for p in own:
+                    to = self.at.top + self.first_row + w * 64, self.at.left + s * 64 + p * BOX_ROWS
+                    box = tile.ptr_to([self.at.group, buffer, p * BOX_ROWS, 0])
+                    do(T.ptx[STORE.format(rank=2)](T.address_of(view), *to, box))
+                do(T.ptx.cp.async_.bulk.commit_group())
+
+    def _round_box(self, tile: Any, buffer: int, w: int, s: int, p: int) -> None:
+        """Round 16 columns of sums, and turn them."""
+        first = w * self.sums + s * 32 + p * 8
+        for q in range(4):
+            pair = self._sum(first + q * 2 + 1), self._sum(first + q * 2)
+            do(T.ptx[self.rounding](self.at.packed[q], *pair))
+        to = tile.ptr_to([self.at.group, buffer, *self._place(p)])
+        do(T.ptx[self.saving](to, *(self.at.packed[q] for q in range(4))))
 
     def _place(self, p: Any) -> tuple[Any, Any]:
         lane = self.at.lane

@@ -11,7 +11,8 @@ A cluster of blocks serves one of two ends. With `cluster` > 1 its blocks, one a
 other, each load a part of their common tile of b for all; with `abreast` > 1, side by side, of a.
 With `split_k` > 1 its blocks add up one tile, each a stretch of k; the partial sums are exchanged
 through the cluster's shared memory and added in a fixed order, so that no workspace is needed and
-results repeat. They take the place of the ring. Large clusters leave a part of the machine idle: with `parts` > 1 blocks anywhere
+results repeat. They take the place of the ring; or (`sends`) each block finishes a stretch of the tile, which the
+others send it theirs of (`gemm_stretches`). Large clusters leave a part of the machine idle: with `parts` > 1 blocks anywhere
 leave float32 sums of a stretch of k in a workspace, and a second kernel adds those (`gemm_sums`).
 With `streams` blocks share the tiles that fill no wave: they leave sums in a workspace for each other,
 tell so by flags, and add them up themselves (`gemm_stream_k`).
@@ -27,6 +28,9 @@ through registers (`gemm_fragments`), where it is the first: if it is b, c^T = b
 multiplied, and stored as c. So are products of few rows, whose columns then fill a wgmma's 64 rows,
 and those of 16 bits whose tiles shall have other rows than multiples of 64: what becomes rows of c is
 turned on its way to shared memory (`gemm_turned_results`).
+
+Warpgroups that multiply lie one above the other, or side by side (`aside`): each then takes all rows of a
+tile, an odd number of 64 among them, and a part of its columns.
 
 TMA leaves out what lies beyond an array when it stores, and reads zeros there: no shape needs
 to divide. But zeros take longer than what is there: the last tiles begin where they are whole if what
@@ -52,13 +56,14 @@ from tvmops.schedules.cuda.kernels.gemm_partials import PartialSums
 from tvmops.schedules.cuda.kernels.gemm_products import Factor, Products, RingBarriers
 from tvmops.schedules.cuda.kernels.gemm_results import Consumer, Results, factor_of
 from tvmops.schedules.cuda.kernels.gemm_stream_k import SharedSums
+from tvmops.schedules.cuda.kernels.gemm_stretches import Stretches
 from tvmops.schedules.cuda.kernels.gemm_sums import add_up
 from tvmops.schedules.cuda.kernels.gemm_turned_results import TurnedResults
 from tvmops.schedules.cuda.kernels.gemm_walk import Walk, blocks_for
 from tvmops.schedules.cuda.kernels.gemm_zero_points import ZeroPoints
 from tvmops.schedules.cuda.kernels.late_copies import LateCopies
 from tvmops.schedules.cuda.kernels.spare_copies import SpareCopies
-from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH, meet_in_cluster
+from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH, Barriers, meet_in_cluster
 
 
 def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.PrimFunc:
@@ -68,12 +73,11 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
     DT = arrays_of.dtype
     BM, BN, BK, STAGES = tiles.bm, tiles.bn, tiles.bk, tiles.stages
     CONSUMERS, WM, BUFFERS = tiles.consumers, tiles.blocks_a_group, tiles.store_buffers
-    SHARE, SPLIT = tiles.sharers, tiles.split_k
+    SHARE, SPLIT, ASIDE, SENDS = tiles.sharers, tiles.split_k, bool(tiles.aside), bool(tiles.sends)
     CLUSTER, CHAINED, PARTS = SHARE * SPLIT, bool(tiles.chained), form.parts
     sums_form = form if PARTS == 1 else form.sums
     BY_TMA = sums_form.turns_back or sums_form.stores_by_tma and not form.turned and BN % 64 == 0
     HEIGHT = BN if form.turned else BM  # of a tile of c
-    NACC = BN // 2
     a_of = (
         AcrossFloats(arrays_of, "a", BM, tiles)
         if form.across
@@ -104,21 +108,24 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
             lane = T.lane_id([32])
 
             pool = T.SMEMPool()
-            partial = pool.alloc((HEIGHT if SPLIT > 1 else 1, BM + BN - HEIGHT + PARTIAL_PAD), arrays_of.sums, align=16)
+            partial = pool.alloc((SPLIT - 1, CONSUMERS, 2 * tiles.most_units, 512) if SENDS else (HEIGHT if SPLIT > 1 else 1, BM + BN - HEIGHT + PARTIAL_PAD), arrays_of.sums, align=16)
             pool.move_base_to(0)  # it takes the place of the ring, when that has been read
             As = pool.alloc(a_of.shape, DT, align=1024)
             Bs = pool.alloc(b_of.shape, DT, align=1024)
-            Cs = pool.alloc((CONSUMERS, BUFFERS, 64, 64) if SPLIT == PARTS == 1 and not form.stores_directly else (1, 1, 1, 8), DT, align=1024)
+            Cs = pool.alloc((CONSUMERS, BUFFERS, 64, 64) if (SPLIT == 1 or SENDS) and PARTS == 1 and not form.stores_directly else (1, 1, 1, 8), DT, align=1024)
             zeros = T.meta_var(ZeroPoints(form, arrays, tiles, pool) if isinstance(form, Int8Form) else None)
             columns = T.meta_var(Columns(form, arrays, tiles, pool) if isinstance(form, Int8Form) else None)
             full = pool.alloc((STAGES,), "uint64", align=8)
             empty = pool.alloc((STAGES,), "uint64", align=8)
+            here = T.meta_var(Barriers(pool, CONSUMERS, 1) if SENDS else None)
             pool.commit()
 
             if (group == 0) & (warp == 0) & (lane == 0):
                 for i in T.unroll(STAGES):
                     T.ptx.mbarrier.init.shared.b64(full.ptr_to([i]), T.uint32(1))
                     T.ptx.mbarrier.init.shared.b64(empty.ptr_to([i]), zeros.arrivals(CONSUMERS * SHARE) if integers else T.uint32(CONSUMERS * SHARE))
+                if SENDS:
+                    here.init()
                 if integers:
                     zeros.init()
                 if CHAINED:
@@ -179,26 +186,30 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
                             zeros.publish()
                             walk.go_on()
                 if SPLIT > 1:  # until partial sums are there, and until they are read
-                    T.cuda.cluster_sync()
+                    if not SENDS:
+                        T.cuda.cluster_sync()
                     meet_in_cluster()
             else:
                 T.ptx.setmaxnreg.inc.sync.aligned.u32(tiles.consumer_registers)
-                acc = T.alloc_local((WM * NACC,), arrays_of.sums)
+                acc = T.alloc_local((tiles.sums,), arrays_of.sums)
                 packed = T.alloc_local((4,), "uint32")
                 factor = T.alloc_local((1,), "float32")
                 if sums_form.has_factor:
                     factor[0] = factor_of(arrays)
-                a_base: T.uint32 = T.cuda.cvta_generic_to_shared(As.ptr_to([0, 0, 0, 0])) + T.Cast("uint32", group * a_of.group_bytes(WM))
+                a_base: T.uint32 = T.cuda.cvta_generic_to_shared(As.ptr_to([0, 0, 0, 0])) + T.Cast("uint32", 0 if ASIDE else group * a_of.group_bytes(WM))
                 b_base: T.uint32 = T.cuda.cvta_generic_to_shared(Bs.ptr_to([0, 0, 0, 0]))
+                if ASIDE:
+                    b_base = b_base + T.Cast("uint32", group * b_of.columns_bytes(tiles.columns_a_group))
                 e_base: T.uint32 = T.cuda.cvta_generic_to_shared(empty.ptr_to([0]))
                 if SHARE > 1:
                     # warp i of each consumer releases stages in block i of the cluster
                     T.ptx.mapa.shared__cluster.u32(e_base, T.cuda.cvta_generic_to_shared(empty.ptr_to([0])), T.Cast("uint32", warp % SHARE))
                 row: T.let = warp * 16 + lane % 16
-                consumer = T.meta_var(Consumer(group, warp, lane, walk.top, walk.left, walk.item, row, acc, packed, factor if sums_form.has_factor else None))
+                consumer = T.meta_var(Consumer(group, warp, lane, walk.top, walk.left + group * tiles.columns_a_group if ASIDE else walk.left, walk.item, row, acc, packed, factor if sums_form.has_factor else None))
                 products = T.meta_var(Products(form, tiles, walk, consumer, (Factor(a_of, a_base), Factor(b_of, b_base)), RingBarriers(full, empty, e_base)))
                 results = T.meta_var(IntegerResults(arrays_of, arrays, tiles, consumer, zeros, columns) if isinstance(arrays_of, IntegerArrays) else (TurnedResults if form.turned else Results)(sums_form, arrays_of, arrays, tiles, consumer))
                 partials = T.meta_var(PartialSums(results, tiles, partial, rank))
+                stretches = T.meta_var(Stretches(tiles, consumer, partial, here, rank) if SENDS else None)
                 shared = T.meta_var(SharedSums(arrays, tiles, consumer, rank) if tiles.streams > 0 else None)
 
                 @T.inline
@@ -210,7 +221,18 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
                     elif not sums_form.stores_directly:
                         results.store_by_warps(Cs)
 
-                if SPLIT > 1:
+                if SENDS:
+                    walk.locate()
+                    products.multiply()
+                    meet_in_cluster()  # others may still read their rings
+                    stretches.send()
+                    stretches.add()
+                    if sums_form.finishes:
+                        results.finish_all()
+                    stretches.store(results, Cs, c_map)
+                    if (warp == 0) & (lane == 0):
+                        T.ptx.cp.async_.bulk.wait_group(0)
+                elif SPLIT > 1:
                     walk.locate()
                     if integers:
                         results.begin()

@@ -45,8 +45,8 @@ def test_what_it_covers(work: Workload, machine: str, covered: bool) -> None:
 def test_on_hopper_it_comes_after_wgmma() -> None:
     names = [template.name for template in templates_for(matmul(640, 640, 640), H200)]
     last = ["cuda.gemm_mma", "cuda.gemm_mma_chained", "sketch"]
-    own = ["cuda.gemm_wgmma", "cuda.gemm_chained", "cuda.gemm_turned", "cuda.gemm_abreast"]
-    assert names == [*own, *last]
+    own = ["wgmma", "chained", "turned", "abreast", "aside", "split"]
+    assert names == [*(f"cuda.gemm_{each}" for each in own), *last]
     for ragged in (matmul(640, 639, 640), matmul(640, 640, 639, trans_a=True)):
         assert [t.name for t in templates_for(ragged, H200)] == ["cuda.gemm_padded", *last]
 

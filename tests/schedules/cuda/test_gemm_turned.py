@@ -13,6 +13,8 @@ from tvmops.measure import cuda
 from tvmops.ops import op_of
 from tvmops.schedules import templates_for
 from tvmops.schedules.cuda.gemm_abreast import AbreastGemm
+from tvmops.schedules.cuda.gemm_aside import AsideGemm
+from tvmops.schedules.cuda.gemm_split import SplitGemm
 from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.gemm_turned import TurnedGemm
 from tvmops.schedules.cuda.kernels.gemm_arrays import BOX_ROWS
@@ -22,7 +24,7 @@ from tvmops.space import Config
 from tvmops.targets import target
 from tvmops.workloads import Workload, workload
 
-TEMPLATE, ABREAST = TurnedGemm(), AbreastGemm()
+TEMPLATE, ABREAST, ASIDE, SPLIT = TurnedGemm(), AbreastGemm(), AsideGemm(), SplitGemm()
 H200 = target("nvidia-h200")
 GUARD = 512  # elements around the result that nothing may write
 
@@ -36,6 +38,14 @@ def knobs(bm: int, bn: int, **more: int) -> Config:
     return Config.of(**{"bm": bm, "bn": bn, **plain, **more})
 
 
+def split(bm: int, bn: int, parts: int, **more: int) -> Config:
+    return knobs(bm, bn, **{"split_k": parts, "sends": 1, **more})
+
+
+def side_by_side(bn: int, **more: int) -> Config:
+    return knobs(192, bn, **{"consumers": 2, "abreast": 1, "aside": 1, **more})
+
+
 CASES = [
     (matmul(72, 136, 200), knobs(64, 80), 4),  # rows and columns beyond, the last box of each
     (matmul(120, 264, 136), knobs(128, 48, consumers=2, cluster=2), 2),  # blocks of a cluster beyond columns
@@ -46,6 +56,15 @@ CASES = [
     (matmul(200, 136, 136), knobs(128, 80, consumers=2, abreast=2), 4),
     (matmul(152, 136, 200, trans_b=True, residual=True), knobs(64, 48, abreast=4), 4),
     (matmul(168, 64, 72, trans_a=True, bias=True), knobs(64, 64, abreast=2), 2),
+    (matmul(72, 200, 136, trans_b=True), knobs(192, 48), 2),  # one warpgroup multiplies three blocks
+    # Warpgroups side by side: a wgmma of 48 rows of a, and a warpgroup whose rows are all beyond the last.
+    (matmul(136, 392, 136, trans_b=True), side_by_side(128), 2),
+    (matmul(104, 336, 200, dtype="float16"), side_by_side(64, abreast=2), 4),
+    (matmul(90, 200, 136, residual=True), side_by_side(96, cluster=2), 2),
+    # k split: stretches of several buffers, of unequal length, and of less than one.
+    (matmul(120, 200, 520, trans_b=True), split(128, 128, 2, consumers=2), 4),
+    (matmul(70, 136, 520, bias=True, activation="relu"), split(64, 80, 4), 12),
+    (matmul(90, 136, 520, dtype="float16", residual=True), split(128, 48, 4), 16),
 ]
 
 
@@ -53,7 +72,8 @@ CASES = [
 @needs_emulator[1]
 @pytest.mark.parametrize("work, config, blocks", CASES)
 def test_it_computes_the_product(work: Workload, config: Config, blocks: int, tmp_path: Path) -> None:
-    template = ABREAST if "abreast" in config.as_dict() else TEMPLATE
+    kinds = {"sends": SPLIT, "aside": ASIDE, "abreast": ABREAST}
+    template = next((kinds[name] for name in kinds if name in config.as_dict()), TEMPLATE)
     assert config in template.space(work, H200)
     tiles = replace(Tiles.of(config, H200), multiprocessors=blocks)
     _, (cubin,) = cuda.compile_module(IRModule({"main": gemm(TEMPLATE.form_of(work, config), tiles)}), H200)
@@ -74,10 +94,9 @@ def test_it_computes_the_product(work: Workload, config: Config, blocks: int, tm
         for name, (each, rows) in boxes.items()
     }
     sizes = dict(zip("mnk", work.dims("m", "n", "k")))
-    grid = blocks // tiles.sharers * tiles.sharers
-    emulated(cubin, tmp_path)(
-        grid, {**arrays, **sizes, **maps}, tiles.sharers, shared_bytes=tiles.shared_bytes
-    )
+    together = tiles.sharers * tiles.split_k
+    grid = blocks // together * together
+    emulated(cubin, tmp_path)(grid, {**arrays, **sizes, **maps}, together, shared_bytes=tiles.shared_bytes)
     assert (memory[:GUARD].view(np.uint16) == 0xFFFF).all() and (
         memory[-GUARD:].view(np.uint16) == 0xFFFF
     ).all()
@@ -113,9 +132,10 @@ def test_it_covers_rows_enough(work: Workload, covered: bool) -> None:
 
 
 @needs_nvcc
-def test_the_default_of_a_full_wave_fits_the_registers() -> None:
-    work = matmul(384, 4096, 4096)
+@pytest.mark.parametrize("m, n, k", [(384, 4096, 4096), (400, 6144, 4096)])
+def test_the_default_of_a_full_wave_fits_the_registers(m: int, n: int, k: int) -> None:
+    work = matmul(m, n, k)
     config = TEMPLATE.default(work, H200)
     tiles = Tiles.of(config, H200)
-    assert -(-4096 // tiles.bm) * -(-384 // tiles.bn) <= H200.cores
+    assert -(-n // tiles.bm) * -(-m // tiles.bn) <= H200.cores
     assert compiled(TEMPLATE, work, H200, config).report.spilled_bytes == 0
