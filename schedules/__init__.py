@@ -51,6 +51,7 @@ from tvmops.schedules.cuda.gemm_stream_loose import LooseStreamGemm
 from tvmops.schedules.cuda.gemm_summed import SummedGemm
 from tvmops.schedules.cuda.gemm_swapped import SwappedGemm
 from tvmops.schedules.cuda.gemm_tf32 import Tf32Across, Tf32Few, Tf32Gemm, Tf32Mma
+from tvmops.schedules.cuda.gemm_tf32_crossed import Tf32Crossed
 from tvmops.schedules.cuda.gemm_tf32_padded import Tf32Padded
 from tvmops.schedules.cuda.gemm_turned import TurnedGemm
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
@@ -108,6 +109,7 @@ TEMPLATES: tuple[Template, ...] = (
     Tf32Few(),
     Tf32Gemm(),
     Tf32Across(),
+    Tf32Crossed(),
     Tf32Padded(),
     Tf32Mma(),
     Float32Stream(),
