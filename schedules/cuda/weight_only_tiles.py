@@ -16,13 +16,14 @@ PRODUCER_REGISTERS = 40  # of one that loads
 
 @dataclass(frozen=True)
 class WeightOnlyWgmmaTiles:
-    rows: int  # of x, a multiple of 8, at most 128
+    rows: int  # of x, a multiple of 8, at most 128, or 256 of rounded weights
     groups: int  # warpgroups that multiply, 64 columns each
     stages: int
     splits: int  # blocks of a cluster, which share k
     beside: int  # blocks that share a multiprocessor
     chained: int  # 1: launched while the kernel before it ends; 2: as late as that pays
     multiprocessors: int
+    rounded: bool = False  # whether weights are scaled, and rounded, before they are multiplied
 
     @property
     def bn(self) -> int:
