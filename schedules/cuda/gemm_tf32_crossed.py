@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from tvm import IRModule
 
-from tvmops.schedules.cuda.gemm_tf32 import ALIGNED, Tf32Across, Tf32Gemm, is_tf32_on_hopper
+from tvmops.schedules.cuda.gemm_tf32 import ALIGNED, Tf32Across, is_tf32_on_hopper
+from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Form, workspace_function
 from tvmops.schedules.template import GenericKernel
 from tvmops.signatures import ANY
@@ -14,11 +15,17 @@ from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
+_TURNED_BYTES = 8  # of each element: read and written
+_RATE = 0.82  # of the bandwidth that the target states, when a factor is turned
+_START_SECONDS = 1.5e-6  # of a second kernel
 _BASE = Tf32Across()
 
 
-class Tf32Crossed(Tf32Gemm):
-    """Of a (k, m) and b (k, n): one comes to wgmma through registers, the other one is turned."""
+class Tf32Crossed(Tf32Across):
+    """`Tf32Across` on a copy of one factor that lies along k; `turns_a` says which.
+
+    wgmma takes the other one through registers. Gradients of weights are such products, x^T dy.
+    """
 
     name = "cuda.gemm_tf32_crossed"
     version = 1
@@ -32,55 +39,62 @@ class Tf32Crossed(Tf32Gemm):
         )
 
     def space(self, workload: Workload, target: Target) -> Space:
-        spaces = [_BASE.space(_made(workload, swaps), target) for swaps in range(2)]
-        knobs = [
-            Knob(one.name, tuple(sorted({*one.values, *other.values})))
-            for one, other in zip(*(space.knobs for space in spaces))
-        ]
-        knobs += [Knob("swaps", (0, 1)), Knob("turners", (0, 1))]
+        spaces = [_BASE.space(_made(workload, turns_a), target) for turns_a in range(2)]
+        either = zip(*(space.knobs for space in spaces))
+        knobs = [Knob(one.name, tuple(sorted({*one.values, *other.values}))) for one, other in either]
 
-        def legal(config: Config) -> bool:
-            if config["turners"] and (config.number("cluster") > 1 or config.number("bn") % 32 or config.number("bk") > 64):
-                return False
-            return spaces[config.number("swaps")].is_legal(config)
+        def is_legal(config: Config) -> bool:
+            return _plain(config) in spaces[config.number("turns_a")]
 
-        return Space(self.name, tuple(knobs), legal)
+        return Space(self.name, (*knobs, Knob("turns_a", (0, 1))), is_legal)
 
     def choices(self, workload: Workload) -> list[Config]:
         return [
-            Config.of(**one.as_dict(), swaps=swaps, turners=turners)
-            for swaps in range(2)
-            for turners in range(2)
-            for one in super(Tf32Crossed, self).choices(_made(workload, swaps))
+            Config.of(**config.as_dict(), turns_a=turns_a)
+            for turns_a in range(2)
+            for config in _BASE.choices(_made(workload, turns_a))
         ]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        """Guess the seconds: those of the product, and of reading and writing what is turned."""
         assert target.gpu is not None
-        made = _made(workload, config.number("swaps"))
-        n, k = made.dims("n", "k")
-        product = _BASE.estimate(made, target, config)
-        return product if config["turners"] else product + 8 * n * k / (0.77 * target.gpu.bandwidth) + 1.5e-6
+        m, n, k, batch = workload.dims("m", "n", "k", "batch")
+        name, size = ("a", m * k) if config["turns_a"] else ("b", k * n)
+        elements = size * (1 if workload["shared"] == name else batch)
+        made = _made(workload, config.number("turns_a"))
+        product = _BASE.estimate(made, target, _plain(config))
+        return product + _TURNED_BYTES * elements / (_RATE * target.gpu.bandwidth) + _START_SECONDS
 
     def features(self, workload: Workload, target: Target, config: Config) -> dict[str, float]:
-        return _BASE.features(_made(workload, config.number("swaps")), target, config)
+        made = _made(workload, config.number("turns_a"))
+        return {**_BASE.features(made, target, _plain(config)), "turns_a": config.number("turns_a")}
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        return []
+        multiples = dict.fromkeys("mn", ALIGNED)
+        kernels = _BASE.generic(_made(workload, 1), target)
+        return [
+            GenericKernel(each.ranges, Config.of(**each.config.as_dict(), turns_a=1), multiples)
+            for each in kernels
+        ]
+
+    def tiles_of(self, config: Config, target: Target) -> Tiles:
+        return _BASE.tiles_of(_plain(config), target)
 
     def form_of(self, workload: Workload, config: Config) -> Form:
-        form = super().form_of(workload, config)
-        crossed = "turned" if config["turners"] else "copied"
-        return replace(form, trans_a=True, trans_b=True, turned=bool(config["swaps"]), crossed=crossed)
+        form = _BASE.form_of(_made(workload, config.number("turns_a")), _plain(config))
+        return replace(form, crosses=True)
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         module = super().build(workload, target, config)
-        form = self.form_of(workload, config)
-        if form.crossed == "copied":
-            module["main_workspace"] = workspace_function(form)
+        module["main_workspace"] = workspace_function(self.form_of(workload, config))
         return module
 
 
-def _made(workload: Workload, swaps: int) -> Workload:
-    """Return the product that is made of the copy."""
-    turned = workload.replace(trans_a=True, trans_b=True)
-    return turned.replace(m=workload["n"], n=workload["m"]) if swaps else turned
+def _made(workload: Workload, turns_a: int) -> Workload:
+    """Return the product of the factors when one has been turned to lie along k."""
+    return workload.replace(trans_a=False) if turns_a else workload.replace(trans_b=True)
+
+
+def _plain(config: Config) -> Config:
+    """Return the config of that product."""
+    return Config(tuple(item for item in config.items if item[0] != "turns_a"))

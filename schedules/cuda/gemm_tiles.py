@@ -35,16 +35,12 @@ class Tiles:
     # 1: launched while the kernel before it ends, for whose results it waits by itself; more: until then the
     # L2 is asked for as many stages of b.
     chained: int = 0
-    swaps: int = 0
-    turners: int = 0  # warpgroups that turn b
 
     @classmethod
     def of(cls, config: Config, target: Target) -> Tiles:
         assert target.gpu is not None
         knobs = {name: int(value) for name, value in config.items}
         own = {"producer_registers": _FEWEST_REGISTERS} if knobs["consumers"] > 2 else {}
-        if knobs.get("turners"):
-            own = {"producer_registers": 152 if knobs["consumers"] == 1 else max(72, 40 + knobs["bn"] * knobs["bk"] // 256)}
         return cls(**knobs, **own, multiprocessors=target.cores, shared_bytes=target.gpu.shared_bytes)
 
     @property

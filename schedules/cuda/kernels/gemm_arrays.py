@@ -45,7 +45,7 @@ class Form:
     left_bytes: int = 0  # of a workspace for sums that blocks leave each other
     late: bool = False  # whether a part of the copies of those is made beside the product
     turned: bool = False  # c^T = b^T a^T is what is multiplied: b of the caller is a here, m is n
-    crossed: str = ""  # where b of floats lies across k: "copied" along it beforehand, or "turned" on its way
+    crosses: bool = False  # whether b of floats lies across k, too: what is multiplied is a copy along it
 
     @property
     def across(self) -> bool:
@@ -55,6 +55,11 @@ class Form:
     @property
     def result(self) -> str:
         return self.out_dtype or self.dtype
+
+    @property
+    def copied(self) -> tuple[str, ...]:
+        """The operands of which copies are made before the product."""
+        return (*self.pads, "b") if self.crosses else self.pads
 
     @property
     def item(self) -> int:
@@ -124,7 +129,7 @@ class Arrays:
         }
         self.copies: dict[str, Padded] = {}
         self.workspace_bytes: Any = T.int64(COUNTED_BYTES if form.late else 0)
-        for name in (*form.pads, *self._turned()):
+        for name in form.copied:
             rows, columns = self.matrices[name]
             items = self.batch if self.items[name] else 1
             copy = Padded(rows * items, columns, self.workspace_bytes)
@@ -133,10 +138,6 @@ class Arrays:
         if form.parts > 1:
             self.workspace_bytes += T.Cast("int64", self.m) * T.Cast("int64", self.n) * (4 * form.parts)
 
-    def _turned(self) -> tuple[str, ...]:
-        """Return the factor that is turned to lie along k in a copy."""
-        return ("b",) if self.form.crossed == "copied" else ()
-
     def _across(self) -> tuple[Any, Any]:
         """Return the rows and columns of an a whose rows lie across k."""
         return (self.k, self.m * 2) if self.form.item == 4 else (self.pairs, self.m)
@@ -144,7 +145,7 @@ class Arrays:
     def _floats(self) -> dict[str, Any]:
         """Return the factors, as callers know them, where their elements have 4 bytes."""
         a = (self.k, self.m) if self.form.trans_a else (self.m, self.k)
-        b = (self.k, self.n) if self.form.crossed else (self.n, self.k)
+        b = (self.k, self.n) if self.form.crosses else (self.n, self.k)
         factors = {"a": (*self.items["a"], *a), "b": (*self.items["b"], *b)}
         return {each: ("float32", factors[self.names[each]]) for each in "ab"}
 
@@ -193,13 +194,13 @@ class Arrays:
 
     def make_copies(self, arrays: dict[str, Any], blocks: int, chained: bool) -> int:
         """Emit the kernel of `blocks` blocks that makes the copies, if there are any; return how many."""
-        workspace = arrays.get("workspace")
         if self.form.pads:
             copies = [(arrays[name], self.copies[name]) for name in self.form.pads]
-            pad_rows(workspace, copies, blocks, chained, once=self.form.item == 2)
-        for name in self._turned():
-            items = self.batch if self.items[name] else 1
-            turn_floats(workspace, arrays[name], self.copies[name], (items, self.n, self.k), blocks, chained)
+            pad_rows(arrays["workspace"], copies, blocks, chained, once=self.form.item == 2)
+        if self.form.crosses:
+            items = self.batch if self.items["b"] else 1
+            sizes = items, self.n, self.k
+            turn_floats(arrays["workspace"], arrays["b"], self.copies["b"], sizes, blocks, chained)
         return len(self.copies)
 
 

@@ -45,7 +45,6 @@ from tvm.script import tirx as T
 
 from tvmops.schedules.cuda.gemm_tiles import PARTIAL_PAD, Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Arrays, Form, Int8Form
-from tvmops.schedules.cuda.kernels.gemm_crossed import CrossedFloats, Turner
 from tvmops.schedules.cuda.kernels.gemm_integers import Columns, IntegerArrays, IntegerResults
 from tvmops.schedules.cuda.kernels.gemm_operands import AcrossFloats, Operand
 from tvmops.schedules.cuda.kernels.gemm_partials import PartialSums
@@ -78,20 +77,15 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
         if form.across
         else Operand(arrays_of, "a", not form.trans_a, BM, tiles, sharers=tiles.abreast)
     )
-    TURNS = form.crossed == "turned"
-    b_of = (
-        CrossedFloats(arrays_of, "b", BN, tiles)
-        if TURNS
-        else Operand(arrays_of, "b", form.trans_b, BN, tiles, sharers=tiles.cluster)
-    )
+    b_of = Operand(arrays_of, "b", form.trans_b, BN, tiles, sharers=tiles.cluster)
 
     # fmt: off
     @T.prim_func
     def main() -> None:
-        arrays = T.meta_var(arrays_of.declare(workspace=bool(arrays_of.copies) or PARTS > 1 or tiles.streams > 0))
+        arrays = T.meta_var(arrays_of.declare(workspace=bool(form.copied) or PARTS > 1 or tiles.streams > 0))
         C = T.meta_var(arrays["c"])
         a_map = T.meta_var(arrays_of.map_of("a", arrays, a_of.box, tiles.abreast > 1))
-        b_map = T.meta_var(None if TURNS else arrays_of.map_of("b", arrays, b_of.box, tiles.abreast > 1))
+        b_map = T.meta_var(arrays_of.map_of("b", arrays, b_of.box, tiles.abreast > 1))
         c_map = T.meta_var(arrays_of.map_of_result(C) if BY_TMA else None)
         late = T.meta_var(LateCopies(arrays_of, arrays, tiles) if form.late else None)
         copied = T.meta_var((late or arrays_of).make_copies(arrays, 8 * tiles.multiprocessors, CHAINED))
@@ -120,14 +114,13 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
 
             if (group == 0) & (warp == 0) & (lane == 0):
                 for i in T.unroll(STAGES):
-                    T.ptx.mbarrier.init.shared.b64(full.ptr_to([i]), T.uint32(5 if TURNS else 1))
+                    T.ptx.mbarrier.init.shared.b64(full.ptr_to([i]), T.uint32(1))
                     T.ptx.mbarrier.init.shared.b64(empty.ptr_to([i]), zeros.arrivals(CONSUMERS * SHARE) if integers else T.uint32(CONSUMERS * SHARE))
                 if integers:
                     zeros.init()
                 if CHAINED:
                     T.ptx.prefetch.tensormap(T.address_of(a_map))
-                    if not TURNS:
-                        T.ptx.prefetch.tensormap(T.address_of(b_map))
+                    T.ptx.prefetch.tensormap(T.address_of(b_map))
                 T.ptx.fence.mbarrier_init.release.cluster()
             if CLUSTER > 1:
                 meet_in_cluster()
@@ -150,25 +143,7 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
 
             if group == CONSUMERS:
                 T.ptx.setmaxnreg.dec.sync.aligned.u32(tiles.producer_registers)
-                if TURNS:
-                    turner = T.meta_var(Turner(b_of, arrays["b"], T.cuda.cvta_generic_to_shared(Bs.ptr_to([0, 0, 0, 0])), walk, warp, lane))
-                    while walk.tile < walk.count:
-                        walk.locate()
-                        turner.begin()
-                        for kt in T.serial(walk.steps):
-                            T.cuda.mbarrier_wait(empty.ptr_to([walk.stage]), walk.phase ^ 1)
-                            if warp == 0:
-                                if T.cuda.elect_sync():
-                                    T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([walk.stage]), T.uint32(a_of.loaded_bytes(walk.m)))
-                                    a_of.load(As, walk.stage, a_map, walk.top, (walk.first + kt) * BK, 0, walk.item, full.ptr_to([walk.stage]))
-                            turner.turn(kt)
-                            T.ptx.fence.proxy.async_.shared__cta()
-                            T.cuda.warp_sync()
-                            if lane == 0:
-                                T.ptx.mbarrier.arrive.shared.b64(full.ptr_to([walk.stage]), T.uint32(1))
-                            walk.advance()
-                        walk.go_on()
-                elif warp == 0:
+                if warp == 0:
                     if T.cuda.elect_sync():
                         while walk.tile < walk.count:
                             walk.locate()

@@ -55,4 +55,17 @@ def turn_floats(
             wait_for_kernels_before()
         to = T.address_of(workspace[copy.offset])
         number, tile = block * _WARPS + warp, tiles.ptr_to([warp, 0])
-        do(c_call("void", "turn_floats", to, array.data, *sizes, number, blocks * _WARPS, lane, tile, source=_TURN))
+        do(
+            c_call(
+                "void",
+                "turn_floats",
+                to,
+                array.data,
+                *sizes,
+                number,
+                blocks * _WARPS,
+                lane,
+                tile,
+                source=_TURN,
+            )
+        )

@@ -157,7 +157,9 @@ class WeightFragments:
         self.words = variables("words", 2 * self.steps * 4, "uint32")
         self.raw = variables("raw", 4, "uint32")
         self.factors = variables("factors", 2, "uint32")
-        self.pairs = [Scalar(T.uint32(0), "uint32") for _ in range(2)] if rounded else []  # scales, twice each
+        self.pairs = (
+            [Scalar(T.uint32(0), "uint32") for _ in range(2)] if rounded else []
+        )  # scales, twice each
         self.lane, self.bits, self.dtype = lane, product.groups.bits, product.dtype
         place = T.truncmod(lane, 4)
         self.odd, self.upper = T.truncmod(place, 2), T.truncdiv(place, 2)

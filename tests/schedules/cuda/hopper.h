@@ -132,7 +132,6 @@ static inline void await_count(const unsigned* counter, int count) {
   while (static_cast<int>(*counter) < count) emulator::wait_for(emulator::flags);
 }
 static inline uint4 read_once(const uint4* from) { return *from; }
-static inline unsigned read_past_l1(const float* from) { return bits_of(*from); }
 static inline bool tvm_builtin_elect_one_sync_op() { return emulator::lane() == 0; }
 static inline void tvm_builtin_cuda_cta_sync() { __syncthreads(); }
 static inline void tvm_builtin_ptx_bar_sync_count_sync(uint32_t name, uint32_t threads) {

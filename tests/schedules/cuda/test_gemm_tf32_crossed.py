@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tvm import IRModule
+
+from tests.schedules.cuda.compiled import each_compiled, needs_nvcc
+from tests.schedules.cuda.emulated import TensorMap, emulated, needs_emulator
+from tests.schedules.cuda.products import Launch, blocks_of, error_here
+from tvmops.measure import cuda
+from tvmops.ops import op_of
+from tvmops.schedules.cuda.gemm_tf32_crossed import Tf32Crossed
+from tvmops.schedules.cuda.gemm_tf32_padded import Tf32Padded
+from tvmops.schedules.cuda.kernels.gemm_wgmma import gemm
+from tvmops.space import Config
+from tvmops.targets import target
+from tvmops.workloads import Workload, workload
+
+CROSSED, PADDED = Tf32Crossed(), Tf32Padded()
+H200 = target("nvidia-h200")
+LINE = 32  # floats: rows of a copy are whole lines of 128 bytes
+
+
+def product(m: int, n: int, k: int, **fields: object) -> Workload:
+    return workload("matmul", m=m, n=n, k=k, trans_a=True, precision="tf32", **fields)
+
+
+def config(bm: int, bn: int, consumers: int, turns_a: int, split_k: int = 1) -> Config:
+    return Config.of(
+        bm=bm, bn=bn, bk=64, consumers=consumers, cluster=1, split_k=split_k, group=1, beside=1, chained=1,
+        turns_a=turns_a,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "shape, turns_a",
+    [((768, 3072, 16384), 1), ((4096, 1024, 16384), 0), ((16, 4096, 4096), 1)],  # the smaller one is turned
+)
+@pytest.mark.parametrize("fields", [{}, {"residual": True}], ids=str)
+def test_the_default_turns_the_smaller_factor(
+    shape: tuple[int, int, int], turns_a: int, fields: dict[str, object]
+) -> None:
+    work = product(*shape, **fields)
+    default = CROSSED.default(work, H200)
+    assert default in CROSSED.space(work, H200) and default["turns_a"] == turns_a
+
+
+@pytest.mark.parametrize("template", [CROSSED, PADDED], ids=lambda template: template.name)
+def test_generic_kernels_take_what_they_say(template: Tf32Crossed) -> None:
+    kernels = template.generic(product(1, 1, 1).generic(), H200)
+    multiples = {"m": 4, "n": 4} if template is CROSSED else {}
+    assert kernels and all(kernel.multiples == multiples for kernel in kernels)
+    assert template.symbolic_space(template.space(product(512, 512, 512), H200), product(1, 1, 1).generic())
+
+
+@needs_nvcc
+def test_the_code_spills_nothing() -> None:
+    pattern = product(1, 1, 1, bias=True, activation="gelu").generic()
+    cases = [(t, pattern, each.config) for t in (CROSSED, PADDED) for each in t.generic(pattern, H200)]
+    work = product(4096, 4096, 4096, residual=True)
+    cases.append((CROSSED, work, CROSSED.default(work, H200)))
+    for cubin in each_compiled(cases, H200):
+        assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
+        assert "k8.f32.tf32.tf32" in cubin.source and "turn_floats(" in cubin.source
+
+
+CASES = [
+    (
+        product(132, 72, 68, bias=True),
+        config(128, 64, 2, turns_a=0),
+    ),  # short last tiles; k ends within a line
+    (product(68, 132, 300, residual=True, activation="relu"), config(64, 128, 1, turns_a=1, split_k=2)),
+    (product(36, 68, 40, batch=3, shared="b"), config(64, 64, 1, turns_a=0)),
+    (product(67, 37, 35), config(64, 64, 1, turns_a=1)),  # rows begin at any element
+]
+
+
+def _padded(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return `array` with NaN behind its rows, up to a whole line: what is there is never multiplied."""
+    behind = [(0, 0)] * (array.ndim - 1) + [(0, -array.shape[-1] % LINE)]
+    return np.pad(array, behind, constant_values=np.nan)
+
+
+def _map(array: NDArray[np.float32], columns: int, rows: int) -> TensorMap:
+    """Describe what `_padded` made of an array of `columns` to the copy engine, in elements of 16 bits."""
+    dims, box = (2 * columns, *array.shape[-2::-1]), (64, rows, *[1] * (array.ndim - 2))
+    return TensorMap.of(array.view(np.uint16), dims, box, pitches=array.strides[-2::-1])
+
+
+@pytest.mark.parametrize("work, knobs", CASES, ids=[f"{work} {knobs}" for work, knobs in CASES])
+class TestRunHere:
+    pytestmark = needs_emulator
+
+    def test_the_copy_and_the_product_of_it(self, work: Workload, knobs: Config, tmp_path: Path) -> None:
+        template = CROSSED if CROSSED.covers(work, H200) else PADDED
+        assert knobs in template.space(work, H200)
+        tiles, form = (
+            replace(template.tiles_of(knobs, H200), multiprocessors=2),
+            template.form_of(work, knobs),
+        )
+        _, (cubin,) = cuda.compile_module(IRModule({"main": gemm(form, tiles)}), H200)
+        assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
+        assert H200.gpu is not None
+        room = H200.gpu.shared_bytes
+        a, b = op_of(work).random_inputs(work, seed=1)[:2]
+        own, other = (b, a) if knobs["turns_a"] else (a, b)
+        turned = np.ascontiguousarray(np.swapaxes(other, -1, -2))
+        first, second, (k,) = _padded(own), _padded(turned), work.dims("k")
+
+        if not form.pads:  # else its place in the workspace is computed by the launch
+            made: Any = np.full(second.size + LINE, np.nan, np.float32)
+            arguments = {name: work[name] for name in ("batch", "m", "n", "k")}
+            turn = emulated(cubin, tmp_path, 0)
+            turn(
+                8 * tiles.multiprocessors, {**arguments, "a": a, "b": b, "workspace": made}, shared_bytes=room
+            )
+            found = made[:-LINE].reshape(second.shape)
+            assert (found[..., :k] == turned).all() and (found[..., k:] == 0).all()
+            assert np.isnan(made[-LINE:]).all()
+
+        boxes = {"v": _map(first, own.shape[-1], tiles.bk // 2), "v_1": _map(second, k, tiles.bn)}
+        count = blocks_of(work, *((tiles.bn, tiles.bm) if knobs["turns_a"] else (tiles.bm, tiles.bn)))
+        grid = count * tiles.split_k if tiles.split_k > 1 else tiles.multiprocessors
+        launch = Launch(grid, tiles.split_k, room)
+        error = error_here(cubin, work, launch, tmp_path, boxes, number=len(form.copied))
+        assert op_of(work).tolerance(work.replace(precision="full")) < error <= op_of(work).tolerance(work)
