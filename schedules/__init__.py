@@ -60,6 +60,7 @@ from tvmops.schedules.cuda.rows import CudaRows
 from tvmops.schedules.cuda.softmax_columns import SoftmaxColumns
 from tvmops.schedules.cuda.weight_only import WeightOnlyMma
 from tvmops.schedules.cuda.weight_only_expanded import WeightOnlyExpanded
+from tvmops.schedules.cuda.weight_only_rounded import WeightOnlyRounded
 from tvmops.schedules.cuda.weight_only_stream import WeightOnlyStream
 from tvmops.schedules.cuda.weight_only_wgmma import WeightOnlyWgmma
 from tvmops.schedules.sketch import Sketch
@@ -123,6 +124,7 @@ TEMPLATES: tuple[Template, ...] = (
     CudaRows(),
     LongRows(),
     SoftmaxColumns(),
+    WeightOnlyRounded(),
     WeightOnlyWgmma(),
     WeightOnlyStream(),
     WeightOnlyMma(),

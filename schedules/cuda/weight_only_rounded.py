@@ -1,62 +1,114 @@
-"""Many rows of x by integer weights on Hopper, scaled and rounded in registers; `kernels.weight_only_wgmma` says how."""
+"""Many rows of x by integer weights that are scaled in registers; `kernels.weight_only_wgmma` says how."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from tvm import IRModule
 
 from tvmops.schedules.cuda.extents import known
 from tvmops.schedules.cuda.kernels.weight_only_wgmma import WeightOnlyWgmmaKernel
+from tvmops.schedules.cuda.pieces import PIECE
 from tvmops.schedules.cuda.weight_only_product import BK, product_of
-from tvmops.schedules.cuda.weight_only_tiles import WeightOnlyWgmmaTiles, shared_bytes
-from tvmops.schedules.cuda.weight_only_wgmma import WeightOnlyWgmma, tiles_of
+from tvmops.schedules.cuda.weight_only_tiles import WeightOnlyWgmmaTiles
+from tvmops.schedules.cuda.weight_only_wgmma import WeightOnlyWgmma, fits, tiles_of
 from tvmops.schedules.template import GenericKernel
+from tvmops.signatures import ANY
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
+_FEWEST_ROWS = 129  # of x: one tile of `WeightOnlyWgmma` takes fewer
+_MOST_ROWS = 256  # of a tile
 _LEAST_DEPTH = 256  # of k: of fewer products the bound leaves no room for weights that are rounded
+_ANY_SIZE = 2**31 - 1
+
+# Of the guess, fitted to what an H100 took for 46 configs of 20 shapes.
+_START_SECONDS = 3.0e-6
+_MEETING_SECONDS = 2.0e-6  # of the blocks of a cluster
+_STEP_SECONDS, _ROW_SECONDS = 0.16e-6, 4.7e-9  # of a stage, and more for each row of x
+_APART_SECONDS = 0.1e-6  # more, where neighbours are at different k, for which the L2 answers twice
+_END_SECONDS = 1.0e-6  # of a tile that others follow
+_PLACES = 0.9  # of the machine: clusters of 4 don't find room everywhere
 
 
 class WeightOnlyRounded(WeightOnlyWgmma):
+    """`WeightOnlyWgmma` of weights that are scaled in registers: all of k is one sum, and tiles are higher.
+
+    Weights and scales are rounded to the dtype of x, as if the matrix were stored in it.
+    """
+
     name = "cuda.weight_only_rounded"
     version = 1
 
+    def covers(self, workload: Workload, target: Target) -> bool:
+        if not super().covers(workload, target):
+            return False
+        m, k = workload["m"], workload["k"]
+        enough_rows = m == ANY or workload.dims("m")[0] >= _FEWEST_ROWS
+        return enough_rows and (k == ANY or workload.dims("k")[0] >= _LEAST_DEPTH)
+
     def space(self, workload: Workload, target: Target) -> Space:
-        m = known(workload, "m")
+        k = known(workload, "k")
         knobs = (
-            Knob("rows", tuple(rows for rows in range(64, 257, 8) if rows < m + 64)),
-            Knob("groups", (1, 2)),
+            Knob("rows", _heights(known(workload, "m"))),
+            Knob("groups", (2,)),
             Knob("stages", (2, 3, 4, 5, 6)),
-            Knob("splits", (1, 2, 4)),
-            Knob("beside", (1, 2)),
+            Knob("splits", tuple(splits for splits in (1, 2, 4) if splits <= k // BK)),
+            Knob("beside", (1,)),
             Knob("chained", (0, 1, 2)),
         )
-        return Space(self.name, knobs, lambda config: is_legal(config, workload, target))
+        return Space(self.name, knobs, lambda config: fits(_rounded(config, target), workload, target))
 
     def default(self, workload: Workload, target: Target) -> Config:
-        return Config.of(rows=256, groups=2, stages=3, splits=1, beside=1, chained=2)
+        configs = [
+            _config(rows, stages, splits)
+            for rows in reversed(_heights(known(workload, "m")))
+            for splits in (1, 2, 4)
+            for stages in (6, 5, 4, 3, 2)
+        ]
+        space = self.space(workload, target)
+        legal = [config for config in configs if config in space]
+        return min(legal, key=lambda config: self.estimate(workload, target, config))
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        return []
+        return [
+            GenericKernel({"m": (first, last), "k": (_LEAST_DEPTH, _ANY_SIZE)}, config, {"k": PIECE})
+            for first, last, config in _GENERIC
+            if fits(_rounded(config, target), workload, target)
+        ]
+
+    def estimate(self, workload: Workload, target: Target, config: Config) -> float:
+        """Guess the seconds: of each wave of tiles those of its stages."""
+        m, n, k = (known(workload, name) for name in "mnk")
+        tiles = _rounded(config, target)
+        blocks = math.ceil(m / tiles.rows) * math.ceil(n / tiles.bn) * tiles.splits
+        waves = math.ceil(blocks / (target.cores * (_PLACES if tiles.splits >= 4 else 1.0)))
+        steps = math.ceil(math.ceil(k / BK) / tiles.splits)
+        step, meeting = _STEP_SECONDS + _ROW_SECONDS * tiles.rows, 0.0
+        if tiles.splits > 1:
+            step, meeting = step + _APART_SECONDS, _MEETING_SECONDS
+        return _START_SECONDS + waves * (steps * step + meeting) + (waves - 1) * _END_SECONDS
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         product = product_of(self.kernel_workload(workload))
-        return WeightOnlyWgmmaKernel(product, rounded_tiles(config, target)).module()
+        return WeightOnlyWgmmaKernel(product, _rounded(config, target)).module()
 
 
-def rounded_tiles(config: Config, target: Target) -> WeightOnlyWgmmaTiles:
-    return replace(tiles_of(config, target), rounded=True)
+def _rounded(config: Config, target: Target) -> WeightOnlyWgmmaTiles:
+    return replace(tiles_of(config, target), rounded=1)
 
 
-def is_legal(config: Config, workload: Workload, target: Target) -> bool:
-    assert target.gpu is not None
-    tiles, k = rounded_tiles(config, target), known(workload, "k")
-    steps = -(-k // BK)
-    room = (target.gpu.shared_bytes + 1024) // tiles.beside - 1024
-    return (
-        shared_bytes(product_of(workload), tiles) + 1024 <= room
-        and tiles.rows // 2 + 72 <= tiles.consumer_registers
-        and tiles.splits <= steps
-    )
+def _heights(m: int) -> tuple[int, ...]:
+    """Return rows of a tile: even parts of all, and what is never far from the best."""
+    even = {-(-m // parts // 8) * 8 for parts in range(1, m // 96 + 1)}
+    return tuple(sorted({rows for rows in even if rows <= _MOST_ROWS} | {128, 192, 256}))
+
+
+def _config(rows: int, stages: int, splits: int = 1) -> Config:
+    return Config.of(rows=rows, groups=2, stages=stages, splits=splits, beside=1, chained=2)
+
+
+# Of shapes that are not known, by rows of x.
+_GENERIC = ((257, 768, _config(128, 4)), (769, _ANY_SIZE, _config(256, 3)))

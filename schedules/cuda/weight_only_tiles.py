@@ -23,7 +23,7 @@ class WeightOnlyWgmmaTiles:
     beside: int  # blocks that share a multiprocessor
     chained: int  # 1: launched while the kernel before it ends; 2: as late as that pays
     multiprocessors: int
-    rounded: bool = False  # whether weights are scaled, and rounded, before they are multiplied
+    rounded: int = 0  # 1: weights are scaled, and rounded, before they are multiplied
 
     @property
     def bn(self) -> int:
@@ -40,6 +40,11 @@ class WeightOnlyWgmmaTiles:
         threads = 128 * (self.groups + 1)
         pool = _REGISTERS // self.beside // threads // 8 * 8 * threads
         return min((pool - 128 * PRODUCER_REGISTERS) // (128 * self.groups) // 8 * 8, _MOST_REGISTERS)
+
+    @property
+    def sums(self) -> int:
+        """Sums of a thread: of all groups, and of one unless that is scaled beforehand."""
+        return self.rows // 2 if self.rounded else self.rows
 
     @property
     def x_bytes(self) -> int:

@@ -24,7 +24,8 @@ one before leaves room: there pairs are launched as a cluster, only to lie side 
 
 wgmma takes floats (tf32) from shared memory along k alone. One factor whose rows lie across k comes
 through registers (`gemm_fragments`), where it is the first: if it is b, c^T = b^T a^T is what is
-multiplied, and stored as c. So are products of few rows, whose columns then fill a wgmma's 64 rows,
+multiplied, and stored as c. If both do, a kernel before this one turns the second in a copy
+(`turn_floats`): loads that turned it on its way were slower. So are products of few rows, whose columns then fill a wgmma's 64 rows,
 and those of 16 bits whose tiles shall have other rows than multiples of 64: what becomes rows of c is
 turned on its way to shared memory (`gemm_turned_results`).
 

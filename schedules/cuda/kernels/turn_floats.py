@@ -44,7 +44,7 @@ __forceinline__ __device__ void turn_floats(void* to, const void* from, int item
 def turn_floats(
     workspace: Any, array: Any, copy: Padded, sizes: tuple[Extent, Extent, Extent], blocks: int, chained: bool
 ) -> None:
-    """Emit a kernel of `blocks` blocks that turns `array`, matrices of (k, n); `sizes` are their number, n and k."""
+    """Emit a kernel of `blocks` blocks that turns matrices of (k, n); `sizes` are their number, n and k."""
     with T.attr(0, "tirx.device_entry", True):
         block = T.cta_id([blocks])
         warp, lane = T.warp_id([_WARPS]), T.lane_id([32])

@@ -44,7 +44,7 @@ class WeightProducts:
         self.at, self.held = Position(tiles.stages), tiles.rows // 2
         self.group = T.truncdiv(warp, 4)
         base = shared_address(w_stages, 0, 0)
-        self.fragments = WeightFragments(product, base, tiles.panels, warp, lane, tiles.rounded)
+        self.fragments = WeightFragments(product, base, tiles.panels, warp, lane, bool(tiles.rounded))
         self.x_base = Scalar(shared_address(x_stages, 0, 0, 0, 0), "uint32")()
         self.totals = variables("totals", self.held, "float32")
         if not tiles.rounded:
