@@ -19,14 +19,14 @@ from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-_FEWEST_ROWS = 129  # of x: one tile of `WeightOnlyWgmma` takes fewer
+_FEWEST_ROWS = 256  # of x: with fewer, exact integers take no longer
 _MOST_ROWS = 256  # of a tile
 _LEAST_DEPTH = 256  # of k: of fewer products the bound leaves no room for weights that are rounded
 _ANY_SIZE = 2**31 - 1
 
-# Of the guess, fitted to what an H100 took for 46 configs of 20 shapes.
+# Of the guess, fitted to what an H100 took for 38 configs of 19 shapes; clusters as in `WeightOnlyWgmma`.
 _START_SECONDS = 3.0e-6
-_MEETING_SECONDS = 2.0e-6  # of the blocks of a cluster
+_MEETING_SECONDS = 2.0e-6  # of the blocks of a cluster, which add up 128 rows
 _STEP_SECONDS, _ROW_SECONDS = 0.16e-6, 4.7e-9  # of a stage, and more for each row of x
 _APART_SECONDS = 0.1e-6  # more, where neighbours are at different k, for which the L2 answers twice
 _END_SECONDS = 1.0e-6  # of a tile that others follow
@@ -88,7 +88,7 @@ class WeightOnlyRounded(WeightOnlyWgmma):
         steps = math.ceil(math.ceil(k / BK) / tiles.splits)
         step, meeting = _STEP_SECONDS + _ROW_SECONDS * tiles.rows, 0.0
         if tiles.splits > 1:
-            step, meeting = step + _APART_SECONDS, _MEETING_SECONDS
+            step, meeting = step + _APART_SECONDS, _MEETING_SECONDS * tiles.rows / 128
         return _START_SECONDS + waves * (steps * step + meeting) + (waves - 1) * _END_SECONDS
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
