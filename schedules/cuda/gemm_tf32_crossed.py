@@ -18,6 +18,9 @@ from tvmops.workloads import Workload
 _TURNED_BYTES = 8  # of each element: read and written
 _RATE = 0.82  # of the bandwidth that the target states, when a factor is turned
 _START_SECONDS = 3e-6  # of a second kernel
+# For less the copy costs more than wgmma gains over mma.sync, or nobody has measured it.
+_LEAST = {"m": 512, "n": 512, "k": 1024}
+_ANY_SIZE = 2**31 - 1
 _BASE = Tf32Across()
 
 
@@ -35,7 +38,9 @@ class Tf32Crossed(Tf32Across):
             is_tf32_on_hopper(workload, target)
             and workload["trans_a"] is True
             and workload["trans_b"] is False
+            and workload["batch"] == 1
             and all(workload[dim] == ANY or workload.dims(dim)[0] % ALIGNED == 0 for dim in "mn")
+            and all(workload[dim] == ANY or workload.dims(dim)[0] >= least for dim, least in _LEAST.items())
         )
 
     def space(self, workload: Workload, target: Target) -> Space:
@@ -58,9 +63,8 @@ class Tf32Crossed(Tf32Across):
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Guess the seconds: those of the product, and of reading and writing what is turned."""
         assert target.gpu is not None
-        m, n, k, batch = workload.dims("m", "n", "k", "batch")
-        name, size = ("a", m * k) if config["turns_a"] else ("b", k * n)
-        elements = size * (1 if workload["shared"] == name else batch)
+        m, n, k = workload.dims("m", "n", "k")
+        elements = (m if config["turns_a"] else n) * k
         made = _made(workload, config.number("turns_a"))
         product = _BASE.estimate(made, target, _plain(config))
         return product + _TURNED_BYTES * elements / (_RATE * target.gpu.bandwidth) + _START_SECONDS
@@ -71,10 +75,14 @@ class Tf32Crossed(Tf32Across):
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         multiples = dict.fromkeys("mn", ALIGNED)
-        kernels = _BASE.generic(_made(workload, 1), target)
+        large = {dim: (least, _ANY_SIZE) for dim, least in _LEAST.items()}
+        (_, some, many) = (
+            Config.of(**each.config.as_dict(), turns_a=1)
+            for each in _BASE.generic(_made(workload, 1), target)
+        )
         return [
-            GenericKernel(each.ranges, Config.of(**each.config.as_dict(), turns_a=1), multiples)
-            for each in kernels
+            GenericKernel({**large, "m": (_LEAST["m"], 1024)}, some, multiples),
+            GenericKernel(large, many, multiples),
         ]
 
     def tiles_of(self, config: Config, target: Target) -> Tiles:

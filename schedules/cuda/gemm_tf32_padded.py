@@ -8,8 +8,6 @@ from tvm import IRModule
 
 from tvmops.schedules.cuda.gemm_mma import row_dims
 from tvmops.schedules.cuda.gemm_tf32 import ALIGNED, Tf32Across, Tf32Gemm, is_tf32_on_hopper
-from tvmops.schedules.cuda.gemm_tf32_crossed import Tf32Crossed
-from tvmops.schedules.cuda.gemm_tiles import Tiles
 from tvmops.schedules.cuda.kernels.gemm_arrays import Form, workspace_function
 from tvmops.schedules.template import GenericKernel
 from tvmops.signatures import ANY
@@ -23,14 +21,16 @@ _COPIED_BYTES = 8  # of each element: read and written
 
 
 class Tf32Padded(Tf32Gemm):
-    """`Tf32Gemm`, `Tf32Across` or `Tf32Crossed` on copies of those operands that TMA can't take."""
+    """`Tf32Gemm` or `Tf32Across` on copies of those operands that TMA can't take."""
 
     name = "cuda.gemm_tf32_padded"
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        return is_tf32_on_hopper(workload, target) and (
-            workload.is_generic or not _base_of(workload).covers(workload, target)
+        return (
+            is_tf32_on_hopper(workload, target)
+            and not (workload["trans_a"] and not workload["trans_b"])
+            and (workload.is_generic or not _base_of(workload).covers(workload, target))
         )
 
     def space(self, workload: Workload, target: Target) -> Space:
@@ -54,8 +54,7 @@ class Tf32Padded(Tf32Gemm):
         m, n, k, batch = workload.dims("m", "n", "k", "batch")
         sizes = {"a": m * k, "b": k * n}
         shared = str(workload["shared"])
-        pads = _pads(workload, config)
-        elements = sum(sizes[each] * (1 if shared == each else batch) for each in pads)
+        elements = sum(sizes[each] * (1 if shared == each else batch) for each in _ragged(workload))
         product = _base_of(workload).estimate(workload, target, config)
         return product + _COPIED_BYTES * elements / target.gpu.bandwidth + _START_SECONDS
 
@@ -68,40 +67,28 @@ class Tf32Padded(Tf32Gemm):
         aligned = [dim for dim in rows if workload[dim] != ANY and workload.dims(dim)[0] % ALIGNED == 0]
         return super().kernel_workload(workload).replace(**dict.fromkeys(aligned, ALIGNED))
 
-    def tiles_of(self, config: Config, target: Target) -> Tiles:
-        return _CROSSED.tiles_of(config, target)
-
     def form_of(self, workload: Workload, config: Config) -> Form:
         form = _base_of(workload).form_of(workload, config)
         roles = {"a": "b", "b": "a"} if form.turned else {"a": "a", "b": "b"}
-        pads = tuple(sorted(roles[name] for name in _pads(workload, config)))
+        pads = tuple(sorted(roles[name] for name in _ragged(workload)))
         loose = workload["n"] == ANY or workload.dims("n")[0] % ALIGNED > 0
         return replace(form, pads=pads, loose=loose)
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         module = super().build(workload, target, config)
         form = self.form_of(workload, config)
-        if form.copied:
+        if form.pads:
             module["main_workspace"] = workspace_function(form)
         return module
 
 
-_ALONG, _ACROSS, _CROSSED = Tf32Gemm(), Tf32Across(), Tf32Crossed()
-
-
 def _base_of(workload: Workload) -> Tf32Gemm:
     """Return the template for `workload` if its rows were even."""
-    if workload["trans_a"] is workload["trans_b"]:
-        return _ACROSS
-    return _CROSSED if workload["trans_a"] else _ALONG
+    along = workload.op == "matmul" and workload["trans_b"] and not workload["trans_a"]
+    return Tf32Gemm() if along else Tf32Across()
 
 
-def _pads(workload: Workload, config: Config) -> tuple[str, ...]:
-    """Return the operands whose rows begin, or may, where TMA can't; what is turned is copied anyway."""
-    turned = ("ba"[config.number("turns_a")],) if _base_of(workload) is _CROSSED else ()
+def _ragged(workload: Workload) -> tuple[str, ...]:
+    """Return the operands whose rows begin where TMA can't, or may do so."""
     rows = zip("ab", row_dims(workload))
-    return tuple(
-        name
-        for name, dim in rows
-        if name not in turned and (workload[dim] == ANY or workload.dims(dim)[0] % ALIGNED > 0)
-    )
+    return tuple(name for name, dim in rows if workload[dim] == ANY or workload.dims(dim)[0] % ALIGNED > 0)

@@ -15,22 +15,21 @@ from tvmops.schedules.cuda.weight_only_tiles import WeightOnlyWgmmaTiles
 from tvmops.schedules.cuda.weight_only_wgmma import WeightOnlyWgmma, fits, tiles_of
 from tvmops.schedules.template import GenericKernel
 from tvmops.signatures import ANY
+from tvmops.signatures.matmul_weight_only import groups_of
 from tvmops.space import Config, Knob, Space
 from tvmops.targets import Target
 from tvmops.workloads import Workload
 
-_FEWEST_ROWS = 256  # of x: with fewer, exact integers take no longer
+_FEWEST_ROWS = 512  # of x: with fewer, exact integers take no longer
+_LEAST_RESULTS = 1 << 21  # of fewer, blocks had better share k
 _MOST_ROWS = 256  # of a tile
 _LEAST_DEPTH = 256  # of k: of fewer products the bound leaves no room for weights that are rounded
 _ANY_SIZE = 2**31 - 1
 
-# Of the guess, fitted to what an H100 took for 38 configs of 19 shapes; clusters as in `WeightOnlyWgmma`.
+# Of the guess, fitted to what an H100 took for 38 configs of 19 shapes.
 _START_SECONDS = 3.0e-6
-_MEETING_SECONDS = 2.0e-6  # of the blocks of a cluster, which add up 128 rows
 _STEP_SECONDS, _ROW_SECONDS = 0.16e-6, 4.7e-9  # of a stage, and more for each row of x
-_APART_SECONDS = 0.1e-6  # more, where neighbours are at different k, for which the L2 answers twice
 _END_SECONDS = 1.0e-6  # of a tile that others follow
-_PLACES = 0.9  # of the machine: clusters of 4 don't find room everywhere
 
 
 class WeightOnlyRounded(WeightOnlyWgmma):
@@ -45,17 +44,20 @@ class WeightOnlyRounded(WeightOnlyWgmma):
     def covers(self, workload: Workload, target: Target) -> bool:
         if not super().covers(workload, target):
             return False
-        m, k = workload["m"], workload["k"]
+        m, n, k, groups = workload["m"], workload["n"], workload["k"], groups_of(workload)
+        if workload["dtype"] != "float16" or groups.bits != 4 or groups.group % BK:
+            return False  # it computes others as well, but nobody has measured them
+        if ANY not in (m, n) and math.prod(workload.dims("m", "n")) < _LEAST_RESULTS:
+            return False
         enough_rows = m == ANY or workload.dims("m")[0] >= _FEWEST_ROWS
         return enough_rows and (k == ANY or workload.dims("k")[0] >= _LEAST_DEPTH)
 
     def space(self, workload: Workload, target: Target) -> Space:
-        k = known(workload, "k")
         knobs = (
             Knob("rows", _heights(known(workload, "m"))),
             Knob("groups", (2,)),
             Knob("stages", (2, 3, 4, 5, 6)),
-            Knob("splits", tuple(splits for splits in (1, 2, 4) if splits <= k // BK)),
+            Knob("splits", (1,)),
             Knob("beside", (1,)),
             Knob("chained", (0, 1, 2)),
         )
@@ -63,9 +65,8 @@ class WeightOnlyRounded(WeightOnlyWgmma):
 
     def default(self, workload: Workload, target: Target) -> Config:
         configs = [
-            _config(rows, stages, splits)
+            _config(rows, stages)
             for rows in reversed(_heights(known(workload, "m")))
-            for splits in (1, 2, 4)
             for stages in (6, 5, 4, 3, 2)
         ]
         space = self.space(workload, target)
@@ -74,22 +75,17 @@ class WeightOnlyRounded(WeightOnlyWgmma):
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
         return [
-            GenericKernel({"m": (first, last), "k": (_LEAST_DEPTH, _ANY_SIZE)}, config, {"k": PIECE})
+            GenericKernel({"m": (first, last), **_OTHERS}, config, {"k": PIECE})
             for first, last, config in _GENERIC
-            if fits(_rounded(config, target), workload, target)
         ]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Guess the seconds: of each wave of tiles those of its stages."""
         m, n, k = (known(workload, name) for name in "mnk")
         tiles = _rounded(config, target)
-        blocks = math.ceil(m / tiles.rows) * math.ceil(n / tiles.bn) * tiles.splits
-        waves = math.ceil(blocks / (target.cores * (_PLACES if tiles.splits >= 4 else 1.0)))
-        steps = math.ceil(math.ceil(k / BK) / tiles.splits)
-        step, meeting = _STEP_SECONDS + _ROW_SECONDS * tiles.rows, 0.0
-        if tiles.splits > 1:
-            step, meeting = step + _APART_SECONDS, _MEETING_SECONDS * tiles.rows / 128
-        return _START_SECONDS + waves * (steps * step + meeting) + (waves - 1) * _END_SECONDS
+        waves = math.ceil(math.ceil(m / tiles.rows) * math.ceil(n / tiles.bn) / target.cores)
+        step = _STEP_SECONDS + _ROW_SECONDS * tiles.rows
+        return _START_SECONDS + waves * math.ceil(k / BK) * step + (waves - 1) * _END_SECONDS
 
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         product = product_of(self.kernel_workload(workload))
@@ -106,9 +102,10 @@ def _heights(m: int) -> tuple[int, ...]:
     return tuple(sorted({rows for rows in even if rows <= _MOST_ROWS} | {128, 192, 256}))
 
 
-def _config(rows: int, stages: int, splits: int = 1) -> Config:
-    return Config.of(rows=rows, groups=2, stages=stages, splits=splits, beside=1, chained=2)
+def _config(rows: int, stages: int) -> Config:
+    return Config.of(rows=rows, groups=2, stages=stages, splits=1, beside=1, chained=2)
 
 
 # Of shapes that are not known, by rows of x.
-_GENERIC = ((257, 768, _config(128, 4)), (769, _ANY_SIZE, _config(256, 3)))
+_GENERIC = ((_FEWEST_ROWS, 768, _config(128, 4)), (769, _ANY_SIZE, _config(256, 3)))
+_OTHERS = {"n": (_LEAST_RESULTS // _FEWEST_ROWS, _ANY_SIZE), "k": (_LEAST_DEPTH, _ANY_SIZE)}

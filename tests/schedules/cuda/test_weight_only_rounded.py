@@ -21,21 +21,23 @@ H200 = target("nvidia-h200")
 @pytest.mark.parametrize(
     "work, machine, covered",
     [
-        (product(256, 13, 256), "nvidia-h200", True),
-        (product(4096, 13, 264, dtype="bfloat16", bits=8, zero_points=True, x_bits=8), "nvidia-h100", True),
-        (product(256, 13, 256).generic(), "nvidia-h100", True),
-        (product(255, 13, 256), "nvidia-h200", False),  # as quick with exact integers
-        (product(256, 13, 248), "nvidia-h200", False),  # the bound leaves no room for rounded weights
-        (product(256, 13, 260), "nvidia-h200", False),  # rows of x begin where TMA can't
-        (product(256, 13, 256, group=96), "nvidia-h200", False),  # ends within a stage
-        (product(256, 13, 256), "nvidia-a100", False),  # no wgmma
+        (product(512, 4096, 256), "nvidia-h200", True),
+        (product(4096, 520, 264, zero_points=True, group=256, x_bits=8), "nvidia-h100", True),
+        (product(512, 4096, 256).generic(), "nvidia-h100", True),
+        (product(511, 8192, 256), "nvidia-h200", False),  # as quick with exact integers
+        (product(512, 4000, 256), "nvidia-h200", False),  # too few tiles
+        (product(512, 4096, 248), "nvidia-h200", False),  # the bound leaves no room for rounded weights
+        (product(512, 4096, 260), "nvidia-h200", False),  # rows of x begin where TMA can't
+        (product(512, 4096, 256, bits=8), "nvidia-h200", False),
+        (product(512, 4096, 256, group=64), "nvidia-h200", False),
+        (product(512, 4096, 256), "nvidia-a100", False),  # no wgmma
     ],
 )
 def test_what_it_covers(work: Workload, machine: str, covered: bool) -> None:
     assert TEMPLATE.covers(work, target(machine)) is covered
 
 
-@pytest.mark.parametrize("shape", [(256, 1, 256), (300, 4096, 14336), (1024, 4096, 4096), (5000, 999, 776)])
+@pytest.mark.parametrize("shape", [(512, 4096, 256), (1024, 4096, 4096), (5000, 999, 776)])
 def test_the_default_is_legal(shape: tuple[int, int, int]) -> None:
     for bits in (4, 8):
         work = product(*shape, bits=bits, zero_points=True, group=32)
@@ -54,8 +56,9 @@ def test_it_is_the_usual_one_for_many_rows() -> None:
 
 def test_generic_kernels_take_no_short_k() -> None:
     kernels = TEMPLATE.generic(product(512, 1, 512).generic(), H200)
-    assert [kernel.ranges["m"][0] for kernel in kernels] == [257, 769]
-    assert all(kernel.ranges["k"][0] == 256 and kernel.multiples == {"k": 8} for kernel in kernels)
+    assert [kernel.ranges["m"][0] for kernel in kernels] == [512, 769]
+    assert all(kernel.ranges["n"][0] == 4096 and kernel.ranges["k"][0] == 256 for kernel in kernels)
+    assert all(kernel.multiples == {"k": 8} for kernel in kernels)
 
 
 CASES = [
