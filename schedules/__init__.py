@@ -161,7 +161,7 @@ def templates_for(workload: Workload, target: Target) -> list[Template]:
         raise WorkloadError(op=workload.op, field="precision", value=precision, expected=expected)
     if not fitting:
         raise NoTemplateError(workload=workload, target=target.name)
-    return fitting
+    return sorted(fitting, key=lambda template: template.comes_last(workload))
 
 
 __all__ = ["TEMPLATES", "GenericKernel", "Template", "templates_for"]

@@ -44,13 +44,16 @@ class WeightOnlyRounded(WeightOnlyWgmma):
     def covers(self, workload: Workload, target: Target) -> bool:
         if not super().covers(workload, target):
             return False
-        m, n, k, groups = workload["m"], workload["n"], workload["k"], groups_of(workload)
+        k, groups = workload["k"], groups_of(workload)
         if workload["dtype"] != "float16" or groups.bits != 4 or groups.group % BK:
             return False  # it computes others as well, but nobody has measured them
-        if ANY not in (m, n) and math.prod(workload.dims("m", "n")) < _LEAST_RESULTS:
+        return k == ANY or workload.dims("k")[0] >= _LEAST_DEPTH
+
+    def comes_last(self, workload: Workload) -> bool:
+        if ANY in (workload["m"], workload["n"]):
             return False
-        enough_rows = m == ANY or workload.dims("m")[0] >= _FEWEST_ROWS
-        return enough_rows and (k == ANY or workload.dims("k")[0] >= _LEAST_DEPTH)
+        m, n = workload.dims("m", "n")
+        return m < _FEWEST_ROWS or m * n < _LEAST_RESULTS
 
     def space(self, workload: Workload, target: Target) -> Space:
         knobs = (
