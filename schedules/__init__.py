@@ -57,6 +57,7 @@ from tvmops.schedules.cuda.gemm_stream_loose import LooseStreamGemm
 from tvmops.schedules.cuda.gemm_summed import SummedGemm
 from tvmops.schedules.cuda.gemm_swapped import SwappedGemm
 from tvmops.schedules.cuda.gemm_tf32 import Tf32Across, Tf32Few, Tf32Gemm, Tf32Mma
+from tvmops.schedules.cuda.gemm_tf32_crossed import Tf32Crossed
 from tvmops.schedules.cuda.gemm_tf32_padded import Tf32Padded
 from tvmops.schedules.cuda.gemm_turned import TurnedGemm
 from tvmops.schedules.cuda.gemm_wgmma import WgmmaGemm
@@ -65,6 +66,7 @@ from tvmops.schedules.cuda.rows import CudaRows
 from tvmops.schedules.cuda.softmax_columns import SoftmaxColumns
 from tvmops.schedules.cuda.weight_only import WeightOnlyMma
 from tvmops.schedules.cuda.weight_only_expanded import WeightOnlyExpanded
+from tvmops.schedules.cuda.weight_only_rounded import WeightOnlyRounded
 from tvmops.schedules.cuda.weight_only_stream import WeightOnlyStream
 from tvmops.schedules.cuda.weight_only_wgmma import WeightOnlyWgmma
 from tvmops.schedules.sketch import Sketch
@@ -117,6 +119,7 @@ TEMPLATES: tuple[Template, ...] = (
     Tf32Few(),
     Tf32Gemm(),
     Tf32Across(),
+    Tf32Crossed(),
     Tf32Padded(),
     Tf32Mma(),
     Float32Stream(),
@@ -132,6 +135,7 @@ TEMPLATES: tuple[Template, ...] = (
     CudaRows(),
     LongRows(),
     SoftmaxColumns(),
+    WeightOnlyRounded(),
     WeightOnlyWgmma(),
     WeightOnlyStream(),
     WeightOnlyMma(),
@@ -170,7 +174,7 @@ def templates_for(workload: Workload, target: Target) -> list[Template]:
         raise WorkloadError(op=workload.op, field="precision", value=precision, expected=expected)
     if not fitting:
         raise NoTemplateError(workload=workload, target=target.name)
-    return fitting
+    return sorted(fitting, key=lambda template: template.comes_last(workload))
 
 
 __all__ = ["TEMPLATES", "GenericKernel", "Template", "templates_for"]

@@ -46,6 +46,10 @@ class Template(ABC):
     def covers(self, workload: Workload, target: Target) -> bool:
         """Say whether this template can schedule `workload` on `target`."""
 
+    def comes_last(self, workload: Workload) -> bool:
+        """Say whether the others that cover `workload` are the usual ones: this one is only tried."""
+        return False
+
     @abstractmethod
     def space(self, workload: Workload, target: Target) -> Space:
         """Return the knobs and their limits, for a workload that is covered."""

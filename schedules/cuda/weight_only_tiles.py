@@ -16,13 +16,14 @@ PRODUCER_REGISTERS = 40  # of one that loads
 
 @dataclass(frozen=True)
 class WeightOnlyWgmmaTiles:
-    rows: int  # of x, a multiple of 8, at most 128
+    rows: int  # of x, a multiple of 8, at most 128, or 256 of rounded weights
     groups: int  # warpgroups that multiply, 64 columns each
     stages: int
     splits: int  # blocks of a cluster, which share k
     beside: int  # blocks that share a multiprocessor
     chained: int  # 1: launched while the kernel before it ends; 2: as late as that pays
     multiprocessors: int
+    rounded: int = 0  # 1: weights are scaled, and rounded, before they are multiplied
 
     @property
     def bn(self) -> int:
@@ -39,6 +40,11 @@ class WeightOnlyWgmmaTiles:
         threads = 128 * (self.groups + 1)
         pool = _REGISTERS // self.beside // threads // 8 * 8 * threads
         return min((pool - 128 * PRODUCER_REGISTERS) // (128 * self.groups) // 8 * 8, _MOST_REGISTERS)
+
+    @property
+    def sums(self) -> int:
+        """Sums of a thread: of all groups, and of one unless that is scaled beforehand."""
+        return self.rows // 2 if self.rounded else self.rows
 
     @property
     def x_bytes(self) -> int:

@@ -112,13 +112,18 @@ class WeightOnlyWgmma(Template):
 
 def is_legal(config: Config, workload: Workload, target: Target) -> bool:
     """Say whether `config` fits the machine; the only statement of the template's limits."""
+    return fits(tiles_of(config, target), workload, target)
+
+
+def fits(tiles: WeightOnlyWgmmaTiles, workload: Workload, target: Target) -> bool:
+    """Say whether tiles find room, and steps for all that share them."""
     assert target.gpu is not None
-    tiles, k = tiles_of(config, target), known(workload, "k")
+    k = known(workload, "k")
     steps = -(-k // BK)
     room = (target.gpu.shared_bytes + _RESERVED) // tiles.beside - _RESERVED
     return (
         shared_bytes(product_of(workload), tiles) + _RESERVED <= room
-        and tiles.rows + _OTHER_REGISTERS <= tiles.consumer_registers
+        and tiles.sums + _OTHER_REGISTERS <= tiles.consumer_registers
         and tiles.splits <= steps
         and tiles.stages <= max(2, -(-steps // tiles.splits))
     )

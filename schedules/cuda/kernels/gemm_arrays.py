@@ -10,6 +10,7 @@ from tvm.script import tirx as T
 from tvm.tirx.script.builder import ir as builder
 
 from tvmops.schedules.cuda.kernels.pad_rows import Padded, pad_rows
+from tvmops.schedules.cuda.kernels.turn_floats import turn_floats
 from tvmops.schedules.cuda.words import do
 
 _TENSOR_MAP = "runtime.cuTensorMapEncodeTiled"
@@ -45,6 +46,7 @@ class Form:
     late: bool = False  # whether a part of the copies of those is made beside the product
     first_share: int = 0  # percent of k that is copied before it, if blocks without a tile copy the rest
     turned: bool = False  # c^T = b^T a^T is what is multiplied: b of the caller is a here, m is n
+    crosses: bool = False  # whether b of floats lies across k, too: what is multiplied is a copy along it
 
     @property
     def copies_beside(self) -> bool:
@@ -59,6 +61,11 @@ class Form:
     @property
     def result(self) -> str:
         return self.out_dtype or self.dtype
+
+    @property
+    def copied(self) -> tuple[str, ...]:
+        """The operands of which copies are made before the product."""
+        return (*self.pads, "b") if self.crosses else self.pads
 
     @property
     def item(self) -> int:
@@ -128,7 +135,7 @@ class Arrays:
         }
         self.copies: dict[str, Padded] = {}
         self.workspace_bytes: Any = T.int64(COUNTED_BYTES if form.late or form.copies_beside else 0)
-        for name in form.pads:
+        for name in form.copied:
             rows, columns = self.matrices[name]
             items = self.batch if self.items[name] else 1
             copy = Padded(rows * items, columns, self.workspace_bytes)
@@ -144,7 +151,8 @@ class Arrays:
     def _floats(self) -> dict[str, Any]:
         """Return the factors, as callers know them, where their elements have 4 bytes."""
         a = (self.k, self.m) if self.form.trans_a else (self.m, self.k)
-        factors = {"a": (*self.items["a"], *a), "b": (*self.items["b"], self.n, self.k)}
+        b = (self.k, self.n) if self.form.crosses else (self.n, self.k)
+        factors = {"a": (*self.items["a"], *a), "b": (*self.items["b"], *b)}
         return {each: ("float32", factors[self.names[each]]) for each in "ab"}
 
     def declare(self, workspace: bool) -> dict[str, Any]:
@@ -192,9 +200,13 @@ class Arrays:
 
     def make_copies(self, arrays: dict[str, Any], blocks: int, chained: bool) -> int:
         """Emit the kernel of `blocks` blocks that makes the copies, if there are any; return how many."""
-        if self.copies:
-            copies = [(arrays[name], copy) for name, copy in self.copies.items()]
+        if self.form.pads:
+            copies = [(arrays[name], self.copies[name]) for name in self.form.pads]
             pad_rows(arrays["workspace"], copies, blocks, chained, once=self.form.item == 2)
+        if self.form.crosses:
+            items = self.batch if self.items["b"] else 1
+            sizes = items, self.n, self.k
+            turn_floats(arrays["workspace"], arrays["b"], self.copies["b"], sizes, blocks, chained)
         return len(self.copies)
 
 

@@ -25,7 +25,8 @@ one before leaves room: there pairs are launched as a cluster, only to lie side 
 
 wgmma takes floats (tf32) from shared memory along k alone. One factor whose rows lie across k comes
 through registers (`gemm_fragments`), where it is the first: if it is b, c^T = b^T a^T is what is
-multiplied, and stored as c. So are products of few rows, whose columns then fill a wgmma's 64 rows,
+multiplied, and stored as c. If both do, a kernel before this one turns the second in a copy
+(`turn_floats`): loads that turned it on its way were slower. So are products of few rows, whose columns then fill a wgmma's 64 rows,
 and those of 16 bits whose tiles shall have other rows than multiples of 64: what becomes rows of c is
 turned on its way to shared memory (`gemm_turned_results`).
 
@@ -88,7 +89,7 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
     # fmt: off
     @T.prim_func
     def main() -> None:
-        arrays = T.meta_var(arrays_of.declare(workspace=bool(form.pads) or PARTS > 1 or tiles.streams > 0))
+        arrays = T.meta_var(arrays_of.declare(workspace=bool(form.copied) or PARTS > 1 or tiles.streams > 0))
         C = T.meta_var(arrays["c"])
         a_map = T.meta_var(arrays_of.map_of("a", arrays, a_of.box, tiles.abreast > 1))
         b_map = T.meta_var(arrays_of.map_of("b", arrays, b_of.box, tiles.abreast > 1))

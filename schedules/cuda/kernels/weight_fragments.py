@@ -52,14 +52,26 @@ __forceinline__ __device__ void fragment_bytes_float16(unsigned* out, unsigned l
 }
 """
 _BYTES_BFLOAT16 = """
+__forceinline__ __device__ unsigned rounded_pair(float low, float high) {
+  unsigned pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
 __forceinline__ __device__ void fragment_bytes_bfloat16(unsigned* out, unsigned low, unsigned high, unsigned pick,
                                                         float zero) {
   const unsigned magic = 0x4B000000u;
-  out[0] = pack_bfloat16(__uint_as_float(__byte_perm(low, magic, pick)) - zero,
-                         __uint_as_float(__byte_perm(low, magic, pick + 1)) - zero);
-  out[2] = pack_bfloat16(__uint_as_float(__byte_perm(high, magic, pick)) - zero,
-                         __uint_as_float(__byte_perm(high, magic, pick + 1)) - zero);
+  out[0] = rounded_pair(__uint_as_float(__byte_perm(low, magic, pick)) - zero,
+                        __uint_as_float(__byte_perm(low, magic, pick + 1)) - zero);
+  out[2] = rounded_pair(__uint_as_float(__byte_perm(high, magic, pick)) - zero,
+                        __uint_as_float(__byte_perm(high, magic, pick + 1)) - zero);
 }
+"""
+_SCALED_PAIR = """
+__forceinline__ __device__ unsigned scaled_pair_{dtype}(unsigned pair, unsigned scales) {{
+  unsigned d;
+  asm("mul.rn.{ptx}x2 %0, %1, %2;" : "=r"(d) : "r"(pair), "r"(scales));
+  return d;
+}}
 """
 _TEXTS = {
     ("nibbles", "float16"): _NIBBLES_FLOAT16,
@@ -135,7 +147,9 @@ class WeightFragments:
         The shared-memory address of the first stage.
     """
 
-    def __init__(self, product: WeightOnlyProduct, base: Any, panels: int, warp: Any, lane: Any) -> None:
+    def __init__(
+        self, product: WeightOnlyProduct, base: Any, panels: int, warp: Any, lane: Any, rounded: bool = False
+    ) -> None:
         self.packed = packed = PackedStage.of(product)
         self.product, self.panels = product, panels
         self.stage_bytes = panels * packed.rows * ROW_BYTES
@@ -143,6 +157,9 @@ class WeightFragments:
         self.words = variables("words", 2 * self.steps * 4, "uint32")
         self.raw = variables("raw", 4, "uint32")
         self.factors = variables("factors", 2, "uint32")
+        self.pairs = (
+            [Scalar(T.uint32(0), "uint32") for _ in range(2)] if rounded else []
+        )  # scales, twice each
         self.lane, self.bits, self.dtype = lane, product.groups.bits, product.dtype
         place = T.truncmod(lane, 4)
         self.odd, self.upper = T.truncmod(place, 2), T.truncdiv(place, 2)
@@ -213,6 +230,21 @@ class WeightFragments:
     def load_scales(self, scales: Any, stage: Any, group: int) -> None:
         for i, scale in enumerate(self._head(stage, group, 0)):
             T.buffer_store(scales, scale, [i])
+
+    def load_factors(self, stage: Any, group: int) -> None:
+        """Read the scales of this thread's columns, for `scale`."""
+        for factor, scale in zip(self.pairs, self._head(stage, group, 0)):
+            factor.set(pack(self.dtype, scale, scale))
+
+    def scale(self, half: int) -> None:
+        """Scale a set that was made, which rounds it."""
+        name = f"scaled_pair_{self.dtype}"
+        source = _SCALED_PAIR.format(dtype=self.dtype, ptx=PTX_TYPES[self.dtype])
+        for step in range(self.steps):
+            for i in range(4):
+                at = self._at(half, step) + i
+                scaled = c_call("uint32", name, self.words[at], self.pairs[i % 2](), source=source)
+                T.buffer_store(self.words, scaled, [at])
 
     def _at(self, half: int, step: int) -> int:
         return (half * self.steps + step) * 4

@@ -44,10 +44,11 @@ class WeightProducts:
         self.at, self.held = Position(tiles.stages), tiles.rows // 2
         self.group = T.truncdiv(warp, 4)
         base = shared_address(w_stages, 0, 0)
-        self.fragments = WeightFragments(product, base, tiles.panels, warp, lane)
+        self.fragments = WeightFragments(product, base, tiles.panels, warp, lane, bool(tiles.rounded))
         self.x_base = Scalar(shared_address(x_stages, 0, 0, 0, 0), "uint32")()
         self.totals = variables("totals", self.held, "float32")
-        self.products = variables("products", self.held, "float32")  # of a group
+        if not tiles.rounded:
+            self.products = variables("products", self.held, "float32")  # of a group
         self.scales = variables("scales", 2, "float32")
         self.before = Scalar(0)  # the stage that products may still read
         if self._takes_turns:
@@ -56,6 +57,38 @@ class WeightProducts:
 
     def multiply(self) -> None:
         """Set `totals` to the products of a tile."""
+        if self.tiles.rounded:
+            self._multiply_rounded()
+        else:
+            self._multiply_groups()
+
+    def _multiply_rounded(self) -> None:
+        """Multiply weights that are scaled as they become floats: all of k is one sum."""
+        for i in range(self.held):
+            T.buffer_store(self.totals, T.float32(0), [i])
+        tie(self.totals, self.held)
+        each = max(1, self.product.group // (BK // 2))  # sets of fragments of a group
+        with T.serial(self.steps) as step:
+            self.ring.full.wait(self.at.stage, self.at.phase)
+            for number in range(BK // self.product.group * each):
+                group, batch = divmod(number, each)
+                if batch == 0:
+                    self.fragments.load_zero_points(self.at.stage, group)
+                    self.fragments.load_factors(self.at.stage, group)
+                self.fragments.load(self.at.stage, group, batch, number % 2)
+                self.fragments.scale(number % 2)
+                self._begin(number, self.totals, False)
+                ptx("wgmma.wait_group.sync.aligned", 1)  # the set before is free again
+                if number == 0:
+                    with when(step > 0):
+                        self._release()
+            self.before.set(self.at.stage)
+            self.at.advance()
+        ptx("wgmma.wait_group.sync.aligned", 0)
+        tie(self.totals, self.held)
+        self._release()
+
+    def _multiply_groups(self) -> None:
         for registers, count in ((self.totals, self.held), (self.products, self.held), (self.scales, 2)):
             for i in range(count):
                 T.buffer_store(registers, T.float32(0), [i])
@@ -75,7 +108,7 @@ class WeightProducts:
                             with when(step > 0):
                                 self._release()
                         self._await_turn()
-                    self._begin(number, batch == 0)
+                    self._begin(number, self.products, batch == 0)
                     if batch == each - 1:
                         self._pass_turn()
                     if batch > 0:  # the set before is free again
@@ -85,17 +118,17 @@ class WeightProducts:
         self._scale()
         self._release()
 
-    def _begin(self, number: int, begins: bool) -> None:
+    def _begin(self, number: int, sums: Any, begins: bool) -> None:
         """Begin to multiply the `number`-th set of a stage."""
         ptx("wgmma.fence.sync.aligned")
         first = number * self.fragments.steps
         views = [self._view(self.at.stage, first + i) for i in range(self.fragments.steps)]
-        self.fragments.multiply(number % 2, self.products, self.tiles.rows, views, begins)
+        self.fragments.multiply(number % 2, sums, self.tiles.rows, views, begins)
         ptx("wgmma.commit_group.sync.aligned")
 
     @property
     def _takes_turns(self) -> bool:
-        return self.tiles.groups == 2
+        return self.tiles.groups == 2 and not self.tiles.rounded
 
     def _await_turn(self) -> None:
         """Wait until the other warpgroup has begun to multiply, so that one multiplies while one does not."""

@@ -4,7 +4,9 @@ c^T = w x^T: the weights' columns are the 64 rows of a wgmma, and come through r
 integers become floats (`weight_fragments`); rows of x are its columns, 8 to 128 as there are. A thread
 copies weights as they are packed, and x, by TMA to a ring of shared memory; warpgroups multiply, 64
 columns each. The sum of a group is scaled in float32 and added up, so that integers are multiplied
-exactly; while one warpgroup does so, or makes floats, the other's products go on.
+exactly; while one warpgroup does so, or makes floats, the other's products go on. With `rounded`
+tiles the floats are scaled before, and rounded: all of k is one sum, which leaves registers for twice
+the rows, and nothing waits for the end of a group.
 
 Blocks take tile after tile. Of few tiles blocks of a cluster share k, and add up their sums in a fixed
 order through the cluster's shared memory. `chained`: as in `kernels.gemm_swapped`.

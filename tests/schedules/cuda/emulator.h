@@ -189,6 +189,8 @@ static inline unsigned fma_pair(unsigned a, unsigned b, unsigned c) {
   return part(0) | static_cast<unsigned>(part(16)) << 16;
 }
 static inline unsigned fma_pair_float16(unsigned a, unsigned b, unsigned c) { return fma_pair<from_half, to_half>(a, b, c); }
+static inline unsigned scaled_pair_float16(unsigned a, unsigned b) { return fma_pair<from_half, to_half>(a, b, 0); }
+static inline unsigned scaled_pair_bfloat16(unsigned a, unsigned b) { return fma_pair<from_bfloat16, to_bfloat16>(a, b, 0); }
 static inline unsigned fma_pair_bfloat16(unsigned a, unsigned b, unsigned c) {
   return fma_pair<from_bfloat16, to_bfloat16>(a, b, c);
 }

@@ -46,7 +46,9 @@ FEW_ROWS = ["cuda.gemm_tf32_few", "cuda.gemm_tf32", LAST]
         (product(7, 8, 12), "nvidia-h200", ["cuda.gemm_tf32_across", LAST]),  # b does not lie along k
         (product(8, 7, 12, trans_a=True, trans_b=True), "nvidia-h200", ["cuda.gemm_tf32_padded", LAST]),
         (product(8, 8, 12, trans_a=True, trans_b=True), "nvidia-h200", ["cuda.gemm_tf32_across", LAST]),
-        (product(8, 8, 12, trans_a=True), "nvidia-h200", [LAST]),  # neither does
+        (product(8, 8, 12, trans_a=True), "nvidia-h200", [LAST, "cuda.gemm_tf32_crossed"]),  # neither does
+        (product(512, 516, 1024, trans_a=True), "nvidia-h200", ["cuda.gemm_tf32_crossed", LAST]),
+        (product(513, 516, 1024, trans_a=True), "nvidia-h200", [LAST]),  # rows begin where TMA can't
         (product(7, 8, 11, trans_b=True), "nvidia-h200", ["cuda.gemm_tf32_padded", LAST]),
         (product(7, 9, 12, trans_b=True), "nvidia-h200", ["cuda.gemm_tf32_padded", LAST]),
         (product(7, 8, 12, trans_b=True), "nvidia-a100", [LAST]),

@@ -91,9 +91,9 @@ CASES = [
 ]
 
 
-def error_of(work: Workload, knobs: Config, folder: Path) -> float:
+def error_of(work: Workload, knobs: Config, folder: Path, template: WeightOnlyWgmma = TEMPLATE) -> float:
     """Return the largest error of an emulated run amid guards, as a share of what is allowed."""
-    cubin, tiles = compiled(TEMPLATE, work, SMALL, knobs), tiles_of(knobs, SMALL)
+    cubin, tiles = compiled(template, work, SMALL, knobs), tiles_of(knobs, SMALL)
     x, w, *_ = op_of(work).random_inputs(work, seed=1)  # kept: boxes know where they lie
     blocks = blocks_of(work, tiles.rows, tiles.bn)
     grid = blocks * tiles.splits if tiles.splits > 1 else min(blocks, tiles.beside * SMALL.cores)
