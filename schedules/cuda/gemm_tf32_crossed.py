@@ -20,7 +20,6 @@ _RATE = 0.82  # of the bandwidth that the target states, when a factor is turned
 _START_SECONDS = 3e-6  # of a second kernel
 # For less the copy costs what wgmma gains over mma.sync, or nobody has measured it.
 _LEAST = {"m": 512, "n": 512, "k": 1024}
-_ANY_SIZE = 2**31 - 1
 _BASE = Tf32Across()
 
 
@@ -76,16 +75,7 @@ class Tf32Crossed(Tf32Across):
         return {**_BASE.features(made, target, _plain(config)), "turns_a": config.number("turns_a")}
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        multiples = dict.fromkeys("mn", ALIGNED)
-        large = {dim: (least, _ANY_SIZE) for dim, least in _LEAST.items()}
-        (_, some, many) = (
-            Config.of(**each.config.as_dict(), turns_a=1)
-            for each in _BASE.generic(_made(workload, 1), target)
-        )
-        return [
-            GenericKernel({**large, "m": (_LEAST["m"], 1024)}, some, multiples),
-            GenericKernel(large, many, multiples),
-        ]
+        return []  # what answers shapes that nobody measured has been under sanitizers; this has not yet
 
     def tiles_of(self, config: Config, target: Target) -> Tiles:
         return _BASE.tiles_of(_plain(config), target)

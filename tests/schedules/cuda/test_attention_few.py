@@ -87,12 +87,6 @@ def test_the_default_shares_keys_until_memory_is_busy(
     assert (config["splits"], config["cluster"]) == (splits, cluster)
 
 
-def test_generic_kernels_answer_few_queries() -> None:
-    for kernel in TEMPLATE.generic(attention().generic(), H200):
-        assert kernel.ranges["q_len"] == (2, 64) and kernel.config in TEMPLATE.space(attention(), H200)
-    assert TEMPLATE.generic(attention(head_dim=64).generic(), H200) == []
-
-
 @pytest.mark.parametrize("head_dim", [8, 64, 128, 192, 256])
 @pytest.mark.parametrize("batch", [1, "*"])
 def test_the_default_is_legal(head_dim: int, batch: object) -> None:
