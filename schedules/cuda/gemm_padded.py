@@ -26,7 +26,7 @@ class PaddedGemm(WgmmaGemm):
     """`WgmmaGemm` on copies of those operands that TMA can't take."""
 
     name = "cuda.gemm_padded"
-    version = 3
+    version = 4
 
     def covers(self, workload: Workload, target: Target) -> bool:
         if workload.op != "matmul" or target.gpu is None or target.gpu.code != "sm_90a":

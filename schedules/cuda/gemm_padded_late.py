@@ -27,7 +27,7 @@ class LatePaddedGemm(PaddedGemm):
     """`PaddedGemm` of large products, whose operands are copied in part beside the first tiles."""
 
     name = "cuda.gemm_padded_late"
-    version = 1
+    version = 2
 
     def covers(self, workload: Workload, target: Target) -> bool:
         if workload.is_generic or workload.ranges or not super().covers(workload, target):

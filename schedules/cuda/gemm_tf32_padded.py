@@ -24,7 +24,7 @@ class Tf32Padded(Tf32Gemm):
     """`Tf32Gemm` or `Tf32Across` on copies of those operands that TMA can't take."""
 
     name = "cuda.gemm_tf32_padded"
-    version = 1
+    version = 2
 
     def covers(self, workload: Workload, target: Target) -> bool:
         return (

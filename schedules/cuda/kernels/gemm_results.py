@@ -54,19 +54,21 @@ __forceinline__ __device__ void store_rows(void* array, int row, int height, int
 #pragma unroll
   for (int i = 0; i < 16; ++i)
     words[i] = *reinterpret_cast<const unsigned*>(from + 128 * i + ((lane >> 2 ^ (i & 7)) << 4));
-  const int left = min(end - column, 64);
+  const int left = min(end - column, 64), rows = min(height - first, 16);
+  const bool pair = 2 * lane + 1 < left, single = 2 * lane + 1 == left;  // of an aligned row
+  const bool apart = lane > 0 && 2 * lane < left, high = 2 * lane + 2 == left;  // of a row one element further
   unsigned short* to = static_cast<unsigned short*>(array) + static_cast<long long>(row + first) * pitch + column;
 #pragma unroll
   for (int i = 0; i < 16; ++i, to += pitch) {
-    const int before = __shfl_up_sync(0xFFFFFFFFu, static_cast<int>(words[i]), 1);
-    const int odd = static_cast<int>(reinterpret_cast<unsigned long long>(to) >> 1 & 1);
-    const unsigned word = odd ? static_cast<unsigned>(before) >> 16 | words[i] << 16 : words[i];
-    const int low = 2 * lane - odd;
-    if (first + i < height) {
-      if (low >= 0 && low + 1 < left) *reinterpret_cast<unsigned*>(to + low) = word;
-      else if (low >= 0 && low < left) to[low] = word;
-      else if (low < 0 && left > 0) to[0] = word >> 16;
-      if (odd && lane == 31 && left == 64) to[63] = words[i] >> 16;
+    if (i >= rows) break;
+    if (reinterpret_cast<unsigned long long>(to) & 2) {
+      const unsigned word = __funnelshift_r(__shfl_up_sync(0xFFFFFFFFu, words[i], 1), words[i], 16);
+      if (apart) *reinterpret_cast<unsigned*>(to + 2 * lane - 1) = word;
+      if (lane == 0 && left > 0) to[0] = words[i];
+      if (high) to[left - 1] = words[i] >> 16;
+    } else {
+      if (pair) *reinterpret_cast<unsigned*>(to + 2 * lane) = words[i];
+      if (single) to[left - 1] = words[i];
     }
   }
 }

@@ -54,40 +54,21 @@ __forceinline__ __device__ uint4 read_once(const uint4* from) {
   return v;
 }
 """
-# A thread makes four vectors at a time, whose loads are on their way together. What is behind the last
-# whole vector of an array is read by element: nothing else is there.
+# All threads take vectors next to each other: memory is read and written in order, which counts for more than
+# loads of one thread that are on their way together. What is behind the last whole vector of an array is read by
+# element: nothing else is there.
 _PAD_ROWS = """
-__forceinline__ __device__ long long begin_of(unsigned at, unsigned vectors, int columns) {
-  const unsigned row = at / vectors;
-  return static_cast<long long>(row) * columns + 8 * (at - row * vectors);
-}
-__forceinline__ __device__ unsigned place_of(unsigned at, unsigned vectors, unsigned pitch) {
-  return at + at / vectors * (pitch - vectors);
-}
 __forceinline__ __device__ void pad_rows(void* to, const void* from, int rows, int columns, int thread,
                                          int threads) {
   const unsigned vectors = (columns + 7) / 8, pitch = (columns + 63) / 64 * 8, all = rows * vectors;
   const long long size = static_cast<long long>(rows) * columns;
-  const uint4* whole = static_cast<const uint4*>(from);
-  uint4* made = static_cast<uint4*>(to);
-  for (unsigned first = thread; first < all; first += 4 * threads) {
-    const unsigned last = first + 3 * threads;
-    if (last < all && begin_of(last, vectors, columns) + 16 <= size) {
-      uint4 x[4], y[4];
-      unsigned shift[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const long long begin = begin_of(first + i * threads, vectors, columns);
-        x[i] = __ldg(whole + begin / 8), y[i] = __ldg(whole + begin / 8 + 1), shift[i] = begin % 8;
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        made[place_of(first + i * threads, vectors, pitch)] = shifted(x[i], y[i], shift[i]);
-      }
-    } else {
-      for (unsigned at = first; at < all && at <= last; at += threads)
-        made[place_of(at, vectors, pitch)] = by_element(from, begin_of(at, vectors, columns), size);
-    }
+  for (unsigned at = thread; at < all; at += threads) {
+    const unsigned row = at / vectors, place = at - row * vectors;
+    const long long begin = static_cast<long long>(row) * columns + 8 * place;
+    const uint4* whole = static_cast<const uint4*>(from) + begin / 8;
+    static_cast<uint4*>(to)[row * pitch + place] = begin + 16 <= size
+        ? shifted(__ldg(whole), __ldg(whole + 1), begin % 8)
+        : by_element(from, begin, size);
   }
 }
 """
