@@ -47,7 +47,6 @@ from tvmops.schedules.cuda.gemm_loose import LooseGemm
 from tvmops.schedules.cuda.gemm_mma import MmaGemm
 from tvmops.schedules.cuda.gemm_padded import PaddedGemm
 from tvmops.schedules.cuda.gemm_padded_late import LatePaddedGemm
-from tvmops.schedules.cuda.gemm_padded_spare import SparePaddedGemm
 from tvmops.schedules.cuda.gemm_simt import SimtGemm
 from tvmops.schedules.cuda.gemm_small import SmallGemm
 from tvmops.schedules.cuda.gemm_split import SplitGemm
@@ -110,7 +109,6 @@ TEMPLATES: tuple[Template, ...] = (
     StreamKGemm(),
     LatePaddedGemm(),
     PaddedGemm(),
-    SparePaddedGemm(),
     Fp8Gemm(),
     MmaGemm(),
     ChainedMma(),

@@ -44,14 +44,8 @@ class Form:
     parts: int = 1  # stretches of k whose sums meet in a workspace
     left_bytes: int = 0  # of a workspace for sums that blocks leave each other
     late: bool = False  # whether a part of the copies of those is made beside the product
-    first_share: int = 0  # percent of k that is copied before it, if blocks without a tile copy the rest
     turned: bool = False  # c^T = b^T a^T is what is multiplied: b of the caller is a here, m is n
     crosses: bool = False  # whether b of floats lies across k, too: what is multiplied is a copy along it
-
-    @property
-    def copies_beside(self) -> bool:
-        """Whether blocks without a tile copy a part of operands."""
-        return self.first_share > 0
 
     @property
     def across(self) -> bool:
@@ -134,7 +128,7 @@ class Arrays:
             for each in "abc"
         }
         self.copies: dict[str, Padded] = {}
-        self.workspace_bytes: Any = T.int64(COUNTED_BYTES if form.late or form.copies_beside else 0)
+        self.workspace_bytes: Any = T.int64(COUNTED_BYTES if form.late else 0)
         for name in form.copied:
             rows, columns = self.matrices[name]
             items = self.batch if self.items[name] else 1

@@ -17,7 +17,7 @@ def blocks_for(form: Form, tiles: Tiles, m: Any, n: Any, batch: Any) -> Any:
     """Return how many blocks are launched: for each share of a sum, or as many as stay."""
     together = tiles.sharers * tiles.split_k * tiles.neighbours
     workers = tiles.blocks // (tiles.sharers * tiles.neighbours)
-    if tiles.streams == 1 or form.copies_beside or tiles.split_k == 1 and not tiles.chained:
+    if tiles.streams == 1 or tiles.split_k == 1 and not tiles.chained:
         return workers * together
     rows, columns = tiles.bm * tiles.cluster, tiles.bn * tiles.abreast
     count = T.truncdiv(m + (rows - 1), rows) * T.truncdiv(n + (columns - 1), columns) * batch * form.parts
@@ -46,7 +46,7 @@ class Walk:
         self.count = variable("TILES", self.rows * self.columns * arrays_of.batch * form.parts)
         self.depth = variable("DEPTH", T.truncdiv(arrays_of.k + (step - 1), step))
         self.stage, self.phase = variable("stage", 0), variable("phase", 0)
-        self.tile = variable("tile", self._first_tile())
+        self.tile = variable("tile", self.place)
         self.band, self.height, self.rest = variable("band"), variable("height"), variable("rest")
         self.m, self.n, self.top = m, n, variable("top")  # the tile's first row
         self.tm, self.tn, self.item = variable("tm"), variable("tn"), variable("item", 0)
@@ -61,14 +61,6 @@ class Walk:
         self.head = variable("head")  # steps that who begins such a tile takes of it
         self.share = variable("share")  # steps of each other cluster, of what follows the heads
         self.at, self.end = variable("at"), variable("end")
-
-    def _first_tile(self) -> Any:
-        """Return the block's first tile; where blocks without one copy for the others, they are the first blocks."""
-        if not self.form.copies_beside:
-            return self.place
-        spare = T.max(self.workers - self.count, 0)
-        whole = T.truncdiv(spare, self.tiles.neighbours) * self.tiles.neighbours
-        return T.truncmod(self.place + (self.workers - whole), self.workers)
 
     @property
     def steps(self) -> Any:

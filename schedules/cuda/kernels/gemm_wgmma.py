@@ -39,8 +39,7 @@ they share with others is the same in both, and boxes are no higher than an oper
 Tiles whose columns end inside 64 that are loaded together are stored warp by warp.
 TMA needs rows of a multiple of 16 bytes: of an operand with others a kernel before this one makes
 a copy with such rows in a workspace, and results with others are stored row by row. Of large products a
-part of it is copied beside the first tiles, which don't need it (`late_copies`); of products of one wave,
-by blocks that have no tile (`spare_copies`).
+part of it is copied beside the first tiles, which don't need it (`late_copies`).
 m, n, k and the batch are known at run time alone: one kernel serves every such shape.
 """
 
@@ -63,7 +62,6 @@ from tvmops.schedules.cuda.kernels.gemm_turned_results import TurnedResults
 from tvmops.schedules.cuda.kernels.gemm_walk import Walk, blocks_for
 from tvmops.schedules.cuda.kernels.gemm_zero_points import ZeroPoints
 from tvmops.schedules.cuda.kernels.late_copies import LateCopies
-from tvmops.schedules.cuda.kernels.spare_copies import SpareCopies
 from tvmops.schedules.cuda.words import PROGRAMMATIC_LAUNCH, Barriers, meet_in_cluster
 
 
@@ -95,8 +93,7 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
         b_map = T.meta_var(arrays_of.map_of("b", arrays, b_of.box, tiles.abreast > 1))
         c_map = T.meta_var(arrays_of.map_of_result(C) if BY_TMA else None)
         late = T.meta_var(LateCopies(arrays_of, arrays, tiles) if form.late else None)
-        spare = T.meta_var(SpareCopies(arrays_of, arrays, tiles) if form.copies_beside else None)
-        copied = T.meta_var((late or spare or arrays_of).make_copies(arrays, 8 * tiles.multiprocessors, CHAINED))
+        copied = T.meta_var((late or arrays_of).make_copies(arrays, 8 * tiles.multiprocessors, CHAINED))
 
         with T.attr(0, "tirx.device_entry", True):
             T.attr({"tirx.launch_bounds_min_blocks_per_sm": tiles.beside})
@@ -152,9 +149,6 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
             if integers:
                 zeros.begin((warp - 1) * 32 + lane)
 
-            if form.copies_beside:
-                if walk.tile >= walk.count:
-                    spare.copy_rest(lane)
             if group == CONSUMERS:
                 T.ptx.setmaxnreg.dec.sync.aligned.u32(tiles.producer_registers)
                 if warp == 0:
@@ -164,8 +158,6 @@ def gemm(form: Form, tiles: Tiles, arrays_of: Arrays | None = None) -> tirx.Prim
                             if form.late:
                                 late.wait(walk)
                             for kt in T.serial(walk.steps):
-                                if form.copies_beside:
-                                    spare.wait(walk.first + kt)
                                 T.cuda.mbarrier_wait(empty.ptr_to([walk.stage]), walk.phase ^ 1)
                                 T.ptx.mbarrier.arrive.expect_tx.shared.b64(full.ptr_to([walk.stage]), T.uint32(a_of.loaded_bytes(walk.m) + b_of.loaded_bytes(walk.n)))
                                 a_of.load(As, walk.stage, a_map, walk.top, (walk.first + kt) * BK, part if tiles.abreast > 1 else 0, walk.item, full.ptr_to([walk.stage]))

@@ -103,7 +103,7 @@ __forceinline__ __device__ void copy_first(void* workspace, const void* a, const
 }}
 """
 # Tickets of tasks, and counts of what is done of them.
-COUNTING = """
+_COUNTING = """
 __forceinline__ __device__ int take_ticket(unsigned* counter) {
   int ticket = (threadIdx.x & 31) == 0 ? static_cast<int>(atomicAdd(counter, 1u)) : 0;
   return __shfl_sync(0xFFFFFFFFu, ticket, 0);
@@ -184,7 +184,7 @@ class LateCopies:
         }
         of_these = _PARTS + _COPY_FIRST, _COPY_REST
         parts, rest = (text.format(**constants) for text in of_these)
-        self._source = SHIFTED + READ_ONCE + _COPY_WINDOW + parts + COUNTING + rest + _LATE_COPIES
+        self._source = SHIFTED + READ_ONCE + _COPY_WINDOW + parts + _COUNTING + rest + _LATE_COPIES
 
     def make_copies(self, arrays: dict[str, Any], blocks: int, chained: bool) -> int:
         """Emit the kernel of `blocks` blocks that copies what is needed first; return how many copies that are."""
