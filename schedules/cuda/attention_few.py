@@ -21,6 +21,7 @@ _TILE = 128  # queries of a head that `cuda.attention_wgmma` takes at a time
 _IDLE = 0.15  # of the machine, that its tiles leave idle before sharing keys is worth it
 _FEW_QUERIES = 64  # that half a tile holds
 _LONG = 1024  # keys, known to gain
+_MEASURED, _DRAFT, _ANY_SIZE = 128, 16, 1 << 30  # head_dim and queries of generic kernels, and no limit
 _SPLITS = (*range(1, 13), 14, 16, 18, 20, 24, 28, 32, 40, 48, 64)
 _MOST_CLUSTER = 16
 _CLUSTERS = (2, 4, 8, 16)  # what `default` chooses from
@@ -54,7 +55,20 @@ class FewAttention(Template):
         return min(legal, key=lambda config: self.estimate(workload, target, config))
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        return []  # what answers shapes that nobody measured has been under sanitizers; this has not yet
+        """Return kernels of few queries and many keys; `cuda.attention_wgmma` answers the other shapes.
+
+        They share keys among as many blocks whatever the shape: more queries or heads than these may fill the
+        machine without, and heads that share no keys gain nothing where they fill it.
+        """
+        if workload["head_dim"] != _MEASURED:
+            return []
+        sizes = {"q_len": (2, _DRAFT), "kv_len": (_LONG, _ANY_SIZE)}
+        one = {"batch": (1, 1), "heads": (1, 64), "kv_heads": (1, 16), **sizes}
+        many = {"batch": (2, 64), "heads": (32, 64), "kv_heads": (1, 8), **sizes}
+        return [
+            GenericKernel(one, _config(1, 64, 3, 8, True)),
+            GenericKernel(many, _config(1, 64, 3, 2, True)),
+        ]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         if workload.is_generic:

@@ -20,6 +20,7 @@ _RATE = 0.82  # of the bandwidth that the target states, when a factor is turned
 _START_SECONDS = 3e-6  # of a second kernel
 # For less the copy costs what wgmma gains over mma.sync, or nobody has measured it.
 _LEAST = {"m": 512, "n": 512, "k": 1024}
+_DEEP, _SOME, _ANY_SIZE = 2048, 1024, 2**31 - 1  # of generic kernels: least k, most m of low tiles
 _BASE = Tf32Across()
 
 
@@ -75,7 +76,16 @@ class Tf32Crossed(Tf32Across):
         return {**_BASE.features(made, target, _plain(config)), "turns_a": config.number("turns_a")}
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        return []  # what answers shapes that nobody measured has been under sanitizers; this has not yet
+        """Return kernels of products that are large enough for large tiles; others are left to mma.sync."""
+        multiples = dict.fromkeys("mn", ALIGNED)
+        (_, some, many) = (
+            Config.of(**each.config.as_dict(), turns_a=1)
+            for each in _BASE.generic(_made(workload, 1), target)
+        )
+        deep = (_DEEP, _ANY_SIZE)
+        low = {"m": (_LEAST["m"], _SOME), "n": (_LEAST["n"], _ANY_SIZE), "k": deep}
+        high = {"m": (_SOME + 1, _ANY_SIZE), "n": (_SOME, _ANY_SIZE), "k": deep}
+        return [GenericKernel(low, some, multiples), GenericKernel(high, many, multiples)]
 
     def tiles_of(self, config: Config, target: Target) -> Tiles:
         return _BASE.tiles_of(_plain(config), target)

@@ -9,6 +9,7 @@ from tvm import IRModule
 
 from tvmops.schedules.cuda.extents import known
 from tvmops.schedules.cuda.kernels.weight_only_wgmma import WeightOnlyWgmmaKernel
+from tvmops.schedules.cuda.pieces import PIECE
 from tvmops.schedules.cuda.weight_only_product import BK, product_of
 from tvmops.schedules.cuda.weight_only_tiles import WeightOnlyWgmmaTiles
 from tvmops.schedules.cuda.weight_only_wgmma import WeightOnlyWgmma, fits, tiles_of
@@ -23,6 +24,8 @@ _FEWEST_ROWS = 512  # of x: with fewer, exact integers take no longer
 _LEAST_RESULTS = 1 << 21  # of fewer, blocks had better share k
 _MOST_ROWS = 256  # of a tile
 _LEAST_DEPTH = 256  # of k: of fewer products the bound leaves no room for weights that are rounded
+_GENERIC = {"m": 4096, "n": 8192, "k": _LEAST_DEPTH}  # of fewer waves, those of higher tiles leave more idle
+_ANY_SIZE = 2**31 - 1
 
 # Of the guess, fitted to what an H100 took for 38 configs of 19 shapes.
 _START_SECONDS = 3.0e-6
@@ -75,7 +78,8 @@ class WeightOnlyRounded(WeightOnlyWgmma):
         return min(legal, key=lambda config: self.estimate(workload, target, config))
 
     def generic(self, workload: Workload, target: Target) -> list[GenericKernel]:
-        return []  # what answers shapes that nobody measured has been under sanitizers; this has not yet
+        ranges = {dim: (least, _ANY_SIZE) for dim, least in _GENERIC.items()}
+        return [GenericKernel(ranges, _config(256, 3), {"k": PIECE})]
 
     def estimate(self, workload: Workload, target: Target, config: Config) -> float:
         """Guess the seconds: of each wave of tiles those of its stages."""

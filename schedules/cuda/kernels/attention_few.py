@@ -28,7 +28,7 @@ from tvmops.schedules.cuda.kernels.attention_few_parts import (
 )
 from tvmops.schedules.cuda.kernels.attention_flash import FlashKernel
 from tvmops.schedules.cuda.kernels.attention_load import Producer
-from tvmops.schedules.cuda.kernels.attention_parts import workspace_argument
+from tvmops.schedules.cuda.kernels.attention_parts import workspace_argument, workspace_function
 from tvmops.schedules.cuda.kernels.attention_tiles import COLUMNS, ROWS, Heads, Tiles
 from tvmops.schedules.cuda.kernels.attention_walk import Walk
 from tvmops.schedules.cuda.words import (
@@ -78,15 +78,10 @@ class FewKernel(FlashKernel):
             if self.parts_meet:
                 add_parts(self)
         main = builder.get().with_attr("global_symbol", "main").with_attr(*PROGRAMMATIC_LAUNCH)
-        return IRModule({"main": main, **({"main_workspace": self._bytes()} if self.parts_meet else {})})
-
-    def _bytes(self) -> tirx.PrimFunc:
-        """Return `main_workspace(...)` of the same arguments: the bytes of workspace that `main` needs."""
-        with IRBuilder() as builder, T.prim_func():
-            T.func_name("main_workspace")
-            self._arguments()
-            T.Return(workspace_bytes(self))
-        return builder.get().with_attr("global_symbol", "main_workspace")
+        functions = {"main": main}
+        if self.parts_meet:
+            functions["main_workspace"] = workspace_function(self._arguments, lambda: workspace_bytes(self))
+        return IRModule(functions)
 
     def _arguments(self) -> None:
         s = self.given

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from tvmops.schedules.cuda.kernels.attention_shares import PAD
@@ -54,6 +56,16 @@ __forceinline__ __device__ void add_{parts}_parts(float* sums, const void* works
 def workspace_argument() -> Any:
     shape = (tirx.Var("workspace_bytes", "int64"),)
     return T.arg("workspace", T.buffer(shape, "uint8", align=16, buffer_name="workspace"))
+
+
+def workspace_function(arguments: Callable[[], None], nbytes: Callable[[], Any]) -> tirx.PrimFunc:
+    """Return `main_workspace(...)`: the bytes of workspace that `main` needs, of the same `arguments`."""
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name("main_workspace")
+        arguments()
+        T.Return(nbytes())
+    function: tirx.PrimFunc = builder.get().with_attr("global_symbol", "main_workspace")
+    return function
 
 
 def workspace_bytes(kernel: SplitKernel) -> Any:

@@ -31,7 +31,12 @@ from tvmops.schedules.cpu.emit import ceildiv
 from tvmops.schedules.cuda.kernels.attention_chunk import Chunk
 from tvmops.schedules.cuda.kernels.attention_copies import Copies
 from tvmops.schedules.cuda.kernels.attention_meeting import Meeting
-from tvmops.schedules.cuda.kernels.attention_parts import add_parts, workspace_argument, workspace_bytes
+from tvmops.schedules.cuda.kernels.attention_parts import (
+    add_parts,
+    workspace_argument,
+    workspace_bytes,
+    workspace_function,
+)
 from tvmops.schedules.cuda.kernels.attention_shares import COLUMNS, PAD, SUMMED, Cache, Split, pitch
 from tvmops.schedules.cuda.kernels.attention_tiles import Heads, mask_argument
 from tvmops.schedules.cuda.words import (
@@ -86,16 +91,8 @@ class SplitKernel:
         function = builder.get().with_attr("global_symbol", "main")
         functions = {"main": function.with_attr(*PROGRAMMATIC_LAUNCH) if self.chained else function}
         if self.parts_meet:
-            functions["main_workspace"] = self._workspace_function()
+            functions["main_workspace"] = workspace_function(self._arguments, lambda: workspace_bytes(self))
         return IRModule(functions)
-
-    def _workspace_function(self) -> tirx.PrimFunc:
-        """Return `main_workspace(...)` of the same arguments: the bytes of workspace that `main` needs."""
-        with IRBuilder() as builder, T.prim_func():
-            T.func_name("main_workspace")
-            self._arguments()
-            T.Return(workspace_bytes(self))
-        return builder.get().with_attr("global_symbol", "main_workspace")
 
     def _arguments(self) -> None:
         s, paged = self.sizes, self.cache.page_size > 0

@@ -87,6 +87,16 @@ def test_the_default_shares_keys_until_memory_is_busy(
     assert (config["splits"], config["cluster"]) == (splits, cluster)
 
 
+def test_generic_kernels_answer_few_queries() -> None:
+    one, many = TEMPLATE.generic(attention().generic(), H200)
+    for kernel in (one, many):
+        assert kernel.ranges["q_len"] == (2, 16) and kernel.ranges["kv_len"][0] == 1024
+        assert kernel.config in TEMPLATE.space(attention(), H200)
+    assert one.ranges["batch"] == (1, 1)
+    assert many.ranges["heads"][0] >= 4 * many.ranges["kv_heads"][1]  # heads share keys
+    assert TEMPLATE.generic(attention(head_dim=64).generic(), H200) == []
+
+
 @pytest.mark.parametrize("head_dim", [8, 64, 128, 192, 256])
 @pytest.mark.parametrize("batch", [1, "*"])
 def test_the_default_is_legal(head_dim: int, batch: object) -> None:

@@ -52,13 +52,20 @@ def test_the_default_turns_the_smaller_factor(
     assert default in CROSSED.space(work, H200) and default["turns_a"] == turns_a
 
 
+def test_generic_kernels_take_large_products_alone() -> None:
+    kernels = CROSSED.generic(product(512, 512, 2048).generic(), H200)
+    assert all(kernel.multiples == {"m": 4, "n": 4} for kernel in kernels)
+    least = [[kernel.ranges[dim][0] for dim in "mnk"] for kernel in kernels]
+    assert least == [[512, 512, 2048], [1025, 1024, 2048]]
+    assert [kernel.ranges["m"][1] for kernel in kernels] == [1024, 2**31 - 1]
+
+
 @needs_nvcc
 def test_the_code_spills_nothing() -> None:
-    works = [
-        product(4096, 4096, 4096, **fields)
-        for fields in ({"residual": True}, {"bias": True, "activation": "gelu"})
-    ]
-    cases = [(CROSSED, work, CROSSED.default(work, H200)) for work in works]
+    pattern = product(512, 512, 1024, bias=True, activation="gelu").generic()
+    work = product(4096, 4096, 4096, residual=True)
+    cases = [(CROSSED, pattern, CROSSED.generic(pattern, H200)[-1].config)]
+    cases.append((CROSSED, work, CROSSED.default(work, H200)))
     for cubin in each_compiled(cases, H200):
         assert cubin.report.spilled_bytes == 0 and cubin.report.warnings == ()
         assert "k8.f32.tf32.tf32" in cubin.source and "turn_floats(" in cubin.source

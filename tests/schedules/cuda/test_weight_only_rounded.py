@@ -54,6 +54,12 @@ def test_it_is_the_usual_one_for_many_rows() -> None:
         assert templates_for(product(m, n, 4096), H200)[0].name == name
 
 
+def test_the_generic_kernel_takes_products_of_many_waves() -> None:
+    (kernel,) = TEMPLATE.generic(product(512, 1, 512).generic(), H200)
+    assert [kernel.ranges[dim][0] for dim in "mnk"] == [4096, 8192, 256]
+    assert kernel.multiples == {"k": 8}
+
+
 CASES = [
     (product(130, 270, 392), config(256, 2, 2)),  # odd m; columns and k end within a tile
     (product(300, 136, 520, bits=8, zero_points=True, group=32), config(160, 2, 2)),
