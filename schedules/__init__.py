@@ -172,7 +172,7 @@ def templates_for(workload: Workload, target: Target) -> list[Template]:
         raise WorkloadError(op=workload.op, field="precision", value=precision, expected=expected)
     if not fitting:
         raise NoTemplateError(workload=workload, target=target.name)
-    return sorted(fitting, key=lambda template: template.comes_last(workload))
+    return sorted(fitting, key=lambda template: template.comes_last(workload, target))
 
 
 __all__ = ["TEMPLATES", "GenericKernel", "Template", "templates_for"]

@@ -46,7 +46,7 @@ class Template(ABC):
     def covers(self, workload: Workload, target: Target) -> bool:
         """Say whether this template can schedule `workload` on `target`."""
 
-    def comes_last(self, workload: Workload) -> bool:
+    def comes_last(self, workload: Workload, target: Target) -> bool:
         """Say whether the others that cover `workload` are the usual ones: this one is only tried."""
         return False
 

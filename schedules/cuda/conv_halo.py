@@ -48,9 +48,11 @@ class HaloConv(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        """Say whether it can schedule `workload`, and is no slower than `conv_wgmma` by what both guess."""
-        own = seconds(self, workload, target)
-        return own < math.inf and own < _EQUAL * seconds_without(workload, target)
+        return seconds(self, workload, target) < math.inf
+
+    def comes_last(self, workload: Workload, target: Target) -> bool:
+        """Say whether `conv_wgmma` is faster by what both guess."""
+        return not seconds(self, workload, target) < _EQUAL * seconds_without(workload, target)
 
     def space(self, workload: Workload, target: Target) -> Space:
         heights, widths = (tuple(sorted({tile[axis] for tile in tiles_for(workload)})) for axis in range(2))

@@ -44,14 +44,11 @@ class StreamedHaloConv(HaloConv):
     name = "cuda.conv_halo_streamed"
     version = 1
 
-    def covers(self, workload: Workload, target: Target) -> bool:
-        """Say whether it can, has more weights than `conv_halo` takes, and beats `conv_wgmma` by a guess."""
-        own = seconds(self, workload, target)
-        return (
-            own < seconds(_RESIDENT, workload, target) == math.inf
-            and workload["stride"] == (1, 1)
-            and own < _BETTER * seconds_without(workload, target)
-        )
+    def comes_last(self, workload: Workload, target: Target) -> bool:
+        """Say whether `conv_halo` can keep the weights, or `conv_wgmma` is faster by a guess."""
+        is_kept = seconds(_RESIDENT, workload, target) < math.inf
+        own, usual = seconds(self, workload, target), seconds_without(workload, target)
+        return is_kept or not own < _BETTER * usual
 
     def space(self, workload: Workload, target: Target) -> Space:
         heights, widths = (tuple(sorted({tile[axis] for tile in tiles_for(workload)})) for axis in range(2))

@@ -42,7 +42,7 @@ class Tf32Crossed(Tf32Across):
             and all(workload[dim] == ANY or workload.dims(dim)[0] % ALIGNED == 0 for dim in "mn")
         )
 
-    def comes_last(self, workload: Workload) -> bool:
+    def comes_last(self, workload: Workload, target: Target) -> bool:
         return any(workload[dim] != ANY and workload.dims(dim)[0] < least for dim, least in _LEAST.items())
 
     def space(self, workload: Workload, target: Target) -> Space:

@@ -50,7 +50,7 @@ class WeightOnlyRounded(WeightOnlyWgmma):
             return False  # it computes others as well, but nobody has measured them
         return k == ANY or workload.dims("k")[0] >= _LEAST_DEPTH
 
-    def comes_last(self, workload: Workload) -> bool:
+    def comes_last(self, workload: Workload, target: Target) -> bool:
         if ANY in (workload["m"], workload["n"]):
             return False
         m, n = workload.dims("m", "n")

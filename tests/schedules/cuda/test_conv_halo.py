@@ -12,6 +12,7 @@ from tests.schedules.cuda.compiled import compiled, needs_nvcc
 from tests.schedules.cuda.convolutions import H100, Run
 from tests.schedules.cuda.emulated import TensorMap, emulated, needs_emulator
 from tvmops.measure import cuda
+from tvmops.schedules import templates_for
 from tvmops.schedules.cpu.conv2d import ConvShape
 from tvmops.schedules.cuda.conv_halo import HaloConv
 from tvmops.schedules.cuda.conv_halo_streamed import StreamedHaloConv
@@ -81,19 +82,31 @@ STREAMED = [
 @pytest.mark.parametrize(
     "text, machine, covered",
     [
-        (YOLO, "nvidia-h100", [HaloConv]),
-        (YOLO.replace("n=16 h=160 w=160", "n=* h=* w=*"), "nvidia-h200", [HaloConv]),
+        (YOLO, "nvidia-h100", [HaloConv, StreamedHaloConv]),
+        (YOLO.replace("n=16 h=160 w=160", "n=* h=* w=*"), "nvidia-h200", [HaloConv, StreamedHaloConv]),
         (YOLO.replace("ci=32", "ci=*"), "nvidia-h100", []),
         (YOLO.replace("kh=3 kw=3 padding=1", "kh=1 kw=1"), "nvidia-h100", []),  # each pixel is seen once
         (YOLO.replace("float16", "float32"), "nvidia-h100", []),
         (YOLO, "nvidia-a100", []),
         (DEEP, "nvidia-h100", [StreamedHaloConv]),  # weights that there is no room for
-        (DEEP.replace("h=16 w=16", "h=7 w=7").replace("n=2", "n=32"), "nvidia-h100", []),  # tiles half empty
     ],
 )
 def test_what_they_cover(text: str, machine: str, covered: list[type[HaloConv]]) -> None:
     work, gpu = conv(text), target(machine)
     assert [type(each) for each in (RESIDENT, STREAMED_TEMPLATE) if each.covers(work, gpu)] == covered
+
+
+@pytest.mark.parametrize(
+    "text, first",
+    [
+        (YOLO, "cuda.conv_halo"),  # keeps the weights
+        (DEEP, "cuda.conv_halo_streamed"),
+        (DEEP.replace("h=16 w=16", "h=128 w=128 stride=2"), "cuda.conv_wgmma"),  # much is copied, and seen by few
+    ],
+)
+def test_which_comes_first(text: str, first: str) -> None:
+    names = [template.name for template in templates_for(conv(text), H100)]
+    assert names[0] == first and {"cuda.conv_halo_streamed", "cuda.conv_wgmma"} <= set(names)
 
 
 @pytest.mark.parametrize("text", [YOLO, f"{YOLO} residual=true groups=2", DEEP])
