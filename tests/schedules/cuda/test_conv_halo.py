@@ -101,7 +101,10 @@ def test_what_they_cover(text: str, machine: str, covered: list[type[HaloConv]])
     [
         (YOLO, "cuda.conv_halo"),  # keeps the weights
         (DEEP, "cuda.conv_halo_streamed"),
-        (DEEP.replace("h=16 w=16", "h=128 w=128 stride=2"), "cuda.conv_wgmma"),  # much is copied, and seen by few
+        (
+            DEEP.replace("h=16 w=16", "h=128 w=128 stride=2"),
+            "cuda.conv_wgmma",
+        ),  # much is copied, and seen by few
     ],
 )
 def test_which_comes_first(text: str, first: str) -> None:
