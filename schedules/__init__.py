@@ -21,7 +21,7 @@ from tvmops.schedules.cpu.softmax_columns import CpuSoftmaxColumns
 from tvmops.schedules.cpu.weight_only import WeightOnly
 from tvmops.schedules.cpu.winograd import Winograd2, Winograd4, Winograd6
 from tvmops.schedules.cuda.attention_decode import DecodeAttention
-from tvmops.schedules.cuda.attention_few import FewAttention, TriedFewAttention
+from tvmops.schedules.cuda.attention_few import FewAttention
 from tvmops.schedules.cuda.attention_pool import PoolAttention
 from tvmops.schedules.cuda.attention_spread import SpreadAttention
 from tvmops.schedules.cuda.attention_varlen import VarlenAttention
@@ -127,7 +127,6 @@ TEMPLATES: tuple[Template, ...] = (
     DecodeAttention(),
     FewAttention(),
     WgmmaAttention(),
-    TriedFewAttention(),
     PoolAttention(),
     VarlenAttention(),
     CudaRows(),

@@ -35,7 +35,11 @@ class FewAttention(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        return _fits(workload, target) and _gains(workload, target)
+        return _fits(workload, target)
+
+    def comes_last(self, workload: Workload, target: Target) -> bool:
+        """Say whether `cuda.attention_wgmma` is the usual one, since measurements do not show a gain."""
+        return not _gains(workload, target)
 
     def space(self, workload: Workload, target: Target) -> Space:
         knobs = (
@@ -60,7 +64,7 @@ class FewAttention(Template):
         They share keys among as many blocks whatever the shape: more queries or heads than these may fill the
         machine without, and heads that share no keys gain nothing where they fill it.
         """
-        if workload["head_dim"] != _MEASURED:
+        if workload["head_dim"] != _MEASURED or workload["lengths"]:
             return []
         sizes = {"q_len": (2, _DRAFT), "kv_len": (_LONG, _ANY_SIZE)}
         one = {"batch": (1, 1), "heads": (1, 64), "kv_heads": (1, 16), **sizes}
@@ -82,15 +86,6 @@ class FewAttention(Template):
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         sizes = sizes_of(self.kernel_workload(workload))
         return FewKernel(sizes, tiles_of(config), config.number("splits"), bool(config["cluster"])).module()
-
-
-class TriedFewAttention(FewAttention):
-    """Where `cuda.attention_wgmma` is the usual one, since measurements do not show a gain: tuning may."""
-
-    name = "cuda.attention_few_tried"
-
-    def covers(self, workload: Workload, target: Target) -> bool:
-        return _fits(workload, target) and not _gains(workload, target)
 
 
 def _fits(workload: Workload, target: Target) -> bool:

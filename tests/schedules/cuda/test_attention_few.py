@@ -32,7 +32,7 @@ def attention(**changes: object) -> Workload:
 
 
 @pytest.mark.parametrize(
-    "work, machine, covered",
+    "work, machine, usual",
     [
         (attention(), "nvidia-h200", True),
         (attention(causal=True, head_dim=72, dtype="float16"), "nvidia-h100", True),
@@ -59,14 +59,15 @@ def attention(**changes: object) -> Workload:
         (attention(), "nvidia-a100", False),
     ],
 )
-def test_what_it_covers(work: Workload, machine: str, covered: bool) -> None:
-    assert TEMPLATE.covers(work, target(machine)) is covered
+def test_where_it_is_the_usual_one(work: Workload, machine: str, usual: bool) -> None:
+    gpu = target(machine)
+    assert (TEMPLATE.covers(work, gpu) and not TEMPLATE.comes_last(work, gpu)) is usual
 
 
 @pytest.mark.parametrize("fields", [{"lengths": True}, {"kv_heads": 32}, {"kv_len": 1000}])
 def test_what_is_not_known_to_gain_is_tried(fields: dict[str, object]) -> None:
     names = [template.name for template in templates_for(attention(**fields), H200)]
-    assert names == ["cuda.attention_wgmma", "cuda.attention_few_tried"]
+    assert names == ["cuda.attention_wgmma", "cuda.attention_few"]
     names = [template.name for template in templates_for(attention(), H200)]
     assert names == ["cuda.attention_few", "cuda.attention_wgmma"]
 
