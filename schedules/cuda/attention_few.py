@@ -35,7 +35,13 @@ class FewAttention(Template):
     version = 1
 
     def covers(self, workload: Workload, target: Target) -> bool:
-        return _fits(workload, target)
+        if target.gpu is None or target.gpu.code != "sm_90a" or not is_plain(workload, ALIGNED):
+            return False
+        if workload["layout"] != BHLD or workload["page_size"] != 0 or workload["mask"] != NO_MASK:
+            return False
+        if workload["q_len"] == 1:
+            return False
+        return workload.is_generic or workload.dims("q_len") < workload.dims("kv_len")
 
     def comes_last(self, workload: Workload, target: Target) -> bool:
         """Say whether `cuda.attention_wgmma` is the usual one, since measurements do not show a gain."""
@@ -86,16 +92,6 @@ class FewAttention(Template):
     def build(self, workload: Workload, target: Target, config: Config) -> IRModule:
         sizes = sizes_of(self.kernel_workload(workload))
         return FewKernel(sizes, tiles_of(config), config.number("splits"), bool(config["cluster"])).module()
-
-
-def _fits(workload: Workload, target: Target) -> bool:
-    if target.gpu is None or target.gpu.code != "sm_90a" or not is_plain(workload, ALIGNED):
-        return False
-    if workload["layout"] != BHLD or workload["page_size"] != 0 or workload["mask"] != NO_MASK:
-        return False
-    if workload["q_len"] == 1:
-        return False
-    return workload.is_generic or workload.dims("q_len") < workload.dims("kv_len")
 
 
 def _gains(workload: Workload, target: Target) -> bool:

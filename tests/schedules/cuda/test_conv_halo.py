@@ -105,6 +105,7 @@ def test_what_they_cover(text: str, machine: str, covered: list[type[HaloConv]])
             DEEP.replace("h=16 w=16", "h=128 w=128 stride=2"),
             "cuda.conv_wgmma",
         ),  # much is copied, and seen by few
+        (DEEP.replace("n=2 h=16 w=16", "n=32 h=7 w=7"), "cuda.conv_wgmma"),  # tiles are half empty
     ],
 )
 def test_which_comes_first(text: str, first: str) -> None:
